@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import statistics
@@ -139,7 +140,10 @@ def read_trial(file: Path) -> dict[str, Any]:
     """Reads what a trial wrote. Raises: ConfigError naming the file."""
     try:
         found = dict(loads(file.read_bytes()))
-        return {"steps": found["steps"], "peak_memory_gib": float(found["peak_memory_gib"])}
+        steps = [(str(source), float(taken)) for source, taken in found["steps"]]
+        if not steps or not all(0 < taken < math.inf for _, taken in steps):
+            raise ValueError(f"steps took {[taken for _, taken in steps]!r:.60} seconds")
+        return {"steps": steps, "peak_memory_gib": float(found["peak_memory_gib"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{file}: no result of a trial ({error}); delete it to run it again") from error
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -26,6 +28,8 @@ from flava_ds.storage.atomic import write_whole
 
 RANKS = 2
 PACKAGE = Path(__file__).parents[1]
+ROUNDED = 1e-3
+"""By how much sums over clusters, which are whole numbers, may be off a result's value."""
 PLACES = ("name", "logging", "checkpoint", "codebook_weights", "vocabulary")
 """Settings that do not change a result, or name files, whose contents count."""
 
@@ -169,9 +173,21 @@ def read_result(file: Path) -> dict[str, Any]:
     """Reads a run's result. Raises: UserError if it is damaged."""
     try:
         found = dict(loads(read_small(file)))
-        return found | {"seed": int(found["seed"]), "row": str(found["row"]), "code": dict(found["code"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file}: no result of such a run ({error}); delete it to run it again") from error
+        for name, own in dict(found["metrics"]).items():
+            sums, counts, value = own["sums"], found["counts"][own["clusters"]], float(own["value"])
+            mean = sum(sums) / own["scale"] / sum(counts)
+            if len(sums) != len(counts):
+                raise ValueError(f"{name} has sums of {len(sums)} clusters of {len(counts)}")
+            if not abs(mean - value) < ROUNDED:
+                raise ValueError(f"the items of {name} have the mean {mean:g} and not {value:g}")
+        numbers = {name: float(found[name]) for name in ("training_flops", "training_seconds")}
+        if not all(map(math.isfinite, numbers.values())):
+            raise ValueError(f"{numbers} are no numbers")
+        whole = {"seed": int(found["seed"]), "row": str(found["row"]), "code": dict(found["code"])}
+        return found | numbers | whole
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError, OverflowError) as error:
+        said = f"{type(error).__name__}: {error}"
+        raise UserError(f"{file}: no result of such a run ({said}); delete it to run it again") from error
 
 
 def read_results(folder: Path) -> dict[str, list[dict[str, Any]]]:
@@ -201,6 +217,54 @@ def plan(table: Table, rows: list[str], seeds: int, work: str, out: Path) -> lis
     return [Run(table, row, seed, work, out) for seed in range(seeds) for row in table.rows if row in rows]
 
 
+def checked_result(run: Run) -> dict[str, Any]:
+    """Reads the result of a run. Raises: UserError if it is of other settings, or damaged."""
+    result = read_result(run.file)
+    if result.get("settings") != run.settings:
+        raise UserError(
+            f"{run.file}: of other settings ({result.get('settings')}, here {run.settings}), made by "
+            f"commit {result['code'].get('commit')}; give another --out, or delete it to run it again"
+        )
+    added = result.get("added", {})
+    wrong = [name for name, own in run.added.items() if added.get(name, own) != own]
+    if wrong:
+        raise UserError(
+            f"{run.file}: its {wrong[0]} are of another protocol ({added[wrong[0]]}, here "
+            f"{run.added[wrong[0]]}); give another --out, or delete it to run it again"
+        )
+    return result
+
+
+def check_others(table: Table, planned: list[Run], work: str, out: Path) -> None:
+    """Raises UserError for a result in the folder that is compared with the planned ones, and is none of
+    this table's runs or of other settings.
+    """
+    known = {run.file for run in planned}
+    for file in sorted((out / work).glob("*.json")):
+        if file in known:
+            continue
+        result = read_result(file)
+        run = Run(table, result["row"], result["seed"], work, out)
+        if result["row"] not in table.rows or run.file != file:
+            raise UserError(
+                f"{file}: says that it is row {result['row']!r:.60}, seed {result['seed']}, which is no run "
+                "of that name; move it elsewhere"
+            )
+        checked_result(run)
+
+
+def check_writable(folder: Path) -> None:
+    """Raises UserError if results cannot be written there: better now than after the training."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"--out: {folder} cannot be written ({error.strerror}); give another folder"
+        ) from error
+
+
 def unfinished(planned: list[Run]) -> Iterator[Run]:
     """Yields the runs without a result. Says which results are of other code.
 
@@ -211,19 +275,8 @@ def unfinished(planned: list[Run]) -> Iterator[Run]:
         if not run.file.is_file():
             todo.append(run)
             continue
-        result = read_result(run.file)
-        if result.get("settings") != run.settings:
-            raise UserError(
-                f"{run.file}: of other settings ({result.get('settings')}, here {run.settings}), made by "
-                f"commit {result['code'].get('commit')}; give another --out, or delete it to run it again"
-            )
+        result = checked_result(run)
         added = result.get("added", {})
-        wrong = [name for name, own in run.added.items() if added.get(name, own) != own]
-        if wrong:
-            raise UserError(
-                f"{run.file}: its {wrong[0]} are of another protocol ({added[wrong[0]]}, here "
-                f"{run.added[wrong[0]]}); give another --out, or delete it to run it again"
-            )
         lacking = "".join(f", without {name}" for name in run.added if name not in added)
         other = result["code"].get("sources") != here["sources"]
         how = " by other code" * other + lacking

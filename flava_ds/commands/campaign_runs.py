@@ -40,7 +40,11 @@ def run_left(options: argparse.Namespace, table: Table) -> Path:
         raise UserError(f"--most {options.most}: use at least 0")
     check_ranks(campaign.RANKS, gpus=0)
     rows = options.rows or list(table.rows)
-    todo = list(campaign.unfinished(campaign.plan(table, rows, options.seeds, options.work, options.out)))
+    planned = campaign.plan(table, rows, options.seeds, options.work, options.out)
+    todo = list(campaign.unfinished(planned))
+    campaign.check_others(table, planned, options.work, options.out)
+    if todo[: options.most]:
+        campaign.check_writable(options.out / options.work)
     for number, each in enumerate(todo[: options.most]):
         print(f"{len(todo) - number} runs are left", flush=True)
         campaign.perform(each)

@@ -126,6 +126,7 @@ def describe(runs: Any, options: argparse.Namespace) -> tuple[list[str], dict[st
             f"{options.runs}: {len(fitted.names)} runs of one batch besides the held-out one; a law of size "
             f"and data needs at least {NEEDED_RUNS}, better a dozen"
         )
+    findings.refuse_one_size(fitted, str(options.runs))
     lines, found = [], {"fitted_to": fitted.names, "held_out": rest.names, "laws": []}
     for form in findings.forms_of(fitted):
         law = findings.law(form, fitted, options.bootstrap)
@@ -134,13 +135,8 @@ def describe(runs: Any, options: argparse.Namespace) -> tuple[list[str], dict[st
         found["laws"].append(numbers)
         if options.budget is not None:
             advice = findings.advise(law, runs, options.budget, options.data)
-            loss, low, high = advice.loss
-            lines.append(
-                f"    for {options.budget:.3g} FLOPs: {advice.parameters:,.3g} parameters, "
-                f"{advice.samples:,.3g} samples; predicted loss {loss:.4g} ({low:.4g} to {high:.4g}); "
-                f"{advice.beyond:.3g} times the largest run"
-            )
-            numbers["advice"] = vars(advice)
+            lines.append(f"    for {options.budget:.3g} FLOPs: {said_of(advice)}")
+            numbers["advice"] = None if advice is None else vars(advice)
     if (batches := findings.batch_runs(runs)) is not None:
         beta = found["laws"][0]["numbers"]["beta"] if found["laws"] else 0.3
         better, largest = findings.advise_batch(batches, beta)
@@ -149,6 +145,17 @@ def describe(runs: Any, options: argparse.Namespace) -> tuple[list[str], dict[st
         lines.append(f"    largest batch within 1 % of the lowest predicted loss: {largest}")
         found["batch"] = {"form": better.form.title, "numbers": better.named(), "largest": largest}
     return lines, found
+
+
+def said_of(advice: Any) -> str:
+    """Formats what to train for a budget."""
+    if advice is None:
+        return "no advice; these runs do not say that more parameters and more samples both help"
+    loss, low, high = advice.loss
+    return (
+        f"{advice.parameters:,.3g} parameters, {advice.samples:,.3g} samples; predicted loss {loss:.4g} "
+        f"({low:.4g} to {high:.4g}); {advice.beyond:.3g} times the largest run"
+    )
 
 
 def describe_law(law: Any, held_out: Any) -> tuple[list[str], dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,8 @@ def run(options: argparse.Namespace, config: Any, overrides: list[str]) -> int:
         return tune(options, config, overrides)
     if options.ranks is not None:
         raise UserError("--ranks is for --tune; --gpus is the number of GPUs of a plan")
-    if options.price_per_gpu_hour is not None and options.price_per_gpu_hour < 0:
-        raise UserError(f"--price-per-gpu-hour {options.price_per_gpu_hour:g}: use at least 0")
+    if options.price_per_gpu_hour is not None and not 0 <= options.price_per_gpu_hour < math.inf:
+        raise UserError(f"--price-per-gpu-hour {options.price_per_gpu_hour:g}: use a number of at least 0")
     if options.scale and not options.simulate:
         raise UserError("--scale is for --simulate; add it")
     machines = cluster(options.gpu, options.gpus, options.nodes, options.network)

@@ -184,7 +184,7 @@ def with_facts(sweep: Sweep, configs: dict[str, Config]) -> Sweep:
     """Returns the sweep with what the planner knows of its runs."""
     from flava_ds.scaling.sweep_cost import facts_of, works_of
 
-    new = {name: config for name, config in configs.items() if name not in sweep.facts}
+    new = {name: config for name, config in configs.items() if not sweep.facts.get(name)}
     works = works_of(new)
     facts = {name: facts_of(config, works[name]) for name, config in new.items()}
     return dataclasses.replace(sweep, facts={**sweep.facts, **facts})
@@ -262,6 +262,8 @@ def show(sweep: Sweep, parquet: bool) -> int:
     from flava_ds.scaling.sweep import write_tables
     from flava_ds.scaling.table import render
 
+    if not sweep.runs:
+        raise UserError(f"{sweep.folder}: has no run yet; go on with its SPEC")
     rows: Sequence[Sequence[str]] = status_rows(sweep)
     print(render(rows, indent=""))
     print(*write_tables(sweep, parquet), sep="\n")

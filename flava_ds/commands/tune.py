@@ -37,13 +37,16 @@ def tune(options: argparse.Namespace, config: Config, overrides: list[str]) -> i
     for name, given in (
         ("--simulate", options.simulate),
         ("--page", options.page),
+        ("--scale", options.scale),
         ("--nodes", options.nodes),
+        ("--network", options.network),
+        ("--price-per-gpu-hour", options.price_per_gpu_hour is not None),
         ("--calibration", options.calibration),
     ):
         if given:
             raise UserError(f"{name} is for a forecast, --tune measures on this machine; leave one out")
     gpus = launch.count_gpus()
-    ranks = options.ranks or max(1, gpus)
+    ranks = max(1, gpus) if options.ranks is None else options.ranks
     launch.check_ranks(ranks, gpus)
     launch.check_batches(config, ranks)
     launch.provide_demo_data(config)

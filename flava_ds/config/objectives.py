@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from flava_ds.config.bounds import AtLeast, AtMost
 from flava_ds.config.variants import Variant
+from flava_ds.errors import ConfigError
 
 if TYPE_CHECKING:
     from flava_ds.data.plan import Corruption, Crops
@@ -57,6 +58,8 @@ class ObjectiveConfig(Variant, built_in=BUILT_IN):
 
     predicts_region_classes: ClassVar[bool] = False
     """Whether its targets are a detector's probabilities of classes for regions."""
+    drawn_once: ClassVar[tuple[str, ...]] = ()
+    """Fields that say how a batch is corrupted, which happens once for all objectives of this class."""
     targets: ClassVar[Literal["labels", "boxes"] | None] = None
     """What it reads of the labels in the shards, of which it has `num_classes`: them, or also their boxes."""
 
@@ -66,6 +69,11 @@ class ObjectiveConfig(Variant, built_in=BUILT_IN):
     def build(self, config: Any) -> Any:
         """Builds the objective with its head for the model of `config`, a Config."""
         raise NotImplementedError(f"{type(self).__name__} does not implement build")
+
+    def views(self, config: Any) -> tuple[str, ...]:
+        """Returns the views of the family's model that it reads, as far as its settings tell."""
+        own = getattr(self, "view", None)
+        return (own,) if isinstance(own, str) else ()
 
     def classes(self, config: Any) -> int | None:
         """Returns the classes per prediction, from which the loss of guessing follows; None if it varies."""
@@ -98,6 +106,23 @@ def targets_of(objectives: Mapping[str, ObjectiveConfig], kind: str) -> Any:
     """Returns the objective in use that reads the labels of samples in steps of a kind; None if none does."""
     used = in_use(objectives).values()
     return next((own for own in used if own.targets and kind in own.kinds), None)
+
+
+def check_drawn_once(objectives: Mapping[str, ObjectiveConfig]) -> None:
+    """Raises ConfigError for two objectives that want one batch corrupted in different ways: only the first
+    one's settings would count. One with a weight of 0 may still say how.
+    """
+    for name, own in in_use(objectives).items():
+        for other_name, other in objectives.items():
+            shared = (vars(base).get("drawn_once") for base in type(own).__mro__ if isinstance(other, base))
+            fields = next((found for found in shared if found is not None), ())
+            for field in fields if own.kinds & other.kinds else ():
+                mine, theirs = getattr(own, field), getattr(other, field)
+                if mine != theirs:
+                    raise ConfigError(
+                        f"objectives.{name}.{field} is {mine} and objectives.{other_name}.{field} is "
+                        f"{theirs}, but both read the same corrupted batch; give both the same"
+                    )
 
 
 def in_use(objectives: Mapping[str, ObjectiveConfig]) -> dict[str, ObjectiveConfig]:

@@ -19,7 +19,7 @@ from flava_ds.config.data_checks import check_data, check_labels
 from flava_ds.config.earlier import modernised
 from flava_ds.config.evaluation import EvaluationConfig, check_evaluation
 from flava_ds.config.family import FamilyConfig
-from flava_ds.config.objectives import ObjectiveConfig, in_use, targets_of
+from flava_ds.config.objectives import ObjectiveConfig, check_drawn_once, in_use, targets_of
 from flava_ds.config.optimizers import OptimizerConfig
 from flava_ds.config.plain_files import loads, read_small
 from flava_ds.config.run_folder import check_run_folder
@@ -321,6 +321,9 @@ def check_objectives(config: Config) -> None:
                 f"has {', '.join(config.model.kinds)}"
             )
         objective.check(f"objectives.{name}", config)
+        for view in objective.views(config) if config.model.views else ():
+            config.model.check_view(view, f"objectives.{name}")
+    check_drawn_once(config.objectives)
     if not in_use(config.objectives):
         raise ConfigError("objectives is empty, or all have a weight of 0; a run needs at least one")
 

@@ -1,4 +1,6 @@
-"""What can be told of sources before the first step: samples for a batch, captions under the key."""
+"""What can be told of sources before the first step: samples for a batch, captions under the key, members
+that the model can read.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,14 @@ from flava_ds.storage import faults
 from flava_ds.storage.faults import SampleFault
 
 LOOKED_AT = 32
-"""Samples whose captions are looked for."""
+"""Samples that are looked at."""
 
 
 def look_over(config: Config, sources: Mapping[str, Any]) -> None:
     """Looks at opened sources by name.
 
-    Raises: DataError for a source with fewer samples than a step draws, or without a caption in its first
-    samples.
+    Raises: DataError for a source with fewer samples than a step draws, or whose first samples have no
+    caption, or no regions and labels that can be used.
     """
     for name, source in sources.items():
         size = config.global_batch_size(name)
@@ -32,6 +34,27 @@ def look_over(config: Config, sources: Mapping[str, Any]) -> None:
             )
         if isinstance(source, IndexedShards) and source.source.caption_key and source.kind != "image":
             _look_for_captions(source, source.source.caption_key)
+        if isinstance(source, IndexedShards):
+            _look_for_members(source)
+
+
+def _look_for_members(source: IndexedShards) -> None:
+    """Raises DataError when none of the first samples has regions and labels that this run can use."""
+    keys = {"regions": source.source.regions_key, "targets": source.source.targets_key}
+    names = tuple(name for name, key in keys.items() if key)
+    fault: SampleFault | None = None
+    for number in range(min(LOOKED_AT, len(source)) if names else 0):
+        try:
+            source.decode(source.read(number, names), number, 0, draw=0.0)
+        except SampleFault as caught:
+            fault = caught
+            continue
+        return
+    if fault is not None:
+        raise DataError(
+            f"source '{source.name}': none of the first {min(LOOKED_AT, len(source))} samples can be used: "
+            f"{fault}; give the shards that this model reads, or fit the model to them"
+        )
 
 
 def _look_for_captions(source: IndexedShards, key: str) -> None:

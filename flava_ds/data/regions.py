@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,9 @@ from flava_ds.config.plain_files import loads
 from flava_ds.storage import faults
 from flava_ds.storage.faults import SampleFault
 
+MAX_CHARACTERS = 10_000
+"""Longer texts are truncated before tokenisation."""
+SURROGATE = re.compile(r"[\ud800-\udfff]")
 _FLOATS = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
 _LENGTH_BYTES = 8
 _TOLERANCE = 1e-3
@@ -120,7 +124,9 @@ class MemberTensors:
         self.entries: dict[str, Any] = found if isinstance(found, dict) else {}
         metadata = self.entries.get("__metadata__")
         tags = metadata.get("tags", "") if isinstance(metadata, dict) else ""
-        self.tags: str = tags if isinstance(tags, str) else ""
+        self.tags: str = tags[:MAX_CHARACTERS] if isinstance(tags, str) else ""
+        if SURROGATE.search(self.tags):
+            raise self.fault("its tags hold half of a surrogate pair")
 
     def has(self, name: str) -> bool:
         """Returns whether there is such a tensor."""

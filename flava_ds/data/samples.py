@@ -16,7 +16,7 @@ from flava_ds.config import Config, SourceConfig
 from flava_ds.data.decode import decode_image, decoder
 from flava_ds.data.order import uniforms
 from flava_ds.data.plan import TargetsPlan
-from flava_ds.data.regions import SampleRegions, read_regions
+from flava_ds.data.regions import MAX_CHARACTERS, SURROGATE, SampleRegions, read_regions
 from flava_ds.data.skip_list import SkipList, load_skip_list
 from flava_ds.data.targets import SampleTargets, read_targets
 from flava_ds.errors import ConfigError, DataError
@@ -25,10 +25,7 @@ from flava_ds.storage import faults
 from flava_ds.storage.faults import SampleFault
 from flava_ds.storage.index import IMAGE_SUFFIXES
 
-MAX_CHARACTERS = 10_000
-"""Longer texts are truncated before tokenisation."""
 CAPTION_STREAM = 4
-_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _NPY = re.compile(
     rb"\{'descr': '[<|]([iu])([1248])', 'fortran_order': False, 'shape': \(([0-9, ]{0,40})\), \} *\n"
 )
@@ -135,7 +132,7 @@ class SampleDecoder:
         texts = [text for text in texts if text]
         if not texts:
             raise SampleFault(faults.EMPTY_CAPTION)
-        if any(_SURROGATE.search(text) for text in texts):
+        if any(SURROGATE.search(text) for text in texts):
             raise SampleFault(faults.NOT_UTF8, "half of a surrogate pair")
         return tuple(texts)
 

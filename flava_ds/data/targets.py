@@ -87,6 +87,8 @@ def read_targets(data: bytes, *, num_classes: int, most: int, boxes: bool) -> Sa
         raise tensors.fault(
             f"labels {labels.min()} .. {labels.max()}, but the objective's num_classes is {num_classes}"
         )
+    if not boxes and len(np.unique(labels)) < count:
+        raise tensors.fault("a label that is listed twice, perhaps with two scores")
     scores = tensors.take("scores", count) if tensors.has("scores") else np.ones(count, dtype="<f4")
     if ((scores < 0) | (scores > 1)).any():
         raise tensors.fault("a score outside 0 .. 1")

@@ -67,6 +67,7 @@ class FeatureCache:
         if known is not None:
             return known
         features = encode()
+        facts |= {"content": hash_of_tensors({"features": features})}
         with replacing(file) as temporary:
             save_file({"features": features.cpu().contiguous()}, temporary, facts)
         return features
@@ -82,6 +83,9 @@ class FeatureCache:
                 found, features = stored.metadata() or {}, stored.get_tensor("features")
         except Exception as error:  # a damaged file ends in any kind of error
             self._say(stem, f"{file}: not readable ({error})")
+            return None
+        if found.get("content") != hash_of_tensors({"features": features}):
+            self._say(stem, f"{file}: damaged, its features are not those that were written")
             return None
         differ = [name for name, value in facts.items() if found.get(name) != value]
         if differ:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from flava_ds.data.tokenizer import WordPieceTokenizer
-from flava_ds.errors import UserError
+from flava_ds.errors import DataError, UserError
 from flava_ds.evaluation.feature_cache import PART_BATCHES, FeatureCache, Identified
 from flava_ds.evaluation.protocols import (
     CAPABILITIES,
@@ -128,7 +128,10 @@ class FrozenModel:
         )
 
     def image_features(self, pictures: Pictures, asked_by: str) -> Tensor:
-        """Encodes a set of images: [N d], in the model's dtype, on its device."""
+        """Encodes a set of images: [N d], in the model's dtype, on its device.
+
+        Raises: DataError for features that are no numbers; Lacking.
+        """
         encode = self.need(ImageFeatures, asked_by).image_features
         if pictures not in self._images:
             parts = [
@@ -179,8 +182,18 @@ class FrozenModel:
         return torch.cat([embedder.project_texts(rows).float() for rows in features.split(BATCH_ROWS)])
 
     def _encode(self, starts: range, mine: Iterator[Tensor]) -> Tensor:
-        """Encodes this rank's batches and joins those of all ranks in the set's order."""
-        return torch.cat([part.to(self.device) for part in self._share.join(starts, mine)])
+        """Encodes this rank's batches and joins those of all ranks in the set's order.
+
+        Raises: DataError, on all ranks, when they are no numbers: every score of them would mean nothing, and
+        all of a class would tie for the first place.
+        """
+        found = torch.cat([part.to(self.device) for part in self._share.join(starts, mine)])
+        if wrong := int((~found.isfinite().all(1)).sum()):
+            raise DataError(
+                f"{self.described.name}: {wrong} of {len(found)} features hold infinities or no numbers; the "
+                "model has diverged or is damaged, so take an earlier checkpoint"
+            )
+        return found
 
 
 Given = TypeVar("Given")

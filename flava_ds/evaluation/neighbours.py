@@ -13,7 +13,7 @@ from flava_ds.evaluation.frozen_model import FrozenModel
 from flava_ds.evaluation.labelled import LabelledImages, Seen
 from flava_ds.evaluation.nearest import CHUNK_ROWS
 from flava_ds.evaluation.preprocessing import DINO_TRANSFORM, Transform
-from flava_ds.evaluation.probe import check_classes
+from flava_ds.evaluation.probe import check_classes, refuse_training_split
 from flava_ds.evaluation.protocols import EvaluationData, ImageFeatures, Score, Splits
 from flava_ds.evaluation.statistics import share
 
@@ -38,6 +38,7 @@ class Neighbours:
 
     def run(self, model: FrozenModel, data: Splits) -> dict[str, Score]:
         """Returns top-1 accuracy."""
+        refuse_training_split(self.name, data)
         train: LabelledImages = data.read("train")
         test: LabelledImages = data.test()
         check_classes(test, train.labels, test.labels, data.limit)

@@ -42,8 +42,15 @@ class Opened:
 
     @cached_property
     def weights(self) -> str:
-        """Hashes the weights, as features and results of them are marked."""
-        return hash_of_weights(self.module, self.config.model)
+        """Hashes the weights, as features and results of them are marked, and those of the detector whose
+        regions the model reads.
+        """
+        model = self.config.model
+        if (detector := getattr(model, "detector", None)) is None:
+            return hash_of_weights(self.module, model)
+        from flava_ds.regions.detector import load_detector
+
+        return hash_of_weights(self.module, (model, load_detector(detector).fingerprint()))
 
     def frozen(self, cache: FeatureCache | None = None) -> FrozenModel:
         """Returns the model for evaluation."""
@@ -97,6 +104,11 @@ def open_model(
             f"{path}: its weights do not fit the model in its config.json "
             f"({' '.join(str(error).split())[:300]})"
         ) from error
+    if broken := [name for name, own in module.named_parameters() if not own.isfinite().all()]:
+        raise CheckpointError(
+            f"{path}: '{broken[0]}' holds infinities or no numbers; the model has diverged or is damaged, so "
+            "take an earlier checkpoint"
+        )
     if precision is None:
         precision = "bf16" if described.step is not None and config.training.precision == "bf16" else "fp32"
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32

@@ -35,6 +35,7 @@ class Probe(ABC):
 
     def run(self, model: FrozenModel, data: Splits) -> dict[str, Score]:
         """Returns accuracy, its mean over classes and, for two classes, the area under the ROC curve."""
+        refuse_training_split(self.name, data)
         test = data.test()
         train, labels = self._read(model, data, "train")
         check_classes(test, np.unique(labels), test.labels, data.limit)
@@ -57,6 +58,14 @@ class Probe(ABC):
         samples = data.read(split)
         check_learnable(samples.name, f"split '{split}'", samples.labels)
         return self.features(model, samples), samples.labels
+
+
+def refuse_training_split(name: str, data: Splits) -> None:
+    """Raises DataError for a report on the very samples that the task learns from."""
+    if data.split == "train":
+        raise DataError(
+            f"task {name}: learns from split 'train', so a report on it says nothing; name another"
+        )
 
 
 def check_learnable(name: str, part: str, labels: np.ndarray) -> None:

@@ -60,7 +60,8 @@ class RunLosses:
         for first in range(0, most - size + 1, size):
             (start,) = share.mine(range(first, first + size, rows))
             batch, terms = self._read(reader, np.arange(start, start + rows), share)
-            found = self.task.losses(self.task.complete(batch.to(device)), only=terms)
+            batch = self.task.told(batch.to(device), terms, size)
+            found = self.task.losses(self.task.complete(batch), only=terms)
             parts = [(found[name].sum, found[name].metrics.get("correct")) for name in terms]
             mine = [number.double() for part in parts for number in part if number is not None]
             totals = iter(share.add(lambda mine=mine: mine))  # type: ignore[misc]

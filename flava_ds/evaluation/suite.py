@@ -151,11 +151,14 @@ class Suite:
 
     def _kept(self, task: Evaluator, found: FoundData, earlier: dict[str, Any]) -> dict[str, Any] | None:
         """Returns what an earlier run found on the very same samples."""
-        known = earlier.get(task.name, {})
-        if "scores" not in known or known.get("splits") != getattr(task.data, "variant", None):
+        known = earlier.get(task.name)
+        if not isinstance(known, dict) or "scores" not in known:
             return None
-        now = {split: found.read(split).fingerprint for split in known["fingerprints"]}
-        return known if now == known["fingerprints"] else None
+        prints = known.get("fingerprints")
+        if not isinstance(prints, dict) or known.get("splits") != getattr(task.data, "variant", None):
+            return None
+        now = {split: found.read(split).fingerprint for split in prints if split in task.data.splits}
+        return known if now and now == prints else None
 
     def _earlier(self) -> dict[str, Any]:
         """Returns an earlier run's results if they are of this model and these settings."""

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from flava_ds.errors import ConfigError
 from flava_ds.layers.heads import TiedPredictionHead
 from flava_ds.layers.regions import PackedImages
 from flava_ds.layers.transformer import Encoded
@@ -151,6 +152,24 @@ NO_DETECTOR = dict.fromkeys(
     "it reads regions of images and has no detector to find them; give model.detector",
 )
 """What a model that reads regions lacks without a detector: protocol -> reason."""
+
+
+def detector_of(model: Any, device: torch.device) -> Any:
+    """Loads the detector of a model that reads regions, frozen.
+
+    Raises: CheckpointError when it cannot be loaded, ConfigError when the model reads features of another
+    width than it gives.
+    """
+    from flava_ds.regions.detector import load_detector
+
+    detector = load_detector(model.detector)
+    given, read = detector.config.feature_size, model.regions.feature_size
+    if given != read:
+        raise ConfigError(
+            f"model.detector '{model.detector}' gives features of width {given}, and the model reads {read} "
+            "(model.image.feature_size); name the detector whose regions it was trained on"
+        )
+    return detector.to(device)
 
 
 def images_of(regions: Any, device: torch.device) -> PackedImages:

@@ -52,10 +52,15 @@ class DetectionConfig(ObjectiveConfig, type="detection"):
     def build(self, config: Any) -> Detection:
         """Builds the objective with its heads."""
         config.model.check_view(self.task)
-        return Detection(self, config.model.shape_of(self.task), config.global_batch_size)
+        return Detection(self, config.model.shape_of(self.task))
 
     def check(self, where: str, config: Any) -> None:
         config.model.check_view(self.task, where)
+        if abs(UNIT * self.none_weight - round(UNIT * self.none_weight)) > 1e-9:
+            raise ConfigError(
+                f"{where}.none_weight is {self.none_weight:g}, but terms are counted in thousandths; use "
+                f"{round(self.none_weight, 3):g}"
+            )
         for name, source in config.data.sources.items():
             if source.step_kind == self.task and source.max_targets > self.num_queries:
                 raise ConfigError(
@@ -84,20 +89,19 @@ class Detection(Objective):
 
     The sum over layers of: the cross-entropy, divided by the sum of its weights, and the loss of boxes,
     divided by the number of objects, both over all ranks and micro-batches. Terms are the weights of queries
-    in thousandths. How many of them the step has says `step_terms` in the batch, for `step_samples` images;
-    without them, the batch is the step. Metrics are means over objects: whether the likeliest class, "none"
-    aside, is right, and the GIoU.
+    in thousandths. How many of them the step has says `step_terms` in the batch, for as many images as its
+    number `step_samples` says; without them, the batch is the step. Metrics are means over objects: whether
+    the likeliest class, "none" aside, is right, and the GIoU.
 
     Source: Carion et al. 2020, section 3.1 and its code.
     """
 
     metrics: ClassVar[Mapping[str, str]] = {"correct": "accuracy", "giou": "giou"}
 
-    def __init__(self, config: DetectionConfig, shape: Any, step_samples: Any):
-        """`step_samples` returns a source's images in a step, over all ranks."""
+    def __init__(self, config: DetectionConfig, shape: Any):
         super().__init__(config.weight)
         self.kinds, self.view, self.needs = config.kinds, config.task, config.kinds
-        self.config, self.layers, self.step_samples = config, shape.num_hidden_layers, step_samples
+        self.config, self.layers = config, shape.num_hidden_layers
         self.none = round(UNIT * config.none_weight)
         self.costs = MatchCosts(distance=config.distance_weight, overlap=config.overlap_weight)
         self.classes = nn.Linear(shape.hidden_size, config.num_classes + 1)
@@ -150,7 +154,7 @@ class Detection(Objective):
         if terms is None:
             terms = torch.full((), float(self.count(batch)), device=batch["target_labels"].device)
         else:
-            samples = self.step_samples(batch.source)
+            samples = batch.numbers["step_samples"]
         empty = self.none * samples * self.config.num_queries
         return terms, ((terms - empty) / (UNIT - self.none)).clamp(min=1)
 

@@ -33,6 +33,9 @@ class GlobalContrastiveConfig(ObjectiveConfig, type="global_contrastive"):
     kinds: ClassVar[frozenset[str]] = frozenset({"pair"})
     title: ClassVar[str] = "Global contrastive"
 
+    def views(self, config: Any) -> tuple[str, ...]:
+        return tuple(sorted(GlobalContrastive.needs))
+
     def build(self, config: Any) -> GlobalContrastive:
         """Builds the objective. The projections belong to the model, because evaluation needs them."""
         return GlobalContrastive(self)

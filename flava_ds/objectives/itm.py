@@ -29,6 +29,10 @@ class ImageTextMatchingConfig(ObjectiveConfig, type="itm"):
 
     kinds: ClassVar[frozenset[str]] = frozenset({"pair"})
     title: ClassVar[str] = "Image-text matching"
+    drawn_once: ClassVar[tuple[str, ...]] = ("mismatch_probability",)
+
+    def views(self, config: Any) -> tuple[str, ...]:
+        return (config.model.matching_view,)
 
     def classes(self, config: Any) -> int:
         return 2

@@ -39,6 +39,13 @@ class MaskedImageConfig(ObjectiveConfig, type="mim"):
 
     kinds: ClassVar[frozenset[str]] = frozenset({"image"})
     title: ClassVar[str] = "Masked image"
+    drawn_once: ClassVar[tuple[str, ...]] = (
+        "masking",
+        "num_masked_patches",
+        "min_patches_per_block",
+        "min_aspect_ratio",
+        "attempts_per_block",
+    )
     predicts_codes: ClassVar[bool] = True
     view: ClassVar[str] = "image_masked"
 

@@ -39,6 +39,12 @@ class MaskedTextConfig(ObjectiveConfig, type="mlm"):
 
     kinds: ClassVar[frozenset[str]] = frozenset({"text"})
     title: ClassVar[str] = "Masked language"
+    drawn_once: ClassVar[tuple[str, ...]] = (
+        "mask_probability",
+        "mask_token_share",
+        "random_token_share",
+        "whole_word",
+    )
     view: ClassVar[str] = "text_masked"
 
     def classes(self, config: Any) -> int:

@@ -33,6 +33,7 @@ class NextSentenceConfig(ObjectiveConfig, type="nsp"):
 
     kinds: ClassVar[frozenset[str]] = frozenset({"text"})
     title: ClassVar[str] = "Next sentence"
+    drawn_once: ClassVar[tuple[str, ...]] = ("random_probability",)
     view: ClassVar[str] = "text_masked"
 
     def classes(self, config: Any) -> int:

@@ -10,10 +10,9 @@ import numpy as np
 
 from flava_ds.batch import Batch
 from flava_ds.config.bounds import Share
-from flava_ds.config.objectives import ObjectiveConfig, in_use
+from flava_ds.config.objectives import ObjectiveConfig
 from flava_ds.data.order import uniform_at
 from flava_ds.data.plan import BatchPlan, Draft
-from flava_ds.errors import ConfigError
 from flava_ds.objectives.base import Objective
 
 _SELECT_STREAM, _ACTION_STREAM = 22, 23
@@ -29,20 +28,13 @@ class MaskedRegionsConfig(ObjectiveConfig):
     """Share of the predicted regions whose features are hidden; the model sees the others as they are."""
 
     kinds: ClassVar[frozenset[str]] = frozenset({"pair"})
+    drawn_once: ClassVar[tuple[str, ...]] = ("mask_probability", "hidden_share")
 
     def corruptions(self, config: Any, source: Any) -> tuple[RegionMask]:
         return (RegionMask(self.mask_probability, self.hidden_share),)
 
     def check(self, where: str, config: Any) -> None:
         config.model.check_provides("region_rows", where)
-        for name, other in in_use(config.objectives).items():
-            if isinstance(other, MaskedRegionsConfig) and other.corruptions(config, None) != (
-                RegionMask(self.mask_probability, self.hidden_share),
-            ):
-                raise ConfigError(
-                    f"{where} and objectives.{name} read the same masks of regions; give both the same "
-                    "mask_probability and hidden_share"
-                )
 
 
 @dataclass(frozen=True)

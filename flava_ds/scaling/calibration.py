@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,8 +65,13 @@ def read_calibration(file: Path, gpu: str) -> Calibration:
             for trial in found["trials"]
             if trial["step_ms"] and trial["planned_ms"]
         ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise ConfigError(f"{file}: not the results of `flava-ds plan --tune` ({error})") from error
+    if wrong := [ratio for ratio in ratios if not 0 < ratio < math.inf]:
+        raise ConfigError(
+            f"{file}: a trial took {wrong[0]:g} times the planned step, which no step can; run "
+            "`flava-ds plan --tune` again"
+        )
     if not ratios:
         raise ConfigError(
             f"{file}: no trial has a forecast beside its measurement; it was made on a CPU, or on a GPU that "

@@ -24,6 +24,8 @@ IDENTIFIED = 0.01
 """E counts as identified if its interval ends above this share of the lowest loss."""
 SAME = 0.03
 """Runs that differ by less than this share in size and data are compared by their batches."""
+SIZES = 15
+"""The recommended size is sought within so many powers of e around the runs' mean."""
 NEAR_BEST = 1.01
 """The recommended batch is the largest one with a predicted loss within this factor of the lowest."""
 
@@ -47,11 +49,22 @@ class Runs:
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """Reads a table with a line of names. Raises: DataError."""
+    """Reads a table with a line of names. Raises: DataError naming the line that does not fit it."""
     try:
-        return list(csv.DictReader(io.StringIO(read_small(path).decode("utf-8"))))
-    except (OSError, ValueError) as error:
+        reader = csv.DictReader(io.StringIO(read_small(path).decode("utf-8")))
+        names, rows = reader.fieldnames or [], list(reader)
+    except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read as CSV ({error})") from error
+    if twice := [name for name, times in Counter(names).items() if times > 1]:
+        raise DataError(f"{path}: two columns are called '{twice[0]}'; rename one")
+    for number, row in enumerate(rows, start=1):
+        if None in row or None in row.values():
+            count = len(row) + (len(row[None]) - 1 if None in row else -[*row.values()].count(None))
+            raise DataError(
+                f"{path}: row {number} has {count} values for {len(names)} columns; write numbers without "
+                "commas, or in quotes"
+            )
+    return rows
 
 
 def runs_of(rows: Sequence[Mapping[str, Any]], where: str, named: Mapping[str, str]) -> Runs:
@@ -173,8 +186,20 @@ class Advice:
     """The budget over the largest run's FLOPs."""
 
 
-def advise(found: Law, runs: Runs, budget: float, unique: float | None = None) -> Advice:
-    """Returns the size and the samples with the lowest predicted loss for `budget` FLOPs.
+def refuse_one_size(runs: Runs, where: str) -> None:
+    """Raises DataError if all runs have the same size or samples, of which no law can then be fitted."""
+    for name in ("parameters", "samples"):
+        values = runs.columns[name]
+        if np.ptp(np.log(values)) < SAME:
+            raise DataError(
+                f"{where}: all {len(runs.names)} runs to fit have {values[0]:.4g} {name}, so nothing says "
+                f"how the loss depends on them; add runs of other {name}"
+            )
+
+
+def advise(found: Law, runs: Runs, budget: float, unique: float | None = None) -> Advice | None:
+    """Returns the size and the samples with the lowest predicted loss for `budget` FLOPs; None if there is no
+    such size, because the law sees no gain in more parameters, or in more samples.
 
     FLOPs of a sample are k N^p, fitted to the runs. `unique` samples exist; None: as many as are wanted.
     """
@@ -193,10 +218,12 @@ def advise(found: Law, runs: Runs, budget: float, unique: float | None = None) -
     around = float(n.mean())
     best = minimize_scalar(
         lambda size: float(found.fit.predict(run(size))[0]),
-        bounds=(around - 15, around + 15),
+        bounds=(around - SIZES, around + SIZES),
         method="bounded",
         options={"xatol": 1e-4},
     )
+    if abs(best.x - around) > SIZES - 0.1:
+        return None
     chosen = run(best.x)
     beyond = budget / float(runs.columns["flops"].max())
     return Advice(float(np.exp(best.x)), float(chosen["samples"][0]), found.forecast(chosen), beyond)

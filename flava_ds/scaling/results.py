@@ -60,7 +60,8 @@ def results(run_path: Path) -> dict[str, Any]:
     """Returns the numbers of a run's end by name; empty without a log.
 
     `unique_samples` are those that it saw at least once: each source's samples over its passes. Training
-    losses are means over the last tenth of the steps, evaluations are the last ones.
+    losses are means over the last tenth of the steps, or the last one if none of these had it; evaluations
+    are the last ones.
     """
     log = read_log(run_path / "log.jsonl")
     if not log.steps:
@@ -71,7 +72,7 @@ def results(run_path: Path) -> dict[str, Any]:
     values: dict[str, Any] = {
         "steps": steps,
         "samples": samples,
-        "unique_samples": samples * _fresh_share(last),
+        "unique_samples": samples * _fresh_share(last, log.header.get("config", {})),
         "flops": found.used["flops"][-1],
         WITH_TARGETS: found.used[WITH_TARGETS][-1],
         "seconds": found.used["seconds"][-1],
@@ -81,19 +82,32 @@ def results(run_path: Path) -> dict[str, Any]:
         for name in log.names(prefix):
             at, numbers = log.series(prefix + name)
             first = 0 if prefix in LATEST else steps * (1 - LAST_SHARE)
-            chosen = [number for step, number in zip(at, numbers, strict=True) if step >= first] or numbers
+            chosen = [number for step, number in zip(at, numbers, strict=True) if step >= first] or numbers[
+                -1:
+            ]
             if chosen:
                 values[prefix + name] = chosen[-1] if prefix in LATEST else sum(chosen) / len(chosen)
     return values
 
 
-def _fresh_share(line: Mapping[str, Any]) -> float:
-    """Returns the share of a run's samples that it saw for the first time, by its sources' passes."""
-    shares = {name: share for name, share in line.items() if name.startswith("source_share/")}
-    if not (total := sum(shares.values())):
+def _fresh_share(line: Mapping[str, Any], config: Mapping[str, Any]) -> float:
+    """Returns the share of a run's samples that it saw for the first time, by its sources' passes.
+
+    A source's samples are its steps times its batch, by the configuration in the log.
+    """
+    batch, sources = (
+        config.get("training", {}).get("global_batch_size"),
+        config.get("data", {}).get("sources", {}),
+    )
+    samples, passes = {}, {}
+    for key, share in line.items():
+        name = key.removeprefix("source_share/")
+        if name != key:
+            samples[name] = share * (sources.get(name, {}).get("global_batch_size") or batch or 1)
+            passes[name] = _number(line, f"epoch/{name}")
+    if not (total := sum(samples.values())):
         return 1.0
-    passes = {name: _number(line, f"epoch/{name.removeprefix('source_share/')}") for name in shares}
-    return sum(share / total / max(1.0, passes[name]) for name, share in shares.items())
+    return sum(own / total / max(1.0, passes[name]) for name, own in samples.items())
 
 
 def _number(line: Mapping[str, Any], name: str) -> float:

@@ -31,6 +31,8 @@ PART_KEYS = ("fixed", "grid", "search", "seeds")
 SPEC_KEYS = ("base", "name", "metric", "hold_out", "axes", "parts", *PART_KEYS)
 SEARCH_KEYS = ("by", "runs", "seed", "fields")
 RANGE_KEYS = ("from", "to", "log", "integer")
+OWN_FIELDS = ("name", "logging.run_directory")
+"""Fields that say where a run lies."""
 HASH_LETTERS = 10
 MOST_RUNS = 10_000
 Point = tuple[Mapping[str, Any], Mapping[str, Any]]
@@ -131,10 +133,11 @@ def parse(data: Any, where: str, stem: str) -> Spec:
     named = mapping(data.get("axes", {}), f"{where}: axes")
     parts = mapping(data.get("parts", {}), f"{where}: parts") or {"": {}}
     made: dict[str, Run] = {}
+    fixed = mapping(data.get("fixed", {}), f"{where}: fixed")
     for label, part in parts.items():
         place = f"{where}: parts.{label}" if label else where
         keys(part, PART_KEYS, place)
-        merged = own | part | {"fixed": {**own.get("fixed", {}), **part.get("fixed", {})}}
+        merged = own | part | {"fixed": {**fixed, **mapping(part.get("fixed", {}), f"{place}: fixed")}}
         for run in expand(merged, place, named):
             before = made.get(run.name)
             labels = (*(before.parts if before else ()), *([label] if label else []))
@@ -149,12 +152,27 @@ def parse(data: Any, where: str, stem: str) -> Spec:
         )
     return Spec(
         base=base,
-        name=str(data.get("name", stem)),
-        metric=str(data.get("metric", DEFAULT_METRIC)),
+        name=name_of(data, stem, where),
+        metric=text(data, "metric", DEFAULT_METRIC, where),
         runs=held_out(made, mapping(data.get("hold_out", {}), f"{where}: hold_out"), where),
         asked=asked,
-        fixed=own.get("fixed", {}),
+        fixed=fixed,
     )
+
+
+def name_of(data: Mapping[str, Any], stem: str, where: str) -> str:
+    """Returns a sweep's name, which is that of its folder. Raises: ConfigError."""
+    name = text(data, "name", stem, where)
+    if name in ("", ".", "..") or "/" in name:
+        raise ConfigError(f"{where}: name {name!r:.60} names no folder; give the place by --folder")
+    return name
+
+
+def text(data: Mapping[str, Any], key: str, default: str, where: str) -> str:
+    """Returns what a key says. Raises: ConfigError for anything but text."""
+    if not isinstance(value := data.get(key, default), str):
+        raise ConfigError(f"{where}: {key} is {value!r:.60}, which is no text; put it in quotes")
+    return value
 
 
 def expand(part: Mapping[str, Any], where: str, named: Mapping[str, Any]) -> Iterator[Run]:
@@ -181,7 +199,24 @@ def expand(part: Mapping[str, Any], where: str, named: Mapping[str, Any]) -> Ite
         for labels, fields in chosen:
             point |= labels
             overrides |= fields
+        for name, value in point.items():
+            if name in overrides and name not in named and overrides[name] is not value != overrides[name]:
+                raise ConfigError(
+                    f"{where}: a later axis sets {name} to {overrides[name]!r:.60}, so no run has "
+                    f"{value!r:.60}; put the axis {name} last, or leave it out"
+                )
+        check_fields(overrides, where)
         yield Run(overrides, point)
+
+
+def check_fields(overrides: Mapping[str, Any], where: str) -> None:
+    """Raises ConfigError for a field that a sweep sets itself, or a value that no field can have."""
+    for name, value in overrides.items():
+        if name.replace("-", "_") in OWN_FIELDS:
+            raise ConfigError(f"{where}: a sweep gives every run its own {name}; leave it out")
+        values = value if isinstance(value, list) else [value]
+        if not all(each is None or isinstance(each, str | int | float) for each in values):
+            raise ConfigError(f"{where}: {name} is {value!r:.60}; give a number, a text or a list of them")
 
 
 def points(name: str, values: Any, where: str, named: Any = None) -> list[Point]:
@@ -200,7 +235,7 @@ def points(name: str, values: Any, where: str, named: Any = None) -> list[Point]
         for label, own in mapping(named, f"{where}: axes.{name}").items()
     }
     for value in values:
-        if value not in fields:
+        if not isinstance(value, str) or value not in fields:
             hint = did_you_mean(str(value), fields) or f"; there is {', '.join(fields)}"
             raise ConfigError(f"{place} has {value!r:.60}, which is no label of axes.{name}{hint}")
     return [({name: value}, fields[value]) for value in values]
@@ -240,6 +275,8 @@ def range_of(value: Any, where: str) -> Range:
     low, high = numbers
     if not low < high:
         raise ConfigError(f"{where} goes from {low:g} to {high:g}; give the lower end first")
+    if data.get("integer") and not (low.is_integer() and high.is_integer()):
+        raise ConfigError(f"{where} draws whole numbers from {low:g} to {high:g}; give whole ends")
     if data.get("log") and low <= 0:
         raise ConfigError(f"{where} is logarithmic from {low:g}; begin above 0")
     return Range(low=low, high=high, log=bool(data.get("log")), integer=bool(data.get("integer")))

@@ -52,13 +52,16 @@ class Sweep:
         try:
             said = loads(read_small(path))
             runs = {
-                name: Run(own["overrides"], own["point"], tuple(own["parts"]), own["held_out"])
+                name: Run(dict(own["overrides"]), dict(own["point"]), tuple(own["parts"]), own["held_out"])
                 for name, own in said["runs"].items()
             }
-            facts = {name: own["facts"] for name, own in said["runs"].items()}
-            return cls(
-                folder, said["base"], said["metric"], said["commit"], runs, facts, tuple(said["plugins"])
-            )
+            facts = {name: dict(own["facts"]) for name, own in said["runs"].items()}
+            base, metric, commit = (said[name] for name in ("base", "metric", "commit"))
+            if not all(isinstance(each, str) for each in (base, metric, commit, *said["plugins"])):
+                raise ValueError("base, metric, commit and plugins are texts")
+            if other := [name for name, run in runs.items() if run.name != name]:
+                raise ValueError(f"the overrides of run {other[0]!r:.60} are not those that it was named by")
+            return cls(folder, base, metric, commit, runs, facts, tuple(said["plugins"]))
         except FileNotFoundError:
             raise UserError(
                 f"{folder}: holds no {MANIFEST}, so it is no sweep; make one with a SPEC"
@@ -95,10 +98,18 @@ class Sweep:
         """Returns what is known of a run: state, attempts, and with it reason or results."""
         path = self.folder / "states" / f"{name}.json"
         try:
-            return dict(loads(read_small(path)))
+            said = dict(loads(read_small(path)))
+            if said["state"] not in STATES or not isinstance(said["attempts"], int):
+                raise ValueError(f"state {said['state']!r:.40} after {said['attempts']!r:.40} attempts")
+            wrong = [
+                key for key, value in said.get("results", {}).items() if not isinstance(value, int | float)
+            ]
+            if wrong:
+                raise ValueError(f"result {wrong[0]!r:.60} is no number")
+            return said
         except FileNotFoundError:
             return {"state": PLANNED, "attempts": 0}
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: cannot be read ({error}); remove it to plan the run again") from error
 
     def begin(self, name: str) -> None:

@@ -113,6 +113,13 @@ class Task(nn.Module):
         """Counts the terms of each active objective's sum in `batch`, without the device."""
         return {name: objective.count(batch) for name, objective in self.active(batch.kind).items()}
 
+    def told(self, batch: Batch, terms: Mapping[str, Any], samples: int) -> Batch:
+        """Returns a batch that tells its objectives of the step that it is a part of: how many terms each has
+        over all ranks and micro-batches, and how many samples. Only a loss that is not a mean over its terms
+        asks for it.
+        """
+        return batch
+
     def complete(self, batch: Batch) -> Batch:
         """Adds the targets of frozen networks and training states, on the device and without a graph; in
         evaluation mode not those of states, which nothing has restored.

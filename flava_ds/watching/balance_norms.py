@@ -38,19 +38,23 @@ class BalanceNorms(Watcher):
         """
         assert self.balance is not None  # before_update asks first
         device, names = self.engine.world.device, list(update.denominators)
+        ranks = self.engine.world.size
+        terms = {name: own * ranks for name, own in update.denominators.items()}
+        samples = ranks * sum(batch.size for batch in update.batches)
         sums = torch.zeros(len(names), sum(layer.numel() for layer in layers), device=device)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             for batch, part in zip(update.batches, update.gradients, strict=True):
-                losses = self.engine.module("losses", batch, part)
+                told = self.engine.module.told(batch, terms, samples)
+                losses = self.engine.module("losses", told, part)
                 for name, total in zip(names, sums, strict=True):
                     mean = losses[name].sum / update.denominators[name]
                     found = torch.autograd.grad(
                         mean, layers, retain_graph=True, allow_unused=True, materialize_grads=True
                     )
                     total += torch.cat([gradient.flatten().float() for gradient in found])
-        if self.engine.world.size > 1:
+        if ranks > 1:
             dist.all_reduce(sums)
-            sums /= self.engine.world.size
+            sums /= ranks
         norms = dict(zip(names, torch.linalg.vector_norm(sums, dim=1), strict=True))
         zero = torch.zeros((), device=device)
         return torch.stack([norms.get(name, zero) for name in self.balance.names])

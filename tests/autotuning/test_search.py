@@ -83,9 +83,16 @@ def test_a_trial_says_why_it_failed(tuner, tmp_path):
     with pytest.raises(ConfigError, match=r"flava_debug does not train here as it is configured: .*nowhere"):
         list(broken.search())
     file = tmp_path / "half.json"
-    file.write_text('{"steps": []', encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"half\.json: no result of a trial .*; delete it to run it again"):
-        search.read_trial(file)
+    for text in (
+        '{"steps": []',
+        '{"steps": [], "peak_memory_gib": 1}',
+        '{"steps": [["pair", NaN]], "peak_memory_gib": 1}',
+    ):
+        file.write_text(text, encoding="utf-8")
+        with pytest.raises(
+            ConfigError, match=r"half\.json: no result of a trial .*; delete it to run it again"
+        ):
+            search.read_trial(file)
 
 
 @pytest.mark.parametrize(
@@ -93,6 +100,8 @@ def test_a_trial_says_why_it_failed(tuner, tmp_path):
     [
         (["--tune", "--simulate"], "--simulate is for a forecast, --tune measures on this machine"),
         (["--tune", "--ranks", "3"], "divi"),
+        (["--tune", "--ranks", "0"], "--ranks 0: use at least 1"),
+        (["--tune", "--price-per-gpu-hour", "0"], "--price-per-gpu-hour is for a forecast"),
         (["--ranks", "2"], "--ranks is for --tune; --gpus is the number of GPUs of a plan"),
     ],
 )

@@ -7,7 +7,15 @@ import pytest
 
 from flava_ds.campaigns import campaign
 from flava_ds.campaigns.ablation import ONLY, TABLE, with_common_start
-from flava_ds.campaigns.campaign import Run, code, plan, read_results, unfinished
+from flava_ds.campaigns.campaign import (
+    Run,
+    check_others,
+    check_writable,
+    code,
+    plan,
+    read_results,
+    unfinished,
+)
 from flava_ds.campaigns.measure import PAIRS
 from flava_ds.cli import main
 from flava_ds.errors import UserError
@@ -17,8 +25,9 @@ from flava_ds.recipes.ablation import ROWS
 def finish(run, **changes):
     """Writes a result as a run would."""
     run.file.parent.mkdir(parents=True, exist_ok=True)
-    result = {"row": run.row, "seed": run.seed, "settings": run.settings, "code": code()} | changes
-    run.file.write_text(json.dumps(result | {"metrics": {}, "counts": {}}), encoding="utf-8")
+    result = {"row": run.row, "seed": run.seed, "settings": run.settings, "code": code()}
+    result |= {"training_flops": 1.0, "training_seconds": 1, "metrics": {}, "counts": {}}
+    run.file.write_text(json.dumps(result | changes), encoding="utf-8")
 
 
 def test_all_rows_of_a_seed_come_before_the_next(tmp_path):
@@ -45,6 +54,38 @@ def test_a_result_of_other_code_is_said_and_of_other_settings_refused(tmp_path, 
     run.file.write_text("[", encoding="utf-8")
     with pytest.raises(UserError, match="no result of such a run"):
         read_results(tmp_path / "tiny")
+
+
+def test_a_damaged_result_and_those_beside_the_planned_ones_are_refused(tmp_path):
+    one, two = plan(TABLE, ["clip"], 2, "tiny", tmp_path)
+    number = {"value": 0.5, "clusters": "concepts", "scale": 1, "sums": [1, 2]}
+    counts = {"counts": {"concepts": [2, 4]}}
+    finish(one, metrics={"vision/group": number}, **counts)
+    assert list(unfinished([one])) == []
+    for metrics, message in (
+        ({"vision/group": number | {"value": 0.6}}, "items of vision/group have the mean 0.5 and not 0.6"),
+        ({"vision/group": number | {"value": float("nan")}}, "and not nan"),
+        ({"vision/group": number | {"sums": [3]}}, "vision/group has sums of 1 clusters of 2"),
+        ({"vision/group": {"value": 0.5}}, "KeyError: 'sums'"),
+        (5, "TypeError: "),
+    ):
+        finish(one, metrics=metrics, **counts)
+        with pytest.raises(UserError, match=f"clip-0.json: no result of such a run .*{message}.*delete it"):
+            list(unfinished([one]))
+    finish(one, training_flops=float("nan"))
+    with pytest.raises(UserError, match="clip-0.json: .*are no numbers"):
+        list(unfinished([one]))
+    one.file.unlink()
+    finish(two, settings="0")
+    with pytest.raises(UserError, match=r"clip-1.json: of other settings \(0, here"):
+        check_others(TABLE, [one], "tiny", tmp_path)
+    finish(two)
+    check_others(TABLE, [one], "tiny", tmp_path)
+    two.file.rename(one.file.with_name("mim-0.json"))
+    with pytest.raises(UserError, match="mim-0.json: says that it is row 'clip', seed 1, which is no run of"):
+        check_others(TABLE, [one], "tiny", tmp_path)
+    with pytest.raises(UserError, match="--out: .*mim-0.json/tiny cannot be written .Not a directory"):
+        check_writable(one.file.with_name("mim-0.json") / "tiny")
 
 
 def test_a_result_from_before_a_domain_was_added_remains_and_another_protocol_is_refused(
@@ -128,7 +169,7 @@ def test_a_run_from_nothing_to_its_result(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--rows", "flava_cc"], "--rows flava_cc: there is none; did you mean 'flava_c'?"),
+        (["--rows", "flava_cc"], "row flava_cc: there is none; did you mean 'flava_c'?"),
         (["--work", "smal"], "--work smal: there is none; did you mean 'small'?"),
         (["--seeds", "0"], "--seeds 0: use at least 1"),
         (["--most", "-1"], "--most -1: use at least 0"),

@@ -106,6 +106,19 @@ def test_slips_are_one_line(tmp_path, capsys, words, message):
 def test_what_is_no_table_is_one_line(tmp_path, capsys):
     few = tmp_path / "few.csv"
     few.write_text(HEAD + "\na,finished,1,1,1,1,1,1,1\nb,finished,2,1,1,1,2,1,1\n")
+    tables = {
+        "commas": ("run,parameters,samples,loss\na,1,000,20,3\n", "row 1 has 5 values for 4 columns"),
+        "short": ("run,parameters,samples,loss\na,1\n", "row 1 has 2 values for 4 columns"),
+        "twice": ("run,parameters,samples,loss,loss\na,1,2,3,4\n", "two columns are called 'loss'"),
+        "alike": (
+            "run,parameters,samples,loss\n" + "".join(f"{n},1e6,{n}e4,{9 - n}\n" for n in range(1, 7)),
+            "all 5 runs to fit have 1e+06 parameters, so nothing says how the loss depends on them",
+        ),
+    }
+    for name, (text, message) in tables.items():
+        (tmp_path / name).write_text(text)
+        assert cli.main(["laws", str(tmp_path / name), "--loss", "loss"]) == 2
+        assert message in capsys.readouterr().err
     for place, message in (
         (tmp_path / "gone.csv", "no such sweep or table"),
         (few, "1 runs of one batch besides"),

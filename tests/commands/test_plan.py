@@ -49,7 +49,9 @@ def test_a_model_that_does_not_fit_says_what_would(capsys):
         (["plan", "flava_base", "--captions", "gone"], "'gone' is not a .tar file"),
         (["plan", "flava_base", "--scale", "8"], "--scale is for --simulate"),
         (["plan", "flava_base", "--simulate", "--scale", "8,x"], "--scale '8,x': give numbers of GPUs"),
-        (["plan", "flava_base", "--price-per-gpu-hour", "-1"], "--price-per-gpu-hour -1: use at least 0"),
+        (["plan", "flava_base", "--price-per-gpu-hour", "-1"], "--price-per-gpu-hour -1: use a number"),
+        (["plan", "flava_base", "--price-per-gpu-hour", "nan"], "--price-per-gpu-hour nan: use a number"),
+        (["plan", "flava_base", "--price-per-gpu-hour", "inf"], "--price-per-gpu-hour inf: use a number"),
         (["plan", "flava_base", "--gpuss", "8"], "unknown option '--gpuss'; did you mean '--gpus'?"),
         (["plan", "flava_bas"], "no recipe named 'flava_bas'; did you mean 'flava_base'?"),
         (

@@ -276,6 +276,10 @@ def test_run_path_is_directory_and_name():
             "objectives.mlm: mask_token_share 0.8 and random_token_share 0.3 are more",
         ),
         (
+            {"objectives": flava_objectives(other=MaskedTextConfig(mask_probability=0.3))},
+            "objectives.mlm.mask_probability is 0.15 and objectives.other.mask_probability is 0.3, but both",
+        ),
+        (
             {"data": DataConfig(sources={"pair": dataclasses.replace(PAIR, max_skipped_share=-1.0)})},
             "data.sources.pair.max_skipped_share is -1; it must lie between 0 and 1",
         ),

@@ -11,6 +11,7 @@ from safetensors.numpy import save
 
 from flava_ds.config.encoders import RegionsConfig
 from flava_ds.config.family import FamilyConfig
+from flava_ds.data.first_look import look_over
 from flava_ds.data.indexed import IndexedShards
 from flava_ds.data.plan import BatchPlan, RegionsPlan
 from flava_ds.data.reader import BatchReader
@@ -91,6 +92,10 @@ def spoiled(name: str, value: float) -> np.ndarray:
         ),
         (changed(classes=spoiled("classes", -0.1)), "no probabilities"),
         (changed(classes=spoiled("classes", 1.0)), "no probabilities"),
+        (
+            member(2).replace(tags(2).encode(), b"\\ud800".ljust(len(tags(2)))),
+            "tags hold half of a surrogate",
+        ),
         (with_header(data_offsets=[0, 2**62]), "does not fit"),
         (with_header(data_offsets=[-48, 0]), "does not fit"),
         (with_header(data_offsets=[10**6, 10**6 + 48]), "does not fit"),
@@ -195,6 +200,14 @@ def test_samples_without_usable_regions_are_skipped_with_their_reason(region_con
     assert opened.table.faults == {"no regions": 1} and len(opened) == 2
     batch = BatchReader(config, opened).batch(np.arange(2))
     assert set(batch.keys) == {"c"} and set(batch.read.skipped) == {"bad regions"}
+    few = replace(config.data.sources["pairs"], global_batch_size=2)
+    look_over(config.with_sources({"pairs": few}), {"pairs": opened})
+    wider = replace(config.model, image=replace(config.model.image, feature_size=WIDTH + 1))
+    other = replace(config.with_sources({"pairs": few}), model=wider)
+    with pytest.raises(
+        DataError, match=r"none of the first 2 samples can be used: bad regions .*expected \[4, 7\]"
+    ):
+        look_over(other, {"pairs": IndexedShards(other, "pairs")})
 
 
 def test_settings_that_cannot_work_are_refused(region_config, tmp_path):

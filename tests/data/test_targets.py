@@ -51,6 +51,7 @@ def test_members_come_back_as_they_were_written():
         ({"labels": np.zeros(4, np.int64), "boxes": BOXES}, True, "4 labels, .* 0 to max_targets 3"),
         ({"labels": np.array([5, 0])}, False, "labels 0 .. 5, but the objective's num_classes is 5"),
         ({"labels": np.array([-1, 0])}, False, "labels -1 .. 0"),
+        ({"labels": np.array([1, 1])}, False, "a label that is listed twice"),
         ({"labels": LABELS, "boxes": BOXES[:1]}, True, r"'boxes' has shape \[1, 4\], expected \[2, 4\]"),
         ({"labels": LABELS, "boxes": BOXES[:, ::-1].copy()}, True, "a box outside"),
         ({"labels": LABELS, "scores": np.array([0.5, 1.5], np.float32)}, False, "a score outside 0 .. 1"),

@@ -78,4 +78,10 @@ def test_a_damaged_file_is_said_and_written_again(tmp_path, pictures):
     file.write_bytes(file.read_bytes()[:50])
     told = []
     assert encoded(tmp_path, pictures(), "a", told)[1] == 8 and "not readable" in told[0]
+    data = bytearray(file.read_bytes())
+    data[-2] ^= 1
+    file.write_bytes(data)
+    features, calls = encoded(tmp_path, pictures(), "a", told)
+    assert calls == 8 and "damaged, its features are not those that were written" in told[1]
+    assert torch.equal(features, color_model().image_features(pictures(), "a test"))
     assert encoded(tmp_path, pictures())[1] == 0

@@ -8,6 +8,7 @@ import torch
 from evaluation.color_world import KnowsColors, color_model
 from sample_runs import frozen, world
 
+from flava_ds.errors import DataError
 from flava_ds.evaluation import frozen_model
 from flava_ds.evaluation.frozen_model import Lacking, ahead
 from flava_ds.evaluation.protocols import Embedder, ImageFeatures, Matcher, Scorer, TextFeatures
@@ -82,6 +83,15 @@ def test_what_is_lacking_is_one_line_with_capability_task_and_family():
         model.need(Matcher, "task y")
     with pytest.raises(Lacking, match="TextFeatures"):
         model.text_features(["red"], "task z")
+
+
+def test_features_that_are_no_numbers_are_refused():
+    class Diverged(KnowsColors):
+        def text_features(self, ids):
+            return super().text_features(ids) * torch.tensor([[1.0], [float("nan")]])
+
+    with pytest.raises(DataError, match="colors: 1 of 2 features hold infinities or no numbers"):
+        color_model(Diverged()).text_features(["red", "blue"], "a test")
 
 
 def test_a_capability_is_found_by_its_methods():

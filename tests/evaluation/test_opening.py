@@ -77,6 +77,12 @@ def test_what_does_not_fit_is_named(run, tmp_path):
     (copy / "config.json").write_text(json.dumps(settings))
     with pytest.raises(CheckpointError, match="weights do not fit the model in its config.json"):
         open_model(copy)
+    config = configuration.load(run / "config.json")
+    other = build_task(config).state_dict()
+    other["model.logit_scale"] = torch.full_like(other["model.logit_scale"], float("nan"))
+    write_checkpoint(copy / "checkpoints", 4, other, config)
+    with pytest.raises(CheckpointError, match=r"step_00000004: 'model\.logit_scale' holds infinities or no"):
+        open_model(copy / "checkpoints/step_00000004")
     shutil.rmtree(copy / "checkpoints")
     with pytest.raises(CheckpointError, match="no checkpoint yet"):
         open_model(copy)

@@ -77,3 +77,5 @@ def test_a_training_split_of_one_class_is_named(tmp_path):
     write_sst2(tmp_path, {"train": 1, "dev": 12})
     with pytest.raises(DataError, match="split 'train' has samples of only one class"):
         TextProbe("s", SST2).run(color_model(), find_data(SST2, tmp_path))
+    with pytest.raises(DataError, match="task s: learns from split 'train', so a report on it says nothing"):
+        TextProbe("s", SST2).run(color_model(), find_data(SST2, tmp_path, "train"))

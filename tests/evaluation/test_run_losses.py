@@ -1,10 +1,18 @@
 """Losses on held-out shards are those that a training step on them would log."""
 
 import dataclasses
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
+from data.shard_files import write_tar
+from families.bert.bert_peers import randomize
+from families.unit.unit_toys import tiny_config
+from safetensors.numpy import save
 from sample_runs import pair, world_config, write_world
+from torchvision.io import encode_png
 
 from flava_ds.codebook.frozen import add_codebook
 from flava_ds.config import TrainingConfig
@@ -95,6 +103,46 @@ def test_what_cannot_be_measured_is_one_line(world, tmp_path):
 
 class Two(Alone):
     parts = 2
+
+
+class Half(Two):
+    """One of two threads that add up what both have."""
+
+    def __init__(self, rank, met, given):
+        self.rank, self.met, self.given = rank, met, given
+
+    def mine(self, starts):
+        return list(starts)[self.rank :: 2]
+
+    def add(self, mine):
+        self.given[self.rank] = mine()
+        self.met.wait()
+        total = [sum(own) for own in zip(*self.given, strict=True)]
+        self.met.wait()
+        return total
+
+
+def test_a_loss_over_two_ranks_is_that_of_one_also_where_the_step_normalises_it(tmp_path):
+    """Detection divides the boxes' loss by the objects of the step: the first half here has none."""
+    draw, members = np.random.default_rng(0), []
+    for number in range(8):
+        pixels, count = draw.integers(0, 256, (3, 16, 16), dtype=np.uint8), 3 * (number > 3)
+        boxes = np.tile(np.array([[0.1, 0.2, 0.5, 1]], np.float32), (count, 1))
+        members += [(f"{number}.png", encode_png(torch.from_numpy(pixels)).numpy().tobytes())]
+        labels = {"labels": draw.integers(0, 5, count), "boxes": boxes}
+        members += [(f"{number}.targets.safetensors", save(labels))]
+    write_tar(tmp_path / "0.tar", members)
+    config = dataclasses.replace(tiny_config(), data=dataclasses.replace(tiny_config().data, shuffle=False))
+    losses = RunLosses(config, randomize(config.model.build(config)).eval())
+    [expected] = losses.sums("detection", tmp_path, 8, Alone())
+    met, given = threading.Barrier(2), [[], []]
+    halves = [losses.sums("detection", tmp_path, 8, Half(rank, met, given)) for rank in (0, 1)]
+    with ThreadPoolExecutor(2) as pool:
+        found, again = pool.map(next, halves)
+    assert found == again and found["detection"].terms == expected["detection"].terms
+    for name in ("loss", "correct"):
+        found_sum, whole = (getattr(own["detection"], name) for own in (found, expected))
+        assert found_sum == pytest.approx(whole, rel=1e-5)
 
 
 def test_the_error_of_a_mean_is_that_of_a_ratio_over_batches():

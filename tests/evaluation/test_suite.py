@@ -81,6 +81,16 @@ def test_all_data_that_is_there_makes_one_page(run, root, tmp_path, capsys):
     assert other["food101_probe"] == report["tasks"]["food101_probe"]
     assert other["dtd_probe"]["scores"]["accuracy"]["n"] == 3
 
+    # What a damaged entry says is not kept.
+    other["dtd_probe"], other["food101_probe"] = 5, {"scores": {}, "splits": "published"}
+    whole = json.loads((tmp_path / "out/suite.json").read_text()) | {"tasks": other}
+    (tmp_path / "out/suite.json").write_text(json.dumps(whole))
+    words[2] = "vision"
+    status, _, again = suite(capsys, *words)
+    assert status == 0 and {"dtd_probe", "food101_probe"}.isdisjoint(
+        re.findall(r"^(\w+): kept from an earlier run", again, re.M)
+    )
+
     # Other weights and settings are said, and nothing is kept.
     words[2] = "pairs"
     for more, differs in ((["--limit", 4], "limit (None, here 4)"), (["--precision", "fp32"], "weights (")):

@@ -84,7 +84,8 @@ def test_a_step_in_parts_has_the_loss_of_the_whole(objective):
             target_cu_seqlens=torch.tensor([0, 0, 0] if rows.start == 0 else [0, 4, 5]).int(),
             step_terms=terms,
         )
-        part = dataclasses.replace(part, size=2, source="detection")
+        numbers = {**part.numbers, "step_samples": 4}
+        part = dataclasses.replace(part, size=2, numbers=numbers)
         own = hidden[:, rows].reshape(-1, WIDTH)
         loss = objective(None, {"detection": own}, part)
         total += loss.sum
@@ -108,6 +109,14 @@ def test_more_objects_than_queries_are_refused():
     config = tiny_config()
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, sources=sources))
     with pytest.raises(ConfigError, match=r"detection.num_queries is 4, but .* 'boxes' may have 9 objects"):
+        check_objectives(config)
+
+
+def test_a_weight_between_thousandths_is_refused():
+    config = tiny_config(objectives={"detection": DetectionConfig(num_classes=5, none_weight=0.0004)})
+    with pytest.raises(
+        ConfigError, match="none_weight is 0.0004, but terms are counted in thousandths; use 0"
+    ):
         check_objectives(config)
 
 

@@ -48,6 +48,8 @@ def test_the_parts_of_a_calibrated_plan_take_the_measured_time(tmp_path, capsys)
             r"tuned\.json: no trial has a forecast beside its measurement",
         ),
         ({"gpu": "a100"}, r"was measured on 'a100', this plan is for 'h100'; use --gpu a100"),
+        ({"trials": [{"step_ms": -9.0, "planned_ms": 3}]}, r"tuned\.json: a trial took -3 times the planned"),
+        ({"trials": [{"step_ms": float("nan"), "planned_ms": 3}]}, r"a trial took nan times"),
         ({"trials": 7}, r"tuned\.json: not the results of `flava-ds plan --tune`"),
     ],
 )

@@ -1,5 +1,7 @@
 """Runs of a table: what is read, intervals, the run that was held out, and advice against its closed form."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -49,6 +51,8 @@ def test_advice_is_the_closed_form_minimum():
     assert advice.parameters == pytest.approx(g * (budget / 6) ** (LAW["beta"] / total), rel=0.02)
     assert 6 * advice.parameters * advice.samples == pytest.approx(budget)
     assert advice.beyond == pytest.approx(budget / (6 * 9e6 * 2e6))
+    flat = dataclasses.replace(law, fit=dataclasses.replace(law.fit, numbers=np.array([0.3, 0.3, 2, 9, 0])))
+    assert findings.advise(flat, runs, budget) is None, "data is worth nothing: no size is large enough"
 
 
 def test_scarce_data_asks_for_a_larger_model():

@@ -28,6 +28,20 @@ def test_what_a_run_used_and_reached(tmp_path):
     assert found["loss/mim"] == 2.0 and found["evaluation/gallery/nats"] == 1.25
 
 
+def test_numbers_of_sources_that_differ_in_batch_and_of_one_that_came_last_long_ago(tmp_path):
+    written(tmp_path)
+    header, *lines = (json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines())
+    sources = {"a": {"global_batch_size": 10}, "b": {"global_batch_size": None}}
+    header["config"] = {"training": {"global_batch_size": 34}, "data": {"sources": sources}}
+    for line, rare in zip(lines, (8.0, 6.0, None), strict=True):
+        line |= {} if rare is None else {"loss/rare": rare}
+    (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, [header, *lines])))
+    found = results(tmp_path)
+    # 15 steps of 10 samples, in four passes, and 5 of 34: 150 of 320 samples are of a
+    assert found["unique_samples"] == pytest.approx(160 * (150 / 320 / 4 + 170 / 320))
+    assert found["loss/rare"] == 6.0
+
+
 def test_a_number_along_what_was_used(tmp_path):
     written(tmp_path)
     log = read_log(tmp_path / "log.jsonl")

@@ -1,5 +1,6 @@
 """A sweep as it is written: its runs, their names, and every mistake in one line."""
 
+import datetime
 import random
 
 import pytest
@@ -93,6 +94,18 @@ def search(**changes):
         (search(by="optuna") | {"seeds": [1]}, "optuna's search takes no grid and no seeds"),
         ({"base": "demo", "parts": {"p": {"search": search(by="optuna")["search"]}}},
          "cannot be one of several parts"),
+        (GRID | {"fixed": [1]}, "s.yaml: fixed is [1]; give names with values"),
+        ({"base": "demo", "parts": {"p": {"seeds": [0], "fixed": 2}}}, "parts.p: fixed is 2; give names"),
+        (GRID | {"grid": {"width": [[64]]}}, "grid.width has [64], which is no label of axes.width"),
+        (GRID | {"grid": {"a": [datetime.date(2020, 1, 1)]}}, "a is datetime.date(2020, 1, 1); give"),
+        (GRID | {"fixed": {"model": {"x": 1}}}, "model is {'x': 1}; give a number, a text or a list"),
+        (GRID | {"grid": {"name": ["x", "y"]}}, "a sweep gives every run its own name; leave it out"),
+        (GRID | {"fixed": {"logging.run-directory": "x"}}, "every run its own logging.run-directory"),
+        (GRID | {"metric": ["loss"]}, "metric is ['loss'], which is no text"),
+        (GRID | {"name": "../up"}, "name '../up' names no folder"),
+        (GRID | {"axes": {"width": {"64": {"optimizer.lr": 1}, "own": {}}}},
+         "a later axis sets optimizer.lr to 1, so no run has 0.0001; put the axis optimizer.lr last"),
+        (search(fields={"x": {"from": 0.5, "to": 3, "integer": True}}), "whole numbers from 0.5 to 3; give"),
     ],
 )  # fmt: skip
 def test_slips_are_one_line(spec, message):

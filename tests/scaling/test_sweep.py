@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from flava_ds.commands.sweep import show
 from flava_ds.errors import ConfigError, UserError
 from flava_ds.scaling.spec import Run
 from flava_ds.scaling.sweep import Sweep, merged, reason_in, write_tables
@@ -61,11 +62,50 @@ def test_a_folder_may_grow_but_holds_one_sweep_of_one_commit(tmp_path):
     assert merged(old, other, "s.yaml", True) == other
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"runs": {"a": {}}}'])
+def manifest(**changes) -> str:
+    """A manifest of one run, changed."""
+    run = Run({"x": 1}, {"x": 1})
+    own = {"overrides": {"x": 1}, "point": {"x": 1}, "parts": [], "held_out": False, "facts": {}}
+    said = {"base": "demo", "metric": "loss/mim", "commit": "c", "plugins": [], "runs": {run.name: own}}
+    return json.dumps(said | changes)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        '{"runs": {"a": {}}}',
+        manifest(metric=5),
+        manifest().replace('"overrides": {"x": 1}', '"overrides": {"x": 2}'),
+        manifest().replace('"point": {"x": 1}', '"point": null'),
+    ],
+)
 def test_a_broken_manifest_is_one_line(tmp_path, text):
     (tmp_path / "sweep.json").write_text(text)
     with pytest.raises(UserError, match=r"sweep\.json: cannot be read") as caught:
         Sweep.open(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "5",
+        "{}",
+        '{"state": "done", "attempts": 1}',
+        '{"state": "failed"}',
+        '{"state": "finished", "attempts": 1, "results": {"flops": "a"}}',
+    ],
+)
+def test_a_broken_state_is_one_line(tmp_path, text):
+    (tmp_path / "sweep.json").write_text(manifest())
+    sweep = Sweep.open(tmp_path)
+    [name] = sweep.runs
+    (tmp_path / "states").mkdir()
+    (tmp_path / f"states/{name}.json").write_text(text)
+    with pytest.raises(UserError, match=rf"states/{name}\.json: cannot be read \(.*; remove it") as caught:
+        sweep.rows()
     assert "\n" not in str(caught.value)
 
 
@@ -76,3 +116,9 @@ def test_the_last_error_is_the_reason(tmp_path):
     assert reason_in(log) == "b"
     with pytest.raises(UserError, match=r"holds no sweep\.json"):
         Sweep.open(tmp_path)
+
+
+def test_a_search_that_has_asked_for_nothing_yet_opens_again(tmp_path):
+    sweep_in(tmp_path).save()
+    with pytest.raises(UserError, match="has no run yet; go on with its SPEC"):
+        show(Sweep.open(tmp_path), parquet=False)

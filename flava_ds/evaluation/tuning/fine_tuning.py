@@ -15,6 +15,7 @@ from torch import nn
 
 from flava_ds.errors import DataError
 from flava_ds.evaluation.frozen_model import FrozenModel
+from flava_ds.evaluation.probe import refuse_training_split
 from flava_ds.evaluation.protocols import EvaluationData, PairStates, Score, Splits, TextStates
 from flava_ds.evaluation.tuning.fitting import Fitting, Inputs, Network, inputs_of
 from flava_ds.evaluation.tuning.goals import Goal, mean_of
@@ -60,6 +61,7 @@ class FineTuning(ABC):
 
     def run(self, model: FrozenModel, data: Splits) -> dict[str, Score]:
         """Returns the goal's numbers. Raises: DataError, UserError."""
+        refuse_training_split(self.name, data)
         splits = {split: data.read(split) for split in dict.fromkeys((data.split, *self.also))}
         chooses = self._choosing(data)
         read = splits | ({chooses: data.read(chooses)} if chooses else {})

@@ -61,7 +61,7 @@ class Saved:
             found = loads(read_small(self._done))
             same = found["identity"] == self.identity
             return _scores(found["scores"]) if same else None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{self._done}: not readable ({error}); delete it to start again") from error
 
     def load(self) -> tuple[dict[str, Tensor], Progress] | None:
@@ -83,7 +83,7 @@ class Saved:
                     )
             tensors = {name: file.read(name) for name in file.entries}
             return tensors, Progress.from_json(file.metadata["progress"])
-        except (KeyError, ValueError, TypeError) as error:
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise DataError(f"{self._running}: not readable ({error}); delete it to start again") from error
         finally:
             file.close()

@@ -19,6 +19,7 @@ from flava_ds.families.offers import (
     PairMatcher,
     RegionPairStates,
     WordReading,
+    detector_of,
     for_pairs,
     images_of,
 )
@@ -49,9 +50,7 @@ def offers(module: Task, config: Any) -> tuple[tuple[object, ...], dict[str, str
     texts = BertTexts(module.model, sep_id)
     if model.detector is None:
         return (texts,), LACKS | NO_DETECTOR
-    from flava_ds.regions.detector import load_detector
-
-    detector = load_detector(model.detector).to(module.model.word_table().device)
+    detector = detector_of(model, module.model.word_table().device)
     part = PairPart(module.model, detector, model.load_tokenizer(config))
     parts, lacks = for_pairs(module, config, ImageTextMatchingConfig, part.pooled, part.read)
     for name, objective in module.objectives.items():

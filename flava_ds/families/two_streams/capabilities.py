@@ -13,7 +13,14 @@ import numpy as np
 from torch import Tensor, nn
 
 from flava_ds.batch import Packed
-from flava_ds.families.offers import NO_DETECTOR, RegionPairStates, WordReading, for_pairs, images_of
+from flava_ds.families.offers import (
+    NO_DETECTOR,
+    RegionPairStates,
+    WordReading,
+    detector_of,
+    for_pairs,
+    images_of,
+)
 from flava_ds.families.two_streams.config import TEXT_VIEW, two_streams_of
 from flava_ds.families.two_streams.model import TwoStreamModel
 from flava_ds.layers.words import pack
@@ -31,12 +38,10 @@ LACKS = dict.fromkeys(
 
 def offers(module: Task, config: Any) -> tuple[tuple[object, ...], dict[str, str]]:
     """Returns the capabilities of a model with its objectives, and what it lacks: protocol -> reason."""
-    detector = two_streams_of(config).detector
-    if detector is None:
+    model = two_streams_of(config)
+    if model.detector is None:
         return (), LACKS | NO_DETECTOR
-    from flava_ds.regions.detector import load_detector
-
-    part = PairPart(module.model, load_detector(detector).to(module.model.word_table().device))
+    part = PairPart(module.model, detector_of(model, module.model.word_table().device))
     parts, lacks = for_pairs(module, config, ImageTextMatchingConfig, part.pooled, part.read)
     return (RegionPairStates(part), *parts), LACKS | lacks
 

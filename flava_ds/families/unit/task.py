@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -42,11 +43,18 @@ class UnitTask(BatchNormTask):
         super().__init__(Unit(model, queries), objectives, model.image.norm_momentum)
         self.config = config
 
-    def step(self, batch: Batch, denominators: Mapping[str, Tensor], *arguments: Any) -> StepOutput:
-        """Tells the step's one objective how many terms the step has."""
+    def told(self, batch: Batch, terms: Mapping[str, Any], samples: int) -> Batch:
+        """Tells the step's one objective how many terms and samples the step has."""
         [name] = self.active(batch.kind)
+        found = torch.as_tensor(terms[name], dtype=torch.float32, device=batch["target_labels"].device)
+        told = batch.having(step_terms=found)
+        return replace(told, numbers={**batch.numbers, "step_samples": samples})
+
+    def step(self, batch: Batch, denominators: Mapping[str, Tensor], *arguments: Any) -> StepOutput:
+        """Returns a micro-batch's part of the step's loss, whose one objective is told of the step."""
         ranks = dist.get_world_size() if dist.is_initialized() else 1
-        batch = batch.having(step_terms=denominators[name] * ranks)
+        terms = {name: own * ranks for name, own in denominators.items()}
+        batch = self.told(batch, terms, self.config.global_batch_size(batch.source))
         return super().step(batch, denominators, *arguments)
 
     def passes(self, batch: Batch) -> Iterator[Pass]:

@@ -11,6 +11,7 @@ from sample_batches import denominators
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from flava_ds.config.tree import check_objectives
 from flava_ds.errors import ConfigError
 from flava_ds.families.clip.task import build_task
 from flava_ds.objectives.itm import ImageTextMatchingConfig
@@ -116,3 +117,5 @@ def test_objectives_over_other_views_are_refused(objective):
         ConfigError, match="the view 'multimodal_masked', but the family 'clip' has only image and text"
     ):
         build_task(config)
+    with pytest.raises(ConfigError, match=r"^objectives\.other reads the view 'multimodal_masked', but"):
+        check_objectives(config)

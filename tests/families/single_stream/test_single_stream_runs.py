@@ -13,6 +13,7 @@ from region_files import CLASSES, WIDTH, with_regions, write_regions, write_text
 
 from flava_ds.config import Config, SourceConfig, from_dict, to_dict
 from flava_ds.config.encoders import BertTextConfig, RegionsConfig
+from flava_ds.config.tree import check_objectives
 from flava_ds.data.indexed import IndexedShards
 from flava_ds.data.reader import BatchReader
 from flava_ds.errors import ConfigError
@@ -162,8 +163,8 @@ def test_demo_recipes_have_the_demos_training_flops(recipe, tokens):
 def test_masks_of_regions_must_agree(tmp_path):
     config = make(tmp_path, "uniter")
     objectives = config.objectives | {"mrc": MaskedRegionClassesConfig(mask_probability=0.3)}
-    with pytest.raises(ConfigError, match="mrfr and objectives.mrc read the same masks of regions"):
-        objectives["mrfr"].check("objectives.mrfr", dataclasses.replace(config, objectives=objectives))
+    with pytest.raises(ConfigError, match=r"mrfr.mask_probability is 0.15 and objectives.mrc.* is 0.3, but"):
+        check_objectives(dataclasses.replace(config, objectives=objectives))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 import torch
 from families.two_streams.two_stream_peers import FEATURES, lxmert, make_batch, randomize, vilbert
 
+from flava_ds.errors import ConfigError
 from flava_ds.evaluation.protocols import CAPABILITIES, Losses, Matcher, PairStates, Scorer
 from flava_ds.families.two_streams.capabilities import PairPart, offers
 from flava_ds.families.two_streams.config import TEXT_VIEW
@@ -106,3 +107,6 @@ def test_without_a_detector_or_its_objectives_it_says_why(family, detector):
     _, lacks = offers(build_task(alone), alone)
     assert "no matching head" in lacks["Matcher"] and "no masked objective" in lacks["Scorer"]
     assert "neither is trained alone" in lacks["Embedder"]
+    other = dataclasses.replace(alone, model=dataclasses.replace(model, detector="demo"))
+    with pytest.raises(ConfigError, match=f"features of width 64, and the model reads {FEATURES}"):
+        offers(build_task(alone), other)

@@ -169,7 +169,7 @@ def test_a_run_from_nothing_to_its_result(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--rows", "flava_cc"], "row flava_cc: there is none; did you mean 'flava_c'?"),
+        (["--rows", "flava_cc"], "--rows flava_cc: there is none; did you mean 'flava_c'?"),
         (["--work", "smal"], "--work smal: there is none; did you mean 'small'?"),
         (["--seeds", "0"], "--seeds 0: use at least 1"),
         (["--most", "-1"], "--most -1: use at least 0"),

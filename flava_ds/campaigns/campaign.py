@@ -180,7 +180,8 @@ def read_result(file: Path) -> dict[str, Any]:
                 raise ValueError(f"{name} has sums of {len(sums)} clusters of {len(counts)}")
             if not abs(mean - value) < ROUNDED:
                 raise ValueError(f"the items of {name} have the mean {mean:g} and not {value:g}")
-        numbers = {name: float(found[name]) for name in ("training_flops", "training_seconds")}
+        work = ("training_flops", "training_seconds")  # the first results, of the ablation, lack them
+        numbers = {name: float(found[name]) for name in work if name in found}
         if not all(map(math.isfinite, numbers.values())):
             raise ValueError(f"{numbers} are no numbers")
         whole = {"seed": int(found["seed"]), "row": str(found["row"]), "code": dict(found["code"])}

@@ -73,15 +73,15 @@ def main() -> int:
     parser.add_argument("--measured", type=Path, metavar="FOLDER", help="of one device, by gpu_suite.sh")
     folder = parser.parse_args().measured
     before = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {}
-    found = {"recipe": RECIPE, "forecasts": forecasts(), "measured": before.get("measured", [])}
+    kept = before.get("measured", [])
     if folder is not None:
         runs = [own for pairs in PAIRS if (own := measured(folder / f"pairs-{pairs}", pairs))]
         if not runs:
             print(f"error: {folder} has no finished pairs-N; run benchmarks/gpu_suite.sh", file=sys.stderr)
             return 2
         new = {(run["card"], run["pairs"]) for run in runs}
-        kept = [run for run in found["measured"] if (run["card"], run["pairs"]) not in new]
-        found["measured"] = [*kept, *runs]
+        kept = [*(run for run in kept if (run["card"], run["pairs"]) not in new), *runs]
+    found = {"recipe": RECIPE, "forecasts": forecasts(), "measured": kept}
     write_whole(RESULT, json.dumps(found, indent=1) + "\n")
     return 0
 

@@ -7,6 +7,7 @@ neither threads nor process groups: importing takes some seconds of each rank ot
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -18,12 +19,20 @@ from typing import Any
 
 IMPORTED_ONCE = (
     "deepspeed",
+    "deepspeed.module_inject.auto_ep_layer",
     "flava_ds.build",
-    "torch._inductor.compile_fx",
-    "deepspeed.runtime.zero.muon.muon_optimizer",
+    "flava_ds.checkpoints.checkpoint",
+    "flava_ds.demo.dataset",
+    "flava_ds.evaluation.runner",
+    "flava_ds.families.flava.task",
+    "flava_ds.recipes",
+    "pytest",
+    "torch._dynamo",
+    "torch.utils.tensorboard",
+    "torchvision.io",
 )
-"""The last two take 8 of the 9 s that a rank would need to start: DeepSpeed compiles a function of its own
-when it makes its first engine.
+"""What most ranks import sooner or later, DeepSpeed's first engine and the tests' own modules included; each
+would take seconds for it.
 """
 
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONWARNINGS": "ignore"}
@@ -64,12 +73,20 @@ def start_server() -> None:
         os.environ.update(kept)
 
 
+def keep_shared_memory() -> None:
+    """Leaves what the server has imported out of garbage collection: to collect is to write into every
+    object, and so to copy the memory shared with the server. DeepSpeed collects when it makes an engine.
+    """
+    gc.freeze()
+
+
 def _rank_main(
     rank: int, function: Callable[..., Any], world_size: int, port: int, folder: str, arguments: tuple
 ) -> None:
     """One rank of `run_ranks`."""
     import torch
 
+    keep_shared_memory()
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),

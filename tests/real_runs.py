@@ -194,6 +194,7 @@ def _rank_main(rank: int, size: int, port: int, folder: Path, prepare: Callable[
 
     from flava_ds.train import main
 
+    rank_processes.keep_shared_memory()
     said = os.open(folder / f"said_{rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(said, 1), os.dup2(said, 2)
     names = {

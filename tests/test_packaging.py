@@ -182,7 +182,7 @@ def test_processes_share_the_files_of_a_group(tmp_path, xdist, jobs, flags):
     runs = [line for line in done.stdout.splitlines() if line.startswith("run with")]
     assert len(runs) == 3 and all(line.endswith("--full") for line in runs)
     assert [line.count(flags) if flags else line.count("-n ") for line in runs] == (
-        [1, 0, 1] if flags else [0, 0, 0]
+        [1, 1, 1] if flags else [0, 0, 0]
     )
     assert ("pytest-xdist is not installed" in done.stdout) == bool(xdist)
 

@@ -39,6 +39,8 @@ def files_to_the_kernel(folder: Path) -> list[str]:
     attention.forward = noting
     words = ["--name", "path", "--logging.run-directory", str(folder), "--logging.no-tensorboard"]
     words += ["--training.total-steps", "1", "--schedule.warmup-steps", "1", "--data.num-workers", "0"]
+    for source in ("pair", "image", "text"):
+        words += [f"--data.sources.{source}.global-batch-size", "4"]
     try:
         assert train.run(["flava_debug", *words]) == 0
     finally:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from flava_ds.config.bounds import Above, AtLeast, AtMost, Below, Share
 from flava_ds.config.family import FamilyConfig
 from flava_ds.errors import ConfigError
-
-if TYPE_CHECKING:
-    from flava_ds.data.tokenizer import WordPieceTokenizer
 
 Width = Annotated[int, AtLeast(1), AtMost(2**17)]
 """Features per token."""
@@ -224,12 +221,6 @@ class RegionTextConfig(NormallyInitialized):
     @property
     def regions(self) -> RegionsConfig:
         return self.image
-
-    def load_tokenizer(self, config: Any) -> WordPieceTokenizer:
-        """Loads the WordPiece vocabulary, whose special tokens the masked objective needs."""
-        from flava_ds.data.tokenizer import WordPieceTokenizer
-
-        return WordPieceTokenizer(config.data.vocabulary).fitting(self.text.vocab_size)
 
     def check(self, config: Any) -> None:
         self.text.check("model.text")

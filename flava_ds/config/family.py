@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from flava_ds.config.objectives import in_use
 from flava_ds.config.variants import Variant
@@ -101,11 +101,15 @@ class FamilyConfig(Variant, built_in=BUILT_IN):
         return 1
 
     def load_tokenizer(self, config: Any) -> Tokenizer:
-        """Loads the tokenizer of data.vocabulary.
+        """Loads the WordPiece vocabulary of data.vocabulary, whose special tokens begin and end a text.
+
+        A family with another kind of vocabulary overrides this.
 
         Raises: ConfigError when the model's embedding is too small for its ids.
         """
-        raise NotImplementedError
+        from flava_ds.data.tokenizer import WordPieceTokenizer
+
+        return WordPieceTokenizer(config.data.vocabulary).fitting(cast(Any, self).text.vocab_size)
 
     def offers(self, task: Any, config: Any) -> tuple[tuple[object, ...], dict[str, str]]:
         """Returns what a trained model offers to evaluations, and why it lacks the rest: protocol -> reason.

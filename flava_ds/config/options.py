@@ -42,6 +42,8 @@ def override(
     Raises: ConfigError for an unknown option or an invalid value.
     """
     default, words = switch_variants(default, words)
+    if not words:  # as on every rank, which reads a saved configuration
+        return default
     check_option_names(default, words, beside)
     return _parse(default, words, prog)
 

@@ -19,6 +19,7 @@ def apply_before_initialize(timeout_s: int) -> None:
     # one warning per collective: DeepSpeed calls deprecated functions
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     skip_shared_memory_op()
+    leave_muon_uncompiled()
     honour_group_timeout(timeout_s)
     see_tensors_in_dataclasses()
 
@@ -26,11 +27,27 @@ def apply_before_initialize(timeout_s: int) -> None:
 def skip_shared_memory_op() -> None:
     """Stops DeepSpeed from compiling deepspeed_shm_comm on CPU at every start.
 
-    The build takes 25-80 s and needs g++ and ninja; only inference uses the result.
+    The build takes 25-80 s and needs g++ and ninja; only inference uses the result. Reading the table of
+    compatible operators would run compilers to fill it, and nothing but that build asks for it.
     """
     import deepspeed.ops
 
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
+
+
+def leave_muon_uncompiled() -> None:
+    """Imports DeepSpeed's Muon, as every ZeRO stage does, without importing torch's compiler for it.
+
+    That takes one to three seconds of each rank's start. None of our optimizers is that one.
+    """
+    from deepspeed.runtime import compiler
+
+    original = compiler.compile
+    compiler.compile = lambda: lambda function: function
+    try:
+        import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
+    finally:
+        compiler.compile = original
 
 
 def honour_group_timeout(timeout_s: int) -> None:

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -86,7 +85,6 @@ def test_what_was_measured_stands_beside_the_forecast(tmp_path):
     assert "measured" not in others and "NVIDIA H100 80GB HBM3 at 0123456" in h100
 
 
-def test_without_a_measurement_it_says_so(tmp_path):
-    command = [sys.executable, ROOT / "benchmarks" / "forecast.py", "--measured", tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2 and "has no finished pairs-N" in done.stderr
+def test_without_a_measurement_it_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["forecast.py", "--measured", str(tmp_path)])
+    assert benchmark.main() == 2 and "has no finished pairs-N" in capsys.readouterr().err

@@ -19,6 +19,7 @@ from flava_ds.checkpoints import contents
 from flava_ds.checkpoints.place import Place
 from flava_ds.config import parse
 from flava_ds.errors import UserError
+from flava_ds.storage import retry
 
 CASES = {
     "shard": 50,
@@ -32,6 +33,12 @@ CASES = {
 }
 """Of the part that `make test` runs: half a minute on a quiet core."""
 ENTRIES = sorted(path for path in CORPUS.glob("*/*") if path.is_file())
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch):
+    """A server that is not there is asked again at once."""
+    monkeypatch.setattr(retry, "_FIRST_WAIT_S", 0.001)
 
 
 @pytest.mark.parametrize("surface", SURFACES)

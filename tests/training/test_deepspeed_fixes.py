@@ -5,6 +5,8 @@ workaround can go.
 from __future__ import annotations
 
 import datetime
+import importlib
+import sys
 
 import torch
 from test_engine import run_steps
@@ -21,6 +23,7 @@ def initialize(module: torch.nn.Module, stage: int, optimizer: torch.optim.Optim
     import deepspeed
 
     deepspeed_fixes.skip_shared_memory_op()
+    deepspeed_fixes.leave_muon_uncompiled()
     base = {
         "train_micro_batch_size_per_gpu": 1,
         "zero_allow_untested_optimizer": True,
@@ -213,6 +216,25 @@ def _shared_memory_op() -> tuple[bool, object]:
     wanted = deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"]
     deepspeed_fixes.skip_shared_memory_op()
     return bool(wanted), build_shm_op()
+
+
+COMPILER = "torch._inductor.compile_fx"
+
+
+def test_upstream_still_imports_the_compiler_for_an_optimizer_that_is_not_used(run_ranks):
+    assert run_ranks(_compiler_for_muon, 1) == [(False, False, True)]
+
+
+def _compiler_for_muon() -> tuple[bool, bool, bool]:
+    """Whether torch's compiler is imported: at first, with Muon after the fix, and without the fix."""
+    first = COMPILER in sys.modules
+    deepspeed_fixes.leave_muon_uncompiled()
+    from deepspeed.runtime.zero.muon import muon_optimizer, original_muon
+
+    assert issubclass(muon_optimizer.MuonWithAuxAdam, original_muon.MuonWithAuxAdam)
+    fixed = COMPILER in sys.modules
+    importlib.reload(original_muon)
+    return first, fixed, COMPILER in sys.modules
 
 
 def test_scalars_become_vectors_of_one_in_place():

@@ -26,7 +26,6 @@ from flava_ds.errors import ConfigError
 
 if TYPE_CHECKING:
     from flava_ds.config import Config
-    from flava_ds.data.tokenizer import WordPieceTokenizer
 
 Layers = Annotated[int, AtLeast(1), AtMost(1000)]
 INSTEAD = {
@@ -85,12 +84,6 @@ class AlbefConfig(ImageTextConfig, NormallyInitialized, type="albef"):
             intermediate_size=text.intermediate_size,
             layer_norm_eps=text.layer_norm_eps,
         )
-
-    def load_tokenizer(self, config: Any) -> WordPieceTokenizer:
-        """Loads the WordPiece vocabulary, whose special tokens the masked objective needs."""
-        from flava_ds.data.tokenizer import WordPieceTokenizer
-
-        return WordPieceTokenizer(config.data.vocabulary).fitting(self.text.vocab_size)
 
     def shape_of(self, view: str) -> EncoderConfig:
         """Returns a view's encoder configuration. Raises: ConfigError for a view that ALBEF lacks."""

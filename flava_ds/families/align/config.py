@@ -15,7 +15,6 @@ from flava_ds.config.encoders import BertTextConfig, Deviation, NormallyInitiali
 
 if TYPE_CHECKING:
     from flava_ds.config import Config
-    from flava_ds.data.tokenizer import WordPieceTokenizer
 
 Factor = Annotated[float, Above(0), AtMost(100)]
 
@@ -77,12 +76,6 @@ class AlignConfig(NormallyInitialized, type="align"):
 
     def samples_together(self, content: str) -> int:
         return self.image.norm_group
-
-    def load_tokenizer(self, config: Any) -> WordPieceTokenizer:
-        """Loads the WordPiece vocabulary."""
-        from flava_ds.data.tokenizer import WordPieceTokenizer
-
-        return WordPieceTokenizer(config.data.vocabulary).fitting(self.text.vocab_size)
 
     def shape_of(self, view: str) -> Any:
         """Returns a view's tower configuration. Raises: ConfigError for a view that ALIGN lacks."""

@@ -19,7 +19,6 @@ from flava_ds.errors import ConfigError
 
 if TYPE_CHECKING:
     from flava_ds.config import Config
-    from flava_ds.data.tokenizer import WordPieceTokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +68,6 @@ class FlavaConfig(ImageTextConfig, NormallyInitialized, type="flava"):
     def num_patches(self) -> int:
         """Patches per image."""
         return self.image.num_patches
-
-    def load_tokenizer(self, config: Any) -> WordPieceTokenizer:
-        """Loads the WordPiece vocabulary, whose special tokens the masked objectives need."""
-        from flava_ds.data.tokenizer import WordPieceTokenizer
-
-        return WordPieceTokenizer(config.data.vocabulary).fitting(self.text.vocab_size)
 
     def shape_of(self, view: str) -> EncoderConfig:
         """Returns a view's encoder configuration."""

@@ -15,7 +15,6 @@ from flava_ds.errors import ConfigError
 
 if TYPE_CHECKING:
     from flava_ds.config import Config
-    from flava_ds.data.tokenizer import WordPieceTokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,12 +58,6 @@ class SimvlmConfig(NormallyInitialized, type="simvlm"):
 
     def samples_together(self, content: str) -> int:
         return self.image.norm_group or 1 if content == "pair" else 1
-
-    def load_tokenizer(self, config: Any) -> WordPieceTokenizer:
-        """Loads the WordPiece vocabulary; its [CLS] and [SEP] begin and end a text."""
-        from flava_ds.data.tokenizer import WordPieceTokenizer
-
-        return WordPieceTokenizer(config.data.vocabulary).fitting(self.text.vocab_size)
 
     def shape_of(self, view: str) -> StackConfig:
         """Returns the decoder's configuration. Raises: ConfigError for a view that SimVLM lacks."""

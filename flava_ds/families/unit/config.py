@@ -20,7 +20,6 @@ from flava_ds.errors import ConfigError
 
 if TYPE_CHECKING:
     from flava_ds.config import Config
-    from flava_ds.data.tokenizer import WordPieceTokenizer
 
 TASKS: Mapping[str, str] = {
     "detection": "image",
@@ -93,12 +92,6 @@ class UnitConfig(NormallyInitialized, type="unit"):
 
     def samples_together(self, content: str) -> int:
         return 1 if content == "text" else self.image.norm_group or 1
-
-    def load_tokenizer(self, config: Any) -> WordPieceTokenizer:
-        """Loads the WordPiece vocabulary; its [CLS] and [SEP] begin and end a text."""
-        from flava_ds.data.tokenizer import WordPieceTokenizer
-
-        return WordPieceTokenizer(config.data.vocabulary).fitting(self.text.vocab_size)
 
     def shape_of(self, view: str) -> PositionedConfig:
         """Returns the decoder's configuration. Raises: ConfigError for a task that UniT lacks."""

@@ -24,7 +24,6 @@ from flava_ds.errors import ConfigError
 
 if TYPE_CHECKING:
     from flava_ds.config import Config
-    from flava_ds.data.tokenizer import WordPieceTokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,12 +103,6 @@ class ViltConfig(NormallyInitialized, type="vilt"):
             hidden_size=self.image.hidden_size,
             layer_norm_eps=self.image.layer_norm_eps,
         )
-
-    def load_tokenizer(self, config: Any) -> WordPieceTokenizer:
-        """Loads the WordPiece vocabulary, whose special tokens the masked objective needs."""
-        from flava_ds.data.tokenizer import WordPieceTokenizer
-
-        return WordPieceTokenizer(config.data.vocabulary).fitting(self.text.vocab_size)
 
     def shape_of(self, view: str) -> StreamConfig:
         """Returns the stream's configuration. Raises: ConfigError for a view that ViLT lacks."""

@@ -12,7 +12,7 @@ from flava_ds.config.variants import Variant
 from flava_ds.errors import ConfigError
 
 if TYPE_CHECKING:
-    from flava_ds.data.plan import BatchPlan, Tokenizer
+    from flava_ds.data.plan import BatchPlan
     from flava_ds.training.task import Task
 
 BUILT_IN = {
@@ -100,10 +100,11 @@ class FamilyConfig(Variant, built_in=BUILT_IN):
         """Returns of how many samples a micro-batch holds whole groups; `content` is a kind of sample."""
         return 1
 
-    def load_tokenizer(self, config: Any) -> Tokenizer:
-        """Loads the WordPiece vocabulary of data.vocabulary, whose special tokens begin and end a text.
+    def load_tokenizer(self, config: Any) -> Any:
+        """Loads the WordPiece vocabulary of data.vocabulary, whose special tokens begin and end a text: a
+        WordPieceTokenizer.
 
-        A family with another kind of vocabulary overrides this.
+        A family with another kind of vocabulary overrides this, and returns another Tokenizer.
 
         Raises: ConfigError when the model's embedding is too small for its ids.
         """

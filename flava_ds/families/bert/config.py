@@ -14,7 +14,6 @@ from flava_ds.config.encoders import BertTextConfig, NormallyInitialized
 
 if TYPE_CHECKING:
     from flava_ds.config import Config
-    from flava_ds.data.tokenizer import WordPieceTokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +35,6 @@ class BertConfig(NormallyInitialized, type="bert"):
     @property
     def image_size(self) -> int:
         return 0
-
-    def load_tokenizer(self, config: Any) -> WordPieceTokenizer:
-        """Loads the WordPiece vocabulary, whose special tokens both objectives need."""
-        from flava_ds.data.tokenizer import WordPieceTokenizer
-
-        return WordPieceTokenizer(config.data.vocabulary).fitting(self.text.vocab_size)
 
     def shape_of(self, view: str) -> BertTextConfig:
         """Returns the encoder's configuration. Raises: ConfigError for a view that BERT lacks."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from torch import Tensor
@@ -12,20 +12,23 @@ from torch import Tensor
 from flava_ds.batch import Batch
 from flava_ds.config.bounds import Share
 from flava_ds.config.objectives import ObjectiveConfig
-from flava_ds.data.order import uniform_at
+from flava_ds.data.order import uniform_at, uniforms
 from flava_ds.data.plan import BatchPlan, Draft
 from flava_ds.data.tokenizer import WordPieceTokenizer
 from flava_ds.errors import ConfigError
 from flava_ds.layers.heads import MaskedPredictionHead, TiedPredictionHead
 from flava_ds.objectives.base import Loss, Objective
 
-_SELECT_STREAM, _ACTION_STREAM, _TOKEN_STREAM = 12, 13, 14
+_SELECT_STREAM, _ACTION_STREAM, _TOKEN_STREAM, _SHARE_STREAM = 12, 13, 14, 24
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedTextConfig(ObjectiveConfig, type="mlm"):
     """Masked language modelling (MLM): predicts 15 % of the tokens, replaced 80/10/10 as in BERT."""
 
+    masking: Literal["probability", "any_share"] = "probability"
+    """'probability' as published; 'any_share' predicts between one token and all tokens of a text, as writing
+    one by one needs (MaskGIT), and does not read mask_probability."""
     mask_probability: Share = 0.15
     """Probability that a token, or a word with whole_word, is predicted."""
     mask_token_share: Share = 0.8
@@ -40,6 +43,7 @@ class MaskedTextConfig(ObjectiveConfig, type="mlm"):
     kinds: ClassVar[frozenset[str]] = frozenset({"text"})
     title: ClassVar[str] = "Masked language"
     drawn_once: ClassVar[tuple[str, ...]] = (
+        "masking",
         "mask_probability",
         "mask_token_share",
         "random_token_share",
@@ -168,20 +172,25 @@ def mask_tokens(
 
     Token-wise, each ordinary token is selected independently with mask_probability. With whole words, words
     are selected in random order until they cover mask_probability of the text's ordinary tokens (rounded, at
-    least one), so that a short caption always has something to predict.
+    least one), so that a short caption always has something to predict. Masking any share, the quota is the
+    share cos(pi / 2 * u) of the text's tokens, u uniform.
 
     Shapes:
         seeds      [b]  uint64
         input_ids  [T]  int64, packed
         lengths    [b]  tokens of each text
-    Source: BERT (Devlin et al. 2019), section 3.1 and the whole-word variant of its repository.
+    Source: BERT (Devlin et al. 2019), section 3.1 and the whole-word variant of its repository. Any share is
+    MaskGIT's (Chang et al. 2022) cosine schedule, of which training sees every moment.
     """
     position = np.arange(len(input_ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     token_seeds = np.repeat(seeds, lengths)
     ordinary = ~np.isin(input_ids, tokenizer.special_ids)
-    if config.whole_word:
-        continues = tokenizer.continues_word[input_ids]
-        selected = _select_words(seeds, position, lengths, ordinary, continues, config.mask_probability)
+    if config.whole_word or config.masking == "any_share":
+        continues = tokenizer.continues_word[input_ids] & config.whole_word
+        shares = np.full(len(seeds), config.mask_probability)
+        if config.masking == "any_share":
+            shares = np.cos(np.pi / 2 * uniforms(seeds, 1, stream=_SHARE_STREAM)[:, 0])
+        selected = _select_words(seeds, position, lengths, ordinary, continues, shares)
     else:
         draws = uniform_at(token_seeds, position, stream=_SELECT_STREAM)
         selected = ordinary & (draws < config.mask_probability)
@@ -206,9 +215,9 @@ def _select_words(
     lengths: np.ndarray,
     ordinary: np.ndarray,
     continues: np.ndarray,
-    probability: float,
+    shares: np.ndarray,
 ) -> np.ndarray:
-    """Selects whole words in random order until the text's quota is covered: [T] bool.
+    """Selects whole words in random order until a share of each text's tokens is covered: [b] -> [T] bool.
 
     A word never crosses a text boundary or a special token.
     """
@@ -221,7 +230,7 @@ def _select_words(
     owner = sample[first]
     order = np.lexsort((uniform_at(seeds[owner], position[first], stream=_SELECT_STREAM), owner))
     tokens = np.bincount(sample[ordinary], minlength=len(lengths))
-    quota = np.where(probability > 0, np.maximum(1, np.rint(tokens * probability)), 0)
+    quota = np.where(shares > 0, np.maximum(1, np.rint(tokens * shares)), 0)
     covered = np.cumsum(size[order]) - size[order]
     before_text = np.cumsum(tokens) - tokens
     chosen = np.zeros(len(first), dtype=bool)

@@ -1,4 +1,6 @@
-"""A short further training that teaches the demo's model to draw: masks of any size, on whole pictures."""
+"""A short further training that teaches the demo's model to draw and to write: masks of any size, on whole
+pictures.
+"""
 
 import dataclasses
 
@@ -11,9 +13,9 @@ from flava_ds.recipes.demo import demo
 def demo_generate() -> Config:
     """Returns the recipe for `--initial-weights runs/demo...`: pairs, with masks of any share.
 
-    The demo masks six of sixteen patches of pictures that vary in crop and colour. Drawing begins with all
-    patches masked, and a caption's colours should mean what they say. The contrastive loss stays, to judge
-    what is drawn.
+    The demo masks six of sixteen patches of pictures that vary in crop and colour, and few words. Drawing
+    begins with all patches masked, writing with all words, and a caption's colours should mean what they say.
+    The contrastive loss stays, to judge what is made.
     """
     base = demo()
     pair = dataclasses.replace(
@@ -28,7 +30,9 @@ def demo_generate() -> Config:
         objectives={
             "global_contrastive": base.objectives["global_contrastive"],
             "mmm_image": MultimodalMaskedImageConfig(masking="any_share"),
-            "mmm_text": MultimodalMaskedTextConfig(mask_probability=0.3),
+            "mmm_text": MultimodalMaskedTextConfig(
+                masking="any_share", mask_token_share=1.0, random_token_share=0.0
+            ),
         },
         training=dataclasses.replace(base.training, total_steps=1500),
         schedule=CosineScheduleConfig(warmup_steps=100, min_lr=1e-5),

@@ -75,6 +75,16 @@ def test_whole_words_are_masked_whole_and_at_least_one_per_text(tokenizer):
     assert np.add.reduceat(hidden, np.cumsum(lengths) - lengths).min() >= 1
 
 
+@pytest.mark.parametrize("whole_word", [False, True])
+def test_any_share_is_the_cosine_of_a_uniform_number_and_never_none(tokenizer, whole_word):
+    ids, lengths = packed(tokenizer, ["red cat dog house tree bird small large"] * 4000)
+    config = MaskedTextConfig(masking="any_share", whole_word=whole_word, mask_probability=0.0)
+    masked = mask_tokens(seeds(4000), ids, lengths, config, tokenizer)
+    counts = np.bincount(masked.rows // lengths[0], minlength=4000)
+    assert set(counts) == set(range(1, 9))
+    assert abs((counts / 8).mean() - 2 / np.pi) < 0.02
+
+
 def test_whole_words_are_chosen_evenly(tokenizer):
     """Long words are as likely as short ones: each of four words of the text is hidden equally often."""
     ids, lengths = packed(tokenizer, ["unbelievable cat dog zebra"] * 4000)

@@ -18,7 +18,7 @@ from flava_ds.generation import write_best
 
 WRITES = "text of a pair"
 """What a Scorer must predict to write."""
-WORDS, TURNS = (3, 4, 5, 6, 8), 4
+WORDS, TURNS = (3, 4, 5, 6, 8), 8
 """Tokens of the texts that are tried for each picture, and the turns in which they are filled."""
 
 

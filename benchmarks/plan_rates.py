@@ -1,9 +1,9 @@
 """Measures what the cores of this machine reach, for the planner's forecasts of steps on a CPU.
 
 One of plan_validation.py's parts. Rates are those of one core while one or two of them compute, in CPU time,
-so that other processes count little. No step that plan_time.py forecasts is measured here: operators are timed
-one by one inside steps of `demo` with other micro-batches, and what a step takes beyond its operators is that
-of tiny batches of narrower and wider models.
+so that other processes count little. No step that plan_time.py forecasts is measured here: operators are
+timed one by one inside steps of `demo` with other micro-batches, and what a step takes beyond its operators
+is that of tiny batches of narrower and wider models.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def real_lengths(config: Config) -> dict[str, Any]:
 
 
 def timed_operators() -> tuple[list[tuple[str, float, float, float]], float]:
-    """Returns (name, bytes, FLOPs, seconds) of the operators in steps of `demo`, and the codebook's FLOP/s."""
+    """Returns (name, bytes, FLOPs, seconds) of operators in steps of `demo`, and the codebook's FLOP/s."""
     import torch
 
     from flava_ds.codebook.image_codebook import ImageCodebook

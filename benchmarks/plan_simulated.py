@@ -56,30 +56,33 @@ def real_run(case: Case, folder: Path) -> dict[str, Any]:
         rank = json.loads((run / "lock.json").read_text(encoding="utf-8"))["pid"]
         killed = time.time()
         os.kill(rank, signal.SIGKILL)
+        before = lines_of(run)  # a resumed run cuts off what it repeats
         if status := job.wait(WAIT_S):
             raise SystemExit(f"error: {name} ended with {status}; its words are in {said}")
-    return split(lines_of(run), begun, killed, time.time()) | paused(said.read_text(encoding="utf-8"))
+    ended, after = time.time(), [line for line in lines_of(run) if line["time"] > killed]
+    return split((before, after), begun, killed, ended) | paused(said.read_text(encoding="utf-8"))
 
 
 def lines_of(run: Path) -> list[dict[str, Any]]:
-    """Returns the records of a log in the order in which they were written, repeated steps included."""
+    """Returns the records of a log."""
     file = run / "log.jsonl"
     texts = file.read_text(encoding="utf-8").split("\n")[:-1] if file.is_file() else []
     return [line for line in map(json.loads, texts) if "seconds_per_step" in line]
 
 
-def split(lines: list[dict[str, Any]], begun: float, killed: float, ended: float) -> dict[str, float]:
-    """Divides the wall time of a run that was killed once.
+def split(
+    attempts: tuple[list[dict[str, Any]], list[dict[str, Any]]], begun: float, killed: float, ended: float
+) -> dict[str, float]:
+    """Divides the wall time of a run that was killed once, from the records before and after.
 
     `wall` is from the first step's begin to the last step's end; start and the last checkpoint are beside it.
     """
-    back = next(n for n in range(1, len(lines)) if lines[n]["step"] <= lines[n - 1]["step"])
-    attempts = lines[:back], lines[back:]
 
     def begin(own: list[dict[str, Any]]) -> float:
         return own[0]["time"] - RECORD * own[0]["seconds_per_step"]
 
-    steps = {line["step"]: RECORD * line["seconds_per_step"] for line in lines}
+    steps = {line["step"]: RECORD * line["seconds_per_step"] for own in attempts for line in own}
+    last = attempts[1][-1]["time"]
     stood = sum(
         two["time"] - one["time"] - RECORD * two["seconds_per_step"]
         for own in attempts
@@ -93,14 +96,14 @@ def split(lines: list[dict[str, Any]], begun: float, killed: float, ended: float
         if one["step"] + 1 == resumed
     )
     return {
-        "wall": lines[-1]["time"] - begin(attempts[0]),
+        "wall": last - begin(attempts[0]),
         "steps": sum(steps.values()),
         "checkpoints": stood,
         "lost work": killed - kept - stood_late,
         "detection and restart": begin(attempts[1]) - killed,
         "resumed_at": float(resumed),
         "start": begin(attempts[0]) - begun,
-        "closing": ended - lines[-1]["time"],
+        "closing": ended - last,
     }
 
 

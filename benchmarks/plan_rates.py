@@ -28,7 +28,7 @@ SIZES = (24, 160)
 TINY = 8
 WIDTHS = (64, 192, 448)
 """Widths of the models whose tiny steps show what a step takes beyond its operators."""
-REPEATS = 5
+REPEATS = 4
 PAYLOADS = (64, 4096, 65_536, 1 << 20, 4 << 20, 16 << 20, 48 << 20)
 SAMPLED = 1024
 """Samples that the loader is timed on, of each source."""

@@ -9,12 +9,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,13 +22,14 @@ from plan_rates import batches_of, quiet_words, real_lengths, width_words
 from flava_ds.config import Config
 from flava_ds.recipes import resolve
 
-OF_EACH = 8
+OF_EACH = 10
 """Steps of the source that is drawn least."""
 UNCOUNTED = 2
 """First steps of each source, which allocate."""
-OTHERS = 0.04
-"""Share of the cores that other processes may use while steps are timed; else they are taken again."""
-TRIES = 3
+DISTURBED = 0.02
+"""Share of a step that a rank may wait for a core; a longer wait is another process's, and the step is left
+out."""
+ENOUGH, TRIES = 5, 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,59 +63,65 @@ CASES = (
 def time_all(folder: Path, rates: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """Measures and forecasts every case."""
     measured = [measure_case(case, folder, number) for number, case in enumerate(CASES)]
-    return [row_of(case, *found, rates, folder) for case, found in zip(CASES, measured, strict=True)]
+    return [row_of(case, steps, rates, folder) for case, steps in zip(CASES, measured, strict=True)]
 
 
-def measure_case(case: Case, folder: Path, number: int) -> tuple[list[tuple[str, float]], float]:
-    """Returns (source, seconds) of real steps, and the share of the cores that others used meanwhile."""
+def measure_case(case: Case, folder: Path, number: int) -> list[tuple[str, float, float]]:
+    """Returns (source, seconds, seconds that a rank waited for a core) of real steps, until ENOUGH of each
+    source were undisturbed.
+
+    Raises: SystemExit if they are not.
+    """
     out = folder / f"steps_{number}.json"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc-per-node={case.ranks}",
-    ]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    torchrun += [f"--nproc-per-node={case.ranks}"]
     words = [str(Path(__file__).resolve()), str(number), str(folder), str(out)]
-    best: tuple[list[tuple[str, float]], float] | None = None
+    steps: list[tuple[str, float, float]] = []
     for _ in range(TRIES):
-        before = busy_seconds()
         subprocess.run([*torchrun, *words], cwd=folder, env=environment, check=True)
-        own, all_busy, wall = (after - b for after, b in zip(busy_seconds(), before, strict=True))
-        others = max(0.0, all_busy - own) / (wall * len(os.sched_getaffinity(0)))
-        if best is None or others < best[1]:
-            best = json.loads(out.read_text(encoding="utf-8")), others
-        if others <= OTHERS:
-            break
-        print(f"{case.title} on {case.ranks}: other processes took {others:.0%} of the cores", flush=True)
-    assert best is not None
-    return best
+        steps += json.loads(out.read_text(encoding="utf-8"))
+        counts = Counter(source for source, _ in undisturbed(steps))
+        if all(counts[source] >= ENOUGH for source, _, _ in steps):
+            return steps
+    raise SystemExit(f"error: {case.title} on {case.ranks}: other processes use the cores; stop them")
 
 
-def busy_seconds() -> tuple[float, float, float]:
-    """Returns the CPU seconds of this process and its children, those of the machine, and the wall time."""
-    own = sum(
-        usage.ru_utime + usage.ru_stime
-        for usage in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    )
-    user, nice, system, _, _, irq, soft, stolen = map(
-        int, Path("/proc/stat").read_text(encoding="utf-8").split("\n")[0].split()[1:9]
-    )
-    ticks = os.sysconf("SC_CLK_TCK")
-    return own, (user + nice + system + irq + soft + stolen) / ticks, time.monotonic()
+def undisturbed(steps: list[tuple[str, float, float]]) -> list[tuple[str, float]]:
+    """Returns (source, seconds) of the steps in which no rank waited long for a core."""
+    return [(source, seconds) for source, seconds, waited in steps if waited <= DISTURBED * seconds]
+
+
+def waited_for_core() -> float:
+    """Returns the seconds that this thread was ready to run but had no core, by the kernel's count."""
+    return int(Path("/proc/thread-self/schedstat").read_text(encoding="utf-8").split()[1]) / 1e9
 
 
 def one_rank(number: int, folder: Path, out: Path) -> None:
     """On each rank: takes steps; rank 0 writes their times."""
-    from flava_ds.autotuning.trial import timed_steps
     from flava_ds.build import build
+    from flava_ds.ranks.distributed import gather_objects
 
     trainer = build(config := CASES[number].config(folder, f"steps{number}"))
-    steps = timed_steps(config, trainer, of_each=OF_EACH)
+    seen = Counter(dict.fromkeys(config.drawn_sources, -UNCOUNTED))
+    steps: list[tuple[str, float, float]] = []
+    begun, late = time.perf_counter(), waited_for_core()
+    for step, batches in enumerate(trainer.loader):
+        trainer.train_step(step, batches)
+        ended, later = time.perf_counter(), waited_for_core()
+        source = batches[0].source
+        seen[source] += 1
+        if seen[source] > 0:
+            steps.append((source, ended - begun, later - late))
+        begun, late = ended, later
+        if min(seen.values()) == OF_EACH:
+            break
+    waits = gather_objects(trainer.world, [waited for _, _, waited in steps])
     trainer.recorder.close()
     if trainer.world.is_main:
-        out.write_text(json.dumps(steps), encoding="utf-8")
+        longest = map(max, zip(*waits, strict=True))
+        found = [(source, took, waited) for (source, took, _), waited in zip(steps, longest, strict=True)]
+        out.write_text(json.dumps(found), encoding="utf-8")
 
 
 def setting_of_case(case: Case, rates: dict[str, dict[str, Any]], config: Config) -> Any:
@@ -151,8 +157,7 @@ def forecast_case(setting: Any) -> dict[str, Any]:
 
 def row_of(
     case: Case,
-    steps: list[tuple[str, float]],
-    others: float,
+    steps: list[tuple[str, float, float]],
     rates: dict[str, dict[str, Any]],
     folder: Path,
 ) -> dict[str, Any]:
@@ -161,18 +166,26 @@ def row_of(
     setting = setting_of_case(case, rates, config)
     planned = forecast_case(setting)
     taken: dict[str, list[float]] = defaultdict(list)
-    for source, seconds in steps:
+    for source, seconds in undisturbed(steps):
         taken[source].append(1e3 * seconds)
     kinds = []
     for source, parts in planned["kinds"].items():
-        own = sorted(taken[source][UNCOUNTED:])
+        own = taken[source]
         low, _, high = statistics.quantiles(own, n=4)
         kinds.append({"source": source, "steps": len(own), "measured": statistics.median(own), "low": low,
                       "high": high, "forecast": sum(parts.values()), "parts": parts})  # fmt: skip
     mean = sum(setting.shares[kind["source"]] * kind["measured"] for kind in kinds)
-    return {"title": case.title, "recipe": case.recipe, "ranks": case.ranks, "options": list(case.words),
-            "others": others, "kinds": kinds, "measured": mean, "forecast": planned["step_ms"],
-            "parts": planned["parts"]}  # fmt: skip
+    return {
+        "title": case.title,
+        "recipe": case.recipe,
+        "ranks": case.ranks,
+        "options": list(case.words),
+        "left_out": len(steps) - sum(map(len, taken.values())),
+        "kinds": kinds,
+        "measured": mean,
+        "forecast": planned["step_ms"],
+        "parts": planned["parts"],
+    }
 
 
 if __name__ == "__main__":

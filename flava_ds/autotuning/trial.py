@@ -13,14 +13,9 @@ from collections import Counter
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from flava_ds import train
 from flava_ds.storage.atomic import write_whole
-
-if TYPE_CHECKING:
-    from flava_ds.config import Config
-    from flava_ds.training.trainer import Trainer
 
 OF_EACH = 4
 """Steps of the source that is drawn least; the first one of each is not counted."""
@@ -53,29 +48,9 @@ def run(words: list[str]) -> int:
 
     from flava_ds.build import build
     from flava_ds.watching.metrics import peak_memory
-
-    trainer = build(config)
-    device = trainer.world.device
-    steps = timed_steps(config, trainer)
-    peak = torch.tensor(float(peak_memory(device)), dtype=torch.float64, device=device)
-    if trainer.world.size > 1:
-        dist.all_reduce(peak, op=dist.ReduceOp.MAX)
-    trainer.recorder.close()
-    if trainer.world.is_main:
-        found = {"steps": steps, "peak_memory_gib": peak.item() / 2**30}
-        write_whole(Path(file), json.dumps(found) + "\n")
-    return 0
-
-
-def timed_steps(config: Config, trainer: Trainer, of_each: int = OF_EACH) -> list[tuple[str, float]]:
-    """Takes steps until every source has had `of_each`; returns each one's source and seconds.
-
-    They include the wait for the loader, and the device has finished.
-    """
-    import torch
-
     from flava_ds.watching.out_of_memory import explained
 
+    trainer = build(config)
     device = trainer.world.device
     steps: list[tuple[str, float]] = []
     seen = Counter({name: 0 for name in config.drawn_sources})
@@ -91,9 +66,16 @@ def timed_steps(config: Config, trainer: Trainer, of_each: int = OF_EACH) -> lis
             steps.append((source, ended - begun))
             begun = ended
             seen[source] += 1
-            if min(seen.values()) == of_each or len(steps) == MOST_STEPS:
+            if min(seen.values()) == OF_EACH or len(steps) == MOST_STEPS:
                 break
-    return steps
+    peak = torch.tensor(float(peak_memory(device)), dtype=torch.float64, device=device)
+    if trainer.world.size > 1:
+        dist.all_reduce(peak, op=dist.ReduceOp.MAX)
+    trainer.recorder.close()
+    if trainer.world.is_main:
+        found = {"steps": steps, "peak_memory_gib": peak.item() / 2**30}
+        write_whole(Path(file), json.dumps(found) + "\n")
+    return 0
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ OF_EACH = 10
 """Steps of the source that is drawn least."""
 UNCOUNTED = 2
 """First steps of each source, which allocate."""
-DISTURBED = 0.02
+DISTURBED = 0.1
 """Share of a step that a rank may wait for a core; a longer wait is another process's, and the step is left
 out."""
 ENOUGH, TRIES = 5, 3

@@ -63,8 +63,9 @@ def plan_runs(root: Path) -> str:
     for run in found:
         real, simulated = run["real"], run["simulated"]
         cells = [f"{simulated[cause]:.1f} / {real[cause]:.1f}" for cause in CAUSES]
-        rows.append([run["ranks"], *cells, f"**{simulated['wall'] / real['wall'] - 1:+.0%}**"])
-    return markdown_table(["ranks", *CAUSES, "difference"], rows)
+        difference = f"**{simulated['wall'] / real['wall'] - 1:+.0%}**"
+        rows.append([run["ranks"], *cells, difference, f"{real['others']:.0%}"])
+    return markdown_table(["ranks", *CAUSES, "difference", "cores that others used"], rows)
 
 
 BLOCKS = {"plan_steps": plan_steps, "plan_step_parts": plan_step_parts, "plan_runs": plan_runs}

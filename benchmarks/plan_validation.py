@@ -1,26 +1,38 @@
-"""Compares the planner with what is known: parameters, FLOPs, counted bytes, CPU memory, published rows.
+"""Compares the planner with what is known: parameters, FLOPs, counted bytes, published rows, and real steps.
 
-    python benchmarks/plan_validation.py [--memory] && make docs
+    python benchmarks/plan_validation.py [--memory] [--time] [--simulate] && make docs
 
-With --memory it also takes real training steps on this machine's CPU, in some minutes. The numbers go to
-benchmarks/results/plan_validation.json, the worked example of docs/scaling.md to plan_example.json.
+The options also train on this machine's CPU, each for some minutes: --memory counts what steps hold, --time
+measures rates and then steps, --simulate whole runs with checkpoints and a failure, by the rates of the last
+--time. The last two want two idle cores. The numbers go to benchmarks/results/plan_validation.json and
+plan_time.json, the worked example of docs/scaling.md to plan_example.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
+import os
 import statistics
 import tempfile
 from collections import defaultdict
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
+from flava_kernels.bench.machine import device_name
 from plan_memory import measure_all
+from plan_rates import measure_rates
+from plan_simulated import simulate_all
+from plan_time import time_all
 
 from flava_ds.config.objectives import in_use
+from flava_ds.demo.dataset import unpack
 from flava_ds.recipes import resolve
+from flava_ds.recipes.demo import DATA
 from flava_ds.scaling import advice, table
 from flava_ds.scaling.captions import lengths_of
 from flava_ds.scaling.collectives import seconds
@@ -45,7 +57,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--memory", action="store_true", help="take real steps, too")
+    parser.add_argument("--memory", action="store_true", help="measure what real steps hold")
+    parser.add_argument("--time", action="store_true", help="measure rates and real steps")
+    parser.add_argument("--simulate", action="store_true", help="measure real runs, after --time")
     options = parser.parse_args()
     path = RESULTS / "plan_validation.json"
     before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -60,8 +74,45 @@ def main() -> None:
     if options.memory:
         with tempfile.TemporaryDirectory() as folder:
             found["memory"] = measure_all(Path(folder))
+    if options.time or options.simulate:
+        on_this_machine(options.time, options.simulate)
     write_whole(path, json.dumps(found, indent=1) + "\n")
     write_whole(RESULTS / "plan_example.json", json.dumps(example(), indent=1) + "\n")
+
+
+def on_this_machine(steps: bool, runs: bool) -> None:
+    """Measures rates and steps, or whole runs, on this machine, and writes them beside their forecasts.
+
+    Raises: SystemExit for runs without rates.
+    """
+    path = RESULTS / "plan_time.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not steps and "rates" not in found:
+        raise SystemExit(f"error: {path} has no rates of this machine; add --time")
+    with tempfile.TemporaryDirectory() as name, contextlib.chdir(name):
+        folder = Path(name)
+        unpack(folder / DATA)
+        if steps:
+            found = about_this_machine() | {"rates": measure_rates(folder), "runs": found.get("runs", [])}
+            found["steps"] = time_all(folder, found["rates"])
+        if runs:
+            found["runs"] = simulate_all(folder, found["rates"])
+    write_whole(path, json.dumps(rounded(found), indent=1) + "\n")
+
+
+def about_this_machine() -> dict[str, Any]:
+    """Returns what was measured on."""
+    cores = len(os.sched_getaffinity(0))
+    return {"cores": cores, "processor": device_name(torch.device("cpu")), "torch": metadata.version("torch")}
+
+
+def rounded(found: Any) -> Any:
+    """Returns plain values with five significant digits."""
+    if isinstance(found, dict):
+        return {name: rounded(value) for name, value in found.items()}
+    if isinstance(found, list | tuple):
+        return [rounded(value) for value in found]
+    return float(f"{found:.5g}") if isinstance(found, float) else found
 
 
 def recipe_row(name: str) -> dict[str, Any]:

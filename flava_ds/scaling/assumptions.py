@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from flava_ds.scaling.host_rates import HostRates
+
 
 @dataclass(frozen=True)
 class Range:
@@ -76,3 +78,17 @@ MIDDLE, WORSE, BETTER = _at("middle"), _at("worse"), _at("better")
 def with_measured(base: Assumptions, **measured: float) -> Assumptions:
     """Returns assumptions with numbers that were measured, e.g. loader_rate."""
     return replace(base, **measured)
+
+
+def of_host(rates: HostRates, flops: float) -> Assumptions:
+    """Returns what measured rates leave of the assumptions; `flops` is the rate of the best product."""
+    launch = 1e6 * rates.per_call
+    return with_measured(
+        MIDDLE,
+        convolution_share=rates.convolution_flops / flops,
+        launch_us=launch,
+        custom_us=launch,
+        gloo_hop_us=1e6 * rates.collective("all_gather", 0.0),
+        context_gib=0.0,
+        fragmentation=0.0,
+    )

@@ -44,6 +44,8 @@ def seconds(collective: str, payload: float, cluster: Cluster, share: float = 1.
     """
     if cluster.gpus == 1 or payload <= 0:
         return 0.0
+    if cluster.gpu.rates is not None:
+        return cluster.gpu.rates.collective(collective, payload)
     return min(
         latency + _transfer(collective, payload, cluster, bandwidth * share, protocol)
         for latency, bandwidth, protocol in _ways(collective, cluster)

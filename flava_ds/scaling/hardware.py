@@ -1,4 +1,7 @@
-"""GPUs and networks by name: vendors' peaks, and what was measured of them. No prices."""
+"""GPUs and networks by name: vendors' peaks, and what was measured of them. No prices.
+
+A machine whose rates were measured takes a GPU's place as it is (`this_machine`).
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from flava_ds.errors import ConfigError, did_you_mean
+from flava_ds.scaling.host_rates import HostRates
 
 GIB = 2**30
 Thing = TypeVar("Thing")
@@ -31,6 +35,8 @@ class Gpu:
     """busbw of an all_reduce over one full node at large sizes, in bytes/s, as measured or published."""
     multicast: float = 0.0
     """The same with the switch adding up (NVLS), 0 without; all_reduce only."""
+    rates: HostRates | None = None
+    """Measured rates of a core that is a rank's device, in place of all the others."""
 
 
 GPUS = {
@@ -130,3 +136,12 @@ def cluster(gpu: str, gpus: int, nodes: int | None, network: str | None) -> Clus
     if not 1 <= nodes <= gpus or gpus % nodes:
         raise ConfigError(f"--gpus {gpus} do not divide by --nodes {nodes}; use a multiple")
     return Cluster(card, net, gpus, nodes)
+
+
+def this_machine(rates: HostRates, ranks: int, memory_gib: float) -> Cluster:
+    """Returns a machine each of whose ranks has one core, with the rates that were measured of it."""
+    best = 1 / min(rate.per_flop for rate in rates.operators.values() if rate.per_flop)
+    size, seconds = rates.collectives["all_reduce"][-1]
+    core = Gpu("cpu", "a core of this machine", best, memory_gib, 1 / rates.others.per_byte, 1, 1.0,
+               size / seconds, rates=rates)  # fmt: skip
+    return Cluster(core, Network("loopback", "gloo over loopback", 1, size / seconds, tcp=True), ranks, 1)

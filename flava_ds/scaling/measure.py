@@ -7,7 +7,7 @@ of two sizes, and every number is put through the two points.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -30,12 +30,16 @@ META = torch.device("meta")
 
 
 def measure(
-    config: Config, lengths: dict[str, Lengths], *, device: torch.device = META, samples: int = SAMPLES
+    config: Config,
+    lengths: dict[str, Lengths],
+    *,
+    device: torch.device = META,
+    samples: int | Mapping[str, int] = SAMPLES,
 ) -> ModelWork:
     """Returns what the steps of `config` cost; `lengths` holds the texts of every source that has some.
 
     With another device than meta, real tensors of `samples` and twice as many samples go through the step,
-    by that device's own operators.
+    by that device's own operators, which are then those of `samples` alone. `samples` may differ by source.
 
     Raises: ConfigError when the recipe cannot be built.
     """
@@ -51,9 +55,12 @@ def measure(
         codebook.to(DTYPES["bf16" if half else "fp32"]).requires_grad_(False).eval()
         task.frozen["codebook"] = codebook
     kinds = {
-        name: kind_work(config, task, name, lengths.get(name), device, samples)
+        name: kind_work(
+            config, task, name, lengths.get(name), device,
+            samples if isinstance(samples, int) else samples[name],
+        )
         for name in config.drawn_sources
-    }
+    }  # fmt: skip
     trainable = sum(p.numel() for p in task.parameters() if p.requires_grad)
     return ModelWork(
         recipe=config.name,
@@ -133,7 +140,9 @@ def kind_work(
         kind=kind,
         source=name,
         # on a CPU the references go through long inputs in pieces, so that calls do not pair up
-        operators=operators_of(steps[0][1].calls, steps[1][1].calls, through) if device == META else (),
+        operators=operators_of(steps[0][1].calls, steps[1][1].calls, through)
+        if device == META
+        else operators_of(steps[0][1].calls, steps[0][1].calls, lambda value, _: Amount(value)),
         parts={part: through(value, parts[1][part]) for part, value in parts[0].items()},
         saved=through(*(trace.saved for _, trace in steps)),
         peak=through(*(trace.peak for _, trace in steps)),

@@ -40,6 +40,12 @@ class Setting:
         return max(1, self.global_batches[source] // (self.cluster.gpus * self.zero.accumulation))
 
     @property
+    def reads_ahead(self) -> bool:
+        """Whether loader processes work beside the ranks; on a CPU they need cores of their own for that."""
+        rates = self.cluster.gpu.rates
+        return rates is None or 0 < self.workers <= rates.cores / self.cluster.gpus - 1
+
+    @property
     def micro_batches(self) -> dict[str, int]:
         """The same of every source."""
         return {source: self.samples(source) for source in self.model.kinds}
@@ -122,7 +128,8 @@ def forecast(setting: Setting, assumed: Assumptions = MIDDLE) -> Figures:
         for part in PARTS
     }
     computing = sum(parts.values())
-    parts[LOADER] = max(0.0, mean(lambda source: _loader_ms(setting, source, assumed)) - computing)
+    loading = mean(lambda source: loader_ms(setting, source, assumed))
+    parts[LOADER] = max(0.0, loading - computing) if setting.reads_ahead else loading
     step_ms = sum(parts.values())
     peak_flops = step_ms / 1e3 * cluster.gpu.flops
     return Figures(
@@ -141,11 +148,15 @@ def forecast(setting: Setting, assumed: Assumptions = MIDDLE) -> Figures:
     )
 
 
-def _loader_ms(setting: Setting, source: str, assumed: Assumptions) -> float:
+def loader_ms(setting: Setting, source: str, assumed: Assumptions) -> float:
     """Returns the time that a rank's loader processes take for the pictures of one step.
 
     They read ahead, so only the mean over all kinds of step must keep up.
     """
+    rates = setting.cluster.gpu.rates
+    if rates is not None:
+        samples = setting.samples(source) * setting.zero.accumulation
+        return 1e3 * samples * rates.loader[source] / max(1, setting.workers)
     if not setting.model.kinds[source].has_pictures:
         return 0.0
     pictures = setting.samples(source) * setting.zero.accumulation

@@ -16,7 +16,7 @@ import numpy as np
 
 from flava_ds.scaling.assumptions import MIDDLE, Assumptions
 from flava_ds.scaling.failures import RATES, Rate, Recovery, best_interval
-from flava_ds.scaling.plan import LOADER, Setting, forecast
+from flava_ds.scaling.plan import LOADER, Setting, forecast, loader_ms
 from flava_ds.scaling.step_time import COMMUNICATION
 
 CHUNK = 512
@@ -63,6 +63,8 @@ class Run:
     """Of one rank, on average over kinds."""
     stalls: float = 0.02
     """Relative standard deviation of the loader's rate from step to step."""
+    failures: Sequence[float] = ()
+    """Seconds from the start at which it fails; then `rate` does not count."""
 
 
 @dataclass
@@ -127,7 +129,10 @@ class Simulator:
         heapq.heappush(self.queue, (when, self._number, event))
 
     def _plan_failure(self, now: float) -> None:
-        if not math.isinf(self.mean_time):
+        if self.run.failures:
+            for when in sorted(when for when in self.run.failures if when > now)[:1]:
+                self._push(when, "failure")
+        elif not math.isinf(self.mean_time):
             self._push(now + self.random.exponential(self.mean_time), "failure")
 
     def _train(self, now: float, until: float, *, finish: bool) -> float:
@@ -232,6 +237,8 @@ def run_of(setting: Setting, recovery: Recovery, rate: Rate, assumed: Assumption
         for part, ms in time.ms.items():
             seconds[_cause(part)] += ms / 1e3
         seconds["stragglers"] = 0.0  # drawn
+        if not setting.reads_ahead:
+            seconds["loader"] = loader_ms(setting, source, assumed) / 1e3
         samples = setting.samples(source) * setting.zero.accumulation
         spread = work.token_share * work.length_deviation / math.sqrt(samples)
         costs.append(StepCost(setting.shares[source], seconds, spread))
@@ -240,6 +247,7 @@ def run_of(setting: Setting, recovery: Recovery, rate: Rate, assumed: Assumption
         for s, share in setting.shares.items()
         if setting.model.kinds[s].has_pictures
     )
+    loading = sum(share * loader_ms(setting, s, assumed) for s, share in setting.shares.items()) / 1e3
     return Run(
         steps=setting.total_steps,
         costs=costs,
@@ -247,8 +255,8 @@ def run_of(setting: Setting, recovery: Recovery, rate: Rate, assumed: Assumption
         nodes=setting.cluster.gpus / 8,
         recovery=recovery,
         rate=rate,
-        pictures_per_second=max(1, setting.workers) * assumed.loader_rate,
-        pictures_per_step=pictures,
+        pictures_per_second=pictures / loading if loading else math.inf,
+        pictures_per_step=pictures if setting.reads_ahead else 0.0,
     )
 
 

@@ -78,6 +78,9 @@ def operator_seconds(
     more.
     """
     flops, moved = operator.flops.at(samples, pooled), operator.bytes.at(samples, pooled)
+    if gpu.rates is not None:
+        took = operator.count * gpu.rates.operator(operator.name, moved, flops)
+        return {PRODUCTS if operator.is_product else TORCH: took}
     by_memory = operator.count * moved / (gpu.memory_bandwidth * assumed.bandwidth_share)
     name = operator.name.removesuffix("_backward").removesuffix("_forward") if operator.custom else TORCH
     if operator.rows is not None and operator.columns is not None and operator.inner is not None:
@@ -171,8 +174,9 @@ def kind_time(
     if turns > 1 and work.exchanged:
         ms["second contrastive pass"] = 1e3 * forward * work.features_share * turns
     device, host = sum(ms.values()), 1e3 * host_seconds(work, assumed) * turns
-    ms["waiting for the host"] = max(0.0, host - device)
-    compute = max(device, host)
+    beside = gpu.rates is None  # a core does its own Python
+    ms["waiting for the host"] = max(0.0, host - device) if beside else host
+    compute = max(device, host) if beside else device + host
     if cluster.gpus > 1:
         spread = work.token_share * work.length_deviation / math.sqrt(samples * turns)
         ms["stragglers"] = compute * spread * math.sqrt(2 * math.log(cluster.gpus))
@@ -197,7 +201,7 @@ def _communication(
         if part == "gradients":
             times = zero.accumulation if zero.stage >= 2 else 1
             bucket = zero.bucket * zero.width
-            overlap = zero.overlap and zero.stage > 0
+            overlap = zero.overlap and zero.stage > 0 and cluster.gpu.rates is None
             shown, under = exposed_reduction(payload, collective, bucket, backward, cluster, share, overlap)
             ms["gradients, exposed"] += 1e3 * shown * times
             hidden += under * times
@@ -227,9 +231,18 @@ def _update_seconds(
     """Returns the optimizer's time: it reads and writes master weights and moments, and reads gradients."""
     own = model.used_by(work.kind) / (1 if zero.stage == 0 else cluster.gpus)
     moved = own * (8 * (1 + model.moments) + 4 + 2 * zero.width)
+    if cluster.gpu.rates is not None:
+        flat = model.trainable / (1 if zero.stage == 0 else cluster.gpus)
+        passed = GRADIENT_PASSES * zero.width * model.used_by(work.kind)
+        return cluster.gpu.rates.beyond.seconds(moved + FLAT_BYTES * flat + passed)
     bandwidth = HOST_LINK if zero.offload else cluster.gpu.memory_bandwidth * assumed.bandwidth_share
     return assumed.device_factor * moved / bandwidth
 
 
+FLAT_BYTES = 18
+"""Bytes moved for each element by which DeepSpeed makes flat fp32 gradients and copies weights back; for all
+groups, idle ones included. Counted by tracing an update in ZeRO-1 and bf16."""
+GRADIENT_PASSES = 5
+"""How often a gradient moves on its way from autograd through its bucket, counted in the same way."""
 HOST_LINK = 25e9
 """Bytes/s at which an offloaded update moves: about half of PCIe 5 x16's measured 55 GB/s, as judged."""

@@ -6,6 +6,7 @@ bytes are counted from storages: a tensor that is a view of another counts once.
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -31,6 +32,8 @@ class Call:
     flops: float
     bytes: float
     product: tuple[int, int, int] | None
+    seconds: float = 0.0
+    """CPU time of the thread that called it; on other devices that of the launch."""
 
 
 @dataclass
@@ -82,15 +85,19 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
+        begun = time.thread_time()
         out = func(*args, **kwargs)
+        took = time.thread_time() - begun
         results = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         for tensor in results:
             self.live.add(tensor)
         if results and not _is_view(func):
-            self._note(func, args, kwargs, out, results)
+            self._note(func, args, kwargs, out, results, took)
         return out
 
-    def _note(self, func: Any, args: tuple, kwargs: dict, out: Any, results: list[Tensor]) -> None:
+    def _note(
+        self, func: Any, args: tuple, kwargs: dict, out: Any, results: list[Tensor], took: float
+    ) -> None:
         name = func._schema.name.split("::")[1]
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if name in READ_BY_ROWS:
@@ -106,7 +113,8 @@ class _Recorder(TorchDispatchMode):
                 flops *= attention_share(args, self.length_variance)
             else:
                 product = _product(name, inputs, flops)
-        self.calls.append(Call(name, self.phase, func.namespace == OURS, flops, float(moved), product))
+        ours = func.namespace == OURS
+        self.calls.append(Call(name, self.phase, ours, flops, float(moved), product, took))
 
 
 def _is_view(func: Any) -> bool:

@@ -29,6 +29,7 @@ class ImageTextMatchingConfig(ObjectiveConfig, type="itm"):
 
     kinds: ClassVar[frozenset[str]] = frozenset({"pair"})
     title: ClassVar[str] = "Image-text matching"
+    ignores_padding: ClassVar[bool] = True
 
     def classes(self, config: Any) -> int:
         return 2

@@ -7,7 +7,9 @@ import pytest
 import torch
 from data.test_collate import collator_of, samples
 from families.clip import peers as clip
+from flava_kernels import checks
 from sample_batches import denominators, make_batch, masked_share_of, samples_of, tiny_config
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from flava_ds.batch import IGNORE_INDEX, Batch
 from flava_ds.config import TrainingConfig
@@ -84,16 +86,42 @@ def calls_of_a_step(task, batch):
     return [(call.name, call.flops, call.bytes, call.product) for call in step.calls]
 
 
+def two_of_one_length(config):
+    """Two batches of pairs that differ in all their lengths, and in how many match."""
+    shape = {"kind": Kind.PAIR, "config": config, "size": 3}
+    one = make_batch(**shape, seed=1, lengths=(9, 4, 12))
+    return one, make_batch(**shape, seed=2, lengths=(7, 11, 10), mismatched=())
+
+
 def test_micro_steps_of_one_padded_length_make_the_same_calls():
     config = tiny_config()
     with torch.device("meta"):
         task = build_task(config)
-    short = [make_batch(kind, config, size=3, seed=1, lengths=(9, 4, 12)) for kind in Kind]
-    other = [make_batch(kind, config, size=3, seed=2, lengths=(7, 11, 10)) for kind in Kind]
-    for one, two in zip(short, other, strict=True):
-        first, second = (calls_of_a_step(task, with_padding(batch)) for batch in (one, two))
-        assert first == second and len(first) > 100
-        assert calls_of_a_step(task, one) != calls_of_a_step(task, two)
+    one, two = two_of_one_length(config)
+    first, second = (calls_of_a_step(task, with_padding(batch)) for batch in (one, two))
+    assert first == second and len(first) > 100
+    assert calls_of_a_step(task, one) != calls_of_a_step(task, two)
+
+
+def test_a_graph_of_one_micro_step_is_that_of_all_of_its_padded_length(monkeypatch):
+    """As a CUDA graph would be: calls recorded with one batch, then run with the tensors of another."""
+    monkeypatch.setattr(checks, "readable", lambda tensor: False)  # as on a GPU
+    config = tiny_config()
+    task, (one, two) = build_task(config).double(), map(with_padding, two_of_one_length(config))
+    weights = [p for name, p in task.named_parameters() if Kind.PAIR in task.users().get(name, ())]
+
+    def step(*tensors):
+        batch = replace(one, tensors=dict(zip(one.tensors, tensors, strict=True)))
+        loss = task("step", batch, denominators(task, one)).loss
+        return loss, *torch.autograd.grad(loss, weights)
+
+    recorded = make_fx(step)(*one.tensors.values())
+    with torch.no_grad():
+        replayed = recorded(*(two[name] for name in one.tensors))
+    loss = task("step", two, denominators(task, one)).loss
+    for ours, expected in zip(replayed, (loss, *torch.autograd.grad(loss, weights)), strict=True):
+        assert torch.equal(ours, expected.detach())
+    assert len(weights) > 50 and not torch.equal(replayed[0], step(*one.tensors.values())[0])
 
 
 @pytest.mark.parametrize("masked_rows", [None, np.array([1, 4, 5])])

@@ -193,6 +193,7 @@ def _keep(ctx, inputs, output) -> None:
     qkv, cu_seqlens, ctx.max_seqlen, ctx.equal_lengths, ctx.causal = inputs
     out, lse = output
     ctx.mark_non_differentiable(lse)
+    ctx.set_materialize_grads(False)  # lse gets none, and zeros for it would be a kernel per layer
     ctx.save_for_backward(qkv, out, lse, cu_seqlens)
 
 

@@ -290,6 +290,7 @@ def _save(ctx: Any, inputs: tuple, output: tuple) -> None:
         )
     ctx.plain = hidden.shape[0], bias.dtype, list(gradients)
     ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(*output[2:], rows)
 
 
@@ -314,6 +315,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         loss, correct, *kept = _run(hidden, weight, bias, labels, rows, gradients, budget_bytes)
         ctx.plain = hidden.shape[0], bias.dtype, gradients
         ctx.mark_non_differentiable(correct)
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(*kept, rows)
         return loss, correct
 

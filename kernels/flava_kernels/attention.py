@@ -198,6 +198,8 @@ def _keep(ctx, inputs, output) -> None:
 
 
 def _differentiate(ctx, grad, _):
+    if grad is None:
+        return (None,) * 5
     return (
         _attention_backward(grad, *ctx.saved_tensors, ctx.max_seqlen, ctx.equal_lengths, ctx.causal),
         None,

@@ -200,6 +200,8 @@ def _keep(ctx, inputs, output) -> None:
 
 
 def _differentiate(ctx, grad, _):
+    if grad is None:
+        return (None,) * 7
     return *_attention_backward(grad, *ctx.saved_tensors, *ctx.plain), *[None] * 5
 
 

@@ -294,7 +294,9 @@ def _save(ctx: Any, inputs: tuple, output: tuple) -> None:
     ctx.save_for_backward(*output[2:], rows)
 
 
-def _differentiate(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 7
     return _wanted(_linear_cross_entropy_backward(grad, *ctx.saved_tensors, *ctx.plain), ctx.plain[-1])
 
 
@@ -315,7 +317,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
         loss, correct, *kept = _run(hidden, weight, bias, labels, rows, gradients, budget_bytes)
         ctx.plain = hidden.shape[0], bias.dtype, gradients
         ctx.mark_non_differentiable(correct)
-        ctx.set_materialize_grads(False)
         ctx.save_for_backward(*kept, rows)
         return loss, correct
 

@@ -157,7 +157,8 @@ for size in 64 256 128; do
         --kind pair --steps 20 --override --logging.profile-steps 16 4
 done
 part compiled-64 "$python" benchmarks/train_steps.py --out "$out/compiled-64" "${pairs[@]}" 64 \
-    --kind pair --steps 20 --override --training.compile-blocks --training.compile-codebook
+    --kind pair --steps 20 --override --training.compile-blocks --training.compile-codebook \
+    --training.pad-to-multiple-of 256
 for operator in $operators; do
     case " $first " in *" $operator "*) ;; *) both "$operator" ;; esac
 done

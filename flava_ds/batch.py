@@ -17,7 +17,11 @@ import torch
 from torch import Tensor
 
 IGNORE_INDEX = -100
-"""Label of positions without a target in Hugging Face's dense layout; packed batches use row indices."""
+"""Label of positions without a target in Hugging Face's dense layout, and of padding in a list of labels;
+packed batches use row indices.
+"""
+PADDING_ROW = -1
+"""What a list of rows ends in if it is padded."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,10 @@ class Batch:
         region_max_seqlen, joint_max_seqlen, matching_joint_max_seqlen  the most regions of a sample, and the
             longest sequence of a sample's regions and its text, or its second text
         target_max_seqlen  the most labels of a sample
+
+    With training.pad_to_multiple_of, packed texts and lists of rows are padded at their ends
+    (flava_ds/data/padding.py): `numbers` has the length without padding of each, by its name, and
+        padding_ends, masked_padding_ends  [p]  int32, ends of the sequences of padding behind the texts
     """
 
     kind: str
@@ -111,6 +119,18 @@ class Batch:
         """Returns the tensor with this name, or None."""
         return self.tensors.get(name)
 
+    def listed(self, name: str) -> int:
+        """Returns how many rows a tensor has without padding."""
+        return self.numbers.get(name, self[name].shape[0])
+
+    def rows(self, name: str) -> Tensor:
+        """Returns a list of rows whose padding names row 0, so that it can be read: [k]."""
+        return self[name].clamp(min=0) if name in self.numbers else self[name]
+
+    def bounds(self) -> Tensor:
+        """Returns where the texts, and the sequences of padding behind them, begin and end: [b+p+1] int32."""
+        return with_padding(self["cu_seqlens"], self.get("padding_ends"))
+
     def having(self, **tensors: Tensor) -> Batch:
         """Returns the batch with additional tensors."""
         return replace(self, tensors={**self.tensors, **tensors})
@@ -126,3 +146,8 @@ class Batch:
     def each(self, change: Callable[[Tensor], Any]) -> Batch:
         """Returns the batch with `change` applied to every tensor."""
         return replace(self, tensors={name: change(tensor) for name, tensor in self.tensors.items()})
+
+
+def with_padding(cu_seqlens: Tensor, padding_ends: Tensor | None) -> Tensor:
+    """Appends the ends of sequences of padding, if any, to the bounds of packed sequences."""
+    return cu_seqlens if padding_ends is None else torch.cat([cu_seqlens, padding_ends])

@@ -46,6 +46,7 @@ def test_the_parts(tmp_path):
     assert parts == ["smoke", "train", *both, "apex", "memcheck", "racecheck"]
     said = dict(line.split(":", 1) for line in done.stdout.splitlines())
     assert "--recipe flava_base --batch 128 --kind pair" in said["pairs-128"]
+    assert said["compiled-64"].endswith("--training.compile-codebook --training.pad-to-multiple-of 256")
     assert "--tool racecheck" in said["racecheck"]
     assert list(tmp_path.iterdir()) == []
 

@@ -16,6 +16,7 @@ from flava_ds.config.data import (
     drawn_names,
     weights_by_stage,
 )
+from flava_ds.config.objectives import in_use
 from flava_ds.errors import ConfigError, did_you_mean
 
 _NAME = re.compile(r"\w[\w.+-]*")
@@ -36,6 +37,24 @@ def check_data(data: DataConfig, max_tokens: int) -> None:
     for name, source in data.sources.items():
         _check_source(name, source, max_tokens)
     _check_weights(data)
+
+
+def check_padding(config: Any) -> None:
+    """Raises ConfigError for padding in a Config whose model or objectives would take it for data."""
+    if not config.training.pad_to_multiple_of:
+        return
+    off = "use --training.pad-to-multiple-of 0"
+    if not config.model.ignores_padding:
+        raise ConfigError(
+            f"training.pad_to_multiple_of: the family '{config.model.type}' would take padding for "
+            f"text; {off}"
+        )
+    for name, objective in in_use(config.objectives).items():
+        if not objective.ignores_padding:
+            raise ConfigError(
+                f"training.pad_to_multiple_of: objectives.{name} would take padding for data; leave the "
+                f"objective out, or {off}"
+            )
 
 
 def check_names(sources: Mapping[str, SourceConfig]) -> None:

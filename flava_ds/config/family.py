@@ -55,6 +55,8 @@ class FamilyConfig(Variant, built_in=BUILT_IN):
     """The view whose first rows tell whether image and text match."""
     regions_view: ClassVar[str] = "multimodal_masked"
     """The view with masked regions, for families that read regions."""
+    ignores_padding: ClassVar[bool] = False
+    """Whether its plans and its model know padded batches (flava_ds/data/padding.py)."""
     provides: ClassVar[frozenset[str]] = frozenset()
     """Methods of the family's model that some objectives need beyond its views, e.g. "word_table", and what
     they need of its batches, e.g. "tags".

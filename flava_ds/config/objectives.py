@@ -63,6 +63,9 @@ class ObjectiveConfig(Variant, built_in=BUILT_IN):
     targets: ClassVar[Literal["labels", "boxes"] | None] = None
     """What it reads of the labels in the shards, of which it has `num_classes`: them, or also their boxes."""
 
+    ignores_padding: ClassVar[bool] = False
+    """Whether it leaves out padding where it reads texts or lists of rows (flava_ds/data/padding.py)."""
+
     weight: Annotated[float, AtLeast(0), AtMost(10**6)] = 1.0
     """Factor of the objective's mean in the loss."""
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from flava_ds.batch import Batch, ReadReport
 from flava_ds.config import SourceConfig
 from flava_ds.data.order import crop_seeds, uniforms
+from flava_ds.data.padding import padded
 from flava_ds.data.plan import BatchPlan, Draft
 from flava_ds.data.regions import PackedRegions, SampleRegions
 from flava_ds.data.samples import Sample
@@ -178,6 +179,8 @@ def pack(
         _add_text("matching_", *seen.matching, tensors, numbers)
     for corruption in plan.corruptions:
         tensors |= {name: torch.as_tensor(value) for name, value in corruption(seen).items()}
+    if plan.pad_to_multiple_of:
+        return padded(tensors, numbers, plan.pad_to_multiple_of, plan.max_tokens)
     return tensors, numbers
 
 

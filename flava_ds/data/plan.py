@@ -225,9 +225,13 @@ class BatchPlan:
     """The regions of each image, in place of its views; None for none."""
     targets: TargetsPlan | None = None
     """The labels of each sample; None for none."""
+    pad_to_multiple_of: int = 0
+    """The lengths of packed texts and lists of rows are multiples of it; 0 pads nothing."""
 
     def bytes_per_sample(self) -> int:
-        """Returns an upper bound of one sample's bytes, except for tensors with one entry per sample."""
+        """Returns an upper bound of one sample's bytes, without padding and without tensors that have one
+        entry per sample.
+        """
         sent = sum(3 * self.views[name] ** 2 for name in self.sent_views if name in self.views)
         sent += sum(crops.bytes_per_sample for crops in self.crops.values())
         sent += sum(own.bytes_per_sample for own in (self.regions, self.targets) if own is not None)

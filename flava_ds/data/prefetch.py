@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 
 from flava_ds.config import Config, SourceConfig
+from flava_ds.data.padding import padding_bytes
 from flava_ds.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -45,10 +46,11 @@ def prefetch_batches(config: Config, micro_batch_sizes: Mapping[str, int]) -> in
 
 def largest_batch(config: Config, micro_batch_sizes: Mapping[str, int]) -> tuple[int, str]:
     """Returns the bytes of this rank's largest batch of any source, and that source's name."""
-    return max(
+    size, name = max(
         (sample_bytes(config, config.data.sources[name]) * count, name)
         for name, count in micro_batch_sizes.items()
     )
+    return size + padding_bytes(config.training.pad_to_multiple_of), name
 
 
 def sample_bytes(config: Config, source: SourceConfig) -> int:

@@ -8,7 +8,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from flava_ds.batch import Packed
+from flava_ds.batch import Packed, with_padding
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,7 @@ class SequenceLayout:
 
     Shapes:
         text_cu_seqlens  [b+1]  int32, of the packed text alone
+        padding_ends     [p]    int32, of the sequences of padding behind the last text; None without
     """
 
     num_patches: int
@@ -24,6 +25,7 @@ class SequenceLayout:
     text_max_seqlen: int
     own: int = 2
     """Tokens before the patches: FLAVA's CLS_M and CLS_I, or ViLT's CLS_I."""
+    padding_ends: Tensor | None = None
 
     @property
     def prefix(self) -> int:
@@ -35,6 +37,24 @@ class SequenceLayout:
         """Boundaries of the fused sequences: [b+1] int32."""
         cu = self.text_cu_seqlens
         return cu + self.prefix * torch.arange(cu.shape[0], device=cu.device, dtype=cu.dtype)
+
+    @property
+    def bounds(self) -> Tensor:
+        """Boundaries of the fused sequences and of those of padding behind them: [b+p+1] int32."""
+        ends, samples = self.padding_ends, self.text_cu_seqlens.shape[0] - 1
+        return with_padding(self.cu_seqlens, None if ends is None else ends + self.prefix * samples)
+
+    @property
+    def copied_texts(self) -> tuple[Tensor, int]:
+        """Boundaries [b+1] and the greatest length of what stands behind each sample's patches.
+
+        That is its text, and all padding behind the last sample's.
+        """
+        if self.padding_ends is None:
+            return self.text_cu_seqlens, self.text_max_seqlen
+        end = with_padding(self.text_cu_seqlens, self.padding_ends)[-1:]
+        longest = self.text_max_seqlen * (1 + self.padding_ends.shape[0])
+        return torch.cat([self.text_cu_seqlens[:-1], end]), longest
 
     @property
     def max_seqlen(self) -> int:

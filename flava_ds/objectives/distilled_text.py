@@ -32,6 +32,7 @@ class DistilledTextConfig(MultimodalMaskedTextConfig, type="mlm_distilled"):
     """Steps over which that share grows from 0 on a straight line; the first epoch as published."""
 
     title: ClassVar[str] = "Masked language, distilled"
+    ignores_padding: ClassVar[bool] = False
 
     def build(self, config: Any) -> DistilledText:
         """Builds the objective with a head of its encoder's width."""

@@ -32,6 +32,7 @@ class GlobalContrastiveConfig(ObjectiveConfig, type="global_contrastive"):
 
     kinds: ClassVar[frozenset[str]] = frozenset({"pair"})
     title: ClassVar[str] = "Global contrastive"
+    ignores_padding: ClassVar[bool] = True
 
     def views(self, config: Any) -> tuple[str, ...]:
         return tuple(sorted(GlobalContrastive.needs))
@@ -55,7 +56,7 @@ class GlobalContrastive(PooledObjective):
         self.config = config
 
     def count(self, batch: Batch) -> int:
-        return batch["matched_rows"].shape[0]
+        return batch.listed("matched_rows")
 
     def reads(self, model: Any, batch: Batch) -> dict[str, Tensor]:
         return model.embedding_rows(batch)
@@ -69,9 +70,10 @@ class GlobalContrastive(PooledObjective):
             matched      [b]    1 where the caption belongs to the image, else 0
         """
         image, text = model.image_embeddings(hidden["image"]), model.text_embeddings(hidden["text"])
-        matched = torch.zeros(batch.size, device=image.device).index_fill(0, batch["matched_rows"], 1.0)
+        # padding in the list, PADDING_ROW, marks the element behind the last sample's
+        matched = torch.zeros(batch.size + 1, device=image.device).index_fill(0, batch["matched_rows"], 1.0)
         scale = clamped(model.logit_scale, self.config.logit_scale_max)
-        return Features({"image": image, "text": text}, {"log_scale": scale}, {"matched": matched})
+        return Features({"image": image, "text": text}, {"log_scale": scale}, {"matched": matched[:-1]})
 
     def pooled_loss(self, features: Features) -> tuple[Tensor, dict[str, Tensor]]:
         image, text = features.samples["image"], features.samples["text"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -36,6 +36,8 @@ class HardMatchingConfig(ImageTextMatchingConfig, type="itm_hard"):
 
     mismatch_probability: Share = 2 / 3
     """Fixed: two of three."""
+
+    ignores_padding: ClassVar[bool] = False
 
     def corruptions(self, config: Any, source: Any) -> tuple[NegativeDraws]:
         return (NegativeDraws(),)

@@ -30,6 +30,7 @@ class ImageTextMatchingConfig(ObjectiveConfig, type="itm"):
     kinds: ClassVar[frozenset[str]] = frozenset({"pair"})
     title: ClassVar[str] = "Image-text matching"
     drawn_once: ClassVar[tuple[str, ...]] = ("mismatch_probability",)
+    ignores_padding: ClassVar[bool] = True
 
     def views(self, config: Any) -> tuple[str, ...]:
         return (config.model.matching_view,)

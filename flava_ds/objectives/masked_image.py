@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from torch import Tensor
 
-from flava_ds.batch import Batch
+from flava_ds.batch import IGNORE_INDEX, PADDING_ROW, Batch
 from flava_ds.config.bounds import Above, AtLeast, AtMost
 from flava_ds.config.objectives import ObjectiveConfig
 from flava_ds.data.order import uniforms
@@ -47,6 +47,7 @@ class MaskedImageConfig(ObjectiveConfig, type="mim"):
         "attempts_per_block",
     )
     predicts_codes: ClassVar[bool] = True
+    ignores_padding: ClassVar[bool] = True
     view: ClassVar[str] = "image_masked"
 
     def classes(self, config: Any) -> int:
@@ -136,13 +137,15 @@ class MaskedImageModeling(Objective):
         self.head = head
 
     def count(self, batch: Batch) -> int:
-        return batch["mim_rows"].shape[0]
+        return batch.listed("mim_rows")
 
     def reads(self, model: Any, batch: Batch) -> dict[str, Tensor]:
-        return {self.view: model.patch_rows(self.view, batch["mim_rows"], batch)}
+        return {self.view: model.patch_rows(self.view, batch.rows("mim_rows"), batch)}
 
     def forward(self, model: Any, hidden: Mapping[str, Tensor], batch: Batch) -> Loss:
-        codes = batch["image_codes"].flatten().index_select(0, batch["mim_rows"])
+        codes = batch["image_codes"].flatten().index_select(0, batch.rows("mim_rows"))
+        if "mim_rows" in batch.numbers:
+            codes = codes.masked_fill(batch["mim_rows"] == PADDING_ROW, IGNORE_INDEX)
         loss, correct = self.head.loss(hidden[self.view], codes)
         return Loss(loss, self.count(batch), {"correct": correct})
 

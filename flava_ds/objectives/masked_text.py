@@ -49,6 +49,7 @@ class MaskedTextConfig(ObjectiveConfig, type="mlm"):
         "random_token_share",
         "whole_word",
     )
+    ignores_padding: ClassVar[bool] = True
     view: ClassVar[str] = "text_masked"
 
     def classes(self, config: Any) -> int:
@@ -135,10 +136,10 @@ class MaskedLanguageModeling(Objective):
         self.head = head
 
     def count(self, batch: Batch) -> int:
-        return batch["mlm_rows"].shape[0]
+        return batch.listed("mlm_rows")
 
     def reads(self, model: Any, batch: Batch) -> dict[str, Tensor]:
-        return {self.view: model.token_rows(self.view, batch["mlm_rows"], batch)}
+        return {self.view: model.token_rows(self.view, batch.rows("mlm_rows"), batch)}
 
     def forward(self, model: Any, hidden: Mapping[str, Tensor], batch: Batch) -> Loss:
         table = (model.word_table(),) if isinstance(self.head, TiedPredictionHead) else ()

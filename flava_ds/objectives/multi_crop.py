@@ -76,6 +76,7 @@ class MultiCropConfig(ObjectiveConfig):
 
     kinds: ClassVar[frozenset[str]] = frozenset({"image"})
     reads_image: ClassVar[bool] = False
+    ignores_padding: ClassVar[bool] = True
 
     def corruptions(self, config: Any, source: Any) -> tuple[Corruption, ...]:
         layers = config.model.shape_of("image").num_hidden_layers

@@ -58,6 +58,7 @@ class SimclrConfig(ObjectiveConfig, type="simclr"):
     kinds: ClassVar[frozenset[str]] = frozenset({"image"})
     title: ClassVar[str] = "SimCLR"
     reads_image: ClassVar[bool] = False
+    ignores_padding: ClassVar[bool] = True
 
     def crops(self, config: Any, source: Any) -> dict[str, Crops]:
         return {"two_views": Crops(size=config.model.image_size, transforms=(self.view, self.view))}

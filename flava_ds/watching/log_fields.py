@@ -128,6 +128,12 @@ FIELDS = (
         "tokens cut off beyond the source's max_tokens, of all its text tokens since the last record",
     ),
     Field(
+        "padding/<source>",
+        "share",
+        "padding among the text tokens that the model computes, since the last record; only with "
+        "training.pad_to_multiple_of",
+    ),
+    Field(
         "skipped_updates",
         "steps",
         "updates skipped because a loss or gradient was not finite, over the whole run",

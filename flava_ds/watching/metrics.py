@@ -51,14 +51,18 @@ class Window:
     skipped: Counter[tuple[str, str]] = field(default_factory=Counter)
     tokens: Counter[str] = field(default_factory=Counter)
     cut_tokens: Counter[str] = field(default_factory=Counter)
+    padding: Counter[str] = field(default_factory=Counter)
+    """Tokens of padding."""
 
 
-def cut_shares(windows: Sequence[Window]) -> dict[str, float]:
-    """Returns, per field, the share of each source's text tokens that was cut off, over all ranks."""
-    kept, cut = (
-        sum((getattr(window, name) for window in windows), Counter()) for name in ("tokens", "cut_tokens")
+def token_shares(windows: Sequence[Window], counted: str) -> dict[str, float]:
+    """Returns, per field, what was `counted` (cut_tokens or padding) beside each source's text tokens, as a
+    share of both, over all ranks.
+    """
+    kept, more = (
+        sum((getattr(window, name) for window in windows), Counter()) for name in ("tokens", counted)
     )
-    return {f"cut_tokens/{source}": cut[source] / (cut[source] + number) for source, number in kept.items()}
+    return {f"{counted}/{source}": more[source] / (more[source] + number) for source, number in kept.items()}
 
 
 class Metrics(Watcher):
@@ -123,6 +127,8 @@ class Metrics(Watcher):
             window.skipped.update({(source, reason): count for reason, count in batch.read.skipped.items()})
             window.tokens[source] += batch.read.tokens
             window.cut_tokens[source] += batch.read.cut_tokens
+            if "input_ids" in batch:
+                window.padding[source] += batch["input_ids"].shape[0] - batch.listed("input_ids")
         window.steps += 1
         window.samples += sum(batch.size for batch in update.batches)
         window.flops += update.flops
@@ -193,7 +199,8 @@ class Metrics(Watcher):
                 f"skipped_samples/{source}/{reason}": n
                 for (source, reason), n in sum((window.skipped for window in windows), Counter()).items()
             },
-            **cut_shares(windows),
+            **token_shares(windows, "cut_tokens"),
+            **(token_shares(windows, "padding") if self.config.training.pad_to_multiple_of else {}),
             "skipped_updates": int(updates),
             "eta_s": self._pace.seconds(self._steps_left(step + 1)),
         }

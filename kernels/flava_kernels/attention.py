@@ -68,23 +68,24 @@ def supports(
     qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, equal_lengths: bool = False, causal: bool = False
 ) -> str | None:
     """Returns None, or why the kernels do not support this input."""
+    (_, _, heads, head_size), strides = qkv.shape, qkv.stride()
     if qkv.dtype not in DTYPES:
         return f"qkv has {qkv.dtype}; one of {', '.join(map(str, DTYPES))} is wanted"
     if cu_seqlens.dtype != torch.int32:
         return f"cu_seqlens has {cu_seqlens.dtype}, int32 is wanted"
-    if qkv.shape[3] not in HEAD_SIZES:
-        return f"the head size is {qkv.shape[3]}; one of {', '.join(map(str, HEAD_SIZES))} is wanted"
-    if qkv.stride(3) != 1:
+    if head_size not in HEAD_SIZES:
+        return f"the head size is {head_size}; one of {', '.join(map(str, HEAD_SIZES))} is wanted"
+    if strides[3] != 1:
         return "the last axis of qkv is not contiguous"
-    if max(qkv.shape[2], cu_seqlens.shape[0] - 1) > MOST_SEQUENCES:
+    if heads > MOST_SEQUENCES or cu_seqlens.shape[0] - 1 > MOST_SEQUENCES:
         return (
-            f"there are {cu_seqlens.shape[0] - 1} sequences and {qkv.shape[2]} heads, at most "
-            f"{MOST_SEQUENCES} of each are taken"
+            f"there are {cu_seqlens.shape[0] - 1} sequences and {heads} heads, at most {MOST_SEQUENCES} of "
+            "each are taken"
         )
-    if max_seqlen * max(qkv.stride(0), 3 * qkv.shape[2] * qkv.shape[3]) >= 2**31:
+    if max_seqlen * max(strides[0], 3 * heads * head_size) >= 2**31:
         return f"a sequence of {max_seqlen} rows spans 2^31 elements or more"
-    if max(2 * qkv.stride(1), (qkv.shape[2] - 1) * qkv.stride(2)) >= 2**31:
-        return f"a token's parts and heads span 2^31 elements or more: the strides of qkv are {qkv.stride()}"
+    if max(2 * strides[1], (heads - 1) * strides[2]) >= 2**31:
+        return f"a token's parts and heads span 2^31 elements or more: the strides of qkv are {strides}"
     return None
 
 
@@ -113,14 +114,18 @@ def pairs(length: int, causal: bool) -> int:
     return length * (length + 1) // 2 if causal else length**2
 
 
+def _takes_triton(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> bool:
+    return dispatch.use_triton("varlen_attention", qkv, supports, qkv, cu_seqlens, max_seqlen)
+
+
 @without_autocast
 def _attend(
-    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, equal_lengths: bool, causal: bool
+    triton: bool, qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, equal_lengths: bool, causal: bool
 ) -> tuple[Tensor, Tensor]:
     checks.sequences("varlen_attention", cu_seqlens, qkv.shape[0], max_seqlen, equal_lengths=equal_lengths)
     if qkv.numel() == 0:
         return _fake_attention(qkv, cu_seqlens, max_seqlen, equal_lengths, causal)
-    if dispatch.use_triton("varlen_attention", qkv, supports, qkv, cu_seqlens, max_seqlen):
+    if triton:
         from flava_kernels.triton_ops import attention as kernels
 
         return kernels.forward(qkv, cu_seqlens, max_seqlen, causal)
@@ -129,6 +134,7 @@ def _attend(
 
 @without_autocast
 def _attend_backward(
+    triton: bool,
     grad: Tensor,
     qkv: Tensor,
     out: Tensor,
@@ -140,17 +146,34 @@ def _attend_backward(
 ) -> Tensor:
     if qkv.numel() == 0:
         return _fake_attention_backward(grad, qkv, out, lse, cu_seqlens, max_seqlen, equal_lengths, causal)
-    if dispatch.use_triton("varlen_attention", qkv, supports, qkv, cu_seqlens, max_seqlen):
+    if triton:
         from flava_kernels.triton_ops import attention as kernels
 
         return kernels.backward(grad, qkv, out, lse, cu_seqlens, max_seqlen, causal)
     return backward_reference(grad, qkv, cu_seqlens, max_seqlen, equal_lengths, causal)
 
 
-_attention = torch.library.custom_op("flava_kernels::varlen_attention", _attend, mutates_args=())
-_attention_backward = torch.library.custom_op(
-    "flava_kernels::varlen_attention_backward", _attend_backward, mutates_args=()
-)
+@torch.library.custom_op("flava_kernels::varlen_attention", mutates_args=())
+def _attention(
+    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, equal_lengths: bool, causal: bool
+) -> tuple[Tensor, Tensor]:
+    triton = _takes_triton(qkv, cu_seqlens, max_seqlen)
+    return _attend(triton, qkv, cu_seqlens, max_seqlen, equal_lengths, causal)
+
+
+@torch.library.custom_op("flava_kernels::varlen_attention_backward", mutates_args=())
+def _attention_backward(
+    grad: Tensor,
+    qkv: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    equal_lengths: bool,
+    causal: bool,
+) -> Tensor:
+    triton = _takes_triton(qkv, cu_seqlens, max_seqlen)
+    return _attend_backward(triton, grad, qkv, out, lse, cu_seqlens, max_seqlen, equal_lengths, causal)
 
 
 @_attention.register_fake
@@ -170,10 +193,13 @@ def _keep(ctx, inputs, output) -> None:
     qkv, cu_seqlens, ctx.max_seqlen, ctx.equal_lengths, ctx.causal = inputs
     out, lse = output
     ctx.mark_non_differentiable(lse)
+    ctx.set_materialize_grads(False)  # lse gets none, and zeros for it would be a kernel per layer
     ctx.save_for_backward(qkv, out, lse, cu_seqlens)
 
 
 def _differentiate(ctx, grad, _):
+    if grad is None:
+        return (None,) * 5
     return (
         _attention_backward(grad, *ctx.saved_tensors, ctx.max_seqlen, ctx.equal_lengths, ctx.causal),
         None,
@@ -191,7 +217,8 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, qkv, cu_seqlens, max_seqlen, equal_lengths, causal):
-        out, lse = _attend(qkv, cu_seqlens, max_seqlen, equal_lengths, causal)
+        ctx.triton = _takes_triton(qkv, cu_seqlens, max_seqlen)
+        out, lse = _attend(ctx.triton, qkv, cu_seqlens, max_seqlen, equal_lengths, causal)
         ctx.plain = max_seqlen, equal_lengths, causal
         ctx.save_for_backward(qkv, out, lse, cu_seqlens)
         return out
@@ -199,7 +226,7 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        return _attend_backward(grad, *ctx.saved_tensors, *ctx.plain), None, None, None, None
+        return _attend_backward(ctx.triton, grad, *ctx.saved_tensors, *ctx.plain), None, None, None, None
 
 
 OP = Op(

@@ -195,10 +195,13 @@ def _keep(ctx, inputs, output) -> None:
     q, kv, cu_seqlens_q, cu_seqlens_k, *ctx.plain = inputs
     out, lse = output
     ctx.mark_non_differentiable(lse)
+    ctx.set_materialize_grads(False)  # lse gets none, and zeros for it would be a kernel per layer
     ctx.save_for_backward(q, kv, out, lse, cu_seqlens_q, cu_seqlens_k)
 
 
 def _differentiate(ctx, grad, _):
+    if grad is None:
+        return (None,) * 7
     return *_attention_backward(grad, *ctx.saved_tensors, *ctx.plain), *[None] * 5
 
 

@@ -12,6 +12,7 @@ the backward pass.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -159,16 +160,16 @@ def _statistics_like(x: Tensor) -> Tensor:
     return x.new_empty(x.shape[:-1] + (1,), dtype=torch.promote_types(x.dtype, torch.float32))
 
 
+def _takes_triton(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> bool:
+    if residual is None:
+        return dispatch.use_triton("layer_norm", x, layer_norm_supports, x, weight, bias, eps)
+    return dispatch.use_triton("add_layer_norm", x, add_layer_norm_supports, x, residual, weight, bias, eps)
+
+
 @without_autocast
 def _normalise(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+    triton: bool, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    if residual is None:
-        triton = dispatch.use_triton("layer_norm", x, layer_norm_supports, x, weight, bias, eps)
-    else:
-        triton = dispatch.use_triton(
-            "add_layer_norm", x, add_layer_norm_supports, x, residual, weight, bias, eps
-        )
     if triton:
         from flava_kernels.triton_ops import layer_norm as kernels
 
@@ -178,6 +179,7 @@ def _normalise(
 
 @without_autocast
 def _gradients(
+    triton: bool,
     grad: Tensor,
     grad_total: Tensor | None,
     total: Tensor,
@@ -188,7 +190,7 @@ def _gradients(
     parameters: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns ds, dw and db; without `parameters`, the last two are empty."""
-    if dispatch.use_triton("layer_norm", total, layer_norm_supports, total, weight, bias, 0.0):
+    if triton:
         from flava_kernels.triton_ops import layer_norm as kernels
 
         return kernels.backward(grad, grad_total, total, mean, rstd, weight, bias, parameters)
@@ -197,7 +199,7 @@ def _gradients(
 
 @torch.library.custom_op("flava_kernels::layer_norm", mutates_args=())
 def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    y, _, mean, rstd = _normalise(x, None, weight, bias, eps)
+    y, _, mean, rstd = _normalise(_takes_triton(x, None, weight, bias, eps), x, None, weight, bias, eps)
     return y, mean, rstd
 
 
@@ -210,7 +212,8 @@ def _(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tens
 def _add_layer_norm(
     x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _normalise(x, residual, weight, bias, eps)
+    triton = _takes_triton(x, residual, weight, bias, eps)
+    return _normalise(triton, x, residual, weight, bias, eps)
 
 
 @_add_layer_norm.register_fake
@@ -220,9 +223,19 @@ def _(
     return x.new_empty(x.shape), x.new_empty(x.shape), _statistics_like(x), _statistics_like(x)
 
 
-_layer_norm_backward = torch.library.custom_op(
-    "flava_kernels::layer_norm_backward", _gradients, mutates_args=()
-)
+@torch.library.custom_op("flava_kernels::layer_norm_backward", mutates_args=())
+def _layer_norm_backward(
+    grad: Tensor,
+    grad_total: Tensor | None,
+    total: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    parameters: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    triton = _takes_triton(total, None, weight, bias, 0.0)
+    return _gradients(triton, grad, grad_total, total, mean, rstd, weight, bias, parameters)
 
 
 @_layer_norm_backward.register_fake
@@ -288,14 +301,15 @@ class _LayerNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, bias, eps):
-        y, _, mean, rstd = _normalise(x, None, weight, bias, eps)
+        ctx.triton = _takes_triton(x, None, weight, bias, eps)
+        y, _, mean, rstd = _normalise(ctx.triton, x, None, weight, bias, eps)
         ctx.save_for_backward(x, mean, rstd, weight, bias)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        return *_differentiate(_gradients, ctx, grad), None
+        return *_differentiate(partial(_gradients, ctx.triton), ctx, grad), None
 
 
 class _AddLayerNorm(torch.autograd.Function):
@@ -303,7 +317,8 @@ class _AddLayerNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, residual, weight, bias, eps):
-        y, total, mean, rstd = _normalise(x, residual, weight, bias, eps)
+        ctx.triton = _takes_triton(x, residual, weight, bias, eps)
+        y, total, mean, rstd = _normalise(ctx.triton, x, residual, weight, bias, eps)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(total, mean, rstd, weight, bias)
         return y, total
@@ -311,7 +326,8 @@ class _AddLayerNorm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad, grad_total):
-        d_total, *parameters = _differentiate(_gradients, ctx, grad, grad_total)
+        gradients = partial(_gradients, ctx.triton)
+        d_total, *parameters = _differentiate(gradients, ctx, grad, grad_total)
         return d_total, d_total, *parameters, None
 
 

@@ -290,10 +290,13 @@ def _save(ctx: Any, inputs: tuple, output: tuple) -> None:
         )
     ctx.plain = hidden.shape[0], bias.dtype, list(gradients)
     ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(*output[2:], rows)
 
 
-def _differentiate(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 7
     return _wanted(_linear_cross_entropy_backward(grad, *ctx.saved_tensors, *ctx.plain), ctx.plain[-1])
 
 

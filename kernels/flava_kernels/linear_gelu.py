@@ -12,6 +12,7 @@ dz and db are fused.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -84,23 +85,37 @@ def supports(hidden: Tensor, weight: Tensor, bias: Tensor) -> str | None:
     return None
 
 
+def _takes_triton(hidden: Tensor, weight: Tensor, bias: Tensor) -> bool:
+    return dispatch.use_triton("linear_gelu", hidden, supports, hidden, weight, bias)
+
+
 @without_autocast
-def _activate(hidden: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+def _activate(triton: bool, hidden: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     z = F.linear(hidden, weight, bias)
-    if dispatch.use_triton("linear_gelu", hidden, supports, hidden, weight, bias):
+    return _gelu(triton, z), z
+
+
+def _gelu(triton: bool, z: Tensor) -> Tensor:
+    if triton:
         from flava_kernels.triton_ops import linear_gelu as kernels
 
-        return kernels.forward(z), z
-    return forward_reference(z), z
+        return kernels.forward(z)
+    return forward_reference(z)
 
 
 @without_autocast
 def _gradients(
-    grad: Tensor, z: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor, needs: list[bool]
+    triton: bool,
+    grad: Tensor,
+    z: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns dh, dW and db, empty for those that `needs` leaves out."""
     needs_hidden, needs_weight, needs_bias = needs
-    if dispatch.use_triton("linear_gelu", hidden, supports, hidden, weight, bias):
+    if triton:
         from flava_kernels.triton_ops import linear_gelu as kernels
 
         d_z, d_bias = kernels.backward(grad, z, needs_bias)
@@ -113,10 +128,16 @@ def _gradients(
     )
 
 
-_linear_gelu = torch.library.custom_op("flava_kernels::linear_gelu", _activate, mutates_args=())
-_linear_gelu_backward = torch.library.custom_op(
-    "flava_kernels::linear_gelu_backward", _gradients, mutates_args=()
-)
+@torch.library.custom_op("flava_kernels::linear_gelu", mutates_args=())
+def _linear_gelu(hidden: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    return _activate(_takes_triton(hidden, weight, bias), hidden, weight, bias)
+
+
+@torch.library.custom_op("flava_kernels::linear_gelu_backward", mutates_args=())
+def _linear_gelu_backward(
+    grad: Tensor, z: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor, needs: list[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _gradients(_takes_triton(hidden, weight, bias), grad, z, hidden, weight, bias, needs)
 
 
 @_linear_gelu.register_fake
@@ -163,14 +184,15 @@ class _LinearGELU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, bias):
-        y, z = _activate(hidden, weight, bias)
+        ctx.triton = _takes_triton(hidden, weight, bias)
+        y, z = _activate(ctx.triton, hidden, weight, bias)
         ctx.save_for_backward(z, hidden, weight, bias)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        return _needed(_gradients, ctx, grad)
+        return _needed(partial(_gradients, ctx.triton), ctx, grad)
 
 
 class _GELULinear(torch.autograd.Function):
@@ -179,32 +201,25 @@ class _GELULinear(torch.autograd.Function):
     @staticmethod
     @without_autocast
     def forward(ctx, z, weight, bias):
-        ctx.save_for_backward(z, weight, bias)
-        return F.linear(_gelu(z, weight, bias), weight, bias)
+        ctx.triton = _takes_triton(z, weight, bias)
+        ctx.save_for_backward(z, weight)
+        return F.linear(_gelu(ctx.triton, z), weight, bias)
 
     @staticmethod
     @once_differentiable
     @without_autocast
     def backward(ctx, grad):
-        (z, weight, bias), (needs_z, needs_weight, needs_bias) = ctx.saved_tensors, ctx.needs_input_grad
+        (z, weight), (needs_z, needs_weight, needs_bias) = ctx.saved_tensors, ctx.needs_input_grad
         d_z = d_weight = None
         if needs_weight:
-            d_weight = grad.T @ _gelu(z, weight, bias)
-        if needs_z and dispatch.use_triton("linear_gelu", z, supports, z, weight, bias):
+            d_weight = grad.T @ _gelu(ctx.triton, z)
+        if needs_z and ctx.triton:
             from flava_kernels.triton_ops import linear_gelu as kernels
 
             d_z, _ = kernels.backward(grad @ weight, z, False)
         elif needs_z:
             d_z, _ = backward_reference(grad @ weight, z, False)
         return d_z, d_weight, grad.sum(0) if needs_bias else None
-
-
-def _gelu(z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    if dispatch.use_triton("linear_gelu", z, supports, z, weight, bias):
-        from flava_kernels.triton_ops import linear_gelu as kernels
-
-        return kernels.forward(z)
-    return forward_reference(z)
 
 
 def cases() -> tuple[Case, ...]:

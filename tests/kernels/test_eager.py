@@ -1,10 +1,13 @@
-"""References that run as autograd functions of their own must not have second derivatives that are wrong."""
+"""Second derivatives of references that run as autograd functions must not be wrong, and results that get no
+gradient cost nothing.
+"""
 
 import pytest
 import torch
 from flava_kernels.attention import varlen_attention
 from flava_kernels.layer_norm import layer_norm
 from flava_kernels.linear_cross_entropy import linear_cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
 
 X = torch.linspace(-1, 1, 48).reshape(6, 8)
 
@@ -52,3 +55,27 @@ def test_first_derivatives_are_the_same_with_a_graph_of_them(function):
         for graph in (False, True)
     )
     assert torch.equal(plain, with_graph)
+
+
+class Names(TorchDispatchMode):
+    """Notes the operators that are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        self.found.append(function.__name__)
+        return function(*arguments, **(keywords or {}))
+
+
+@pytest.mark.parametrize("function", [attention, cross_entropy(2)], ids=["attention", "cross_entropy"])
+def test_results_that_get_no_gradient_cost_no_zeros(function):
+    """Log-sum-exps, and gradients that wait for the backward pass, are results of the custom operators."""
+    x = X.to("meta").requires_grad_()
+    with torch.device("meta"):
+        result = function(x).sum()
+    with Names() as names:
+        result.backward()
+    assert any("backward" in name for name in names.found)
+    assert not [name for name in names.found if name.startswith("zeros")]

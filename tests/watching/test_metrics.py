@@ -31,7 +31,8 @@ PROGRESS = {"source_share/books": 0.5, "source_target/books": 0.4, "epoch/books"
 
 def config_in(folder):
     config = dataclasses.replace(
-        toy_config(), logging=LoggingConfig(run_directory=str(folder), tensorboard=True, straggler_lines=1)
+        toy_config(pad_to_multiple_of=50),
+        logging=LoggingConfig(run_directory=str(folder), tensorboard=True, straggler_lines=1),
     )
     config.run_path.mkdir(parents=True, exist_ok=True)
     return config
@@ -40,7 +41,12 @@ def config_in(folder):
 def update(sums, counts, read: ReadReport | None = None, **changes) -> Update:
     """A step of four samples, its sums by micro-batch."""
     outputs = [StepOutput(torch.tensor(0.0), own) for own in sums]
-    batch = Batch(kind="text", source="books", size=4, tensors={}, read=read or ReadReport())
+    tensors, numbers = {}, {}
+    if read is not None and read.tokens:
+        tensors, numbers = {"input_ids": torch.zeros(read.tokens + 10)}, {"input_ids": read.tokens}
+    batch = Batch(
+        kind="text", source="books", size=4, tensors=tensors, numbers=numbers, read=read or ReadReport()
+    )
     return update_of(outputs=outputs, counts=counts, batches=[batch], **changes)
 
 
@@ -122,6 +128,7 @@ def test_records_are_means_over_ranks_and_steps(run_ranks, tmp_path):
         assert first["cut_tokens/books"] == pytest.approx(40 / 400) and not any(
             name.startswith("cut_tokens") for name in second
         )
+        assert first["padding/books"] == pytest.approx(10 / 100) and "padding/books" not in second
         assert first["gradient_norm/mlm"] == 2.5 and first["grad_norm"] == 0.5 and first["epoch/books"] == 0.1
         assert first["mfu"] == pytest.approx(first["flops_per_second"] / 1e9)
         assert first["mfu_with_targets"] == pytest.approx(1.5 * first["mfu"]), "half as much for targets"

@@ -62,6 +62,7 @@ class ClipConfig(ImageTextConfig, type="clip"):
 
     kinds: ClassVar[Mapping[str, str]] = {"pair": "pair"}
     folder: ClassVar[str | None] = "flava_ds.families.clip"
+    ignores_padding: ClassVar[bool] = True
     layouts: ClassVar[str | None] = "flava_ds.families.clip.hf"
     views: ClassVar[tuple[str, ...]] = ("image", "text")
 

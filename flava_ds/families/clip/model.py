@@ -88,7 +88,7 @@ class Clip(nn.Module):
         if "image" in views:
             encoded["image"] = self.image_encoder(batch["pixel_values"], keep.get("image"))
         if "text" in views:
-            texts = batch["input_ids"], batch["cu_seqlens"], batch.numbers["max_seqlen"]
+            texts = batch["input_ids"], batch.bounds(), batch.numbers["max_seqlen"]
             encoded["text"] = self.text_encoder(*texts, keep.get("text"))
         return encoded
 

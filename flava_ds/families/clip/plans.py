@@ -15,4 +15,5 @@ def plan(config: Config, source: SourceConfig) -> BatchPlan:
         views={"pixel_values": model.image.image_size},
         tokenizer=model.load_tokenizer(config),
         max_tokens=source.max_tokens,
+        pad_to_multiple_of=config.training.pad_to_multiple_of,
     )

@@ -62,6 +62,7 @@ class FlavaConfig(ImageTextConfig, NormallyInitialized, type="flava"):
 
     kinds: ClassVar[Mapping[str, str]] = {"pair": "pair", "image": "image", "text": "text"}
     folder: ClassVar[str | None] = "flava_ds.families.flava"
+    ignores_padding: ClassVar[bool] = True
     layouts: ClassVar[str | None] = "flava_ds.families.flava.hf"
 
     @property

@@ -52,7 +52,9 @@ class Flava(nn.Module):
         """Returns the positions in the fused sequences of a pair batch, clean or masked."""
         side = side_of(batch, view)
         assert side.cu_seqlens is not None  # only pairs have fused views
-        return SequenceLayout(self.config.image.num_patches, side.cu_seqlens, side.max_seqlen)
+        return SequenceLayout(
+            self.config.image.num_patches, side.cu_seqlens, side.max_seqlen, padding_ends=side.padding_ends
+        )
 
     def encode(
         self, batch: Batch, views: Collection[View], reads: Mapping[View, Tensor] | None = None
@@ -92,7 +94,7 @@ class Flava(nn.Module):
             side = side_of(batch, text_views[0])
             versions = [side.input_ids if view == View.TEXT else side.masked_ids for view in text_views]
             kept = [keep.get(view) for view in text_views]
-            outputs = self.text_encoder(versions, side.cu_seqlens, side.max_seqlen, keep=kept)
+            outputs = self.text_encoder(versions, side.bounds, side.max_seqlen, keep=kept)
             encoded |= zip(text_views, outputs, strict=True)
         for fused, (image, text) in FUSED_FROM.items():
             if fused in wanted:

@@ -13,7 +13,7 @@ from flava_ds.layers.transformer import Encoded, Transformer, add_frozen_pooler,
 
 
 class MultimodalEncoder(nn.Module):
-    """Fuses projected image and text states. Sequences are packed, so there is no padding to mask.
+    """Fuses projected image and text states. Padding, if any, is in sequences of its own behind the last.
 
     Source: paper, section 3.1.
     """
@@ -36,7 +36,7 @@ class MultimodalEncoder(nn.Module):
             keep     [k] rows that will be read, sorted; None for all
             returns  Encoded of [b*(2+n)+T d]
         """
-        hidden = fuse_sequences(self.cls_token, image, text, layout.text_cu_seqlens, layout.text_max_seqlen)
+        hidden = fuse_sequences(self.cls_token, image, text, *layout.copied_texts)
         return encode_versions(
-            self.transformer, self.final_norm, hidden, (layout.cu_seqlens, layout.max_seqlen), [keep]
+            self.transformer, self.final_norm, hidden, (layout.bounds, layout.max_seqlen), [keep]
         )[0]

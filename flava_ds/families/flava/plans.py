@@ -68,6 +68,7 @@ def plan(config: Config, source: SourceConfig) -> BatchPlan:
         masked_share=source.masked_share if kind == Kind.PAIR and masked else 1.0,
         corruptions=tuple(corruptions),
         stored_codes=model.image.num_patches if kind != Kind.TEXT and source.image_codes_key else 0,
+        pad_to_multiple_of=config.training.pad_to_multiple_of,
     )
 
 

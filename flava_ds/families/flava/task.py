@@ -121,7 +121,7 @@ def _lengths(batch: Batch, name: str) -> list[int]:
 
 
 def _count(batch: Batch, name: str) -> int:
-    return batch[name].shape[0] if name in batch else 0
+    return batch.listed(name) if name in batch else 0
 
 
 def build_task(config: Config) -> FlavaTask:

@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from torch import Tensor
 
-from flava_ds.batch import Batch
+from flava_ds.batch import Batch, with_padding
 
 
 class Kind(StrEnum):
@@ -49,6 +49,7 @@ class Side:
         input_ids        [T]        clean; None if only the masked ids of a share were sent
         masked_ids       [T]        or None
         cu_seqlens       [m+1]      or None
+        padding_ends     [p]        of the sequences of padding behind the texts, or None
     """
 
     size: int
@@ -58,6 +59,13 @@ class Side:
     masked_ids: Tensor | None
     cu_seqlens: Tensor | None
     max_seqlen: int
+    padding_ends: Tensor | None = None
+
+    @property
+    def bounds(self) -> Tensor:
+        """Bounds of the texts and of the sequences of padding behind them: [m+p+1]."""
+        assert self.cu_seqlens is not None  # only sides with text are asked
+        return with_padding(self.cu_seqlens, self.padding_ends)
 
 
 def is_share(batch: Batch) -> bool:
@@ -80,6 +88,7 @@ def side_of(batch: Batch, view: str) -> Side:
         masked_ids=batch.get("input_ids_masked"),
         cu_seqlens=batch.get(f"{prefix}cu_seqlens"),
         max_seqlen=batch.numbers.get(f"{prefix}max_seqlen", 0),
+        padding_ends=batch.get(f"{prefix}padding_ends"),
     )
 
 

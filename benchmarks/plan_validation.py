@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from flava_kernels.bench.machine import device_name
 from plan_memory import measure_all
+from plan_published import planned
 from plan_rates import measure_rates
 from plan_simulated import simulate_all
 from plan_time import time_all
@@ -69,6 +70,7 @@ def main() -> None:
         "communication": communication(),
         "collectives": collectives(published["collectives"]),
         "published": efficiencies(published["rows"]),
+        "planned": planned(published["rows"]),
         "memory": before.get("memory", []),
     }
     if options.memory:

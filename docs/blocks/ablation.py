@@ -4,6 +4,7 @@ verdict, from the results of `flava-ds ablation`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from flava_ds.campaigns.ablation import (
     MACRO,
     ORDERINGS,
     Judged,
+    difference,
     domain_parts,
     judge,
     numbers_of,
@@ -34,6 +36,15 @@ PAPER: dict[str, tuple[float | None, float | None, float | None, float]] = {
 }
 """Averages over the tasks of a domain, and of the three domains: tables 3 and 4."""
 COLUMNS = (*DOMAINS, MACRO)
+BESIDES = (
+    ("flava", "flava_no_init", "equal joint steps"),
+    ("flava", "flava_no_init_equal_compute", "equal compute"),
+    ("flava", "flava_mm_equal_compute", "equal compute"),
+    ("clip", "flava", "equal pair steps"),
+    ("clip", "flava_c", "equal pair steps"),
+    ("flava_no_init_uncertainty", "flava_no_init", "equal steps"),
+)
+"""Rows that are compared without having been named before the first run, and what they have in common."""
 WIDTH, REACH = 61, 15.0
 """Characters of the plot, and the points at its ends."""
 
@@ -54,9 +65,15 @@ def rows(root: Path) -> str:
     for row in ROWS:
         paper = ["" if value is None else f"{value:.1f}" for value in PAPER.get(row, (None,) * 4)]
         own = [_score(found[row], column) if row in found else "not run" for column in COLUMNS]
-        lines.append([f"`{row}`", len(found.get(row, ())), *own, *paper])
-    header = ["row", "seeds", *COLUMNS, *(f"paper: {column}" for column in COLUMNS)]
+        lines.append([f"`{row}`", len(found.get(row, ())), _work(found.get(row, ())), *own, *paper])
+    header = ["row", "seeds", "TFLOP", *COLUMNS, *(f"paper: {column}" for column in COLUMNS)]
     return markdown_table(header, lines)
+
+
+def _work(results: Sequence[dict[str, Any]]) -> str:
+    """Returns what a run computed in training, which the first results do not say."""
+    known = [result["training_flops"] for result in results if "training_flops" in result]
+    return f"{max(known) / 1e12:.1f}" if known else ""
 
 
 def _score(results: list[dict[str, Any]], domain: str) -> str:
@@ -106,6 +123,17 @@ def verdicts(root: Path) -> str:
     return f"{markdown_table(header, lines)}\n\nOf {len(ORDERINGS)} orderings: {counted}."
 
 
+def besides(root: Path) -> str:
+    """Compares rows of which no ordering was named."""
+    found, lines = results_in(root), []
+    for higher, lower, equal in BESIDES:
+        estimate = difference(found[higher], found[lower], MACRO)
+        low, high = estimate.interval
+        own = f"{estimate.value:+.1f} ± {estimate.standard_error:.1f}"
+        lines.append([f"`{higher}` - `{lower}`", equal, own, f"{low:+.1f} to {high:+.1f}"])
+    return markdown_table(["macro", "at", "difference", "95 % interval"], lines)
+
+
 def plot(root: Path) -> str:
     """Draws the differences with their intervals: the paper's as `p`, ours as `o` in its interval."""
     judged = [each for each in judge(results_in(root)) if each.estimate is not None]
@@ -152,6 +180,7 @@ BLOCKS = {
     "ablation_rows": rows,
     "ablation_numbers": numbers,
     "ablation_verdicts": verdicts,
+    "ablation_besides": besides,
     "ablation_plot": plot,
     "ablation_campaign": campaign,
 }

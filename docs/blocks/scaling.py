@@ -104,6 +104,24 @@ def plan_published(root: Path) -> str:
     )
 
 
+def plan_planned(root: Path) -> str:
+    """Lists published utilisation of CLIP beside the plan's."""
+    found = read_results(root, "plan_validation")["planned"]
+    rows = [
+        [
+            row["run"],
+            f"{row['gpus']} x {row['gpu']}",
+            f"{row['mfu']:.1f}",
+            spelled(row["planned"], "{:.1f}"),
+            f"{row['planned']['middle'] / row['mfu']:.1f}",
+        ]
+        for row in found
+    ]
+    inside = sum(row["planned"]["low"] <= row["mfu"] <= row["planned"]["high"] for row in found)
+    table = markdown_table(["run", "GPUs", "MFU, %", "planned, %", "planned / published"], rows)
+    return f"{table}\n\n{inside} of {len(found)} published numbers lie in the range of their plan."
+
+
 def plan_example(root: Path) -> str:
     """Lists what 64 H100 reach in two weeks."""
     found = read_results(root, "plan_example")
@@ -200,6 +218,7 @@ BLOCKS = {
     "plan_memory": plan_memory,
     "plan_collectives": plan_collectives,
     "plan_published": plan_published,
+    "plan_planned": plan_planned,
     "plan_example": plan_example,
     "plan_names": plan_names,
     "laws_chinchilla": laws_chinchilla,

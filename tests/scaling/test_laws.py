@@ -1,5 +1,8 @@
 """Laws: published parameters are found again, and every form against numbers computed by hand."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy.optimize import minimize
@@ -22,6 +25,14 @@ def losses_of(columns, data=None):
     return (
         EPOCH["E"] + EPOCH["A"] * columns["parameters"] ** -EPOCH["alpha"] + EPOCH["B"] * d ** -EPOCH["beta"]
     )
+
+
+def test_the_committed_fit_of_the_points_is_the_published_one():
+    file = Path(__file__).parents[2] / "benchmarks" / "results" / "laws_chinchilla.json"
+    found = json.loads(file.read_text(encoding="utf-8"))
+    assert found["objective"] <= found["their_objective"]
+    assert found["numbers"]["alpha"] == pytest.approx(0.348, abs=2e-3)
+    assert found["numbers"]["beta"] == pytest.approx(0.366, abs=2e-3)
 
 
 def test_published_parameters_come_back_in_spite_of_outliers():

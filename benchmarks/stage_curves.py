@@ -1,7 +1,7 @@
 """Draws the curves of stages that were trained alone, for docs/stages.md:
 
     for name in demo_simclr demo_dino demo_mlm; do flava-ds train $name --ranks 1; done
-python benchmarks/stage_curves.py runs/demo_simclr runs/demo_dino runs/demo_mlm
+    python benchmarks/stage_curves.py runs/demo_simclr runs/demo_dino runs/demo_mlm
 """
 
 from __future__ import annotations

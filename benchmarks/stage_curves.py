@@ -2,6 +2,8 @@
 
     for name in demo_simclr demo_dino demo_mlm; do flava-ds train $name --ranks 1; done
     python benchmarks/stage_curves.py runs/demo_simclr runs/demo_dino runs/demo_mlm
+
+Needs the extra `demo`, for matplotlib.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ from evaluation import language_world, published_world
 from evaluation.color_world import write_image_folder, write_karpathy
 
 EUROSAT = {"TRAIN": 5, "TEST": 3}
-"""What to set in flava_ds/evaluation/tasks/eurosat.py for its miniature: how many pictures of each class a split
-has is only in the code, as no published file says it."""
+"""What to set in flava_ds/evaluation/tasks/eurosat.py for its miniature: how many pictures of each class
+a split has is only in the code, as no published file says it."""
 
 
 def write_root(root: Path) -> Path:

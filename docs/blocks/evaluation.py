@@ -1,5 +1,5 @@
-"""docs/evaluation.md: the published data sets from the code, and tables of `flava-ds evaluate --suite` on real
-sets and on miniatures.
+"""docs/evaluation.md: the published data sets from the code, and tables of `flava-ds evaluate --suite` on
+real sets and on miniatures.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def _ways(data: PublishedImages) -> list[str]:
 
 
 def real_suite(root: Path) -> str:
-    """Shows the numbers of the sets that `flava-ds prepare fetch` gets, of a trained and an untrained model."""
+    """Shows a trained and an untrained model on the sets that `flava-ds prepare fetch` gets."""
     report = read_results(root, "suite_real")
     trained, untrained = report["trained"], report["untrained"]
     rows = []

@@ -1,5 +1,5 @@
-"""docs/evaluation.md: the published data sets from the code, and a suite's table on real ones from
-`flava-ds evaluate --suite`.
+"""docs/evaluation.md: the published data sets from the code, and tables of `flava-ds evaluate --suite` on
+real sets and on miniatures.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from blocks import markdown_table, read_results
 from flava_ds.evaluation.datasets.published_images import PublishedImages
+from flava_ds.report.suite_page import tables
 
 
 def published_sets(root: Path) -> str:
@@ -28,28 +29,40 @@ def _ways(data: PublishedImages) -> list[str]:
 
 
 def real_suite(root: Path) -> str:
-    """Shows the numbers of the sets that `flava-ds prepare fetch` gets."""
+    """Shows a trained and an untrained model on the sets that `flava-ds prepare fetch` gets."""
     report = read_results(root, "suite_real")
+    trained, untrained = report["trained"], report["untrained"]
+    rows = []
+    for task, result in trained["tasks"].items():
+        for number, score in result["scores"].items():
+            other = untrained["tasks"][task]["scores"][number]
+            cells = (_cell(score, other), _cell(other, score))
+            rows.append([f"`{task}`", number.replace("_", " "), *cells, f"{score['n']:,}"])
+    table = markdown_table(["task", "number", "trained, %", "untrained, %", "samples"], rows)
+    return (
+        f"{table}\n\nModel {trained['model']} at step {trained['step']:,}, {trained['precision']}; at most "
+        f"{trained['limit']:,} samples of each split. In brackets: 95 % intervals; the higher number is bold "
+        "where the two do not overlap."
+    )
+
+
+def _cell(score: dict, other: dict) -> str:
+    low, high = (f"{100 * share:.1f}" for share in score["interval"])
+    value = f"{100 * score['value']:.1f}"
+    bold = "**" if score["interval"][0] > other["interval"][1] else ""
+    return f"{bold}{value}{bold} ({low} to {high})"
+
+
+def miniature_suite(root: Path) -> str:
+    """Shows the numbers of the paper's tasks on miniatures of their data."""
+    report = read_results(root, "suite_miniatures")
     rows = [
-        [f"`{task}`", number.replace("_", " "), _percent(score["value"]), _interval(score), f"{score['n']:,}"]
-        for task, result in report["tasks"].items()
-        for number, score in result.get("scores", {}).items()
+        [table.title, line.title, f"`{line.task}`", line.splits, line.value, line.samples]
+        for table in tables(report)
+        for line in table.lines
+        if not line.is_average
     ]
-    facts = {
-        "Model": f"{report['model']} at step {report['step']}, {report['precision']}",
-        "at most": f"{report['limit']:,} samples of each split" if report["limit"] else "all samples",
-    }
-    said = "; ".join(f"{name} {value}" for name, value in facts.items())
-    table = markdown_table(["task", "number", "%", "95 % interval", "samples"], rows)
-    return f"{table}\n\n{said}."
+    return markdown_table(["domain", "the paper's row", "task", "split", "%", "samples"], rows)
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
-
-
-def _interval(score: dict) -> str:
-    return " to ".join(map(_percent, score["interval"])) if score["interval"] else ""
-
-
-BLOCKS = {"published_sets": published_sets, "real_suite": real_suite}
+BLOCKS = {"published_sets": published_sets, "real_suite": real_suite, "miniature_suite": miniature_suite}

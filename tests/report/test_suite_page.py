@@ -26,7 +26,7 @@ REPORT = {
             {"accuracy": (0.8, "share", None), "mean_per_class_accuracy": (0.79, "share", None)}
         ),
         "kitti_probe": result({"accuracy": (0.7, "share", None)}, splits="vtab"),
-        "glue_cola": result({"matthews": (0.5, "share", None)}),
+        "glue_cola": result({"matthews": (0.5, "correlation", [-0.25, 0.75])}),
         "own_probe": result({"loss": (1.25, "nats", [1.0, 1.5])}),
         "pcam_probe": {"failed": "no pcam in /data"},
         "coco_retrieval": {"skipped": "/data/coco: no such folder"},
@@ -43,6 +43,7 @@ def test_rows_are_in_the_papers_order_with_its_numbers_and_averages():
     assert shown["FLAVA"] == f"{(92.87 + 98.42 + 89.04) / 3:.2f}" and "MLM" not in shown
     assert vision.lines[1].interval == "85.00 to 95.00" and vision.lines[2].splits == "vtab"
     assert "PCAM" in vision.absent and len(vision.absent) == 19
+    assert (text.lines[0].value, text.lines[0].interval) == ("50.00", "-25.00 to 75.00")
     assert text.lines[0].title == "CoLA" and "MIM" not in text.columns
     assert [line.value for line in others.lines] == ["79.00", "1.2500"]
 

@@ -7,7 +7,12 @@ from flava_ds.evaluation.probe import ImageProbe
 from flava_ds.evaluation.retrieval import Retrieval
 from flava_ds.evaluation.zero_shot import ZeroShot
 
-LICENCES = {"animal_silhouettes": "MIT", "digits_5k": "CC-BY-SA-3.0", "tuxpaint_stamps": "GPL-2"}
+LICENCES = {
+    "animal_silhouettes": "MIT",
+    "digits_5k": "CC-BY-SA-3.0",
+    "optical_digits": "CC-BY-4.0",
+    "tuxpaint_stamps": "GPL-2",
+}
 SETS = {
     name: ImageFolder(
         name=name,

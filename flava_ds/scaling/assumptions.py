@@ -58,7 +58,7 @@ RANGES = {
     "bandwidth_share": Range(0.50, 0.68, 0.79, "copies reach 0.72 to 0.79 (Bekman); small kernels less"),
     "launch_us": Range(10, 7.5, 5, "PyTorch's eager launch"),
     "custom_us": Range(
-        80, 60, 50, "40 measured without launches (docs/kernels.md), and 1.4 launches of 30, 15 and 8"
+        70, 50, 40, "30 measured without launches (docs/kernels.md), and 1.4 launches of 30, 15 and 8"
     ),
     "network_share": Range(0.65, 0.90, 1.0, "published busbw against benchmarks/plan_validation.py's model"),
     "loader_rate": Range(350, 699, 737, "benchmarks/results/data_loader.json, two views with masks"),

@@ -88,7 +88,12 @@ class Gauntlet:
                 len(steps_of(config.run_path)),
             )
             if kill % 4 == 0:
-                time.sleep(draw.uniform(0, 2))
+                moment = time.monotonic() + draw.uniform(0, 2)  # or at the first step: ranks may start fast
+                job.wait_until(
+                    lambda moment=moment, seen=seen: (
+                        time.monotonic() > moment or len(steps_of(config.run_path)) > seen
+                    )
+                )
             elif kill % 4 == 1:
                 job.wait_until(lambda: any(checkpoints.glob("*.tmp-*")), pause_s=0.001)
                 inside += any(checkpoints.glob("*.tmp-*"))

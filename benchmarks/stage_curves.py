@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from flava_ds import config as configuration
 from flava_ds.report.charts import smooth
 
-PICTURE = Path(__file__).parents[1] / "docs" / "images" / "5_stages_trained_alone.svg"
+PICTURE = Path(__file__).parents[1] / "docs" / "images" / "curves" / "stages_trained_alone.svg"
 WIDTH, HEIGHT = 3.2, 2.2
 """Of one panel, in inches."""
 

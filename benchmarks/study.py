@@ -20,7 +20,7 @@ from matplotlib.ticker import NullLocator
 from flava_ds.cli import main as flava_ds
 
 RESULTS = Path(__file__).parent / "results"
-PICTURE = Path(__file__).parents[1] / "docs" / "images" / "6_study.svg"
+PICTURE = Path(__file__).parents[1] / "docs" / "images" / "curves" / "study.svg"
 METRIC = "evaluation/study_gallery/contrastive_nats"
 PAIRS = {"quarter": 1_500, "half": 3_000, "all": 6_000}
 SAMPLES = (24_000, 71_000, 142_000)

@@ -305,6 +305,15 @@ def test_a_vit_of_another_size_is_named(vit, tmp_path):
         read_vit(tmp_path / "vit.pth", vit_config(1e-6))
 
 
+def test_a_beit_is_refused_by_its_name(vit, tmp_path):
+    from timm.models.beit import Beit
+
+    beit = Beit(img_size=12, patch_size=4, embed_dim=24, depth=1, num_heads=3, use_rel_pos_bias=True)
+    torch.save(beit.state_dict(), tmp_path / "beit.pth")
+    with pytest.raises(CheckpointError, match=r"beit\.pth: '.*' is BEiT's, whose layers add relative"):
+        read_vit(tmp_path / "beit.pth", vit_config(1e-6))
+
+
 def test_vit_weights_fit_the_whole_model(vit, tmp_path):
     tiny = tiny_config()
     config: Config = dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, image=vit_config(1e-6)))

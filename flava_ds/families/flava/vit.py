@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flava_ds.config.encoders import VisionEncoderConfig
+from flava_ds.errors import CheckpointError
 from flava_ds.families.flava.hf_names import their_shape
 from flava_ds.families.flava.image_encoder import ImageEncoder
 from flava_ds.layouts import Entry, renamed, to_ours
@@ -17,6 +18,9 @@ log = logging.getLogger(__name__)
 
 VIT_LAYER_NORM_EPS = 1e-6
 """What DINO and timm trained with."""
+
+BEIT = ("relative_position_bias_table", "gamma_1", "lambda_1")
+"""Ends of names that only BEiT has."""
 
 _VIT_RENAMES = (
     (r"^model\.image_encoder\.", ""),
@@ -42,6 +46,11 @@ def vit_weights(state: Mapping[str, Tensor], image: VisionEncoderConfig, where: 
     Raises: CheckpointError that names `where` and the tensor that does not fit.
     """
     state = {name.removeprefix("module.").removeprefix("backbone."): tensor for name, tensor in state.items()}
+    if beit := next((name for name in state if name.endswith(BEIT)), None):
+        raise CheckpointError(
+            f"{where}: '{beit}' is BEiT's, whose layers add relative positions and scale their branches; "
+            "FLAVA's image encoder does neither, so take DINO's, or another ViT with absolute positions"
+        )
     if image.layer_norm_eps != VIT_LAYER_NORM_EPS:
         told = (
             "%s was trained with layer_norm_eps %g, the configuration has %g: hidden states will differ; set "

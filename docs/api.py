@@ -1,6 +1,6 @@
 """Renders the API reference from the docstrings as HTML, one page per module, with pdoc.
 
-python docs/api.py [FOLDER [MODULE ...]]        (default: docs/api, all; open FOLDER/index.html)
+python docs/api.py [FOLDER]        (default: docs/api; open FOLDER/index.html)
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main() -> None:
     google = pdoc.docstrings.google
     pdoc.docstrings.google = lambda docstring: google(with_aligned_shapes(docstring))
     pdoc.render.configure(docformat="google", search=False)
-    pdoc.pdoc(*(sys.argv[2:] or modules()), output_directory=out)
+    pdoc.pdoc(*modules(), output_directory=out)
     print(out / "index.html")
 
 

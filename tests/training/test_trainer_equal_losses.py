@@ -21,7 +21,7 @@ from flava_ds.recipes.flava_debug import flava_debug
 LOSSES = {f"loss/{name}" for name in ("global_contrastive", "mim", "mlm", "mmm_image", "mmm_text", "itm")}
 
 
-STEPS = 10
+STEPS = 20
 
 
 class Run(NamedTuple):
@@ -78,7 +78,7 @@ def json_lines(folder: Path, name: str) -> list[dict]:
 @pytest.mark.distributed
 @pytest.mark.slow
 def test_ranks_stages_and_accumulation_log_equal_losses(run_ranks, tmp_path):
-    """Relative tolerance 1e-5 on every loss of each step; accuracies are counts over counts, so
+    """Relative tolerance 1e-5 on every loss of each of the 20 steps; accuracies are counts over counts, so
     they are equal, too.
 
     One rank in every stage is the business of test_engine.py and test_equality.py.

@@ -174,10 +174,8 @@ BASE_GRADIENTS = 1e-4
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-32-quickgelu"])
-def test_open_clips_base_model_agrees(name, full):
+def test_open_clips_base_model_agrees(name):
     open_clip = pytest.importorskip("open_clip")
-    if name == "ViT-B-32" and not full:
-        pytest.skip("only its activation is not the other's, and tiny models have both; --full does")
     activation = "quick_gelu" if name.endswith("quickgelu") else "gelu"
     config = Config(
         name="base",

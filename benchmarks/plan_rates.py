@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from flava_ds.config import Config
+from flava_ds.scaling.assumptions import MIDDLE
 
 SIZES = (24, 160)
 """Micro-batches whose operators are timed."""
@@ -62,8 +63,10 @@ def real_lengths(config: Config) -> dict[str, Any]:
             for name in lengths_of(config, None)}  # fmt: skip
 
 
-def timed_operators() -> tuple[list[tuple[str, float, float, float]], float]:
-    """Returns (name, bytes, FLOPs, seconds) of operators in steps of `demo`, and the codebook's FLOP/s."""
+def timed_operators() -> dict[str, Any]:
+    """Returns (name, bytes, FLOPs, seconds) of operators in steps of `demo`, the seconds between two of them,
+    and the codebook's FLOP/s.
+    """
     import torch
 
     from flava_ds.codebook.image_codebook import ImageCodebook
@@ -76,7 +79,7 @@ def timed_operators() -> tuple[list[tuple[str, float, float, float]], float]:
     task, lengths = config.model.build(config).to(torch.bfloat16).train(), real_lengths(config)
     codebook = ImageCodebook(config.codebook, decoder=False).requires_grad_(False).eval()
     task.frozen["codebook"] = codebook
-    rows, convolved, spent = [], 0.0, 0.0
+    rows, convolved, spent, between, calls = [], 0.0, 0.0, 0.0, 0
     for name, source in config.drawn_sources.items():
         for size in SIZES:
             batch = batch_of(config.model.plan(config, source), name, lengths.get(name), size)
@@ -93,13 +96,35 @@ def timed_operators() -> tuple[list[tuple[str, float, float, float]], float]:
             for number, call in enumerate(last):
                 seconds = statistics.median(calls[number].seconds for calls in same)
                 rows.append((call.name, call.bytes, call.flops, seconds))
-    return rows, convolved / spent
+                between -= seconds
+            between, calls = between + plain_seconds(task, whole), calls + len(last)
+    return {"operators": rows, "per_call": between / calls, "convolution": convolved / spent}
+
+
+def plain_seconds(task: Any, batch: Any) -> float:
+    """Returns the median CPU seconds of a forward and backward pass without DeepSpeed and the trainer."""
+    import torch
+
+    from flava_ds.scaling.measure import step_of
+
+    taken = []
+    for _ in range(REPEATS + 1):
+        task.zero_grad(set_to_none=True)
+        begun = time.process_time()
+        step_of(task, batch, torch.device("cpu"))().backward()
+        taken.append(time.process_time() - begun)
+    return statistics.median(taken[1:])
 
 
 def tiny_steps(width: int, folder: Path) -> dict[str, float]:
-    """Returns the median CPU seconds of real steps of TINY samples by source; a process can do so once."""
+    """Returns by source what the median real step of TINY samples takes beyond its forward and backward pass
+    and the codebook, in CPU seconds. A process can do so once.
+    """
+    import torch
+
     from flava_ds.build import build
     from flava_ds.recipes import resolve
+    from flava_ds.scaling.synthetic import batch_of
 
     words = [*quiet_words(folder, f"tiny{width}"), *width_words(width)]
     config = resolve("demo", [*words, *batches_of(resolve("demo", []), TINY)])
@@ -112,7 +137,20 @@ def tiny_steps(width: int, folder: Path) -> dict[str, float]:
         if min(map(len, seconds.values())) == 8:
             break
     trainer.recorder.close()
-    return {source: statistics.median(taken[2:]) for source, taken in seconds.items()}
+    task, lengths = config.model.build(config).to(torch.bfloat16).train(), real_lengths(config)
+    task.frozen["codebook"] = trainer.task.frozen["codebook"]
+    found = {}
+    for source, taken in seconds.items():
+        plan = config.model.plan(config, config.drawn_sources[source])
+        batch, completing = batch_of(plan, source, lengths.get(source), TINY), []
+        for _ in range(REPEATS + 1):
+            begun = time.process_time()
+            with torch.no_grad():
+                whole = task.complete(batch)
+            completing.append(time.process_time() - begun)
+        apart = statistics.median(completing[1:]) + plain_seconds(task, whole)
+        found[source] = statistics.median(taken[2:]) - apart
+    return found
 
 
 def loader_seconds(recipe: str, folder: Path) -> dict[str, float]:
@@ -134,19 +172,28 @@ def loader_seconds(recipe: str, folder: Path) -> dict[str, float]:
 
 
 def collective_seconds() -> dict[str, list[tuple[float, float]]]:
-    """On two ranks: returns the median seconds of gloo's collectives by payload."""
+    """On two ranks: returns the median seconds of gloo's collectives by payload.
+
+    Each follows on some computing, as in a step: the ranks are then no longer quite together, their caches
+    hold other things, and gloo's threads have to be woken.
+    """
     import torch
     import torch.distributed as dist
 
     dist.init_process_group("gloo")
     found: dict[str, list[tuple[float, float]]] = {"all_reduce": [], "all_gather": []}
+    left, cold = torch.randn(512, 512, dtype=torch.bfloat16), torch.zeros(1 << 23)
     for payload in PAYLOADS:
         whole = torch.zeros(payload // 2, dtype=torch.bfloat16)
         part = whole[: len(whole) // dist.get_world_size()].clone()
         for name in found:
             taken = []
-            for _ in range(12 if payload < 1 << 22 else 6):
+            for _ in range(14):
                 dist.barrier()
+                for _ in range(20):
+                    left @ left
+                cold.add_(1.0)
+                whole.fill_(1.0)
                 begun = time.perf_counter()
                 if name == "all_reduce":
                     dist.all_reduce(whole)
@@ -164,9 +211,9 @@ def one_process(what: str, folder: Path, number: int) -> Any:
     own = folder / f"process{number}"
     if what != "cores":
         return tiny_steps(int(what), own)
-    operators, convolution = timed_operators()
+    found = timed_operators()
     loaders = {recipe: loader_seconds(recipe, own) for recipe in ("demo", "demo_clip")}
-    return {"operators": operators, "convolution": convolution, "loader": loaders}
+    return found | {"loader": loaders}
 
 
 def run_beside(what: str, folder: Path, busy: int) -> list[Any]:
@@ -226,7 +273,7 @@ def rates_of(
         others=call_rate(plain),
         convolution_flops=statistics.fmean(process["convolution"] for process in found),
         beyond=CallRate(),
-        per_call=0.0,
+        per_call=statistics.fmean(process["per_call"] for process in found),
         collectives=collectives,
         loader={},
     )
@@ -235,48 +282,40 @@ def rates_of(
         for recipe, own in found[0]["loader"].items()
     }
     features, seconds = beyond_operators(rates, tiny)
-    fixed, per_byte, per_call = map(float, fitted_rate(features, seconds))
+    fixed, per_byte = map(float, fitted_rate(features, seconds))
     return rates.as_json() | {
         "beyond": {"fixed": fixed, "per_byte": per_byte, "per_flop": 0.0},
-        "per_call": per_call,
         "loader": loader,
     }
 
 
 def beyond_operators(rates: Any, tiny: dict[int, list[dict[str, float]]]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns what tiny steps take beyond operators and codebook, with what may explain it.
+    """Returns what tiny steps take beyond their passes, with what may explain it.
 
     Shapes:
-        features  [n, 3]  1, bytes of the update, operators
+        features  [n, 2]  1, bytes of the update
         seconds   [n]
     """
     import dataclasses
 
-    import torch
-
     from flava_ds.recipes import resolve
-    from flava_ds.scaling.assumptions import of_host
     from flava_ds.scaling.hardware import this_machine
     from flava_ds.scaling.host_rates import CallRate
     from flava_ds.scaling.measure import measure
-    from flava_ds.scaling.step_time import kind_time
+    from flava_ds.scaling.step_time import update_seconds
     from flava_ds.scaling.zero import Zero
 
-    unit = dataclasses.replace(rates, beyond=CallRate(per_byte=1.0))  # so that the optimizer's ms are bytes
+    unit = dataclasses.replace(rates, beyond=CallRate(per_byte=1.0))  # so that an update's seconds are bytes
     machine = this_machine(unit, 1, 1.0)
-    assumed = of_host(unit, machine.gpu.flops)
     features, seconds = [], []
     for width in WIDTHS:
         config = resolve("demo", width_words(width))
-        work = measure(config, real_lengths(config), device=torch.device("cpu"), samples=TINY)
+        work = measure(config, real_lengths(config))
         for source, kind in work.kinds.items():
-            time_of = kind_time(work, source, Zero(1, "bf16"), machine, TINY, assumed, len(config.objectives))
-            operators = sum(operator.count for operator in kind.operators)
-            moved = time_of.ms["optimizer"] / 1e3
-            taken = time_of.total / 1e3 - moved
+            moved = update_seconds(work, kind, Zero(1, "bf16"), machine, MIDDLE)
             for steps in tiny[width]:
-                features.append((1.0, moved, operators))
-                seconds.append(max(1e-6, steps[source] - taken))
+                features.append((1.0, moved))
+                seconds.append(max(1e-6, steps[source]))
     return np.array(features), np.array(seconds)
 
 

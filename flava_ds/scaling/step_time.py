@@ -184,7 +184,7 @@ def kind_time(
     hidden = _communication(
         ms, model, source, zero, cluster, samples, backward * stretch, assumed, objectives
     )
-    ms["optimizer"] = 1e3 * _update_seconds(model, work, zero, cluster, assumed)
+    ms["optimizer"] = 1e3 * update_seconds(model, work, zero, cluster, assumed)
     return KindTime(source, ms, host, 1e3 * hidden, kernels)
 
 
@@ -225,7 +225,7 @@ def _gathers(model: ModelWork, source: str, zero: Zero) -> int:
     return max(1, sum(n > zero.persistence for n in used))
 
 
-def _update_seconds(
+def update_seconds(
     model: ModelWork, work: KindWork, zero: Zero, cluster: Cluster, assumed: Assumptions
 ) -> float:
     """Returns the optimizer's time: it reads and writes master weights and moments, and reads gradients."""

@@ -117,9 +117,9 @@ def test_committed_forecasts_are_near_the_real_steps_and_add_up():
         assert sum(row["parts"].values()) == pytest.approx(row["forecast"], rel=1e-3)
         for kind in row["kinds"]:
             assert sum(kind["parts"].values()) == pytest.approx(kind["forecast"], rel=1e-3)
-        most = 0.2 if row["ranks"] == 1 else 0.3  # docs/scaling.md says what two ranks lack
-        assert row["forecast"] == pytest.approx(row["measured"], rel=most), (row["title"], row["ranks"])
+        assert row["forecast"] == pytest.approx(row["measured"], rel=0.2), (row["title"], row["ranks"])
     for run in found["runs"]:
         for account in (run["real"], run["simulated"]):
             causes = ("steps", "checkpoints", "lost work", "detection and restart")
             assert sum(account[cause] for cause in causes) == pytest.approx(account["wall"], rel=0.01)
+        assert run["simulated"]["wall"] == pytest.approx(run["real"]["wall"], rel=0.2)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from flava_ds import config as configuration
+from flava_ds.campaigns.course import checkpoints_on_the_way, losses_of, quarter
 from flava_ds.config import Config
 from flava_ds.config.plain_files import loads, read_small
 from flava_ds.errors import UserError, did_you_mean
@@ -53,6 +54,8 @@ class Table:
     added: tuple[str, ...] = ()
     """More domains, which results from before they were added lack. They stay out of the settings' hash, so
     that those results remain; each has its own."""
+    along: tuple[str, ...] = ()
+    """Domains that are measured on the way, too, after every quarter of a run's last stage."""
     option: str = "--rows"
     """The command's option that names rows, for messages."""
 
@@ -91,12 +94,17 @@ class Run:
         )
 
     def _placed(self, stage: str, config: Config) -> Config:
-        """Returns a stage's configuration with the seed, its folder, and checkpoints that lose little."""
+        """Returns a stage's configuration with the seed, its folder, checkpoints that lose little, and those
+        that are measured on the way.
+        """
+        every = quarter(config) if self.table.along else 0
         return replace(
             config,
             name=stage,
             seed=self.seed,
-            checkpoint=replace(config.checkpoint, every_steps=0, every_minutes=1.0, keep_last=1),
+            checkpoint=replace(
+                config.checkpoint, every_steps=every, keep_every=every, every_minutes=1.0, keep_last=1
+            ),
             logging=replace(
                 config.logging, run_directory=str(self.folder), tensorboard=False, prometheus=False
             ),
@@ -326,6 +334,11 @@ def perform(run: Run) -> None:
         "machine": describe_machine(),
         "added": run.added,
     } | _measured(run)
+    if run.table.along:
+        result["course"] = {
+            "losses": losses_of(run.sequence.stages[-1].config.run_path),
+            "quarters": _measured_on_the_way(run),
+        }
     result["seconds_since_last_start"]["measure"] = round(time.monotonic() - trained)
     write_whole(run.file, json.dumps(result) + "\n")
     shutil.rmtree(run.folder)
@@ -335,6 +348,17 @@ def perform(run: Run) -> None:
 
 
 def _measured(run: Run) -> dict[str, Any]:
+    return _measured_at(run, run.sequence.stages[-1].config.run_path, run.domains + run.table.added)
+
+
+def _measured_on_the_way(run: Run) -> list[dict[str, float]]:
+    """Returns the values of each metric after every quarter of the last stage but the last one."""
+    folders = checkpoints_on_the_way(run.sequence.stages[-1].config)
+    found = [_measured_at(run, folder, run.table.along)["metrics"] for folder in folders]
+    return [{name: metric["value"] for name, metric in metrics.items()} for metrics in found]
+
+
+def _measured_at(run: Run, path: Path, domains: tuple[str, ...]) -> dict[str, Any]:
     import torch
 
     from flava_ds.campaigns.measure import measure
@@ -345,6 +369,6 @@ def _measured(run: Run) -> dict[str, Any]:
 
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(RANKS)
-    opened = open_model(run.sequence.stages[-1].config.run_path, device="cpu", precision="fp32")
+    opened = open_model(path, device="cpu", precision="fp32")
     inputs = build_inputs(opened.config, unpack(DATA).root)
-    return measure(opened.frozen(), inputs, run.domains + run.table.added, some_lack=run.table.some_lack)
+    return measure(opened.frozen(), inputs, domains, some_lack=run.table.some_lack)

@@ -57,6 +57,7 @@ TABLE = Table(
     domains=lambda row: MEASURED,
     some_lack=True,
     added=("scenes",),
+    along=("vision", "retrieval"),
     option="--recipes",
 )
 """Works are per cent of the demo's training FLOPs."""

@@ -222,16 +222,19 @@ class Model:
         return torch.stack([CLIP_TRANSFORM(read_picture(image), self.image_size) for image in images])
 
     def _ids(self, texts: Sequence[str], kind: str) -> list[np.ndarray]:
-        """Encodes texts, truncated like those of their kind."""
+        """Encodes texts, truncated like those of their kind. Raises: UserError for what is no text."""
+        if wrong := [text for text in texts if not isinstance(text, str)]:
+            raise UserError(f"a text is {wrong[0]!r:.60}; give strings")
         return self._model.tokenizer.encode_batch(texts, self._model.most_tokens[kind])
 
 
 def batches(items: Sequence[Item], size: int, what: str) -> Iterator[Sequence[Item]]:
     """Returns the items in batches.
 
-    Raises: UserError when there are none, or for a single item without a list.
+    Raises: UserError when there are none, or for a single item or an iterator instead of a list.
     """
-    if isinstance(items, str | Path | Image.Image) or not len(items):
+    listed = hasattr(items, "__len__") and not isinstance(items, str | Path | Image.Image)
+    if not listed or not len(items):
         raise UserError(f"{what}: give a list of at least one, not {items!r:.60}")
     if size < 1:
         raise UserError(f"batch_size {size}: use at least 1")

@@ -62,6 +62,11 @@ openmpi)
     ;;
 *) refuse "LAUNCHER '$LAUNCHER' is neither pdsh nor openmpi" ;;
 esac
+if [ "$DRY_RUN" = no ]; then
+    for program in ssh "${LAUNCHER/openmpi/mpirun}"; do
+        command -v "$program" >/dev/null || refuse "LAUNCHER=$LAUNCHER needs $program, which is not installed"
+    done
+fi
 environment=$(cd "$(dirname "$HOSTFILE")" && pwd)/$(basename "$HOSTFILE").env
 if [ "$DRY_RUN" = no ]; then
     handed_over >"$environment"

@@ -119,6 +119,9 @@ def test_mistakes_are_named(model, folder):
     cases = [
         (lambda: model.encode_images([]), UserError, "images: give a list"),
         (lambda: model.encode_images(folder / "kite.png"), UserError, "images: give a list"),
+        (lambda: model.encode_images(iter([folder / "kite.png"])), UserError, "images: give a list"),
+        (lambda: model.encode_texts(["a", None]), UserError, "a text is None; give strings"),
+        (lambda: model.fill_mask(["a [MASK]"]), UserError, r"a text is \['a \[MASK\]'\]; give strings"),
         (lambda: model.encode_images([folder / "absent.png"]), DataError, "absent.png: cannot be read"),
         (
             lambda: model.encode_images([folder / "no_picture.png"]),

@@ -12,6 +12,7 @@ from flava_ds.checkpoints.place import Place
 from flava_ds.checkpoints.reader import load_weights, locate
 from flava_ds.codebook.image_codebook import (
     HUGGINGFACE_CODEBOOK_GROUPS,
+    ImageCodebook,
     load_codebook,
     save_huggingface_codebook,
 )
@@ -32,24 +33,36 @@ def export(run_path: Path, out: Path) -> Path:
     """Exports a run's latest checkpoint as a Hugging Face folder. Returns `out`.
 
     The family's layout says which classes of transformers open it (FLAVA: families/flava/hf.py).
-    FlavaImageCodebook opens its image_codebook/, which exists if the run has a codebook.
+    FlavaImageCodebook opens its image_codebook/, which exists if the run's codebook is where the run had it.
 
     Raises: CheckpointError if there is no checkpoint, or transformers' layout cannot hold the model.
     """
     config, weights = read_run(run_path)
-    exported = config.codebook_weights and config.codebook.num_groups == HUGGINGFACE_CODEBOOK_GROUPS
-    # Read first: a codebook that is not where the run found it must not leave half an export.
-    codebook = load_codebook(str(config.codebook_weights), config.codebook) if exported else None
+    codebook = codebook_beside(config)  # first: a damaged one must not leave half an export
     foreign.export(config, weights, out)
     if codebook is not None:
         save_huggingface_codebook(codebook, out / "image_codebook")
-    elif config.codebook_weights:
-        log.warning(
-            "the image codebook has %d groups; transformers' layout has %d, so it is not exported",
-            config.codebook.num_groups,
-            HUGGINGFACE_CODEBOOK_GROUPS,
-        )
     return out
+
+
+def codebook_beside(config: Config) -> ImageCodebook | None:
+    """Loads the codebook of a run for its export, which is whole without one; says why if there is none.
+
+    Raises: CheckpointError for a damaged one.
+    """
+    weights, groups = config.codebook_weights, config.codebook.num_groups
+    if weights is None:
+        return None
+    if groups != HUGGINGFACE_CODEBOOK_GROUPS:
+        why = f"has {groups} groups; transformers' layout has {HUGGINGFACE_CODEBOOK_GROUPS}"
+    elif weights == "random":
+        why = "was random"
+    elif not Path(weights).exists():
+        why = f"is no longer at {Path(weights).absolute()}, where the run had it"
+    else:
+        return load_codebook(weights, config.codebook)
+    log.warning("the image codebook %s, so it is not exported", why)
+    return None
 
 
 def verify_export(run_path: Path, out: Path) -> float:

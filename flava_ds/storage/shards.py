@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from flava_ds.config.plain_files import read_small
@@ -13,9 +15,12 @@ from flava_ds.errors import DataError
 from flava_ds.storage.files import PipedShard, RemoteShard, Shard, fetch
 from flava_ds.storage.retry import DEFAULT, ReadPolicy, call, file_system
 
+log = logging.getLogger(__name__)
+
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _LIST = re.compile(r"\{([^{}]*,[^{}]*)\}")
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
+_NEARLY = re.compile(r".+\.(tar(\.(gz|bz2|xz|zst|lz4))?|tgz|tbz2?|txz|tzst)", re.IGNORECASE)
 _MAX_SHARDS, _MAX_DIGITS, _MAX_CHARACTERS = 10_000_000, 20, 2**31
 
 
@@ -109,11 +114,15 @@ def _expand_path(entry: str, shards: str, name: str) -> list[Shard]:
     path = Path(entry).expanduser()
     if path.is_dir():
         found = sorted(path.glob("*.tar"))
+        left_out = nearly_shards(file.name for file in path.iterdir())
         if not found:
+            if left_out:
+                raise DataError(f"{label}folder '{path}' holds no .tar file, but {_named(left_out)}")
             inside = sorted({str(shard.parent) for shard in path.glob("*/*.tar")})
             there = f"; {', '.join(inside[:4])} do" if inside else ""
             way_out = f"point {_option(name)} at" if name else "give"
             raise DataError(f"{label}folder '{path}' holds no .tar file{there}; {way_out} a folder of shards")
+        _say_left_out(str(path), left_out)
         return found
     found = [Path(expanded).expanduser() for expanded in expand_braces(entry)]
     for shard in found:
@@ -136,6 +145,7 @@ def _expand_url(entry: str, label: str, policy: ReadPolicy) -> list[Shard]:
     for folder in found:
         fs, _ = file_system(folder.url)
         files = call(folder.url, "ls", policy, detail=False)
+        _say_left_out(folder.url, nearly_shards(file.split("?", 1)[0].rsplit("/", 1)[-1] for file in files))
         listed = [fs.unstrip_protocol(file) for file in files if file.split("?", 1)[0].endswith(".tar")]
         if not listed:
             raise DataError(
@@ -144,6 +154,24 @@ def _expand_url(entry: str, label: str, policy: ReadPolicy) -> list[Shard]:
             )
         tars += [RemoteShard(url, policy) for url in listed]
     return tars
+
+
+def nearly_shards(names: Iterable[str]) -> tuple[str, ...]:
+    """Returns the names of files that are probably meant as shards and are not read, sorted."""
+    return tuple(sorted(name for name in names if _NEARLY.fullmatch(name) and not name.endswith(".tar")))
+
+
+@functools.cache
+def _say_left_out(folder: str, names: tuple[str, ...]) -> None:
+    """Says once which files of a folder are not read."""
+    if names:
+        log.warning("%s: not read, as only .tar files are: %s", folder, _named(names))
+
+
+def _named(names: tuple[str, ...]) -> str:
+    """Names the first files and what to do."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{more}; unpack compressed ones, and name them .tar"
 
 
 def _option(name: str) -> str:

@@ -20,6 +20,7 @@ from flava_ds.families.flava.task import FlavaTask, build_task
 from flava_ds.families.flava.views import Kind
 from flava_ds.hf import parity
 from flava_ds.hf.export_weights import (
+    codebook_beside,
     export,
     verify_export,
     verify_model,
@@ -84,6 +85,20 @@ def test_a_run_is_exported_and_verified(tmp_path):
     )
     expected = load_codebook(config.codebook_weights, config.codebook).encode(pixels)
     assert torch.equal(codebook.get_codebook_indices(0.8 * pixels / 255 + 0.1).flatten(1), expected)
+
+
+def test_a_run_is_exported_without_a_codebook_that_is_gone_or_random(tmp_path, caplog):
+    config = make_run(tmp_path)
+    (tmp_path / "codebook.safetensors").rename(tmp_path / "other.safetensors")
+    out = export(config.run_path, tmp_path / "hf")
+    assert f"is no longer at {tmp_path}/codebook.safetensors, where the run had it" in caplog.text
+    assert (out / "model.safetensors").is_file() and not (out / "image_codebook").exists()
+    assert codebook_beside(dataclasses.replace(config, codebook_weights="random")) is None
+    assert "the image codebook was random, so it is not exported" in caplog.text
+    (tmp_path / "codebook.safetensors").write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match=r"codebook\.safetensors: not a readable"):
+        export(config.run_path, tmp_path / "hf2")
+    assert not (tmp_path / "hf2").exists()
 
 
 def test_a_run_without_a_checkpoint_is_an_error(tmp_path):

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -160,7 +161,22 @@ def test_deepspeed_says_what_is_missing(tmp_path, variables, message):
     assert done.returncode == 2 and message in done.stderr and done.stdout == ""
 
 
-def test_slurm_prints_srun():
+def test_deepspeed_says_which_program_is_missing(tmp_path):
+    """On a path with all that the script calls but ssh."""
+    (tmp_path / "bin").mkdir()
+    for name in ("bash", "env", "dirname", "basename", "awk", "sed", "grep"):
+        (tmp_path / "bin" / name).symlink_to(shutil.which(name))
+    command = ["bash", str(FOLDER / "deepspeed.sh"), "flava_debug"]
+    path = f"{Path(sys.executable).parent}:{tmp_path / 'bin'}"
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=60,
+        env={"PATH": path, "HOSTFILE": str(hostfile(tmp_path))},
+    )  # fmt: skip
+    assert done.returncode == 2 and "LAUNCHER=pdsh needs ssh, which is not installed" in done.stderr
+    assert not (tmp_path / "hosts.env").exists()
+
+
+def test_slurm_prints_srun(tmp_path):
     job = {
         "SLURM_JOB_NUM_NODES": "16",
         "SLURM_GPUS_ON_NODE": "4",
@@ -174,6 +190,10 @@ def test_slurm_prints_srun():
         f"--rdzv_backend c10d --rdzv_endpoint localhost:29500 --rdzv_id 77.3 {PASSED_ON} --max_restarts 2 "
         "--module flava_ds.train flava_base"
     )
+    elsewhere = {"SLURM_SUBMIT_DIR": str(tmp_path)}
+    assert "srun" in printed("slurm.sbatch", "flava_base", FLAVA_DS_CLONE=str(ROOT), **elsewhere)
+    refused = dry_run("slurm.sbatch", "flava_base", **elsewhere)
+    assert refused.returncode == 2 and f"error: {tmp_path} is no clone of flava_ds" in refused.stderr
 
 
 def test_slurm_is_asked_for_a_signal_and_a_requeue():

@@ -78,6 +78,21 @@ def test_what_is_missing_empty_or_refused_is_named(tmp_path):
             expand_shards(shards, "pairs")
 
 
+def test_files_that_are_nearly_shards_are_named(tmp_path, caplog):
+    for name in ("00.tar", "01.tar.gz", "02.TAR", "03.tgz", "04.tar.zst", "00.tar.index.npz", "notes.txt"):
+        (tmp_path / name).touch()
+    for _ in range(2):
+        assert [path.name for path in expand_shards(str(tmp_path))] == ["00.tar"]
+    [said] = [record.message for record in caplog.records]
+    assert said.endswith(
+        "not read, as only .tar files are: 01.tar.gz, 02.TAR, 03.tgz and 1 more; unpack compressed ones, and "
+        "name them .tar"
+    )
+    (tmp_path / "00.tar").unlink()
+    with pytest.raises(DataError, match=r"holds no \.tar file, but 01\.tar\.gz, 02\.TAR"):
+        expand_shards(str(tmp_path), "pairs")
+
+
 def test_a_list_names_files_patterns_and_folders_from_its_own_place(tmp_path):
     for name in ("a/0.tar", "a/1.tar", "b/0.tar", "c/7.tar"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -32,8 +32,8 @@ from flava_ds.watching.gradient_cosines import GradientCosines
 from flava_ds.watching.gradient_norms import GradientNorms
 from flava_ds.watching.metrics import Metrics
 from flava_ds.watching.out_of_memory import MemoryWatch, explained
+from flava_ds.watching.packages import check_packages
 from flava_ds.watching.profiling import StepProfiler, check_device
-from flava_ds.watching.sinks import check_packages
 from flava_ds.watching.spikes import DivergenceWatch
 
 

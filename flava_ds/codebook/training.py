@@ -147,7 +147,11 @@ class _Loop:
         self.deadline.reserve = SAFETY * (time.perf_counter() - start) + END_S
         if new:
             self.trainer.calibrate(self.batch, self.deadline)
-            self.tell(f"{self.trainer.total_steps:,} steps fit into {limit:g} s")
+            steps = self.trainer.total_steps
+            self.tell(f"{steps:,} step{'s' * (steps > 1)} fit into {limit:g} s")
+        if self.deadline.left < 0:
+            over = self.deadline.spent + self.deadline.reserve
+            self.tell(f"{limit:g} s are too few for this machine: all but the steps takes {over:.0f} s")
 
     def run(self, begun: Begun) -> tuple[CodebookReport, list[dict[str, Any]]]:
         """Makes the steps that are left; returns the last report and all of them in short."""

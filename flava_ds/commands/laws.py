@@ -123,8 +123,9 @@ def describe(runs: Any, options: argparse.Namespace) -> tuple[list[str], dict[st
     fitted, rest = runs.at(main & ~runs.held_out), runs.at(main & runs.held_out)
     if len(fitted.names) < NEEDED_RUNS:
         raise UserError(
-            f"{options.runs}: {len(fitted.names)} runs of one batch besides the held-out one; a law of size "
-            f"and data needs at least {NEEDED_RUNS}, better a dozen"
+            f"{options.runs}: {len(fitted.names)} runs of one batch besides the {len(rest.names)} of most "
+            f"FLOPs, or named, that are held out; a law of size and data needs at least {NEEDED_RUNS}, "
+            "better a dozen"
         )
     findings.refuse_one_size(fitted, str(options.runs))
     lines, found = [], {"fitted_to": fitted.names, "held_out": rest.names, "laws": []}

@@ -209,15 +209,17 @@ def provide_demo_data(config: Config) -> None:
 
 
 def check_inputs(config: Config) -> None:
-    """Checks that the inputs of a run exist, before starting anything.
+    """Checks that the inputs of a run and the packages that it needs exist, before starting anything.
 
-    Raises: ConfigError or DataError that names the missing or empty folder or file.
+    Raises: ConfigError or DataError that names the missing package, or the missing or empty folder or file.
     """
     if not config.data.sources:
         raise ConfigError("data.sources is empty: a run needs at least one source")
     from flava_ds.data.tokenizer import vocabulary_file
     from flava_ds.training.engine_config import read_settings
+    from flava_ds.watching.packages import check_packages
 
+    check_packages(config)
     read_settings(config.engine.deepspeed_config)
     vocabulary_file(config.data.vocabulary)
     provide_demo_data(config)

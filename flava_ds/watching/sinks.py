@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
-from flava_kernels.bench.machine import version_of
-
 from flava_ds.config import Config
 from flava_ds.errors import ConfigError
 from flava_ds.storage.atomic import write_whole
@@ -33,15 +31,6 @@ class Sink(Protocol):
         """Called when the run repeats the steps from `step` on; a sink drops their records if it can."""
 
     def close(self) -> None: ...
-
-
-def check_packages(config: Config) -> None:
-    """Raises ConfigError if a sink needs a package that is not installed."""
-    if config.logging.wandb and version_of("wandb") == "none":
-        raise ConfigError(
-            "logging.wandb is on, but wandb is not installed; `pip install 'flava_ds[wandb]'`, or leave "
-            "it off"
-        )
 
 
 def open_sinks(config: Config, description: dict[str, Any], first_step: int) -> list[Sink]:

@@ -11,13 +11,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_metrics import config_in
 
 from flava_ds.errors import ConfigError
-from flava_ds.watching import sinks
 from flava_ds.watching.sinks import (
     JsonLines,
     Prometheus,
     TensorBoard,
     WeightsAndBiases,
-    check_packages,
     open_sinks,
 )
 
@@ -166,16 +164,6 @@ def test_prometheus_own_parser_reads_the_file(tmp_path):
 def with_wandb(folder):
     config = config_in(folder)
     return dataclasses.replace(config, logging=dataclasses.replace(config.logging, wandb=True))
-
-
-def test_a_missing_wandb_is_one_clear_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(sinks, "version_of", lambda name: "none")
-    with pytest.raises(
-        ConfigError,
-        match=r"logging.wandb is on, but wandb is not installed; `pip install 'flava_ds\[wandb\]'`",
-    ):
-        check_packages(with_wandb(tmp_path))
-    check_packages(config_in(tmp_path))
 
 
 def test_wandb_without_a_login_is_one_clear_error(tmp_path, monkeypatch):

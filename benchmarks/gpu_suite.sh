@@ -2,9 +2,9 @@
 # Everything that needs a GPU, in parts of less than ten minutes, the most telling first: a case of every
 # operator; training steps of flava_base with their MFU; attention, LayerNorm and GELU against fp64 and their
 # peers; steps of 64, 128 and 256 pairs with a trace each, for benchmarks/forecast.py, and once compiled; the
-# other operators; apex's optimizer; the case of every operator again under compute-sanitizer. Parts that have
-# finished on this device are skipped, and so are workloads that a part had measured when its time was up. A
-# table comes last.
+# other operators; the other tests that need a GPU; apex's optimizer; the case of every operator again under
+# compute-sanitizer. Parts that have finished on this device are skipped, and so are workloads that a part had
+# measured when its time was up. A table comes last.
 #
 #   benchmarks/gpu_suite.sh [--out FOLDER] [--minutes N] [--archive FILE.tgz] [--wheels FOLDER]
 #                           [--python PYTHON] [--only PATTERN] [--cpu] [--dry-run]
@@ -17,7 +17,8 @@
 #   --wheels   first installs each wheel in FOLDER, offline and without dependencies; these, and pytest, must
 #              be among the wheels (benchmarks/collect_wheels.py collects them)
 #   --only     parts whose name matches a shell pattern: 'check-*', 'bench-varlen_attention', train
-#   --cpu      the same parts in some minutes on a CPU with the references, to test the suite itself
+#   --cpu      the same parts in some minutes on a CPU with the references, to test the suite itself; tests of
+#              the part `others`, which need a GPU, are collected and not run
 #   --dry-run  prints the commands without running them
 #
 # FLAVA_COMMIT names the commit in rows and results, where a copy of the repository has no history; the table
@@ -28,7 +29,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 out=$root/runs/gpu_suite wheels="" python=python3 only='*' cpu="" dry="" minutes="" archive=""
 seconds=590 enough=15
 
-usage() { sed -n '2,29s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+usage() { sed -n '2,30s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 
 while [ $# -gt 0 ]; do
     case $1 in
@@ -158,12 +159,12 @@ print(commit(), " ".join(flava_kernels.OPS), sep="\n")')
 first="varlen_attention layer_norm add_layer_norm linear_gelu"
 if [ -n "$cpu" ]; then
     test='test_the_reference_equals' marker='not triton and not gpu' bench=(--device cpu --size quick)
-    steps=(--recipe flava_debug --batch 8) pairs=(--recipe flava_debug --batch)
+    steps=(--recipe flava_debug --batch 8) pairs=(--recipe flava_debug --batch) collect=(--collect-only -q)
 else
     "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || [ -n "$dry" ] ||
         { echo "error: torch finds no GPU; --cpu runs without" >&2; exit 2; }
     test='on_the_gpu' marker='gpu' bench=()
-    steps=(--recipe flava_base --batch 256) pairs=(--recipe flava_base --batch)
+    steps=(--recipe flava_base --batch 256) pairs=(--recipe flava_base --batch) collect=()
 fi
 small="$test and float16 and (to-128 or 37x64 or 37x24x40 or to-64 or three or 33-all or mixed)"
 
@@ -200,6 +201,9 @@ part compiled-64 "$python" benchmarks/train_steps.py --out "$out/compiled-64" "$
 for operator in $operators; do
     case " $first " in *" $operator "*) ;; *) both "$operator" ;; esac
 done
+mapfile -t others < <(grep -rl 'mark\.gpu\b' tests --include='test_*.py' --exclude='test_op.py' \
+    --exclude='test_apex_adam.py' | sort)
+part others "$python" -m pytest -rs -m gpu "${collect[@]}" "${others[@]}"
 part apex "$python" -m pytest -rs tests/optimizers/test_apex_adam.py
 if [ -n "$cpu$dry" ] || command -v compute-sanitizer >/dev/null; then
     for tool in memcheck racecheck; do

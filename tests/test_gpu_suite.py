@@ -44,11 +44,12 @@ def test_the_parts(tmp_path):
     both = [f"{what}-{op}" for op in ordered for what in ("check", "bench")]
     pairs = [*(f"pairs-{size}" for size in (64, 256, 128)), "compiled-64"]
     both[2 * len(first) : 2 * len(first)] = pairs
-    assert parts == ["smoke", "train", *both, "apex", "memcheck", "racecheck"]
+    assert parts == ["smoke", "train", *both, "others", "apex", "memcheck", "racecheck"]
     said = dict(line.split(":", 1) for line in done.stdout.splitlines())
     assert "--recipe flava_base --batch 128 --kind pair" in said["pairs-128"]
     assert said["compiled-64"].endswith("--training.compile-codebook --training.pad-to-multiple-of 256")
     assert "--tool racecheck" in said["racecheck"]
+    assert "test_bench_measure.py" in said["others"] and "test_op.py" not in said["others"]
     words = re.search(r"\((.*)\)", said["smoke"])[1].split(" or ")
     for op in OPS.values():
         cases = [f"[{op.name}-{case.name}-" for case in op.cases()]
@@ -176,7 +177,7 @@ def test_when_the_minutes_are_over_the_rest_waits_and_what_there_is_is_packed(tm
     assert done.returncode == 1 and "==" not in done.stdout.split("part ")[0]
     found = table(done)
     found.pop("packed:")
-    assert len(found) == 2 * len(OPS) + 9
+    assert len(found) == 2 * len(OPS) + 10
     assert all(result.startswith("waits: the 0 minutes are over") for result in found.values())
     with tarfile.open(tmp_path / "all.tgz") as archive:
         assert archive.getnames() == ["cpu", "cpu/table.txt"]

@@ -21,8 +21,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
 ROOT = Path(__file__).parents[1]
-WANTED = ("pytest", "liger-kernel")
-"""Besides the project: what runs the tests, and a peer that is only Python."""
+WANTED = ("pytest", "ninja", "liger-kernel")
+"""Besides the project: what runs the tests, what torch compiles apex with, and a peer that is only Python."""
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64", "linux_x86_64")
 
 

@@ -2,9 +2,9 @@
 # Everything that needs a GPU, in parts of less than ten minutes, the most telling first: a case of every
 # operator; training steps of flava_base with their MFU; attention, LayerNorm and GELU against fp64 and their
 # peers; steps of 64, 128 and 256 pairs with a trace each, for benchmarks/forecast.py, and once compiled; the
-# other operators; apex's optimizer; the case of every operator again under compute-sanitizer. Parts that have
-# finished on this device are skipped, and so are workloads that a part had measured when its time was up. A
-# table comes last.
+# other operators; the other tests that need a GPU; apex's optimizer; the case of every operator again under
+# compute-sanitizer. Parts that have finished on this device are skipped, and so are workloads that a part had
+# measured when its time was up. A table comes last.
 #
 #   benchmarks/gpu_suite.sh [--out FOLDER] [--minutes N] [--archive FILE.tgz] [--wheels FOLDER]
 #                           [--python PYTHON] [--only PATTERN] [--cpu] [--dry-run]
@@ -12,20 +12,24 @@
 #   --out      folder for logs, rows and finished parts (default: runs/gpu_suite), with a subfolder named
 #              after the device or "cpu"; remove NAME.done there to repeat a part
 #   --minutes  the whole run ends by then: a part gets what is left, the rest waits for the next run
-#   --archive  packs the device's folder into FILE.tgz at the end, whatever has failed
+#   --archive  packs the device's folder into FILE.tgz after every part, whatever has failed; where there is
+#              the file and no such folder, e.g. on a fresh machine, the run goes on from the file
 #   --wheels   first installs each wheel in FOLDER, offline and without dependencies; these, and pytest, must
 #              be among the wheels (benchmarks/collect_wheels.py collects them)
 #   --only     parts whose name matches a shell pattern: 'check-*', 'bench-varlen_attention', train
-#   --cpu      the same parts in some minutes on a CPU with the references, to test the suite itself
+#   --cpu      the same parts in some minutes on a CPU with the references, to test the suite itself; tests of
+#              the part `others`, which need a GPU, are collected and not run
 #   --dry-run  prints the commands without running them
 #
-# FLAVA_COMMIT names the commit in the rows, where a copy of the repository has no history.
+# FLAVA_COMMIT names the commit in rows and results, where a copy of the repository has no history; the table
+# marks parts that another commit has finished. With APEX_SOURCES, a checkout of NVIDIA's apex, the part apex
+# compiles its optimizer and runs it (tests/optimizers/test_apex_adam.py); that needs nvcc and ninja.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 out=$root/runs/gpu_suite wheels="" python=python3 only='*' cpu="" dry="" minutes="" archive=""
 seconds=590 enough=15
 
-usage() { sed -n '2,26s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+usage() { sed -n '2,30s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 
 while [ $# -gt 0 ]; do
     case $1 in
@@ -49,6 +53,7 @@ unset TRITON_INTERPRET
 case $out in /*) ;; *) out=$PWD/$out ;; esac
 case $wheels in /* | "") ;; *) wheels=$PWD/$wheels ;; esac
 case $archive in /* | "") ;; *) archive=$PWD/$archive ;; esac
+case ${APEX_SOURCES:-} in /* | "") ;; *) export APEX_SOURCES=$PWD/$APEX_SOURCES ;; esac
 case $minutes in
 *[!0-9]*) echo "error: --minutes takes a whole number, not '$minutes'" >&2; exit 2 ;;
 esac
@@ -103,14 +108,44 @@ part() {
     echo "== $name"
     timeout --kill-after=10 "$left" "$@" >"$out/$name.log" 2>&1 || status=$?
     if [ "$status" -eq 0 ]; then
-        printf '%s s\t%s\n' "$((SECONDS - begun))" \
-            "$(grep -v '^[[:space:]]*$' "$out/$name.log" | tail -n 1)" >"$out/$name.done"
+        printf '%s s\t%s\n%s\n' "$((SECONDS - begun))" \
+            "$(grep -v '^[[:space:]]*$' "$out/$name.log" | tail -n 1)" "$commit" >"$out/$name.done"
     else
         failed+=("$name")
         tail -n 20 "$out/$name.log"
-        [ "$status" -ne 124 ] || echo "error: $name took more than $left s; what it compiled and measured is kept," \
-            "so start again to go on" >&2
+        [ "$status" -ne 124 ] || echo "error: $name took more than $left s; what it compiled and" \
+            "measured is kept, so start again to go on" >&2
     fi
+    pack
+}
+
+# unpack: brings the folder of this device from an archive of it; another device's is not overwritten
+unpack() {
+    [ -e "$archive" ] || return 0
+    local name held
+    name=$(basename "$out")
+    held=$(tar -tzf "$archive" | sed -n 1p)
+    [ "${held%%/*}" = "$name" ] || {
+        echo "error: $archive has the results of '${held%%/*}', and this is '$name'; name another file" >&2
+        exit 2
+    }
+    [ -e "$out" ] || tar -xzf "$archive" -C "$(dirname "$out")"
+}
+
+# pack: writes the archive, whole at any time
+pack() {
+    [ -n "$archive" ] || return 0
+    tar -czf "$archive.part" -C "$(dirname "$out")" --exclude=data --exclude=checkpoints "$(basename "$out")"
+    mv "$archive.part" "$archive"
+}
+
+# result NAME: the line of its part in the table
+result() {
+    local line="failed: $out/$1.log" of=$commit
+    [ ! -e "$out/$1.done" ] || { read -r line && read -r of; } <"$out/$1.done"
+    case " ${waiting[*]} " in *" $1 "*) line="waits: the $minutes minutes are over, start again" ;; esac
+    [ "$of" = "$commit" ] || line="$line (of commit $of)"
+    echo "$line"
 }
 
 if [ -n "$wheels" ]; then
@@ -118,18 +153,20 @@ if [ -n "$wheels" ]; then
     install_wheels
 fi
 
-operators=$("$python" -c 'import flava_kernels; print(*flava_kernels.OPS)')
+{ read -r commit && read -r operators; } < <("$python" -c 'import flava_kernels
+from flava_kernels.bench.machine import commit
+print(commit(), " ".join(flava_kernels.OPS), sep="\n")')
 first="varlen_attention layer_norm add_layer_norm linear_gelu"
 if [ -n "$cpu" ]; then
     test='test_the_reference_equals' marker='not triton and not gpu' bench=(--device cpu --size quick)
-    steps=(--recipe flava_debug --batch 8) pairs=(--recipe flava_debug --batch)
+    steps=(--recipe flava_debug --batch 8) pairs=(--recipe flava_debug --batch) collect=(--collect-only -q)
 else
     "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || [ -n "$dry" ] ||
         { echo "error: torch finds no GPU; --cpu runs without" >&2; exit 2; }
     test='on_the_gpu' marker='gpu' bench=()
-    steps=(--recipe flava_base --batch 256) pairs=(--recipe flava_base --batch)
+    steps=(--recipe flava_base --batch 256) pairs=(--recipe flava_base --batch) collect=()
 fi
-small="$test and float16 and (to-128 or 37x64 or 37x24x40 or three or 33-all or mixed)"
+small="$test and float16 and (to-128 or 37x64 or 37x24x40 or to-64 or three or 33-all or mixed)"
 
 if [ -z "$dry" ]; then
     "$python" -c 'import pytest' 2>/dev/null || {
@@ -137,7 +174,9 @@ if [ -z "$dry" ]; then
             "install it, or carry its wheels (pytest, pluggy, iniconfig, packaging)" >&2
         exit 2
     }
+    mkdir -p "$out"
     out=$out/$(device)
+    [ -z "$archive" ] || unpack
     mkdir -p "$out"
 fi
 
@@ -162,6 +201,9 @@ part compiled-64 "$python" benchmarks/train_steps.py --out "$out/compiled-64" "$
 for operator in $operators; do
     case " $first " in *" $operator "*) ;; *) both "$operator" ;; esac
 done
+mapfile -t others < <(grep -rl 'mark\.gpu\b' tests --include='test_*.py' --exclude='test_op.py' \
+    --exclude='test_apex_adam.py' | sort)
+part others "$python" -m pytest -rs -m gpu "${collect[@]}" "${others[@]}"
 part apex "$python" -m pytest -rs tests/optimizers/test_apex_adam.py
 if [ -n "$cpu$dry" ] || command -v compute-sanitizer >/dev/null; then
     for tool in memcheck racecheck; do
@@ -176,12 +218,8 @@ fi
 [ -z "$dry" ] || exit 0
 printf '\n%-28s %s\n' part result
 for name in "${parts[@]}"; do
-    missing="failed: $out/$name.log"
-    case " ${waiting[*]} " in *" $name "*) missing="waits: the $minutes minutes are over, start again" ;; esac
-    printf '%-28s %s\n' "$name" "$(cat "$out/$name.done" 2>/dev/null || echo "$missing")"
+    printf '%-28s %s\n' "$name" "$(result "$name")"
 done | tee "$out/table.txt"
-if [ -n "$archive" ]; then
-    tar -czf "$archive" -C "$(dirname "$out")" --exclude=data --exclude=checkpoints "$(basename "$out")"
-    echo "packed: $archive"
-fi
+pack
+[ -z "$archive" ] || echo "packed: $archive"
 [ ${#failed[@]} -eq 0 ] && [ ${#waiting[@]} -eq 0 ]

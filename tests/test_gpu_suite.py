@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -43,11 +44,16 @@ def test_the_parts(tmp_path):
     both = [f"{what}-{op}" for op in ordered for what in ("check", "bench")]
     pairs = [*(f"pairs-{size}" for size in (64, 256, 128)), "compiled-64"]
     both[2 * len(first) : 2 * len(first)] = pairs
-    assert parts == ["smoke", "train", *both, "apex", "memcheck", "racecheck"]
+    assert parts == ["smoke", "train", *both, "others", "apex", "memcheck", "racecheck"]
     said = dict(line.split(":", 1) for line in done.stdout.splitlines())
     assert "--recipe flava_base --batch 128 --kind pair" in said["pairs-128"]
     assert said["compiled-64"].endswith("--training.compile-codebook --training.pad-to-multiple-of 256")
     assert "--tool racecheck" in said["racecheck"]
+    assert "test_bench_measure.py" in said["others"] and "test_op.py" not in said["others"]
+    words = re.search(r"\((.*)\)", said["smoke"])[1].split(" or ")
+    for op in OPS.values():
+        cases = [f"[{op.name}-{case.name}-" for case in op.cases()]
+        assert any(word in case for case in cases for word in words), f"no case of {op.name} is in smoke"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -152,14 +158,18 @@ def test_without_a_gpu_it_says_so(tmp_path):
 def test_what_has_finished_is_skipped_and_what_has_failed_is_not(tmp_path):
     broken = suite(tmp_path, "--cpu", "--only", "check-pack", PYTEST_ADDOPTS="--no-such-option")
     assert broken.returncode == 1 and table(broken)["check-pack"].startswith("failed:")
-    first = suite(tmp_path, "--cpu", "--only", "*-pack")
+    packed = ("--cpu", "--only", "*-pack", "--archive", str(tmp_path / "all.tgz"))
+    first = suite(tmp_path, *packed, FLAVA_COMMIT="one")
     assert first.returncode == 0, first.stdout + first.stderr
     assert "finished before" not in first.stdout
-    assert set(table(first)) == {"check-pack", "bench-pack"}
+    assert set(table(first)) == {"check-pack", "bench-pack", "packed:"}
     assert " passed" in table(first)["check-pack"] and "rows added" in table(first)["bench-pack"]
-    assert {path.name for path in tmp_path.iterdir()} == {"cpu"}  # a GPU's results get a folder of their own
-    again = suite(tmp_path, "--cpu", "--only", "*-pack")
-    assert again.stdout.count("finished before") == 2 and table(again) == table(first)
+    assert {path.name for path in tmp_path.iterdir()} == {"cpu", "all.tgz"}, "each device has its folder"
+    shutil.rmtree(tmp_path / "cpu")  # a fresh machine, to which only the archive came along
+    again = suite(tmp_path, *packed, FLAVA_COMMIT="two")
+    assert again.stdout.count("finished before") == 2
+    of_one = {name: f"{result} (of commit one)" for name, result in table(first).items() if name != "packed:"}
+    assert table(again) == {**of_one, "packed:": str(tmp_path / "all.tgz")}
 
 
 def test_when_the_minutes_are_over_the_rest_waits_and_what_there_is_is_packed(tmp_path):
@@ -167,10 +177,20 @@ def test_when_the_minutes_are_over_the_rest_waits_and_what_there_is_is_packed(tm
     assert done.returncode == 1 and "==" not in done.stdout.split("part ")[0]
     found = table(done)
     found.pop("packed:")
-    assert len(found) == 2 * len(OPS) + 9
+    assert len(found) == 2 * len(OPS) + 10
     assert all(result.startswith("waits: the 0 minutes are over") for result in found.values())
     with tarfile.open(tmp_path / "all.tgz") as archive:
         assert archive.getnames() == ["cpu", "cpu/table.txt"]
+
+
+def test_the_archive_of_another_device_stays_as_it_is(tmp_path):
+    (tmp_path / "nvidia-h100").mkdir()
+    with tarfile.open(tmp_path / "all.tgz", "w:gz") as archive:
+        archive.add(tmp_path / "nvidia-h100", "nvidia-h100")
+    before = (tmp_path / "all.tgz").read_bytes()
+    done = suite(tmp_path, "--cpu", "--minutes", "0", "--archive", str(tmp_path / "all.tgz"))
+    assert done.returncode == 2 and "has the results of 'nvidia-h100', and this is 'cpu'" in done.stderr
+    assert (tmp_path / "all.tgz").read_bytes() == before
 
 
 @pytest.mark.slow

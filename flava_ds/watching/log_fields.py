@@ -92,7 +92,8 @@ FIELDS = (
     Field(
         "mfu",
         "share",
-        "flops_per_second over the devices' rate of plain matrix products, measured at the start",
+        "flops_per_second over the devices' rate of plain matrix products in the run's precision, the best "
+        "of a few that all ranks take at once at the start",
     ),
     Field(
         "mfu_with_targets",

@@ -1,9 +1,12 @@
 """apex's FusedAdam, capturable and gated, against torch's AdamW: sleeping groups, skips and clipping.
 
-Three things stand behind it: a class with the habits of apex's own, always; apex's Python source from the
-checkout that APEX_SOURCES names, with its CUDA kernel spelled out in torch; and on a GPU apex as installed.
+What stands behind it: a class with the habits of apex's own, always. Of the checkout that APEX_SOURCES names,
+apex's Python source over its CUDA kernel spelled out in torch; and where torch has CUDA and there is a CUDA
+compiler, over the kernel compiled from its own source: what it is handed is checked on any machine, what it
+computes on a GPU. And on a GPU apex as installed.
 
-    git clone https://github.com/NVIDIA/apex && APEX_SOURCES=apex pytest tests/optimizers/test_apex_adam.py
+    git clone https://github.com/NVIDIA/apex && git -C apex checkout 6424da3
+    APEX_SOURCES=apex pytest -rs tests/optimizers/test_apex_adam.py
 """
 
 import importlib
@@ -11,7 +14,9 @@ import importlib.util
 import os
 import sys
 import types
+from pathlib import Path
 
+import amp_c
 import pytest
 import torch
 
@@ -78,30 +83,64 @@ class FusedAdam(torch.optim.Optimizer):
             capturable(2048, self._dummy_overflow_buf, lists, group["lr"], *rates, inverse)
 
 
-@pytest.fixture(params=["its habits", "its sources", pytest.param("installed", marks=pytest.mark.gpu)])
+@pytest.fixture(scope="module")
+def sources() -> Path:
+    """The checkout of apex."""
+    if not (named := os.environ.get("APEX_SOURCES")):
+        pytest.skip("APEX_SOURCES names no checkout of apex")
+    return Path(named).resolve()
+
+
+@pytest.fixture(scope="module")
+def compiled(sources, tmp_path_factory) -> types.ModuleType:
+    """amp_C with apex's own kernels of Adam."""
+    if missing := amp_c.why_not():
+        pytest.skip(missing)
+    return amp_c.build(sources, tmp_path_factory.mktemp("amp_C"))
+
+
+def apex_over(library: types.ModuleType, sources: Path, monkeypatch) -> types.ModuleType:
+    """Imports apex/optimizers/fused_adam.py from the checkout, and of apex only what that needs."""
+    monkeypatch.setitem(sys.modules, "amp_C", library)
+    monkeypatch.syspath_prepend(str(sources))
+    for name in [name for name in sys.modules if name.startswith("apex.")]:
+        monkeypatch.delitem(sys.modules, name)
+    for name, path in (("apex", "apex"), ("apex.optimizers", "apex/optimizers")):  # not what they import
+        package = types.ModuleType(name)
+        package.__path__ = [str(sources / path)]
+        monkeypatch.setitem(sys.modules, name, package)
+    return importlib.import_module("apex.optimizers.fused_adam")
+
+
+@pytest.fixture(
+    params=[
+        "its habits",
+        "its sources",
+        pytest.param("its sources, compiled", marks=pytest.mark.gpu),
+        pytest.param("installed", marks=pytest.mark.gpu),
+    ]
+)
 def vendor(request, monkeypatch):
     """FusedAdam and its device."""
     if request.param == "its habits":
         return FusedAdam, torch.device("cpu")
-    if request.param == "installed":
-        if not torch.cuda.is_available() or importlib.util.find_spec("amp_C") is None:
-            pytest.skip("no GPU, or apex is not installed with its CUDA half")
-        return importlib.import_module("apex.optimizers").FusedAdam, torch.device("cuda", 0)
-    if not (sources := os.environ.get("APEX_SOURCES")):
-        pytest.skip("APEX_SOURCES names no checkout of apex")
-    library = types.ModuleType("amp_C")
-    for name in ("multi_tensor_adam", "multi_tensor_adam_capturable_master"):
-        setattr(library, name, None)
-    library.multi_tensor_adam_capturable = capturable
-    monkeypatch.setitem(sys.modules, "amp_C", library)
-    monkeypatch.syspath_prepend(sources)
-    for name, path in (("apex", "apex"), ("apex.optimizers", "apex/optimizers")):  # not what they import
-        package = types.ModuleType(name)
-        package.__path__ = [os.path.join(sources, path)]
-        monkeypatch.setitem(sys.modules, name, package)
-    module = importlib.import_module("apex.optimizers.fused_adam")
-    monkeypatch.setattr(module, "torch", OnTheCpu())
-    return module.FusedAdam, torch.device("cpu")
+    if request.param == "its sources":
+        library = types.ModuleType("amp_C")
+        for name in amp_c.FUNCTIONS:
+            setattr(library, name, None)
+        library.multi_tensor_adam_capturable = capturable
+        module = apex_over(library, request.getfixturevalue("sources"), monkeypatch)
+        monkeypatch.setattr(module, "torch", OnTheCpu())
+        return module.FusedAdam, torch.device("cpu")
+    if not torch.cuda.is_available():
+        pytest.skip("there is no GPU")
+    if request.param == "its sources, compiled":
+        library = request.getfixturevalue("compiled")
+        module = apex_over(library, request.getfixturevalue("sources"), monkeypatch)
+        return module.FusedAdam, torch.device("cuda", 0)
+    if importlib.util.find_spec("amp_C") is None:
+        pytest.skip("apex is not installed with its CUDA half")
+    return importlib.import_module("apex.optimizers").FusedAdam, torch.device("cuda", 0)
 
 
 class OnTheCpu:
@@ -153,6 +192,22 @@ def test_twenty_updates_are_torch_s(vendor):
                 torch.testing.assert_close(
                     theirs.state[their_p][moment], ours.state[p][moment], rtol=2e-5, atol=2e-6
                 )
+
+
+def test_the_compiled_kernel_takes_what_apex_hands_it(compiled, sources, monkeypatch):
+    """Number, order and dtypes of arguments; it looks at the device last, and these tensors are on none."""
+    module = apex_over(compiled, sources, monkeypatch)
+    monkeypatch.setattr(module, "torch", OnTheCpu())
+    optimizer = gate(module.FusedAdam)(groups_on("cpu"), CONFIG)
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            p.grad = torch.ones_like(p)
+    activate(optimizer, "text", "frozen")
+    with pytest.raises(RuntimeError, match="expected input to be on cuda"):
+        optimizer.step()
+    optimizer.param_groups[1]["step"] = torch.zeros(1)
+    with pytest.raises(RuntimeError, match="expected scalar type Int but found Float"):
+        optimizer.step()
 
 
 def test_the_count_of_a_checkpoint_goes_on(vendor):

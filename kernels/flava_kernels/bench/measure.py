@@ -2,13 +2,15 @@
 
 On a CPU: wall clock, with the input sets in turn; a very long call runs once, for both time and memory. On a
 GPU: replays of CUDA graphs between events, with the L2 cache overwritten before each and the input sets in
-turn; an implementation that cannot be captured is timed call by call, and the row says so. Peak memory is
+turn; an implementation that cannot be captured is timed call by call, and the row says so. There the host's
+time is measured too, which a replay hides: how long an eager call takes to return. Peak memory is
 that of tensors: allocations seen by torch's profiler on a CPU, the caching allocator's report on a GPU.
 Results and gradients count, inputs do not.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import time
 from collections.abc import Callable, Iterator
@@ -25,13 +27,18 @@ FLUSHED_BYTES = 2**28
 
 @dataclass
 class Measurement:
-    """Seconds of each round, peak bytes of the forward pass and of both passes, and the timing method."""
+    """Seconds of each round, peak bytes of the forward pass and of both passes, and the timing method.
+
+    `host_forward` and `host_backward` are what eager calls keep the host of a GPU busy; empty on a CPU.
+    """
 
     forward: list[float] = field(default_factory=list)
     backward: list[float] = field(default_factory=list)
     forward_peak: int = 0
     peak: int = 0
     method: str = ""
+    host_forward: list[float] = field(default_factory=list)
+    host_backward: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,7 @@ def measure(call: Call, sets: list[Arguments], effort: Effort, device: torch.dev
         found = Measurement()
         found.forward_peak, found.peak = _peak_on_gpu(call, sets[0])
         _time_on_gpu(call, sets, effort, found)
+        time_host(call, sets, dataclasses.replace(effort, seconds=0.0), found)
         return found
     once = _trace(call, sets[0])
     if once.forward[0] + once.backward[0] > effort.enough:
@@ -201,6 +209,21 @@ def _time_on_cpu(call: Call, sets: list[Arguments], effort: Effort, found: Measu
         gradients = backward(results, upstream, arguments)
         found.backward.append(time.perf_counter() - start)
         del results, gradients
+
+
+def time_host(call: Call, sets: list[Arguments], effort: Effort, found: Measurement) -> None:
+    """Times eager calls until they return; between rounds the device finishes, so that no queue is full."""
+    for number in _rounds(effort):
+        arguments = sets[number % len(sets)]
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        results = differentiable(call(**arguments.inputs))
+        found.host_forward.append(time.perf_counter() - start)
+        upstream = [upstream_for(result) for result in results]
+        start = time.perf_counter()
+        backward(results, upstream, arguments)
+        found.host_backward.append(time.perf_counter() - start)
 
 
 def _time_on_gpu(call: Call, sets: list[Arguments], effort: Effort, found: Measurement) -> None:

@@ -210,8 +210,11 @@ def _flash_layer_norm(op: Op, device: str) -> Call:
 
 
 def _apex_layer_norm(op: Op, device: str) -> Call:
+    """apex's kernel, which reads parameters in the dtype of its result; its form for fp32 ones gives fp32."""
     norm = library("apex.normalization.fused_layer_norm", gpu_only=device).fused_layer_norm_affine
-    return _behind_addition(op, lambda x, weight, bias, eps: norm(x, weight, bias, x.shape[-1:], eps))
+    return _behind_addition(
+        op, lambda x, weight, bias, eps: norm(x, weight.to(x.dtype), bias.to(x.dtype), x.shape[-1:], eps)
+    )
 
 
 # Linear cross-entropy

@@ -53,6 +53,8 @@ class Row:
     torch: str
     triton: str
     commit: str
+    host_us: float | None = None
+    """On a GPU: median time in which an eager call of this pass returns, while the device works."""
 
 
 def measured(path: Path, device: str, dtype: str, commit: str) -> set[tuple[str, str]]:
@@ -67,7 +69,7 @@ def measured(path: Path, device: str, dtype: str, commit: str) -> set[tuple[str,
         }
 
 
-NUMBERS = ("median_us", "p10_us", "p90_us", "peak_mib", "share_of_copy", "share_of_gemm", "error")
+NUMBERS = ("median_us", "p10_us", "p90_us", "peak_mib", "share_of_copy", "share_of_gemm", "error", "host_us")
 
 
 def rows_of(
@@ -99,7 +101,12 @@ def rows_of(
         ("forward", found.forward, found.forward_peak, copied[0] / forward, multiplied[0] / forward),
         ("backward", found.backward, found.peak, copied[1] / both, multiplied[1] / both),
     )
-    return tuple(_row(workload, subject, machine, found, error, note, *one) for one in passes)
+    rows = (_row(workload, subject, machine, found, error, note, *one) for one in passes)
+    host = (found.host_forward, found.host_backward)
+    return tuple(
+        dataclasses.replace(row, host_us=1e6 * statistics.median(times) if times else None)
+        for row, times in zip(rows, host, strict=True)
+    )
 
 
 def _row(
@@ -177,7 +184,10 @@ def line(forward: Row, backward: Row) -> str:
     shares = f"both: copy {backward.share_of_copy:4.0%}  gemm {backward.share_of_gemm:4.0%}"
     error = "error not measured" if forward.error is None else f"error {forward.error:.1e}"
     method = "" if forward.method in ("wall clock", "graph replay") else f"  ({forward.method})"
-    return f"{head} {times}  {shares}  {error}{method}"
+    host = ""
+    if forward.host_us is not None and backward.host_us is not None:
+        host = f"  host {forward.host_us + backward.host_us:.0f} us"
+    return f"{head} {times}  {shares}  {error}{host}{method}"
 
 
 def _time(microseconds: float) -> str:

@@ -1,9 +1,11 @@
 """Memory that is counted byte by byte, errors against fp64, and rounds."""
 
+import time
+
 import pytest
 import torch
 from flava_kernels import contrastive
-from flava_kernels.bench.measure import Arguments, Effort, error, exact, measure
+from flava_kernels.bench.measure import Arguments, Effort, Measurement, error, exact, measure, time_host
 from flava_kernels.bench.workloads import workloads
 
 CPU = torch.device("cpu")
@@ -89,6 +91,24 @@ def test_rounds_take_inputs_in_turn_until_the_time_is_up():
     )
 
 
+def test_the_hosts_time_is_that_of_eager_calls_forward_and_backward():
+    found, slept = Measurement(), []
+
+    class Sleeps(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            slept.append(time.sleep(0.01))
+            return grad
+
+    time_host(Sleeps.apply, [leaf(4)], Effort(0.0, 3, 7), found)
+    assert len(found.host_forward) == len(found.host_backward) == len(slept) == 3
+    assert 0 < min(found.host_forward) and 0.01 <= min(found.host_backward)
+
+
 @pytest.mark.gpu
 def test_graphs_are_replayed_on_the_gpu():
     device = torch.device("cuda")
@@ -107,3 +127,4 @@ def test_graphs_are_replayed_on_the_gpu():
     found = measure(OPS["layer_norm"].definition, sets, Effort(0.1, 3, 5), device)
     assert found.method == "graph replay" and min(found.forward + found.backward) > 0
     assert found.peak >= found.forward_peak >= sets[0].inputs["x"].nbytes
+    assert len(found.host_forward) == len(found.host_backward) >= 3 and min(found.host_backward) > 0

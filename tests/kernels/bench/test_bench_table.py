@@ -42,6 +42,15 @@ def test_shares_are_of_the_measured_rates_and_the_backward_rows_of_both_passes()
     )
 
 
+def test_the_hosts_time_stands_beside_a_gpus():
+    times = {"host_forward": [3e-5, 2e-5, 4e-5], "host_backward": [5e-5]}
+    forward, backward = rows(Measurement([1.0], [2.0], method="graph replay", **times))
+    assert (forward.host_us, backward.host_us) == (pytest.approx(30), pytest.approx(50))
+    assert "host 80 us" in table.line(forward, backward)
+    on_a_cpu = rows(Measurement([1.0], [2.0], method="wall clock"))
+    assert on_a_cpu[0].host_us is None and "host" not in table.line(*on_a_cpu)
+
+
 def test_quantiles():
     assert table.quantiles([3.0]) == (3.0, 3.0, 3.0)
     assert table.quantiles([float(n) for n in range(11)]) == (5.0, 1.0, 9.0)

@@ -23,9 +23,9 @@ from flava_ds.checkpoints.inheritance import passed_on
 from flava_ds.config import Config
 from flava_ds.demo.dataset import unpack
 from flava_ds.demo.evaluation.inputs import Inputs, build_inputs
-from flava_ds.demo.evaluation.pixel_baseline import EDGE, pixel_vectors
 from flava_ds.errors import CheckpointError
 from flava_ds.evaluation.neighbours import vote
+from flava_ds.evaluation.pixels import EDGE, pixel_vectors
 from flava_ds.evaluation.samples import Samples
 
 OUT = Path(__file__).parent / "results" / "encoder_neighbours.json"

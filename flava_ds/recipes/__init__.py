@@ -92,6 +92,7 @@ RECIPES = Recipes(
     "ablation/flava_mm_equal_compute",
     "ablation/flava_no_init_equal_compute",
     "ablation/flava_no_init_uncertainty",
+    "ablation/untrained",
 )
 SEQUENCES = Recipes("flava_base_full", "flava_base_full/mim", "demo_full", "ablation/flava")
 """Those that are several runs in a row: functions that return Stages."""

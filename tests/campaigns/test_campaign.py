@@ -167,6 +167,16 @@ def test_a_run_from_nothing_to_its_result(tmp_path, monkeypatch):
     assert not list(unfinished([run])) and not run.folder.exists()
 
 
+def test_a_row_without_training_is_measured_and_finished(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(ONLY, RAW_PIXELS, ())  # measuring it in earnest takes minutes
+    (run,) = plan(TABLE, [RAW_PIXELS], 3, "tiny", tmp_path)
+    campaign.perform(run)
+    (result,) = read_results(run.file.parent)[RAW_PIXELS]
+    assert (result["steps"], result["training_flops"], result["metrics"]) == ({}, 0, {})
+    assert not list(unfinished([run]))
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -40,6 +40,12 @@ def test_pair_steps_are_equal_and_in_equal_order(row):
     assert (config.optimizer, config.seed) == (last("flava_c").optimizer, 0)
 
 
+def test_the_untrained_row_moves_nothing_in_its_only_step():
+    config, whole = last("untrained"), last("flava_no_init")
+    assert config.model == whole.model and config.training.total_steps == 1
+    assert (config.optimizer.lr, config.schedule.min_lr) == (0.0, 0.0)
+
+
 def test_rows_have_the_losses_of_the_paper():
     every = set(last("flava").objectives)
     assert every == set(last("flava_no_init").objectives) and len(every) == 6

@@ -91,9 +91,12 @@ class WholeWeights:
 @contextmanager
 def _averaged(module: nn.Module, teacher: EmaTeacher | None) -> Iterator[None]:
     """Puts the parts of a teacher's network into a model, in the places of those that they follow."""
+    if teacher is None:
+        yield
+        return
     replaced = []
     try:
-        for own, followed in teacher.follows.items() if teacher is not None else ():
+        for own, followed in teacher.follows.items():
             parent, _, name = followed.rstrip(".").rpartition(".")
             place = module.get_submodule(parent)
             replaced.append((place, name, getattr(place, name)))

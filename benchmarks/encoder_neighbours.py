@@ -23,10 +23,11 @@ from flava_ds.checkpoints.inheritance import passed_on
 from flava_ds.config import Config
 from flava_ds.demo.dataset import unpack
 from flava_ds.demo.evaluation.inputs import Inputs, build_inputs
-from flava_ds.demo.evaluation.pixel_baseline import EDGE, pixel_vectors
 from flava_ds.errors import CheckpointError
 from flava_ds.evaluation.neighbours import vote
+from flava_ds.evaluation.pixels import EDGE, pixel_vectors
 from flava_ds.evaluation.samples import Samples
+from flava_ds.scaling.results import results
 
 OUT = Path(__file__).parent / "results" / "encoder_neighbours.json"
 STYLE, FIELDS, K = "fluent-emoji-flat", ("group", "subgroup"), 20
@@ -66,7 +67,7 @@ def main() -> None:
     pixels = [pixel_vectors(samples.pixels(EDGE)) for samples in (inputs.train, test)]
     rows.append({"encoder": "raw pixels", **accuracies(inputs, test, *pixels)})
     untrained: dict[str, Tensor] = {}
-    models = [("untrained", first, untrained, 0)]
+    models = [("untrained", first, untrained, 0, 0.0)]
     for place in places:
         run, _, average = place.partition(":")
         config = configuration.load(Path(run) / "config.json")
@@ -75,12 +76,13 @@ def main() -> None:
             raise CheckpointError(f"{run} has no checkpoint; train it first")
         weights = passed_on(folder, ("model.image_encoder.",), average or None)
         what = f"{config.name}{', ' + average if average else ''}"
-        models.append((what, config, weights, step_of(folder.name)))
-    for what, config, weights, steps in models:
+        work = float(results(Path(run))["flops_with_targets"])
+        models.append((what, config, weights, step_of(folder.name), work))
+    for what, config, weights, steps, work in models:
         keys, _ = encoded(config, weights, inputs.train)
         queries, rank = encoded(config, weights, test)
         found = accuracies(inputs, test, keys, queries)
-        rows.append({"encoder": what, "steps": steps, "effective_rank": rank, **found})
+        rows.append({"encoder": what, "steps": steps, "flops": work, "effective_rank": rank, **found})
         print(rows[-1], flush=True)
     command = f"python benchmarks/encoder_neighbours.py {' '.join(places)}"
     OUT.write_text(json.dumps({"command": command, "style": STYLE, "k": K, "rows": rows}, indent=1) + "\n")

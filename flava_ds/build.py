@@ -118,7 +118,7 @@ def build_evaluations(config: Config, engine: Engine, metrics: Metrics) -> Evalu
     from flava_ds.evaluation.live import LiveEvaluation
     from flava_ds.training.whole_weights import WholeWeights
 
-    weights = WholeWeights(engine, lambda: config.model.build(config))
+    weights = WholeWeights(engine, lambda: config.model.build(config), config.evaluation.average)
     evaluate = LiveEvaluation(config, engine.module, engine.world, weights.lent)
     return EvaluationWatcher(
         config.evaluation,
@@ -127,6 +127,7 @@ def build_evaluations(config: Config, engine: Engine, metrics: Metrics) -> Evalu
         evaluate,
         metrics.add_numbers,
         metrics.paused,
+        evaluate.of_pixels,
     )
 
 

@@ -194,13 +194,14 @@ def add_training(add: Callable[..., argparse.ArgumentParser]) -> None:
 def add_recipe(command: argparse.ArgumentParser) -> None:
     """Adds the recipe, and a --help that also lists the recipe's fields."""
     recipes = (
-        "demo, flava_tiny, flava_base, flava_large, flava_debug, dino_base, mlm_base, demo_simclr, "
-        "demo_dino, demo_mlm, demo_generate, clip_base, demo_clip, bert_base, demo_bert, vilt_base, "
-        "demo_vilt, simvlm_base, demo_simvlm, align_base, demo_align, albef_base, demo_albef, uniter_base, "
-        "demo_uniter, visualbert_base, demo_visualbert, vinvl_base, demo_vinvl, vlbert_base, demo_vlbert, "
-        "lxmert_base, demo_lxmert, vilbert_base, demo_vilbert, unit_base, demo_unit, ablation/ROW, "
-        "FILE.py:FUNCTION, a FILE.yaml or .json with `base: RECIPE` and what differs, or a run's "
-        "config.json; several in a row: flava_base_full, demo_full, ablation/flava"
+        "demo, flava_tiny, flava_base, flava_large, flava_debug, dino_base, mim_base, mlm_base, demo_simclr, "
+        "demo_dino, demo_mim, demo_mlm, demo_generate, clip_base, demo_clip, bert_base, demo_bert, "
+        "vilt_base, demo_vilt, simvlm_base, demo_simvlm, align_base, demo_align, albef_base, demo_albef, "
+        "uniter_base, demo_uniter, visualbert_base, demo_visualbert, vinvl_base, demo_vinvl, vlbert_base, "
+        "demo_vlbert, lxmert_base, demo_lxmert, vilbert_base, demo_vilbert, unit_base, demo_unit, "
+        "ablation/ROW, FILE.py:FUNCTION, a FILE.yaml or .json with `base: RECIPE` and what differs, or a "
+        "run's config.json; several in a row: flava_base_full, flava_base_full/mim, demo_full, "
+        "ablation/flava"
     )
     command.add_argument("recipe", metavar="RECIPE", nargs="?", help=recipes)
     command.add_argument(

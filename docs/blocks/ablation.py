@@ -13,6 +13,7 @@ from flava_ds.campaigns.ablation import (
     DOMAINS,
     MACRO,
     ORDERINGS,
+    TABLE,
     Judged,
     difference,
     domain_parts,
@@ -20,9 +21,8 @@ from flava_ds.campaigns.ablation import (
     numbers_of,
     spelled,
 )
-from flava_ds.campaigns.campaign import read_results
+from flava_ds.campaigns.campaign import plan, read_results
 from flava_ds.evaluation.paired import bootstrap
-from flava_ds.recipes.ablation import ROWS
 
 PAPER: dict[str, tuple[float | None, float | None, float | None, float]] = {
     "mim": (57.46, None, None, 19.15),
@@ -62,7 +62,7 @@ def rows(root: Path) -> str:
     """Compares every row's domains with the paper's, with standard errors over seeds and items."""
     found = results_in(root)
     lines = []
-    for row in ROWS:
+    for row in TABLE.rows:
         paper = ["" if value is None else f"{value:.1f}" for value in PAPER.get(row, (None,) * 4)]
         own = [_score(found[row], column) if row in found else "not run" for column in COLUMNS]
         lines.append([f"`{row}`", len(found.get(row, ())), _work(found.get(row, ())), *own, *paper])
@@ -92,7 +92,7 @@ def numbers(root: Path) -> str:
     names = sorted({name for results in found.values() for name in results[0]["metrics"]})
     names = [name for domain in DOMAINS for name in names if name.startswith(domain)]
     lines = []
-    for row in (row for row in ROWS if row in found):
+    for row in (row for row in TABLE.rows if row in found):
         own = {name: part for domain in DOMAINS for name, part in numbers_of(found[row], domain).items()}
         cells = [f"{100 * own[name].values().mean():.1f}" if name in own else "" for name in names]
         lines.append([f"`{row}`", *cells])
@@ -168,7 +168,7 @@ def campaign(root: Path) -> str:
     commits = sorted({result["code"]["commit"][:7] for result in found})
     machines = sorted({result["machine"]["processor"] for result in found})
     seconds = [sum(result["seconds_since_last_start"].values()) for result in found]
-    of = len(ROWS) * 3
+    of = len(plan(TABLE, list(TABLE.rows), 3, "small", root))
     return (
         f"{len(found)} of {of} runs are finished, by commit{'s' * (len(commits) > 1)} {', '.join(commits)} "
         f"on {', '.join(machines)}, whose cores were shared with other work: a run took "

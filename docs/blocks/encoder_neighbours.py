@@ -14,8 +14,9 @@ def neighbours(root: Path) -> str:
     for row in found["rows"]:
         shares = [f"{100 * row[field]:.1f} %" for field in ("group", "subgroup")]
         rank = f"{row['effective_rank']:.1f}" if "effective_rank" in row else ""
-        rows.append([row["encoder"], row.get("steps", ""), *shares, rank])
-    header = ["image encoder", "updates", "group", "subgroup", "effective rank"]
+        work = f"{row['flops'] / 1e12:.1f}" if row.get("flops") else ""
+        rows.append([row["encoder"], row.get("steps", ""), work, *shares, rank])
+    header = ["image encoder", "updates", "TFLOP", "group", "subgroup", "effective rank"]
     return f"{markdown_table(header, rows)}\n\n    {found['command']}"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,13 +14,17 @@ from flava_ds.evaluation.paired import Estimate, Measured, bootstrap, holm, verd
 from flava_ds.recipes.ablation import PAIR_STEPS, ROWS, ablation
 from flava_ds.recipes.stages import Stage
 
+if TYPE_CHECKING:
+    from flava_ds.evaluation.frozen_model import FrozenModel
+
 DOMAINS = ("vision", "language", "multimodal")
 MACRO = "macro"
 Results = Mapping[str, Sequence[Mapping[str, Any]]]
 """Row -> the results of its seeds, of the same seeds in the same order."""
 
-ONLY = {"mim": ("vision",), "mlm": ("language",)}
-"""Rows that have not learned every domain, as in the paper."""
+RAW_PIXELS = "raw_pixels"
+ONLY = {"mim": ("vision",), "mlm": ("language",), RAW_PIXELS: ("vision",)}
+"""Rows that have not learned every domain, as in the paper, or that have no text."""
 
 
 def domains_of(row: str) -> tuple[str, ...]:
@@ -47,13 +51,23 @@ def with_common_start(run: Run, stage: Stage) -> Config:
     return replace(stage.config, initial_weights=str(file))
 
 
+def raw_pixels() -> FrozenModel:
+    """Returns a model that sees pixels as they are."""
+    from flava_ds.data.tokenizer import WordPieceTokenizer
+    from flava_ds.evaluation.pixels import pixel_model
+    from flava_ds.recipes.demo import VOCABULARY
+
+    return pixel_model(WordPieceTokenizer(str(VOCABULARY)))
+
+
 TABLE = Table(
     name="ablation",
-    rows=ROWS,
+    rows=(*ROWS, RAW_PIXELS),
     recipe=ablation,
     works={"small": PAIR_STEPS, "tiny": 14},
     domains=domains_of,
     begin=with_common_start,
+    untrained={RAW_PIXELS: raw_pixels},
 )
 """Works are pair steps of every run, but for the rows at equal compute."""
 

@@ -14,10 +14,10 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flava_ds import config as configuration
 from flava_ds.campaigns.course import checkpoints_on_the_way, losses_of, quarter
@@ -26,6 +26,9 @@ from flava_ds.config.plain_files import loads, read_small
 from flava_ds.errors import UserError, did_you_mean
 from flava_ds.recipes.stages import Stage, Stages
 from flava_ds.storage.atomic import write_whole
+
+if TYPE_CHECKING:
+    from flava_ds.evaluation.frozen_model import FrozenModel
 
 RANKS = 2
 PACKAGE = Path(__file__).parents[1]
@@ -56,6 +59,8 @@ class Table:
     that those results remain; each has its own."""
     along: tuple[str, ...] = ()
     """Domains that are measured on the way, too, after every quarter of a run's last stage."""
+    untrained: Mapping[str, Callable[[], FrozenModel]] = field(default_factory=dict)
+    """Rows that are models without training, the same for every seed, so they have one run."""
     option: str = "--rows"
     """The command's option that names rows, for messages."""
 
@@ -85,7 +90,9 @@ class Run:
 
     @cached_property
     def sequence(self) -> Stages:
-        """Its stages; most rows have one."""
+        """Its stages; most rows have one, those without training none."""
+        if self.row in self.table.untrained:
+            return Stages(name=self.row, stages=())
         found = self.table.recipe(self.row, self.table.works[self.work])
         stages = found.stages if isinstance(found, Stages) else (Stage(name="joint", config=found),)
         return Stages(
@@ -223,7 +230,12 @@ def plan(table: Table, rows: list[str], seeds: int, work: str, out: Path) -> lis
             )
     if seeds < 1:
         raise UserError(f"--seeds {seeds}: use at least 1")
-    return [Run(table, row, seed, work, out) for seed in range(seeds) for row in table.rows if row in rows]
+    return [
+        Run(table, row, seed, work, out)
+        for seed in range(seeds)
+        for row in table.rows
+        if row in rows and not (seed and row in table.untrained)
+    ]
 
 
 def checked_result(run: Run) -> dict[str, Any]:
@@ -341,14 +353,16 @@ def perform(run: Run) -> None:
         }
     result["seconds_since_last_start"]["measure"] = round(time.monotonic() - trained)
     write_whole(run.file, json.dumps(result) + "\n")
-    shutil.rmtree(run.folder)
+    shutil.rmtree(run.folder, ignore_errors=not run.sequence.stages)
     print(
         f"{run.file}: " + ", ".join(f"{k} {m['value']:.3f}" for k, m in result["metrics"].items()), flush=True
     )
 
 
 def _measured(run: Run) -> dict[str, Any]:
-    return _measured_at(run, run.sequence.stages[-1].config.run_path, run.domains + run.table.added)
+    stages = run.sequence.stages
+    path = stages[-1].config.run_path if stages else None
+    return _measured_at(run, path, run.domains + run.table.added)
 
 
 def _measured_on_the_way(run: Run) -> list[dict[str, float]]:
@@ -358,17 +372,22 @@ def _measured_on_the_way(run: Run) -> list[dict[str, float]]:
     return [{name: metric["value"] for name, metric in metrics.items()} for metrics in found]
 
 
-def _measured_at(run: Run, path: Path, domains: tuple[str, ...]) -> dict[str, Any]:
+def _measured_at(run: Run, path: Path | None, domains: tuple[str, ...]) -> dict[str, Any]:
+    """Measures a run or one of its checkpoints, or without one a row's model that is not trained."""
     import torch
 
     from flava_ds.campaigns.measure import measure
     from flava_ds.demo.dataset import unpack
     from flava_ds.demo.evaluation.inputs import build_inputs
     from flava_ds.evaluation.opening import open_model
-    from flava_ds.recipes.demo import DATA
+    from flava_ds.recipes.demo import DATA, demo
 
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(RANKS)
-    opened = open_model(path, device="cpu", precision="fp32")
-    inputs = build_inputs(opened.config, unpack(DATA).root)
-    return measure(opened.frozen(), inputs, domains, some_lack=run.table.some_lack)
+    if path is None:
+        config, model = demo(), run.table.untrained[run.row]()
+    else:
+        opened = open_model(path, device="cpu", precision="fp32")
+        config, model = opened.config, opened.frozen()
+    inputs = build_inputs(config, unpack(DATA).root)
+    return measure(model, inputs, domains, some_lack=run.table.some_lack)

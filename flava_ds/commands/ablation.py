@@ -14,7 +14,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
     campaign_runs.add_arguments(
         command,
-        rows=("--rows", "rows of the table (default: all, and three that the paper lacks)"),
+        rows=("--rows", "rows of the table (default: all, and five that the paper lacks)"),
         work="small: 700 pair steps a run (default), or tiny: 14",
         out=OUT,
     )

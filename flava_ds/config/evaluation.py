@@ -22,6 +22,12 @@ class EvaluationConfig:
     """Folder with the tasks' data sets; every host needs it."""
     limit: Annotated[int, AtLeast(1), AtMost(10**9)] = 1000
     """Maximum samples per split, evenly spaced; the ranks share them, and training pauses meanwhile."""
+    average: str | None = None
+    """A training state whose running average is evaluated where it follows the weights, as OBJECTIVE.STATE:
+    DINO's teacher is "dino.teacher". None evaluates the weights themselves."""
+    references: bool = False
+    """Also evaluate once before the first update, and, for tasks that read image features alone, raw pixels:
+    what the numbers of a trained model are compared with."""
 
 
 EVALUATED = "evaluation/"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -14,7 +14,8 @@ from flava_ds.errors import UserError
 from flava_ds.evaluation import registry
 from flava_ds.evaluation.frozen_model import Described, FrozenModel
 from flava_ds.evaluation.opening import freeze
-from flava_ds.evaluation.protocols import Score
+from flava_ds.evaluation.pixels import pixel_model
+from flava_ds.evaluation.protocols import Evaluator, ImageFeatures, Score
 from flava_ds.evaluation.runner import check_needs, evaluate, find_all
 from flava_ds.evaluation.shares import AmongRanks
 from flava_ds.ranks.distributed import World, raise_together, together
@@ -51,13 +52,18 @@ class LiveEvaluation:
     def __call__(self) -> dict[str, dict[str, Score]]:
         """Returns task -> number -> score, equal on all ranks. Errors are raised on all ranks too."""
         with self._lend() as module:
-            model = self._frozen(module)
-            return {
-                task.name: self._together(
-                    lambda task=task: evaluate([task], model, self.data)[task.name].scores
-                )
-                for task in self.tasks
-            }
+            return self._evaluated(self._frozen(module), self.tasks)
+
+    def of_pixels(self) -> dict[str, dict[str, Score]]:
+        """Returns what raw pixels reach in the tasks that read image features alone, as the call does."""
+        model = pixel_model(self.config.model.load_tokenizer(self.config), AmongRanks(self.world))
+        return self._evaluated(model, [task for task in self.tasks if task.needs == (ImageFeatures,)])
+
+    def _evaluated(self, model: FrozenModel, tasks: Sequence[Evaluator]) -> dict[str, dict[str, Score]]:
+        return {
+            task.name: self._together(lambda task=task: evaluate([task], model, self.data)[task.name].scores)
+            for task in tasks
+        }
 
     def _frozen(self, module: nn.Module) -> FrozenModel:
         return freeze(

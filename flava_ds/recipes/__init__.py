@@ -51,9 +51,11 @@ RECIPES = Recipes(
     "clip_base",
     "demo_clip",
     "dino_base",
+    "mim_base",
     "mlm_base",
     "demo_simclr",
     "demo_dino",
+    "demo_mim",
     "demo_mlm",
     "demo_generate",
     "bert_base",
@@ -90,8 +92,9 @@ RECIPES = Recipes(
     "ablation/flava_mm_equal_compute",
     "ablation/flava_no_init_equal_compute",
     "ablation/flava_no_init_uncertainty",
+    "ablation/untrained",
 )
-SEQUENCES = Recipes("flava_base_full", "demo_full", "ablation/flava")
+SEQUENCES = Recipes("flava_base_full", "flava_base_full/mim", "demo_full", "ablation/flava")
 """Those that are several runs in a row: functions that return Stages."""
 WAYS = "the path of a saved config.json, a FILE.yaml or .json with `base: RECIPE`, or FILE.py:FUNCTION"
 """Alternatives to a recipe's name."""

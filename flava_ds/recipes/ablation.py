@@ -25,9 +25,9 @@ CONTRASTIVE_WEIGHT = 3.0
 MULTIMODAL = ("global_contrastive", "mmm_image", "mmm_text", "itm")
 ROWS = (
     *("mim", "mlm", "flava_c_local", "flava_c", "flava_mm", "flava_no_init", "flava", "clip"),
-    *("flava_mm_equal_compute", "flava_no_init_equal_compute", "flava_no_init_uncertainty"),
+    *("flava_mm_equal_compute", "flava_no_init_equal_compute", "flava_no_init_uncertainty", "untrained"),
 )
-"""As in the paper's table 4, and three more."""
+"""As in the paper's table 4, and four more."""
 EQUAL_COMPUTE = {"flava_mm_equal_compute": 1.69, "flava_no_init_equal_compute": 1.49}
 """Rows with as many training FLOPs as `flava` and its initialisation -> their steps, in those of the row
 without the suffix. A test counts the FLOPs.
@@ -40,6 +40,8 @@ def ablation(row: str, pair_steps: int = PAIR_STEPS) -> Config | Stages:
         return _initialised(pair_steps)
     if row == "clip":
         return _of_length(demo_clip(), row, pair_steps)
+    if row == "untrained":
+        return _at_rest()
     shared = EQUAL_COMPUTE.get(row, 1.0)
     if row.startswith("flava_no_init"):
         balance = UncertaintyConfig() if row == "flava_no_init_uncertainty" else None
@@ -99,6 +101,16 @@ def _initialised(pair_steps: int) -> Stages:
             )
             for stage in stages.stages
         ),
+    )
+
+
+def _at_rest() -> Config:
+    """Returns a run whose one step moves nothing: its checkpoint has the weights that rows begin with."""
+    config = _of_length(demo(), "untrained", 1)
+    return dataclasses.replace(
+        config,
+        optimizer=dataclasses.replace(config.optimizer, lr=0.0),
+        schedule=dataclasses.replace(config.schedule, min_lr=0.0),
     )
 
 

@@ -4,14 +4,14 @@ demo's stages begin with SimCLR instead, is told in docs/stages.md.
 
 import dataclasses
 
-from flava_ds.config import Config, ImageTransformConfig
+from flava_ds.config import Config, EvaluationConfig, ImageTransformConfig
 from flava_ds.objectives.dino import DinoConfig
-from flava_ds.recipes.demo import demo, demo_sources
+from flava_ds.recipes.demo import DATA, demo, demo_sources
 
 
 def demo_dino() -> Config:
     """Returns the demo's model and optimizer with DINO on its images: 1,024 prototypes, two crops of 48
-    pixels and four of 24.
+    pixels and four of 24. The teacher's nearest neighbours are watched, beside those of raw pixels.
     """
     base = demo()
     colours = {
@@ -47,4 +47,11 @@ def demo_dino() -> Config:
         data=dataclasses.replace(base.data, sources={"image": images}),
         training=dataclasses.replace(base.training, total_steps=300),
         schedule=dataclasses.replace(base.schedule, warmup_steps=20),
+        evaluation=EvaluationConfig(
+            every_steps=100,
+            tasks=("drawings_neighbours",),
+            data_root=str(DATA.parent),
+            average="dino.teacher",
+            references=True,
+        ),
     )

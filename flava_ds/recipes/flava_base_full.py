@@ -1,35 +1,45 @@
-"""The whole of FLAVA's training: image encoder by DINO, text encoder by MLM, then all three together."""
+"""All of FLAVA's training: image encoder by DINO or MIM, text encoder by MLM, then all three together."""
 
 import dataclasses
+from typing import Literal
 
 from flava_ds.config import Config
 from flava_ds.recipes.dino_base import dino_base, dino_model
 from flava_ds.recipes.flava_base import flava_base
+from flava_ds.recipes.mim_base import mim_base
 from flava_ds.recipes.mlm_base import mlm_base
 from flava_ds.recipes.stages import Inherited, Stages, in_sequence
 
 
-def flava_base_full() -> Stages:
-    """Returns three stages: `image`, whose teacher passes its encoder on, `text` and `joint`.
+def flava_base_full(image: Literal["dino", "mim"] = "dino") -> Stages:
+    """Returns three stages: `image`, `text` and `joint`. DINO's teacher passes its encoder on; MIM passes on
+    its encoder and its head, which the joint run has too.
 
-    Source: paper, section 4. The paper took DINO's released weights for the first one.
+    Source: paper, section 4, and table C.1, which compares DINO's and BEiT's weights as a beginning; both
+    were taken as released.
     """
-    return in_sequence(
-        "flava_base_full",
-        ("image", dino_base, ()),
-        ("text", mlm_base, ()),
-        (
-            "joint",
-            joint,
-            (
-                Inherited(stage="image", prefixes=("model.image_encoder.",), average="dino.teacher"),
-                Inherited(stage="text", prefixes=("model.text_encoder.", "objectives.mlm.")),
-            ),
+    encoder = ("model.image_encoder.",)
+    name, recipe, inherited = {
+        "dino": (
+            "flava_base_full",
+            dino_base,
+            Inherited(stage="image", prefixes=encoder, average="dino.teacher"),
         ),
+        "mim": (
+            "flava_base_full_mim",
+            mim_base,
+            Inherited(stage="image", prefixes=(*encoder, "objectives.mim.")),
+        ),
+    }[image]
+    text = Inherited(stage="text", prefixes=("model.text_encoder.", "objectives.mlm."))
+    return in_sequence(
+        name, ("image", recipe, ()), ("text", mlm_base, ()), ("joint", joint, (inherited, text))
     )
 
 
 def joint() -> Config:
-    """Returns flava_base with an image encoder that reads pixels and normalises layers as DINO's does."""
+    """Returns flava_base with an image encoder that reads pixels and normalises layers as DINO's and BEiT's
+    do.
+    """
     base = flava_base()
     return dataclasses.replace(base, model=dataclasses.replace(base.model, image=dino_model().image))

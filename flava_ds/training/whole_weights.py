@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from flava_ds.errors import ConfigError
+from flava_ds.objectives.state import EmaTeacher
 from flava_ds.training.engine import Engine
 
 GATHERED_TOGETHER = 32
@@ -22,16 +24,39 @@ class WholeWeights:
     is kept in host memory and moved to the device while it is lent.
     """
 
-    def __init__(self, engine: Engine, build: Callable[[], nn.Module]) -> None:
+    def __init__(self, engine: Engine, build: Callable[[], nn.Module], average: str | None = None) -> None:
+        """`average` names a training state whose network is lent in place of the parts that it follows.
+
+        Raises: ConfigError if there is none of that name.
+        """
         self.engine = engine
+        self._teacher = self._named(average)
         self._copy: nn.Module | None = None
         if engine.stage == 3:
             dtype = next(engine.module.parameters()).dtype
             self._copy = build().to("cpu", dtype).requires_grad_(False).eval()
 
+    def _named(self, average: str | None) -> EmaTeacher | None:
+        if average is None:
+            return None
+        states = getattr(self.engine.module, "states", {})
+        found = states.get(average)
+        if not isinstance(found, EmaTeacher):
+            known = [name for name, state in states.items() if isinstance(state, EmaTeacher)]
+            raise ConfigError(
+                f"evaluation.average is '{average}', but this run's running averages are "
+                f"{', '.join(known) or 'none'}"
+            )
+        return found
+
     @contextmanager
     def lent(self) -> Iterator[nn.Module]:
         """Yields the model in evaluation mode. All ranks enter together; inside, each may do as it likes."""
+        with self._whole() as module, _averaged(module, self._teacher):
+            yield module
+
+    @contextmanager
+    def _whole(self) -> Iterator[nn.Module]:
         if self._copy is None:
             module, training = self.engine.module, self.engine.module.training
             module.eval()
@@ -61,3 +86,22 @@ class WholeWeights:
                     mine[name].copy_(theirs[name].view_as(mine[name]))
         for name, buffer in copy.named_buffers():
             buffer.copy_(self.engine.module.get_buffer(name))
+
+
+@contextmanager
+def _averaged(module: nn.Module, teacher: EmaTeacher | None) -> Iterator[None]:
+    """Puts the parts of a teacher's network into a model, in the places of those that they follow."""
+    if teacher is None:
+        yield
+        return
+    replaced = []
+    try:
+        for own, followed in teacher.follows.items():
+            parent, _, name = followed.rstrip(".").rpartition(".")
+            place = module.get_submodule(parent)
+            replaced.append((place, name, getattr(place, name)))
+            setattr(place, name, teacher.network.get_submodule(own.rstrip(".")))
+        yield
+    finally:
+        for place, name, student in replaced:
+            setattr(place, name, student)

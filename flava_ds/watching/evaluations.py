@@ -14,6 +14,9 @@ from flava_ds.training.watcher import Update, Watcher
 
 SECONDS = "evaluation_seconds"
 """Log field: seconds that training was paused."""
+REFERENCE = "evaluation_reference/"
+"""How the names of the numbers begin that the tasks' numbers are compared with:
+evaluation_reference/<of>/<task>/<number>."""
 
 
 class Score(Protocol):
@@ -26,8 +29,13 @@ class Score(Protocol):
     def higher_is_better(self) -> bool: ...
 
 
+Results = Mapping[str, Mapping[str, Score]]
+"""Task -> number -> score."""
+
+
 class EvaluationWatcher(Watcher):
-    """Evaluates after every n-th step and after the last one.
+    """Evaluates after every n-th step and after the last one, and if asked once before the first, together
+    with what raw pixels reach.
 
     All ranks call its methods together, after the same steps.
     """
@@ -37,16 +45,19 @@ class EvaluationWatcher(Watcher):
         config: EvaluationConfig,
         total_steps: int,
         world: World,
-        evaluate: Callable[[], Mapping[str, Mapping[str, Score]]],
+        evaluate: Callable[[], Results],
         add_numbers: Callable[[dict[str, float]], None],
         paused: Callable[[], AbstractContextManager[None]],
+        of_pixels: Callable[[], Results] = dict,
     ) -> None:
-        """`evaluate` runs the tasks on the live model on all ranks: task -> number -> score, equal on all.
+        """`evaluate` runs the tasks on the live model on all ranks: task -> number -> score, equal on all;
+        `of_pixels` those that can run on raw pixels on these.
 
         `add_numbers` adds fields to the next log record; time inside `paused` does not count in rates.
         """
         self.config, self.total_steps, self.world = config, total_steps, world
         self._evaluate, self._add_numbers, self._paused = evaluate, add_numbers, paused
+        self._of_pixels, self._referred = of_pixels, False
         self._latest: dict[str, Score] = {}
         self._step = -1
 
@@ -59,17 +70,10 @@ class EvaluationWatcher(Watcher):
         with self._paused():
             results = self._evaluate()
         seconds = time.perf_counter() - begun
-        self._latest = {
-            f"{EVALUATED}{task}/{name}": score
-            for task, scores in results.items()
-            for name, score in scores.items()
-        }
-        self._step = step
+        self._latest, self._step = _named(EVALUATED, results), step
         self._add_numbers({name: score.value for name, score in self._latest.items()} | {SECONDS: seconds})
         if self.world.is_main:
-            told = ", ".join(
-                f"{name.removeprefix(EVALUATED)} {score.value:.4g}" for name, score in self._latest.items()
-            )
+            told = _told(EVALUATED, self._latest)
             log.info("evaluated after step %d; training was paused for %.1f s: %s", made, seconds, told)
 
     def metric(self, name: str) -> dict[str, Any] | None:
@@ -88,6 +92,37 @@ class EvaluationWatcher(Watcher):
         }
 
     def on_start(self, first_step: int) -> None:
-        """Forgets the evaluation of a step that will be repeated."""
+        """Forgets the evaluation of a step that will be repeated; before the first one, evaluates what later
+        numbers are compared with.
+        """
         if self._step >= first_step:
             self._latest, self._step = {}, -1
+        asked = self.config.every_steps and self.config.references
+        if asked and first_step == 0 and not self._referred:
+            self._refer()
+
+    def _refer(self) -> None:
+        self._referred, begun = True, time.perf_counter()
+        with self._paused():
+            found = {"start": self._evaluate(), "pixels": self._of_pixels()}
+        seconds = time.perf_counter() - begun
+        for of, results in found.items():
+            head = f"{REFERENCE}{of}/"
+            numbers = _named(head, results)
+            self._add_numbers({name: score.value for name, score in numbers.items()})
+            if self.world.is_main and numbers:
+                what = {"start": "the model before its first step", "pixels": "raw pixels"}[of]
+                log.info("to compare evaluations with, %s: %s", what, _told(head, numbers))
+        if self.world.is_main:
+            log.info("evaluated both before the first step, within %.1f s", seconds)
+
+
+def _named(head: str, results: Results) -> dict[str, Score]:
+    """Returns the numbers by the names of their log fields."""
+    return {
+        f"{head}{task}/{name}": score for task, scores in results.items() for name, score in scores.items()
+    }
+
+
+def _told(head: str, numbers: Mapping[str, Score]) -> str:
+    return ", ".join(f"{name.removeprefix(head)} {score.value:.4g}" for name, score in numbers.items())

@@ -70,6 +70,14 @@ FIELDS = (
         "",
         "a result of a task that ran since the last record (flava-ds evaluate --list lists the tasks)",
     ),
+    Field(
+        "evaluation_reference/<of>/<task>/<number>",
+        "",
+        (
+            "the same before the first step (start) and of raw pixels (pixels), once in a run with "
+            "evaluation.references"
+        ),
+    ),
     Field("evaluation_seconds", "s", "how long these tasks paused training"),
     Field(
         "samples_per_second",

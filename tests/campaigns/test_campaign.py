@@ -6,7 +6,7 @@ import json
 import pytest
 
 from flava_ds.campaigns import campaign
-from flava_ds.campaigns.ablation import ONLY, TABLE, with_common_start
+from flava_ds.campaigns.ablation import ONLY, RAW_PIXELS, TABLE, with_common_start
 from flava_ds.campaigns.campaign import (
     Run,
     check_others,
@@ -33,7 +33,8 @@ def finish(run, **changes):
 def test_all_rows_of_a_seed_come_before_the_next(tmp_path):
     runs = plan(TABLE, ["clip", "mim"], 2, "tiny", tmp_path)
     assert [(run.row, run.seed) for run in runs] == [("mim", 0), ("clip", 0), ("mim", 1), ("clip", 1)]
-    assert len({run.file for run in plan(TABLE, list(ROWS), 3, "small", tmp_path)}) == 33
+    assert len({run.file for run in plan(TABLE, list(ROWS), 3, "small", tmp_path)}) == 36
+    assert [run.seed for run in plan(TABLE, [RAW_PIXELS], 3, "small", tmp_path)] == [0]
 
 
 def test_a_finished_run_is_not_run_again_also_without_its_folder(tmp_path, capsys):
@@ -164,6 +165,16 @@ def test_a_run_from_nothing_to_its_result(tmp_path, monkeypatch):
     assert result["steps"] == {"joint": 2} and result["settings"] == run.settings
     assert 0 < result["metrics"]["vision/group"]["value"] < 1
     assert not list(unfinished([run])) and not run.folder.exists()
+
+
+def test_a_row_without_training_is_measured_and_finished(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(ONLY, RAW_PIXELS, ())  # measuring it in earnest takes minutes
+    (run,) = plan(TABLE, [RAW_PIXELS], 3, "tiny", tmp_path)
+    campaign.perform(run)
+    (result,) = read_results(run.file.parent)[RAW_PIXELS]
+    assert (result["steps"], result["training_flops"], result["metrics"]) == ({}, 0, {})
+    assert not list(unfinished([run]))
 
 
 @pytest.mark.parametrize(

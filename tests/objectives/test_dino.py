@@ -7,18 +7,27 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import looks
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from evaluation.color_world import write_image_folder
+from real_runs import steps_of
 from sample_batches import tiny_config
 from stranger_runs import STEPS, numbers_of, prove, split, stranger_config
 
 from flava_ds import config as configuration
 from flava_ds.batch import Batch
-from flava_ds.config import ImageTransformConfig
+from flava_ds.checkpoints.files import latest, place_of
+from flava_ds.checkpoints.inheritance import passed_on
+from flava_ds.config import EvaluationConfig, ImageTransformConfig
 from flava_ds.data.plan import Draft
 from flava_ds.errors import ConfigError
+from flava_ds.evaluation.datasets.image_folder import ImageFolder
+from flava_ds.evaluation.frozen_model import Described
+from flava_ds.evaluation.opening import freeze
+from flava_ds.evaluation.runner import find_data
 from flava_ds.families.flava.task import build_task
 from flava_ds.objectives.dino import DinoConfig
 from flava_ds.objectives.dino_masks import CropMasks
@@ -287,7 +296,12 @@ def test_a_run_is_the_same_in_every_topology(run_ranks, tmp_path):
     config = stranger_config(tmp_path, name="dino", kind="image", objectives={"dino": own})
     optimizer = dataclasses.replace(config.optimizer, weight_decay=0.04, weight_decay_end=0.4)
     training = dataclasses.replace(config.training, clip_each_parameter=True, gradient_clipping=0.3)
-    curve = prove(run_ranks, dataclasses.replace(config, optimizer=optimizer, training=training))
+    sets = write_image_folder(tmp_path / "sets" / "image_folder", {"test": 2}).parent
+    evaluation = EvaluationConfig(
+        every_steps=2, tasks=(looks.__file__,), data_root=str(sets), average="dino.teacher", references=True
+    )
+    config = dataclasses.replace(config, optimizer=optimizer, training=training, evaluation=evaluation)
+    curve = prove(run_ranks, config)
     numbers = {"teacher_entropy", "divergence", "used_prototypes", "batch_entropy", "spread"}
     numbers |= {"koleo", "patch_loss"}
     assert {f"metric/{name}/dino" for name in numbers} < set(curve[0]) and len(curve) == STEPS
@@ -299,3 +313,28 @@ def test_a_run_is_the_same_in_every_topology(run_ranks, tmp_path):
         assert not torch.equal(student, teacher)
         assert float(saved["state/dino.centre/mean"].abs().max()) > 0
         assert float(saved["state/dino.patch_centre/mean"].abs().max()) > 0
+    check_evaluations(split(config, "zero3_whole", "zero3", 1), sets)
+
+
+def check_evaluations(config, sets):
+    """What a run logged of its teacher is what the teacher of its checkpoint reaches, and once what it
+    compares that with.
+    """
+    lines, found = steps_of(config.run_path), find_data(ImageFolder(), sets)
+    place = latest(place_of(config.run_path, config))
+    reached = []
+    for average in ("dino.teacher", None):
+        task = build_task(config).eval()
+        task.load_state_dict(passed_on(place, ("model.image_encoder.",), average), strict=False)
+        reached.append(
+            looks.Looks().run(freeze(config, task, Described("alone", "flava")), found)["mean"].value
+        )
+    logged = [line["evaluation/looks/mean"] for line in lines if "evaluation/looks/mean" in line]
+    assert logged[-1] == pytest.approx(reached[0], abs=1e-6) and len(logged) == 3
+    assert abs(reached[0] - reached[1]) > 1e-5, "the student must differ, or this test could not fail"
+    references = [{key for key in line if key.startswith("evaluation_reference/")} for line in lines]
+    names = {f"evaluation_reference/{of}/looks/mean" for of in ("start", "pixels")}
+    assert references == [names] + [set()] * (STEPS - 1)
+    task = build_task(config).eval()
+    start = looks.Looks().run(freeze(config, task, Described("alone", "flava")), found)["mean"].value
+    assert lines[0]["evaluation_reference/start/looks/mean"] == pytest.approx(start, abs=1e-6)

@@ -25,7 +25,7 @@ def test_every_row_has_its_name():
     assert load_sequence("ablation/flava").names == ("image", "text", "joint")
 
 
-@pytest.mark.parametrize("row", [row for row in ROWS if row not in EQUAL_COMPUTE])
+@pytest.mark.parametrize("row", [row for row in ROWS if row not in (*EQUAL_COMPUTE, "untrained")])
 def test_pair_steps_are_equal_and_in_equal_order(row):
     config = last(row)
     pair = config.data.sources["pair"]
@@ -38,6 +38,12 @@ def test_pair_steps_are_equal_and_in_equal_order(row):
         *(reference.seed, reference.shards, reference.global_batch_size, reference.transform),
     )
     assert (config.optimizer, config.seed) == (last("flava_c").optimizer, 0)
+
+
+def test_the_untrained_row_moves_nothing_in_its_only_step():
+    config, whole = last("untrained"), last("flava_no_init")
+    assert config.model == whole.model and config.training.total_steps == 1
+    assert (config.optimizer.lr, config.schedule.min_lr) == (0.0, 0.0)
 
 
 def test_rows_have_the_losses_of_the_paper():

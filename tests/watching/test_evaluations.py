@@ -1,5 +1,6 @@
 """Evaluations run when they are due, reach the log, and know which way is better."""
 
+import dataclasses
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -19,8 +20,9 @@ class Run:
         self.steps, self.logged, self.open = [], [], False
         world = SimpleNamespace(is_main=True)
         self.watcher = EvaluationWatcher(
-            config, total_steps, world, self.evaluate, self.logged.append, self.paused
+            config, total_steps, world, self.evaluate, self.logged.append, self.paused, self.of_pixels
         )
+        self.step = -1
 
     def evaluate(self):
         assert self.open, "rates would count the time of an evaluation"
@@ -31,6 +33,10 @@ class Run:
                 "loss": Score(1.0, 10, 0.1, "nats", higher_is_better=False),
             }
         }
+
+    def of_pixels(self):
+        assert self.open
+        return {"a": {"accuracy": Score(0.6, 10, 0.1)}}
 
     @contextmanager
     def paused(self):
@@ -80,3 +86,18 @@ def test_going_back_forgets_what_was_measured_since():
     assert run.watcher.metric("evaluation/a/accuracy")["step"] == 3
     run.watcher.on_start(3)
     assert run.watcher.metric("evaluation/a/accuracy") is None
+
+
+def test_what_numbers_are_compared_with_is_measured_once_before_the_first_step():
+    run = Run(dataclasses.replace(SETTINGS, references=True))
+    for first_step in (0, 4, 0):  # a start, and two returns to earlier steps
+        run.watcher.on_start(first_step)
+    assert run.steps == [-1] and run.logged == [
+        {"evaluation_reference/start/a/accuracy": -1.0, "evaluation_reference/start/a/loss": 1.0},
+        {"evaluation_reference/pixels/a/accuracy": 0.6},
+    ]
+    assert run.watcher.metric("evaluation/a/accuracy") is None  # never the best checkpoint's number
+    for config, first_step in ((SETTINGS, 0), (dataclasses.replace(SETTINGS, references=True), 4)):
+        other = Run(config)
+        other.watcher.on_start(first_step)
+        assert other.logged == []

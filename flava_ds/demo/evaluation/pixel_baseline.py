@@ -7,16 +7,14 @@ import json
 from pathlib import Path
 
 import numpy as np
-import torch.nn.functional as F
-from torch import Tensor
 
 from flava_ds.demo.evaluation.base import PIXELS, Measurement
 from flava_ds.demo.evaluation.inputs import Inputs
 from flava_ds.evaluation.frozen_model import FrozenModel
 from flava_ds.evaluation.nearest import recall, top_k
+from flava_ds.evaluation.pixels import EDGE, pixel_vectors
 from flava_ds.storage.atomic import write_whole
 
-EDGE = 32
 NEIGHBOURS = 64
 """Per image, so that five distinct concepts are among them (a concept has about six drawings)."""
 VERSION = 1
@@ -67,12 +65,6 @@ def measure(inputs: Inputs) -> dict[str, float]:
                 (nearest == samples.column(field)).mean()
             )
     return metrics
-
-
-def pixel_vectors(pixels: Tensor) -> Tensor:
-    """Subtracts each image's mean and normalises: [N c H W] uint8 -> [N c*H*W] fp32."""
-    vectors = pixels.flatten(1).float()
-    return F.normalize(vectors - vectors.mean(dim=1, keepdim=True), dim=1)
 
 
 def distinct(labels: np.ndarray, most: int) -> np.ndarray:

@@ -39,8 +39,10 @@ class OwnShards:
     def read(self, folder: Path, split: str) -> LabelledImages | CaptionedImages:
         """Reads a split into memory, with encoded images.
 
-        Raises: DataError naming what a sample lacks.
+        Raises: DataError for a split that is not there, or naming what a sample lacks.
         """
+        if not self.is_here(folder, split):
+            raise DataError(f"{_place(folder, split)}: no *.tar of split '{split}'; expected {self.layout}")
         samples = read_samples(_place(folder, split), captions=self.captioned)
         if self.captioned:
             captions = tuple((caption,) for caption in samples.captions)

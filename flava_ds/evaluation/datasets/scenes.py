@@ -40,7 +40,27 @@ class TextsOfScenes(LabelledPairs):
 
 
 @dataclass(frozen=True)
-class Scenes:
+class DemoData:
+    """What all data sets made of the demo's drawings have in common: where these are, and their splits."""
+
+    folder: str = "demo_data"
+    licence: str = "each drawing's own, see flava_ds/demo/ATTRIBUTION.md"
+    origin: str = "part of the package: `flava-ds demo` unpacks it to runs/demo_data, so give --data runs"
+    layout: str = "pairs-train/, pairs-unseen-style/ and pairs-unseen-concepts/ of the demo's data set"
+    splits: tuple[str, ...] = ("unseen_style", "unseen_concepts", "train")
+
+    @staticmethod
+    def place(folder: Path, split: str) -> Path:
+        """Returns where the drawings of a split are."""
+        return folder / f"pairs-{split.replace('_', '-')}"
+
+    def is_here(self, folder: Path, split: str | None = None) -> bool:
+        """Looks for the drawings of a split, or of any."""
+        return any(self.place(folder, name).is_dir() for name in ([split] if split else self.splits))
+
+
+@dataclass(frozen=True)
+class Scenes(DemoData):
     """Scenes of the demo's drawings: training styles, the same concepts in unseen styles, unseen concepts.
 
     With `statements`, each has a statement that it contradicts, leaves open or entails; else a question.
@@ -48,16 +68,6 @@ class Scenes:
 
     name: str = "scene_questions"
     statements: bool = False
-    folder: str = "demo_data"
-    licence: str = "each drawing's own, see flava_ds/demo/ATTRIBUTION.md"
-    origin: str = "part of the package: `flava-ds demo` unpacks it to runs/demo_data, so give --data runs"
-    layout: str = "pairs-train/, pairs-unseen-style/ and pairs-unseen-concepts/ of the demo's data set"
-    splits: tuple[str, ...] = ("unseen_style", "unseen_concepts", "train")
-
-    def is_here(self, folder: Path, split: str | None = None) -> bool:
-        """Looks for the drawings of a split, or of any."""
-        names = [split] if split else self.splits
-        return any((folder / f"pairs-{name.replace('_', '-')}").is_dir() for name in names)
 
     def read(self, folder: Path, split: str) -> TextsOfScenes:
         """Composes a split. Raises: DataError if the drawings are not complete."""

@@ -48,6 +48,14 @@ def test_a_sample_without_a_label_is_named(tmp_path):
         LABELLED.read(tmp_path, "test")
 
 
+def test_a_split_that_is_not_there_is_named_with_what_was_expected(tmp_path):
+    write_own(tmp_path, {"test": 2})
+    with pytest.raises(
+        DataError, match="train: no [*].tar of split 'train'; expected test/ and, for probes, tr"
+    ):
+        LABELLED.read(tmp_path, "train")
+
+
 def test_a_folder_of_shards_alone_is_a_test_split(tmp_path):
     write_own(tmp_path / "splits", {"test": 2})
     (tmp_path / "splits" / "test").rename(tmp_path / "shards")

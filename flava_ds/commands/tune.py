@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import shlex
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flava_ds.config import Config
@@ -19,9 +18,6 @@ if TYPE_CHECKING:
     from flava_ds.scaling.hardware import Gpu
     from flava_ds.scaling.setting import Measured
 
-RESULTS = "tuned.json"
-"""In the folder of the trials."""
-
 
 def tune(options: argparse.Namespace, config: Config, overrides: list[str]) -> int:
     """Tries settings one after the other, and prints each with its step and what the planner expected of it.
@@ -31,6 +27,7 @@ def tune(options: argparse.Namespace, config: Config, overrides: list[str]) -> i
     """
     from flava_ds.autotuning.search import Tuner
     from flava_ds.recipes.outside import absolute
+    from flava_ds.scaling.calibration import tuned_file, tuning_folder
     from flava_ds.scaling.captions import lengths_of
     from flava_ds.scaling.setting import Measured
 
@@ -57,7 +54,7 @@ def tune(options: argparse.Namespace, config: Config, overrides: list[str]) -> i
         ranks=ranks,
         gpus=gpus,
         device=device_of(gpus),
-        folder=Path(config.logging.run_directory) / f"{config.name}-tune",
+        folder=tuning_folder(config),
     )
     card = this_gpu() if gpus else None
     measured = Measured(config, lengths_of(config, options.captions)) if card is not None else None
@@ -68,11 +65,11 @@ def tune(options: argparse.Namespace, config: Config, overrides: list[str]) -> i
         expected.append(None if card is None or measured is None else forecast(tuner, trial, card, measured))
         print(told(trial, expected[-1]), flush=True)
     found = fastest(trials)
-    print(f"\n{said(trials[0], found)}\nall trials: {tuner.folder / RESULTS}")
+    print(f"\n{said(trials[0], found)}\nall trials: {tuned_file(config)}")
     if card is not None:
-        print(f"later plans: --gpu {card.name} --calibration {tuner.folder / RESULTS}")
+        print(f"later plans of this recipe with --gpu {card.name} follow them")
     result = as_json(tuner, trials, expected, found, card)
-    for file in filter(None, [tuner.folder / RESULTS, options.json]):
+    for file in filter(None, [tuned_file(config), options.json]):
         from flava_ds.storage.atomic import write_whole
 
         write_whole(file, json.dumps(result, indent=2) + "\n")
@@ -99,13 +96,14 @@ def this_gpu() -> Gpu | None:
 def forecast(tuner: Tuner, trial: Trial, card: Gpu, measured: Measured) -> float | None:
     """Returns the planner's ms per step of a trial's settings; None if it cannot plan them."""
     from flava_ds.errors import ConfigError
+    from flava_ds.scaling.facts import Facts
     from flava_ds.scaling.hardware import DEFAULT_NETWORK, NETWORKS, Cluster
     from flava_ds.scaling.plan import forecast as planned
     from flava_ds.scaling.setting import setting_of
 
     machine = Cluster(card, NETWORKS[DEFAULT_NETWORK], tuner.ranks, 1)
     try:
-        return planned(setting_of(tuner.config(trial.choices), machine, measured)).step_ms
+        return planned(setting_of(Facts.of(tuner.config(trial.choices)), machine, measured)).step_ms
     except ConfigError:
         return None
 

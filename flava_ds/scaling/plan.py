@@ -40,6 +40,16 @@ class Setting:
         return max(1, self.global_batches[source] // (self.cluster.gpus * self.zero.accumulation))
 
     @property
+    def host_bytes(self) -> float:
+        """Host memory that a machine's ranks take for what they offload."""
+        return self.cluster.per_node * memory.host_states(self.model, self.zero, self.cluster.gpus)
+
+    @property
+    def host_capacity(self) -> float:
+        """Host memory that a usual machine with so many of these GPUs has, in bytes."""
+        return self.cluster.per_node * self.cluster.gpu.host_gib * GIB
+
+    @property
     def reads_ahead(self) -> bool:
         """Whether loader processes work beside the ranks; on a CPU they need cores of their own for that."""
         rates = self.cluster.gpu.rates
@@ -186,6 +196,8 @@ class Plan:
     @property
     def fits(self) -> str:
         """ "yes", "no", or "perhaps" if it depends on the assumptions."""
+        if self.setting.host_bytes > self.setting.host_capacity:
+            return "no"
         if self.worse.peak.total <= self.capacity:
             return "yes"
         return "perhaps" if self.better.peak.total <= self.capacity else "no"

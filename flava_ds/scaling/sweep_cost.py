@@ -8,10 +8,11 @@ from typing import Any
 
 from flava_ds.config import Config, to_dict
 from flava_ds.scaling.captions import lengths_of
+from flava_ds.scaling.facts import Facts, shares_of
 from flava_ds.scaling.hardware import Cluster
 from flava_ds.scaling.measure import measure
 from flava_ds.scaling.plan import Estimate, plan
-from flava_ds.scaling.setting import setting_of, shares_of
+from flava_ds.scaling.setting import setting_of
 from flava_ds.scaling.work import ModelWork
 
 CPU_SHARE = Estimate(0.05, 0.15, 0.35)
@@ -58,7 +59,7 @@ def on_gpus(configs: Mapping[str, Config], works: Mapping[str, ModelWork], clust
     """Forecasts the GPU-hours of runs, each on the whole cluster. Raises: ConfigError."""
     low = middle = high = 0.0
     for name, config in configs.items():
-        made = plan(setting_of(config, cluster, lambda _, name=name: works[name]))  # type: ignore[arg-type]
+        made = plan(setting_of(Facts.of(config), cluster, lambda _, name=name: works[name]))  # type: ignore[misc]
         own = made.estimate(lambda figures: figures.gpu_hours)
         low, middle, high = low + own.low, middle + own.middle, high + own.high
     return Estimate(low, middle, high)

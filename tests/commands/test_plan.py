@@ -1,12 +1,43 @@
 """`flava-ds plan` as a user runs it, and every mistake in one line."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
 from flava_ds import cli
+from flava_ds.storage.files import CACHE_VARIABLE
 
 DEBUG = ["plan", "flava_debug", "--gpus", "4"]
+WITHOUT_TORCH = (
+    "import sys; from flava_ds import cli; status = cli.main(sys.argv[1:]); "
+    "sys.exit(status or 'torch' in sys.modules)"
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory):
+    """A cache that nothing but these tests has written to."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(CACHE_VARIABLE, str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def test_the_second_plan_is_the_same_and_needs_no_torch(tmp_path, capfd):
+    assert cli.main(DEBUG) == 0
+    first = capfd.readouterr().out
+    other = ["--gpu", "a100", "--engine.deepspeed-config", "zero2", "--simulate"]
+    texts = []
+    for more in ([], other, [*other, "--page", str(tmp_path / "p.html")]):
+        words = [sys.executable, "-c", WITHOUT_TORCH, *DEBUG, *more]
+        done = subprocess.run(words, capture_output=True, text=True, env=os.environ, check=False)
+        assert done.returncode == 0 and not done.stderr, done.stderr
+        texts.append(done.stdout)
+    assert texts[0] == first
+    assert cli.main([*DEBUG, *other]) == 0
+    assert capfd.readouterr().out == texts[1]
 
 
 def test_a_plan_on_the_screen_as_json_and_as_a_page(tmp_path, capsys):

@@ -18,10 +18,8 @@ if TYPE_CHECKING:
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Adds the arguments; RECIPE and its fields are added by the caller."""
-    command.add_argument("--gpus", type=int, default=8, metavar="N", help="GPUs of the run (default: 8)")
-    command.add_argument(
-        "--gpu", default="h100", metavar="NAME", help="a100, h100, h200, b200, ... (default: h100)"
-    )
+    command.add_argument("--gpus", type=int, metavar="N", help="GPUs of the run (default: 8)")
+    command.add_argument("--gpu", metavar="NAME", help="a100, h100, h200, b200, ... (default: h100)")
     command.add_argument("--nodes", type=int, metavar="N", help="machines (default: one for each 8 GPUs)")
     command.add_argument(
         "--network", metavar="NAME", help="between machines: ib-400x8 (default), ethernet-100, ..."
@@ -49,7 +47,6 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--failures",
         choices=["llama3", "rsc", "rsc-small", "opt", "none"],
-        default="rsc-small",
         help="with --simulate: whose rate of failures (default: rsc-small)",
     )
     command.add_argument(
@@ -81,7 +78,10 @@ def run(options: argparse.Namespace, overrides: list[str], resolve: Callable[[li
         raise UserError(f"--price-per-gpu-hour {options.price_per_gpu_hour:g}: use a number of at least 0")
     if options.scale and not options.simulate:
         raise UserError("--scale is for --simulate; add it")
-    machines = cluster(options.gpu, options.gpus, options.nodes, options.network)
+    if options.failures and not options.simulate:
+        raise UserError("--failures is for --simulate; add it")
+    gpus = 8 if options.gpus is None else options.gpus
+    machines = cluster(options.gpu or "h100", gpus, options.nodes, options.network)
     from flava_ds.scaling import advice, scales, table
     from flava_ds.scaling.calibration import calibration_for
     from flava_ds.scaling.captions import lengths_of
@@ -104,7 +104,11 @@ def run(options: argparse.Namespace, overrides: list[str], resolve: Callable[[li
     helps = advice.advise(made, measured)
     print(table.report(made, lengths, helps, fix, options.price_per_gpu_hour))
     found = table.as_json(made, lengths, helps, fix, options.price_per_gpu_hour)
-    simulated = print_simulation(made.setting, counts, RATES[options.failures]) if options.simulate else []
+    simulated = (
+        print_simulation(made.setting, counts, RATES[options.failures or "rsc-small"])
+        if options.simulate
+        else []
+    )
     if simulated:
         found["simulated"] = [scales.as_json(each) for each in simulated]
     if options.json is not None:

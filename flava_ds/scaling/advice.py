@@ -37,14 +37,14 @@ class Advice:
 
 def advise(plan: Plan, recompute: Recompute, most: int = 3) -> list[Advice]:
     """Returns the changes that gain most and fit, the best first."""
-    found = []
+    found: list[tuple[float, str, str, Setting, bool, Figures]] = []
     for what, option, setting, changes_training in changes(plan.setting, recompute):
         other = forecast(setting)
         if other.peak.total > plan.capacity or setting.host_bytes > setting.host_capacity:
             continue
         gain = other.samples_per_second / plan.middle.samples_per_second - 1
         found.append((gain, what, option, setting, changes_training, other))
-    best = {}
+    best: dict[str, tuple[float, str, str, Setting, bool, Figures]] = {}
     for each in sorted(found, key=lambda each: -round(each[0], 3)):  # of equal gains, the smaller change
         best.setdefault(each[2].split()[0], each)
     return [

@@ -95,7 +95,7 @@ def read_calibration(file: Path, gpu: str) -> Calibration:
     """
     try:
         found = dict(loads(read_small(file)))
-        measured = str(found["gpu"])
+        measured = found["gpu"]
         ratios = [
             trial["step_ms"] / trial["planned_ms"]
             for trial in found["trials"]
@@ -103,6 +103,8 @@ def read_calibration(file: Path, gpu: str) -> Calibration:
         ]
     except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise ConfigError(f"{file}: not the results of `flava-ds plan --tune` ({error})") from error
+    if measured is None:
+        raise ConfigError(f"{file}: was made on a CPU, or on a GPU that the planner does not know")
     if wrong := [ratio for ratio in ratios if not 0 < ratio < math.inf]:
         raise ConfigError(
             f"{file}: a trial took {wrong[0]:g} times the planned step, which no step can; run "
@@ -110,8 +112,7 @@ def read_calibration(file: Path, gpu: str) -> Calibration:
         )
     if not ratios:
         raise ConfigError(
-            f"{file}: no trial has a forecast beside its measurement; it was made on a CPU, or on a GPU that "
-            "the planner does not know"
+            f"{file}: no trial has a forecast beside its measurement; run `flava-ds plan --tune` again"
         )
     if measured != gpu:
         raise ConfigError(

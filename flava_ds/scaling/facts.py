@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 ENGINE = re.compile(r"--engine\.deepspeed[-_]config(?:=(.*))?", re.DOTALL)
 UNSEEN = ("name", "codebook_weights", "initial_weights", "schedule", "engine", "checkpoint", "logging",
-          "evaluation", "shards", "num_workers")  # fmt: skip
-"""Fields that decide nothing about what a step costs."""
+          "evaluation", "shards", "num_workers", "gradient_accumulation_steps")  # fmt: skip
+"""Fields that decide nothing about what a micro-step costs."""
 
 
 @dataclass(frozen=True)
@@ -123,12 +123,14 @@ def seen(config: Config) -> dict[str, Any]:
     from flava_ds.config import to_dict
 
     plain = to_dict(config)
-    data = {name: value for name, value in plain["data"].items() if name not in UNSEEN}
-    data["sources"] = {
-        source: {name: value for name, value in own.items() if name not in UNSEEN}
-        for source, own in data["sources"].items()
-    }
-    return {name: value for name, value in plain.items() if name not in UNSEEN} | {"data": data}
+    sources = {name: without_unseen(own) for name, own in plain["data"]["sources"].items()}
+    data = without_unseen(plain["data"]) | {"sources": sources}
+    return without_unseen(plain) | {"data": data, "training": without_unseen(plain["training"])}
+
+
+def without_unseen(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a section's fields but for UNSEEN."""
+    return {name: value for name, value in section.items() if name not in UNSEEN}
 
 
 class Run:

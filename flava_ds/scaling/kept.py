@@ -100,11 +100,11 @@ def as_plain(value: Any) -> Any:
 
 def read(shape: Any, value: Any) -> Any:
     """Returns what `as_plain` was given, as `shape` annotates it. Raises: ValueError for anything else."""
-    if is_dataclass(shape):
+    if isinstance(shape, type) and is_dataclass(shape):
         hints = _fields(shape)
         if not isinstance(value, list) or len(value) != len(hints):
             raise ValueError(f"no {shape.__name__}: {value!r:.60}")
-        return shape(*map(read, hints, value))  # type: ignore[operator]
+        return shape(*map(read, hints, value))
     base, inner = typing.get_origin(shape) or shape, typing.get_args(shape)
     if base is types.UnionType:
         return None if value is None else read(inner[0], value)

@@ -76,8 +76,12 @@ def on_this_machine(flops: float, gemm_rate: float, finished: Mapping[str, float
     hours = flops / gemm_rate / 3600
     found = Estimate(hours / CPU_SHARE.high, hours / CPU_SHARE.middle, hours / CPU_SHARE.low)
     rate = f"{gemm_rate / 1e9:.0f} GFLOP/s of its matrix products"
-    shares = f"{CPU_SHARE.low:.0%} to {CPU_SHARE.high:.0%}"
-    return found, f"at {shares} of the {rate}; starts and evaluations come on top"
+    return found, f"at {cpu_shares()} of the {rate}; starts and evaluations come on top"
+
+
+def cpu_shares() -> str:
+    """Writes the range of CPU_SHARE."""
+    return f"{CPU_SHARE.low:.0%} to {CPU_SHARE.high:.0%}"
 
 
 def sentence(count: int, flops: float, hours: Estimate, unit: str, how: str) -> str:

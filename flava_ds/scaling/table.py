@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from flava_ds.scaling.advice import Advice
@@ -212,6 +212,15 @@ def report(
     return "\n\n".join(block for block in blocks if block)
 
 
+def ranges(plan: Plan, parts: Callable[[Figures], Mapping[str, float]]) -> dict[str, list[float]]:
+    """Returns the lowest and highest forecast of every part."""
+    found = {}
+    for name in parts(plan.middle):
+        estimate = plan.estimate(lambda figures, name=name: parts(figures).get(name, 0.0))  # type: ignore[misc]
+        found[name] = [estimate.low, estimate.high]
+    return found
+
+
 def as_json(
     plan: Plan, lengths: dict[str, Lengths], advice: Sequence[Advice], fix: str, price: float | None
 ) -> dict[str, Any]:
@@ -230,6 +239,7 @@ def as_json(
         "fits": plan.fits,
         "to_make_it_fit": fix,
         "memory_bytes": dict(plan.middle.peak.parts),
+        "memory_bytes_range": ranges(plan, lambda figures: figures.peak.parts),
         "host_bytes": {
             "rank": setting.host_bytes / setting.cluster.per_node,
             "machine": setting.host_bytes,
@@ -238,8 +248,10 @@ def as_json(
         "memory_moment": [plan.middle.peak.source, plan.middle.peak.name],
         "micro_batches": setting.micro_batches,
         "largest_micro_batches": dict(plan.middle.largest),
+        "largest_micro_batches_range": ranges(plan, lambda figures: figures.largest),
         "bottleneck": plan.bottleneck,
         "mean_ms": dict(plan.middle.parts),
+        "mean_ms_range": ranges(plan, lambda figures: figures.parts),
         "ms": {source: dict(time.ms) for source, time in plan.middle.times.items()},
         "kernels_ms": {source: dict(time.kernels) for source, time in plan.middle.times.items()},
         "advice": [dataclasses.asdict(each) for each in advice],

@@ -68,4 +68,21 @@ def plan_runs(root: Path) -> str:
     return markdown_table(["ranks", *CAUSES, "difference", "cores that others used"], rows)
 
 
-BLOCKS = {"plan_steps": plan_steps, "plan_step_parts": plan_step_parts, "plan_runs": plan_runs}
+def plan_speed(root: Path) -> str:
+    """Lists what plans of a recipe take, the first one and later ones."""
+    found = read_results(root, "plan_speed")
+    rows = [
+        [row["title"], f"{row['seconds']:.1f}", "yes" if row["torch"] else "no"] for row in found["plans"]
+    ]
+    return (
+        f"{markdown_table(['plan', 'seconds', 'loads torch'], rows)}\n\nMedians of {found['rounds']}, on "
+        f"{found['cores']} idle cores."
+    )
+
+
+BLOCKS = {
+    "plan_speed": plan_speed,
+    "plan_steps": plan_steps,
+    "plan_step_parts": plan_step_parts,
+    "plan_runs": plan_runs,
+}

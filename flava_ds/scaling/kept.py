@@ -29,7 +29,9 @@ from flava_ds.storage.files import user_cache
 log = logging.getLogger(__name__)
 
 MOST_ENTRIES = 200
-"""Of all kinds; beyond that the oldest go. The largest, of flava_large, has about 200 kB."""
+"""Of all kinds; beyond that the oldest go. One of flava_base has 50 kB."""
+LETTERS = 24
+"""Of an entry's hash in its name."""
 
 
 @functools.cache
@@ -42,7 +44,7 @@ def code() -> list[str]:
 def place_of(kind: str, key: Any) -> Path:
     """Returns the file of an entry; `key` holds plain values."""
     told = json.dumps([kind, key, code()], sort_keys=True)
-    return user_cache() / "plans" / f"{kind}-{hashlib.sha256(told.encode()).hexdigest()[:24]}.json"
+    return user_cache() / "plans" / f"{kind}-{hashlib.sha256(told.encode()).hexdigest()[:LETTERS]}.json"
 
 
 def find(kind: str, key: Any, shape: Any) -> Any:
@@ -71,7 +73,8 @@ def keep(kind: str, key: Any, value: Any, files: Iterable[Path | str] = ()) -> N
     entry = {"name": file.name, "sha256": _hash(plain), "files": own, "value": plain}
     try:
         write_whole(file, json.dumps(entry) + "\n")
-        for old in sorted(file.parent.glob("*.json"), key=lambda each: each.stat().st_mtime)[:-MOST_ENTRIES]:
+        own_entries = file.parent.glob(f"*-{LETTERS * '[0-9a-f]'}.json")
+        for old in sorted(own_entries, key=lambda each: each.stat().st_mtime)[:-MOST_ENTRIES]:
             old.unlink()
     except OSError as error:
         log.warning("%s cannot be written (%s); the next plan finds it out again", file, error.strerror)

@@ -49,6 +49,7 @@ def test_what_decides_about_a_step_decides_about_its_work():
     same = [
         replace(config, name="x"),
         changed(config, "data", num_workers=3),
+        changed(config, "training", gradient_accumulation_steps=2),
         changed(config, "data", sources=config.data.sources | {"pair": pair}),
         changed(config, "engine", deepspeed_config="zero2"),
         changed(config, "schedule", warmup_steps=1),

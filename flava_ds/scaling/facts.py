@@ -225,9 +225,8 @@ def own_modules(names: set[str]) -> Iterator[Path]:
     apart += [folder_of("flava_ds"), folder_of("flava_kernels")]
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
-        if not isinstance(file, str) or not file.endswith(".py"):
-            continue
-        path = Path(file)
+        if not isinstance(file, str) or not (path := Path(file)).is_absolute() or path.suffix != ".py":
+            continue  # torch's classes of operators say that they are modules of a relative file
         installed = {"site-packages", "dist-packages"} & set(path.parts) or any(
             path.is_relative_to(folder) for folder in apart
         )

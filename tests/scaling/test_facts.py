@@ -94,6 +94,7 @@ def test_code_of_the_user_s_is_always_asked_and_is_among_the_files(tmp_path):
     packaged, _ = run_of("flava_debug")
     sources = [file for file in packaged.own_files() if file.suffix == ".py"]
     assert not [file for file in sources if file.is_relative_to(folder_of("flava_ds"))]
+    assert all(file.is_file() for file in packaged.own_files())
 
 
 def test_the_engine_s_option_is_split_off_in_every_form():

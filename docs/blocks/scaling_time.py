@@ -74,10 +74,8 @@ def plan_speed(root: Path) -> str:
     rows = [
         [row["title"], f"{row['seconds']:.1f}", "yes" if row["torch"] else "no"] for row in found["plans"]
     ]
-    return (
-        f"{markdown_table(['plan', 'seconds', 'loads torch'], rows)}\n\nMedians of {found['rounds']}, on "
-        f"{found['cores']} idle cores."
-    )
+    table = markdown_table(["plan", "CPU seconds", "loads torch"], rows)
+    return f"{table}\n\nMedians of {found['rounds']}, in processes of their own."
 
 
 BLOCKS = {

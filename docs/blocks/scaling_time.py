@@ -1,4 +1,4 @@
-"""docs/scaling.md: steps and runs on a CPU, from `benchmarks/plan_validation.py --time --simulate`."""
+"""docs/scaling.md: real steps and runs on a CPU (plan_validation.py), and what plans take (plan_speed.py)."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from flava_ds.scaling.facts import Run
 from flava_ds.scaling.hardware import DEFAULT_NETWORK, NETWORKS, Cluster, Gpu
 from flava_ds.scaling.plan import Estimate, Setting, plan
 from flava_ds.scaling.setting import Measured, setting_of
-from flava_ds.scaling.sweep_cost import on_this_machine
+from flava_ds.scaling.sweep_cost import cpu_rate, on_this_machine
 
 MS_PER_HOUR = 3.6e6
 
@@ -63,12 +63,8 @@ class Guess:
 CPU = "cpu"
 
 
-def this_cpu() -> Gpu:
+def this_cpu(precision: str) -> Gpu:
     """Returns this machine's cores in the place of a GPU, of which nothing but the rate counts: that of
-    matrix products, measured now.
+    matrix products in the run's precision, measured now.
     """
-    import torch
-    from flava_kernels.bench.machine import gemm_rate
-
-    rate = gemm_rate(torch.device("cpu"), torch.float32, 768)
-    return Gpu(CPU, "a CPU", rate, 0.0, 0.0, 1, 1.0, 0.0, 0.0)
+    return Gpu(CPU, "a CPU", cpu_rate(precision), 0.0, 0.0, 1, 1.0, 0.0, 0.0)

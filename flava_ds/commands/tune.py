@@ -59,7 +59,7 @@ def tune(options: argparse.Namespace, config: Config, overrides: list[str]) -> i
         device=device_of(gpus),
         folder=tuning_folder(config),
     )
-    card = this_gpu() if gpus else this_cpu()
+    card = this_gpu() if gpus else this_cpu(config.training.precision)
     guess = Guess(tuner, card, options.captions) if card is not None else None
     print(f"{ranks} rank{'s' * (ranks > 1)} on {'GPUs' if card is None else card.title}")
     if card is not None and not gpus:

@@ -26,6 +26,7 @@ from typing import Any
 
 from flava_ds.recipes import resolve
 from flava_ds.scaling.captions import lengths_of
+from flava_ds.scaling.facts import Facts
 from flava_ds.scaling.hardware import cluster
 from flava_ds.scaling.plan import Plan, plan
 from flava_ds.scaling.setting import Measured, setting_of
@@ -93,7 +94,7 @@ def forecasts() -> list[dict[str, Any]]:
     found = []
     for card in CARDS:
         for gpus in GPUS:
-            setting = setting_of(config, cluster(card, gpus, None, None), measure)
+            setting = setting_of(Facts.of(config), cluster(card, gpus, None, None), measure)
             for pairs in PAIRS:
                 batches = dict.fromkeys(setting.global_batches, pairs * gpus)
                 made = plan(dataclasses.replace(setting, global_batches=batches))

@@ -13,6 +13,7 @@ from typing import Any
 from flava_ds.families.clip.config import vit_b_16, vit_b_32, vit_l_14
 from flava_ds.recipes import resolve
 from flava_ds.scaling.captions import full
+from flava_ds.scaling.facts import Facts
 from flava_ds.scaling.hardware import cluster
 from flava_ds.scaling.plan import plan
 from flava_ds.scaling.setting import Measured, setting_of
@@ -33,7 +34,9 @@ def planned(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         config = replace(config, model=MODELS[named[1]](), training=training)
         lengths = {name: full(source.max_tokens) for name, source in config.drawn_sources.items()}
         machines = cluster(row["gpu"], row["gpus"], row["gpus"] // 4, "ib-200x4")
-        rate = plan(setting_of(config, machines, Measured(config, lengths))).estimate(lambda each: each.mfu)
+        rate = plan(setting_of(Facts.of(config), machines, Measured(config, lengths))).estimate(
+            lambda each: each.mfu
+        )
         ours = {end: 100 * getattr(rate, end) for end in ("low", "middle", "high")}
         found.append({**{key: row[key] for key in ("run", "gpu", "gpus", "mfu")}, "planned": ours})
     return found

@@ -15,7 +15,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from plan_rates import batches_of, quiet_words, real_lengths, width_words
 
@@ -128,17 +128,18 @@ def setting_of_case(case: Case, rates: dict[str, dict[str, Any]], config: Config
     """Returns the planner's setting of a case on this machine."""
     import torch
 
+    from flava_ds.scaling.facts import Facts
     from flava_ds.scaling.hardware import this_machine
     from flava_ds.scaling.host_rates import HostRates
     from flava_ds.scaling.measure import measure
-    from flava_ds.scaling.setting import Measured, setting_of
+    from flava_ds.scaling.setting import setting_of
 
     found = rates[str(case.ranks)]
     host = HostRates.from_json(found | {"loader": found["loader"][case.recipe]})
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     samples = {name: config.micro_batch_size(name, case.ranks) for name in config.drawn_sources}
     work = measure(config, real_lengths(config), device=torch.device("cpu"), samples=samples)
-    return setting_of(config, this_machine(host, case.ranks, memory), cast(Measured, lambda _: work))
+    return setting_of(Facts.of(config), this_machine(host, case.ranks, memory), lambda _: work)
 
 
 def forecast_case(setting: Any) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from flava_ds.recipes.demo import DATA
 from flava_ds.scaling import advice, table
 from flava_ds.scaling.captions import lengths_of
 from flava_ds.scaling.collectives import seconds
+from flava_ds.scaling.facts import Facts
 from flava_ds.scaling.hardware import cluster
 from flava_ds.scaling.measure import measure
 from flava_ds.scaling.plan import plan
@@ -230,7 +231,7 @@ def example() -> dict[str, Any]:
         config = resolve("flava_base" if name not in RECIPES else name, overrides)
         lengths = lengths_of(config, None)
         measured = Measured(config, lengths)
-        made = plan(setting_of(config, cluster("h100", 64, 8, None), measured))
+        made = plan(setting_of(Facts.of(config), cluster("h100", 64, 8, None), measured))
         helps = advice.advise(made, measured)
         found[name] = table.as_json(
             made, lengths, helps, advice.refuse_if_it_fits_nowhere(made, measured), None

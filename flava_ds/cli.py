@@ -273,8 +273,10 @@ def show_config(options: argparse.Namespace, overrides: list[str]) -> int:
 
 def plan(options: argparse.Namespace, overrides: list[str]) -> int:
     """Prints what a run would need and how long it would take."""
-    config = resolve_or_help(options, overrides)
-    return 0 if config is None else plan_command.run(options, config, overrides)
+    if options.help or options.recipe is None:
+        resolve_or_help(options, overrides)
+        return 0
+    return plan_command.run(options, overrides, lambda words: resolve_or_help(options, words))
 
 
 def resolve_or_help(options: argparse.Namespace, overrides: list[str]) -> Any:

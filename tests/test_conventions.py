@@ -46,6 +46,7 @@ BELOW = {
     "processes": set(),
     "batch": set(),
     "tensor_hash": set(),
+    "code_hash": set(),
     "config": {"errors", "plain_text"},
     "optimizers": {"errors", "config"},
     "layouts": {"errors"},
@@ -63,7 +64,9 @@ BELOW = {
     "recipes": {"errors", "config", "objectives", "optimizers", "families"},
     "scaling": {
         "errors",
+        "code_hash",
         "config",
+        "recipes",
         "storage",
         "batch",
         "data",

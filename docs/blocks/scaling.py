@@ -158,7 +158,8 @@ def plan_names(root: Path) -> str:
     gpus = []
     for g in GPUS.values():
         sizes = [f"{g.flops / 1e12:,.0f}", f"{g.memory_gib:g}", f"{g.memory_bandwidth / 1e12:g}"]
-        gpus.append([f"`{g.name}`", g.title, *sizes, f"{g.best_gemm:.0%}", f"{g.link / 1e9:.0f}"])
+        gpus.append([f"`{g.name}`", g.title, *sizes, f"{g.best_gemm:.0%}", f"{g.link / 1e9:.0f}",
+                     f"{g.host_gib:g}"])  # fmt: skip
     networks = [[f"`{n.name}`", n.title, f"{n.node / 1e9:.1f}"] for n in NETWORKS.values()]
     rates = [
         [f"`{r.name}`", f"{r.per_thousand_node_days:.2f}", f"{r.per_run_day:g}", r.source]
@@ -171,7 +172,17 @@ def plan_names(root: Path) -> str:
     return "\n\n".join(
         (
             markdown_table(
-                ["--gpu", "", "bf16 TFLOP/s", "GiB", "TB/s", "best GEMM", "busbw in a node, GB/s"], gpus
+                [
+                    "--gpu",
+                    "",
+                    "bf16 TFLOP/s",
+                    "GiB",
+                    "TB/s",
+                    "best GEMM",
+                    "busbw in a node, GB/s",
+                    "host GiB per GPU",
+                ],
+                gpus,
             ),
             markdown_table(["--network", "between nodes of 8 GPUs", "GB/s of a node"], networks),
             markdown_table(["--failures", "per 1,000 node-days", "per run and day", "source"], rates),

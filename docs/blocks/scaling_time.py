@@ -1,4 +1,4 @@
-"""docs/scaling.md: steps and runs on a CPU, from `benchmarks/plan_validation.py --time --simulate`."""
+"""docs/scaling.md: real steps and runs on a CPU (plan_validation.py), and what plans take (plan_speed.py)."""
 
 from __future__ import annotations
 
@@ -68,4 +68,19 @@ def plan_runs(root: Path) -> str:
     return markdown_table(["ranks", *CAUSES, "difference", "cores that others used"], rows)
 
 
-BLOCKS = {"plan_steps": plan_steps, "plan_step_parts": plan_step_parts, "plan_runs": plan_runs}
+def plan_speed(root: Path) -> str:
+    """Lists what plans of a recipe take, the first one and later ones."""
+    found = read_results(root, "plan_speed")
+    rows = [
+        [row["title"], f"{row['seconds']:.1f}", "yes" if row["torch"] else "no"] for row in found["plans"]
+    ]
+    table = markdown_table(["plan", "CPU seconds", "loads torch"], rows)
+    return f"{table}\n\nMedians of {found['rounds']}, in processes of their own."
+
+
+BLOCKS = {
+    "plan_speed": plan_speed,
+    "plan_steps": plan_steps,
+    "plan_step_parts": plan_step_parts,
+    "plan_runs": plan_runs,
+}

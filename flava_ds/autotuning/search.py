@@ -24,7 +24,7 @@ from flava_ds.config.plain_files import loads
 from flava_ds.errors import ConfigError
 from flava_ds.ranks.launch import plan_launch
 from flava_ds.recipes import resolve
-from flava_ds.scaling.setting import shares_of
+from flava_ds.scaling.facts import shares_of
 from flava_ds.scaling.sweep import reason_in
 from flava_ds.storage.atomic import write_whole
 from flava_ds.training.engine_config import read_settings

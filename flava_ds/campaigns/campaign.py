@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from flava_ds import config as configuration
 from flava_ds.campaigns.course import checkpoints_on_the_way, losses_of, quarter
+from flava_ds.code_hash import hash_of_sources
 from flava_ds.config import Config
 from flava_ds.config.plain_files import loads, read_small
 from flava_ds.errors import UserError, did_you_mean
@@ -174,14 +175,11 @@ def _hash(data: bytes) -> str:
 
 def code() -> dict[str, str]:
     """Identifies this code: a hash of the package's sources, and the commit, if it is a repository's."""
-    digest = hashlib.sha256()
-    for path in sorted(PACKAGE.rglob("*.py")):
-        digest.update(path.relative_to(PACKAGE).as_posix().encode() + path.read_bytes())
     asked = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=PACKAGE, capture_output=True, text=True, check=False
     )
     commit = asked.stdout.strip() if asked.returncode == 0 else "unknown"
-    return {"sources": digest.hexdigest()[:16], "commit": commit}
+    return {"sources": hash_of_sources("flava_ds"), "commit": commit}
 
 
 def read_result(file: Path) -> dict[str, Any]:

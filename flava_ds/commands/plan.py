@@ -5,19 +5,21 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flava_ds.errors import UserError
+
+if TYPE_CHECKING:
+    from flava_ds.config import Config
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Adds the arguments; RECIPE and its fields are added by the caller."""
-    command.add_argument("--gpus", type=int, default=8, metavar="N", help="GPUs of the run (default: 8)")
-    command.add_argument(
-        "--gpu", default="h100", metavar="NAME", help="a100, h100, h200, b200, ... (default: h100)"
-    )
+    command.add_argument("--gpus", type=int, metavar="N", help="GPUs of the run (default: 8)")
+    command.add_argument("--gpu", metavar="NAME", help="a100, h100, h200, b200, ... (default: h100)")
     command.add_argument("--nodes", type=int, metavar="N", help="machines (default: one for each 8 GPUs)")
     command.add_argument(
         "--network", metavar="NAME", help="between machines: ib-400x8 (default), ethernet-100, ..."
@@ -32,9 +34,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--calibration",
-        type=Path,
         metavar="FILE",
-        help="tuned.json of an earlier --tune on this GPU: times follow its measured steps",
+        help="tuned.json of an earlier --tune on this GPU, whose measured steps times follow; none: nothing "
+        "(default: the recipe's own, if it was tuned on this GPU)",
     )
     command.add_argument("--json", type=Path, metavar="FILE", help="write all numbers as JSON")
     command.add_argument("--page", type=Path, metavar="FILE.html", help="write one page with plots")
@@ -45,7 +47,6 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--failures",
         choices=["llama3", "rsc", "rsc-small", "opt", "none"],
-        default="rsc-small",
         help="with --simulate: whose rate of failures (default: rsc-small)",
     )
     command.add_argument(
@@ -58,8 +59,10 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )
 
 
-def run(options: argparse.Namespace, config: Any, overrides: list[str]) -> int:
-    """Prints the plan of a configuration and writes what was asked for; returns the exit status.
+def run(options: argparse.Namespace, overrides: list[str], resolve: Callable[[list[str]], Config]) -> int:
+    """Prints the plan of a recipe and writes what was asked for; returns the exit status.
+
+    `resolve` reads the recipe with options, which loads torch; a plan like one of before needs neither.
 
     Raises: UserError for unknown names, batches that do not divide, or a model that fits nowhere.
     """
@@ -68,36 +71,44 @@ def run(options: argparse.Namespace, config: Any, overrides: list[str]) -> int:
     if options.tune:
         from flava_ds.commands.tune import tune
 
-        return tune(options, config, overrides)
+        return tune(options, resolve(overrides), overrides)
     if options.ranks is not None:
         raise UserError("--ranks is for --tune; --gpus is the number of GPUs of a plan")
     if options.price_per_gpu_hour is not None and not 0 <= options.price_per_gpu_hour < math.inf:
         raise UserError(f"--price-per-gpu-hour {options.price_per_gpu_hour:g}: use a number of at least 0")
     if options.scale and not options.simulate:
         raise UserError("--scale is for --simulate; add it")
-    machines = cluster(options.gpu, options.gpus, options.nodes, options.network)
-    for name in config.drawn_sources:
-        config.micro_batch_size(name, machines.gpus)  # at once; measuring loads torch
+    if options.failures and not options.simulate:
+        raise UserError("--failures is for --simulate; add it")
+    gpus = 8 if options.gpus is None else options.gpus
+    machines = cluster(options.gpu or "h100", gpus, options.nodes, options.network)
     from flava_ds.scaling import advice, scales, table
-    from flava_ds.scaling.calibration import read_calibration
+    from flava_ds.scaling.calibration import calibration_for
     from flava_ds.scaling.captions import lengths_of
+    from flava_ds.scaling.facts import Run
     from flava_ds.scaling.failures import RATES
     from flava_ds.scaling.plan import plan
     from flava_ds.scaling.setting import Measured, setting_of
 
+    recipe = Run(options.recipe, overrides, options.plugin, resolve)
+    facts = recipe.facts()
+    for name in facts.drawn_sources:
+        facts.micro_batch_size(name, machines.gpus)  # before anything is measured
     counts = scales.parse_scale(options.scale, machines.gpus)
-    lengths = lengths_of(config, options.captions)
-    measured = Measured(config, lengths)
-    setting = setting_of(config, machines, measured)
-    if options.calibration is not None:
-        calibration = read_calibration(options.calibration, machines.gpu.name)
-        setting = replace(setting, calibration=calibration)
+    lengths = lengths_of(recipe, options.captions)
+    measured = Measured(recipe, lengths)
+    calibration = calibration_for(options.calibration, Path(facts.tuned), machines.gpu.name)
+    setting = replace(setting_of(facts, machines, measured), calibration=calibration)
     made = plan(setting)
     fix = advice.refuse_if_it_fits_nowhere(made, measured)
     helps = advice.advise(made, measured)
     print(table.report(made, lengths, helps, fix, options.price_per_gpu_hour))
     found = table.as_json(made, lengths, helps, fix, options.price_per_gpu_hour)
-    simulated = print_simulation(made.setting, counts, RATES[options.failures]) if options.simulate else []
+    simulated = (
+        print_simulation(made.setting, counts, RATES[options.failures or "rsc-small"])
+        if options.simulate
+        else []
+    )
     if simulated:
         found["simulated"] = [scales.as_json(each) for each in simulated]
     if options.json is not None:

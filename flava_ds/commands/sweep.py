@@ -245,12 +245,9 @@ def estimate(sweep: Sweep, configs: dict[str, Config], names: list[str], options
         return [*counts, f"{len(names)} runs: {flops:.3g} FLOPs; --gpu NAME forecasts the GPU-hours"]
     if launch.count_gpus():
         return [*counts, f"{len(names)} runs: {flops:.3g} FLOPs; --gpu NAME forecasts the hours"]
-    import torch
-    from flava_kernels.bench.machine import gemm_rate
-
     done = [sweep.state(name).get("results", {}) for name in sweep.runs]
     seconds = sum(3600 * own.get("gpu_hours", 0.0) for own in done) / (options.ranks or 1)
-    rate = gemm_rate(torch.device("cpu"), torch.float32, 768)
+    rate = min(map(sweep_cost.cpu_rate, {own.training.precision for own in chosen.values()}))
     finished = {"flops": sum(own.get("flops", 0.0) for own in done), "seconds": seconds}
     hours, how = sweep_cost.on_this_machine(flops, rate, finished)
     return [*counts, sweep_cost.sentence(len(names), flops, hours, "hours on this machine", how)]

@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import shlex
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flava_ds.config import Config
@@ -17,10 +16,7 @@ from flava_ds.ranks import launch
 if TYPE_CHECKING:
     from flava_ds.autotuning.search import Trial, Tuner
     from flava_ds.scaling.hardware import Gpu
-    from flava_ds.scaling.setting import Measured
-
-RESULTS = "tuned.json"
-"""In the folder of the trials."""
+    from flava_ds.scaling.plan import Estimate
 
 
 def tune(options: argparse.Namespace, config: Config, overrides: list[str]) -> int:
@@ -29,12 +25,16 @@ def tune(options: argparse.Namespace, config: Config, overrides: list[str]) -> i
     Raises: UserError for options of a forecast, for ranks that the batches do not divide by, or if nothing
     trains here.
     """
+    from flava_ds.autotuning.guess import Guess, this_cpu
     from flava_ds.autotuning.search import Tuner
     from flava_ds.recipes.outside import absolute
-    from flava_ds.scaling.captions import lengths_of
-    from flava_ds.scaling.setting import Measured
+    from flava_ds.scaling.calibration import tuned_file, tuning_folder
+    from flava_ds.scaling.sweep_cost import cpu_shares
 
     for name, given in (
+        ("--gpus", options.gpus is not None),
+        ("--gpu", options.gpu),
+        ("--failures", options.failures),
         ("--simulate", options.simulate),
         ("--page", options.page),
         ("--scale", options.scale),
@@ -57,22 +57,25 @@ def tune(options: argparse.Namespace, config: Config, overrides: list[str]) -> i
         ranks=ranks,
         gpus=gpus,
         device=device_of(gpus),
-        folder=Path(config.logging.run_directory) / f"{config.name}-tune",
+        folder=tuning_folder(config),
     )
-    card = this_gpu() if gpus else None
-    measured = Measured(config, lengths_of(config, options.captions)) if card is not None else None
-    print(f"{ranks} rank{'s' * (ranks > 1)} on {'a CPU' if not gpus else card.title if card else 'GPUs'}")
+    card = this_gpu() if gpus else this_cpu(config.training.precision)
+    guess = Guess(tuner, card, options.captions) if card is not None else None
+    print(f"{ranks} rank{'s' * (ranks > 1)} on {'GPUs' if card is None else card.title}")
+    if card is not None and not gpus:
+        rate = f"{card.flops / 1e9:.0f} GFLOP/s of its matrix products"
+        print(f"  planned by FLOPs: at {cpu_shares()} of the {rate}, then at the first trial's rate")
     trials, expected = [], []
     for trial in tuner.search():
         trials.append(trial)
-        expected.append(None if card is None or measured is None else forecast(tuner, trial, card, measured))
+        expected.append(None if guess is None else guess.expected(trial))
         print(told(trial, expected[-1]), flush=True)
     found = fastest(trials)
-    print(f"\n{said(trials[0], found)}\nall trials: {tuner.folder / RESULTS}")
-    if card is not None:
-        print(f"later plans: --gpu {card.name} --calibration {tuner.folder / RESULTS}")
-    result = as_json(tuner, trials, expected, found, card)
-    for file in filter(None, [tuner.folder / RESULTS, options.json]):
+    print(f"\n{said(trials[0], found)}\nall trials: {tuned_file(config)}")
+    if gpus and card is not None:
+        print(f"later plans of this recipe with --gpu {card.name} follow them")
+    result = as_json(tuner, trials, expected, found, card.name if gpus and card is not None else None)
+    for file in filter(None, [tuned_file(config), options.json]):
         from flava_ds.storage.atomic import write_whole
 
         write_whole(file, json.dumps(result, indent=2) + "\n")
@@ -96,25 +99,11 @@ def this_gpu() -> Gpu | None:
     return like_device(properties.name, properties.total_memory / 2**30)
 
 
-def forecast(tuner: Tuner, trial: Trial, card: Gpu, measured: Measured) -> float | None:
-    """Returns the planner's ms per step of a trial's settings; None if it cannot plan them."""
-    from flava_ds.errors import ConfigError
-    from flava_ds.scaling.hardware import DEFAULT_NETWORK, NETWORKS, Cluster
-    from flava_ds.scaling.plan import forecast as planned
-    from flava_ds.scaling.setting import setting_of
-
-    machine = Cluster(card, NETWORKS[DEFAULT_NETWORK], tuner.ranks, 1)
-    try:
-        return planned(setting_of(tuner.config(trial.choices), machine, measured)).step_ms
-    except ConfigError:
-        return None
-
-
-def told(trial: Trial, expected: float | None) -> str:
+def told(trial: Trial, expected: Estimate | None) -> str:
     """Formats a trial for a line."""
     if trial.step_ms is None:
         return f"  {trial.title}: {trial.reason}"
-    plan = "" if expected is None else f", planned {expected:.0f}"
+    plan = "" if expected is None else f", planned {expected.text()}"
     return f"  {trial.title}: {trial.step_ms:.0f} ms a step{plan}, {trial.peak_memory_gib:.2f} GiB"
 
 
@@ -139,12 +128,12 @@ def said(first: Trial, best: Trial) -> str:
 
 
 def as_json(
-    tuner: Tuner, trials: list[Trial], expected: list[float | None], best: Trial, card: Gpu | None
+    tuner: Tuner, trials: list[Trial], expected: list[Estimate | None], best: Trial, gpu: str | None
 ) -> dict[str, Any]:
     """Returns all trials and the options of the best one as plain values."""
     return {
         "recipe": tuner.recipe,
-        "gpu": card.name if card is not None else None,
+        "gpu": gpu,
         "ranks": tuner.ranks,
         "options": best.words,
         "trials": [
@@ -152,7 +141,8 @@ def as_json(
                 "settings": trial.title,
                 "options": trial.words,
                 "step_ms": trial.step_ms,
-                "planned_ms": plan,
+                "planned_ms": plan and plan.middle,
+                "planned_range_ms": plan and [plan.low, plan.high],
                 "peak_memory_gib": trial.peak_memory_gib,
                 "reason": trial.reason,
             }

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from flava_ds.config.bounds import Above, AtLeast, AtMost, Below, Between, Range, Share
 from flava_ds.config.readers import ReaderConfig
+from flava_ds.errors import ConfigError
 
 Portion = Annotated[float, Range(0, 1, open_least=True)]
 """A share above zero."""
@@ -246,3 +247,33 @@ def drawn_names(
         for name, source in data.sources.items()
         if weights[name] and (kind_weights is None or kind_weights.get(source.step_kind))
     }
+
+
+def micro_batch(
+    name: str, size: int, world_size: int, accumulation: int, *, together: int, masked_share: float
+) -> int:
+    """Returns the samples per micro-step on one rank, of source `name` with a global batch of `size`.
+
+    The model normalises groups of `together` samples.
+
+    Raises: ConfigError when the global batch is not divisible, or too small for the masked share.
+    """
+    parts = world_size * accumulation
+    if size % parts:
+        raise ConfigError(
+            f"source '{name}': global_batch_size {size} is not divisible by {world_size} ranks x "
+            f"{accumulation} accumulation steps; set --data.sources.{name}.global-batch-size to a multiple "
+            f"of {parts}"
+        )
+    if size // parts % together:
+        raise ConfigError(
+            f"source '{name}': micro-batches of {size // parts} samples are no whole groups of {together}, "
+            f"which the model normalises together; set --data.sources.{name}.global-batch-size to a "
+            f"multiple of {parts * together}, or change model.image.norm_group"
+        )
+    if size // parts * masked_share < 1:
+        raise ConfigError(
+            f"source '{name}': masked_share {masked_share:g} of {size // parts} samples on each rank leaves "
+            f"none to mask; use a share of at least {parts / size:g} or a larger global_batch_size"
+        )
+    return size // parts

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from flava_ds.config.balance import BalanceConfig
 from flava_ds.config.bounds import AtLeast, AtMost, Below, Steps, check_bounds
 from flava_ds.config.codebook import CodebookConfig, check_codebook
-from flava_ds.config.data import DataConfig, SourceConfig, drawn_sources
+from flava_ds.config.data import DataConfig, SourceConfig, drawn_sources, micro_batch
 from flava_ds.config.data_checks import check_data, check_labels, check_padding
 from flava_ds.config.earlier import modernised
 from flava_ds.config.evaluation import EvaluationConfig, check_evaluation
@@ -263,28 +263,15 @@ class Config:
 
         Raises: ConfigError when the global batch is not divisible, or too small for the masked share.
         """
-        parts = world_size * self.training.gradient_accumulation_steps
-        size, source = self.global_batch_size(name), self.data.sources[name]
-        if size % parts:
-            raise ConfigError(
-                f"source '{name}': global_batch_size {size} is not divisible by {world_size} ranks x "
-                f"{self.training.gradient_accumulation_steps} accumulation steps; set "
-                f"--data.sources.{name}.global-batch-size to a multiple of {parts}"
-            )
-        group = self.model.samples_together(source.kind)
-        if size // parts % group:
-            raise ConfigError(
-                f"source '{name}': micro-batches of {size // parts} samples are no whole groups of {group}, "
-                f"which the model normalises together; set --data.sources.{name}.global-batch-size to a "
-                f"multiple of {parts * group}, or change model.image.norm_group"
-            )
-        share = source.masked_share
-        if source.kind == "pair" and size // parts * share < 1:
-            raise ConfigError(
-                f"source '{name}': masked_share {share:g} of {size // parts} samples on each rank leaves "
-                f"none to mask; use a share of at least {parts / size:g} or a larger global_batch_size"
-            )
-        return size // parts
+        source = self.data.sources[name]
+        return micro_batch(
+            name,
+            self.global_batch_size(name),
+            world_size,
+            self.training.gradient_accumulation_steps,
+            together=self.model.samples_together(source.kind),
+            masked_share=source.masked_share if source.kind == "pair" else 1.0,
+        )
 
 
 def check(config: Config) -> Config:

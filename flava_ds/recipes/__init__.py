@@ -35,6 +35,9 @@ class Recipes(Mapping[str, Callable[[], Any]]):
         function = getattr(importlib.import_module(f"{__name__}.{family}"), family)
         return functools.partial(function, row) if row else function
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.names  # without importing it
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
 

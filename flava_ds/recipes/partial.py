@@ -47,13 +47,26 @@ def read(path: Path, load_base: Callable[[str, int], Config], depth: int = 0) ->
     if depth == MOST_BASES:
         raise ConfigError(f"{path}: stands on more than {MOST_BASES} files; one may name itself by '{BASE}'")
     changes = {"name": path.stem} | {key: value for key, value in data.items() if key != BASE}
-    base = data[BASE]
-    beside = path.parent / base
     try:
-        config = load_base(str(beside) if beside.suffix in (".json", *YAML) else base, depth + 1)
+        config = load_base(base_of(path, data), depth + 1)
         return configuration.rebuild(_merged(config, Config, changes, ""))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
+
+
+def base_of(path: Path, data: Mapping[str, Any]) -> str:
+    """Returns the recipe that a file changes: a name, or the place of another file."""
+    beside = path.parent / data[BASE]
+    return str(beside) if beside.suffix in (".json", *YAML) else data[BASE]
+
+
+def files_of(path: Path) -> list[Path]:
+    """Returns a file that can be read as a recipe, and those that it stands on. Raises: ConfigError."""
+    data = parse_file(path)
+    if not isinstance(data, dict) or BASE not in data:
+        return [path]
+    base = Path(base_of(path, data))
+    return [path, *(files_of(base) if base.suffix in (".json", *YAML) else [])]
 
 
 def parse_file(path: Path) -> Any:

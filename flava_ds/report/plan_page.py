@@ -43,6 +43,7 @@ def write_plan_page(
         memory=bars(plan.middle.peak.parts, GIB),
         memory_title=f"{plan.middle.peak.name} pass of {plan.middle.peak.source}",
         capacity=plan.capacity / GIB,
+        host=table.host_line(plan),
         time=bars(plan.middle.parts, 1.0),
         charts=charts(plan),
         advice=table.advice_lines(advice),

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 from flava_ds.errors import ConfigError
 from flava_ds.scaling import memory
-from flava_ds.scaling.assumptions import BETTER, MIDDLE
-from flava_ds.scaling.hardware import GPUS, NETWORKS
-from flava_ds.scaling.plan import Plan, Setting, forecast, gib, with_zero
+from flava_ds.scaling.assumptions import BETTER, MIDDLE, WORSE
+from flava_ds.scaling.hardware import GIB, GPUS, NETWORKS
+from flava_ds.scaling.plan import Estimate, Figures, Plan, Setting, forecast, gib, with_zero
 from flava_ds.scaling.work import Amount, ModelWork
 
 Recompute = Callable[[bool], ModelWork]
@@ -26,8 +26,9 @@ class Advice:
 
     what: str
     option: str
-    gain: float
-    """Relative gain in samples per second; 0.1 is a tenth more."""
+    gain: Estimate
+    """Relative gain in samples per second, 0.1 is a tenth more. Its range compares both runs at the worse and
+    at the better end of the assumptions."""
     memory_gib: float
     """Change of the peak, in GiB."""
     changes_training: bool
@@ -36,18 +37,35 @@ class Advice:
 
 def advise(plan: Plan, recompute: Recompute, most: int = 3) -> list[Advice]:
     """Returns the changes that gain most and fit, the best first."""
-    found = []
+    found: list[tuple[float, str, str, Setting, bool, Figures]] = []
     for what, option, setting, changes_training in changes(plan.setting, recompute):
         other = forecast(setting)
-        if other.peak.total > plan.capacity:
+        if other.peak.total > plan.capacity or setting.host_bytes > setting.host_capacity:
             continue
         gain = other.samples_per_second / plan.middle.samples_per_second - 1
-        size = (other.peak.total - plan.middle.peak.total) / 2**30
-        found.append(Advice(what, option, gain, size, changes_training))
-    best: dict[str, Advice] = {}
-    for each in sorted(found, key=lambda each: -round(each.gain, 3)):  # of equal gains, the smaller change
-        best.setdefault(each.option.split()[0], each)
-    return [each for each in best.values() if each.gain > WORTH_IT][:most]
+        found.append((gain, what, option, setting, changes_training, other))
+    best: dict[str, tuple[float, str, str, Setting, bool, Figures]] = {}
+    for each in sorted(found, key=lambda each: -round(each[0], 3)):  # of equal gains, the smaller change
+        best.setdefault(each[2].split()[0], each)
+    return [
+        Advice(what, option, with_ends(plan, gain, setting), gib_more(plan, other), changes_training)
+        for gain, what, option, setting, changes_training, other in best.values()
+        if gain > WORTH_IT
+    ][:most]
+
+
+def with_ends(plan: Plan, gain: float, setting: Setting) -> Estimate:
+    """Returns a gain with its range: both runs at the worse, and both at the better end."""
+    ends = [
+        forecast(setting, assumed).samples_per_second / before.samples_per_second - 1
+        for assumed, before in ((WORSE, plan.worse), (BETTER, plan.better))
+    ]
+    return Estimate(min(gain, *ends), gain, max(gain, *ends))
+
+
+def gib_more(plan: Plan, other: Figures) -> float:
+    """Returns what a change adds to the peak, in GiB."""
+    return (other.peak.total - plan.middle.peak.total) / GIB
 
 
 def changes(setting: Setting, recompute: Recompute) -> Iterator[tuple[str, str, Setting, bool]]:
@@ -109,7 +127,7 @@ def nearest_that_fits(setting: Setting, recompute: Recompute) -> tuple[str, str]
     need = memory.capacity(setting.cluster.gpu)
 
     def fits(other: Setting) -> bool:
-        return forecast(other, MIDDLE).peak.total <= need
+        return other.host_bytes <= other.host_capacity and forecast(other, MIDDLE).peak.total <= need
 
     smallest = min(setting.micro_batches.values())
     accumulations = [2**k for k in range(1, 12) if 2**k <= smallest and smallest % 2**k == 0]
@@ -152,7 +170,8 @@ def refuse_if_it_fits_nowhere(plan: Plan, recompute: Recompute) -> str:
 
     Raises: ConfigError when no setting makes it fit, with the nearest GPU or size that does.
     """
-    if plan.middle.peak.total <= plan.capacity:
+    short_of_host = plan.setting.host_bytes > plan.setting.host_capacity
+    if plan.middle.peak.total <= plan.capacity and not short_of_host:
         return ""
     if (found := nearest_that_fits(plan.setting, recompute)) is not None:
         what, options = found
@@ -165,11 +184,13 @@ def refuse_if_it_fits_nowhere(plan: Plan, recompute: Recompute) -> str:
                 f"{plan.setting.model.recipe} fits no setting on {cluster.gpus} x {cluster.gpu.name} (it "
                 f"needs {gib(need)} as it is); the nearest GPU that takes it is --gpu {gpu.name}"
             )
+    lean = _leanest(plan.setting, recompute)
     raise ConfigError(
         f"{plan.setting.model.recipe} fits no GPU that is known, in no setting: its "
         f"{plan.setting.model.trainable / 1e9:.1f} G trainable parameters on {cluster.gpus} GPUs need at "
-        f"least {gib(_least(plan.setting, recompute))} each; about "
-        f"{_largest_parameters(plan.setting, recompute) / 1e9:.1f} G would fit {cluster.gpu.name}"
+        f"least {gib(forecast(lean).peak.total)} each, and {gib(lean.host_bytes)} of each machine's "
+        f"{gib(lean.host_capacity)}; about {_largest_parameters(lean) / 1e9:.1f} G would fit "
+        f"{cluster.gpu.name}"
     )
 
 
@@ -186,13 +207,9 @@ def _leanest(setting: Setting, recompute: Recompute) -> Setting:
     )
 
 
-def _least(setting: Setting, recompute: Recompute) -> float:
-    return forecast(_leanest(setting, recompute)).peak.total
-
-
-def _largest_parameters(setting: Setting, recompute: Recompute) -> float:
+def _largest_parameters(lean: Setting) -> float:
     """Returns about how many parameters a model of this shape may have; memory grows in proportion."""
-    lean = _leanest(setting, recompute)
-    overhead = MIDDLE.context_gib * 2**30
+    overhead = MIDDLE.context_gib * GIB
     grows = forecast(lean).peak.total - overhead
-    return setting.model.trainable * (memory.capacity(setting.cluster.gpu) - overhead) / grows
+    room = (memory.capacity(lean.cluster.gpu) - overhead) / grows
+    return lean.model.trainable * min(room, lean.host_capacity / lean.host_bytes)

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import statistics
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from flava_ds.config.plain_files import loads
+from flava_ds.config import Config
+from flava_ds.config.plain_files import loads, read_small
 from flava_ds.errors import ConfigError
 from flava_ds.scaling.assumptions import BETTER, MIDDLE, WORSE, Assumptions
 
+log = logging.getLogger(__name__)
+
+RESULTS = "tuned.json"
+"""In the folder of a tuning."""
+NONE = "none"
+"""In place of a file of results."""
 REPLACED = (
     "product_share",
     "attention_share",
@@ -20,6 +28,16 @@ REPLACED = (
     "custom_us",
 )
 """Assumptions about the device and the host, whose ranges the measured one takes the place of."""
+
+
+def tuning_folder(config: Config) -> Path:
+    """Returns where `flava-ds plan --tune` keeps the trials of a run."""
+    return Path(config.logging.run_directory) / f"{config.name}-tune"
+
+
+def tuned_file(config: Config) -> Path:
+    """Returns where `flava-ds plan --tune` leaves its results."""
+    return tuning_folder(config) / RESULTS
 
 
 @dataclass(frozen=True)
@@ -52,14 +70,32 @@ class Calibration:
         )
 
 
+def calibration_for(given: str | None, tuned: Path, gpu: str) -> Calibration | None:
+    """Returns what a plan for `gpu` follows: the file `given`, nothing for NONE, or by default the results of
+    tuning its recipe, `tuned`, if there are any of such a GPU. Says so if those cannot be read.
+
+    Raises: ConfigError as read_calibration, for a given file.
+    """
+    if given is not None:
+        return None if given == NONE else read_calibration(Path(given), gpu)
+    if not tuned.is_file():
+        return None
+    try:
+        found = loads(read_small(tuned))
+        return read_calibration(tuned, gpu) if found["gpu"] == gpu else None
+    except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
+        log.warning("the plan does not follow %s (%s)", tuned, error)
+        return None
+
+
 def read_calibration(file: Path, gpu: str) -> Calibration:
     """Reads the results of a tuning, for plans of the same GPU.
 
     Raises: ConfigError for another file, another GPU, or trials without a forecast beside them.
     """
     try:
-        found = dict(loads(file.read_bytes()))
-        measured = str(found["gpu"])
+        found = dict(loads(read_small(file)))
+        measured = found["gpu"]
         ratios = [
             trial["step_ms"] / trial["planned_ms"]
             for trial in found["trials"]
@@ -67,6 +103,8 @@ def read_calibration(file: Path, gpu: str) -> Calibration:
         ]
     except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise ConfigError(f"{file}: not the results of `flava-ds plan --tune` ({error})") from error
+    if measured is None:
+        raise ConfigError(f"{file}: was made on a CPU, or on a GPU that the planner does not know")
     if wrong := [ratio for ratio in ratios if not 0 < ratio < math.inf]:
         raise ConfigError(
             f"{file}: a trial took {wrong[0]:g} times the planned step, which no step can; run "
@@ -74,8 +112,7 @@ def read_calibration(file: Path, gpu: str) -> Calibration:
         )
     if not ratios:
         raise ConfigError(
-            f"{file}: no trial has a forecast beside its measurement; it was made on a CPU, or on a GPU that "
-            "the planner does not know"
+            f"{file}: no trial has a forecast beside its measurement; run `flava-ds plan --tune` again"
         )
     if measured != gpu:
         raise ConfigError(

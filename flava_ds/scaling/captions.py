@@ -13,6 +13,10 @@ import numpy as np
 
 from flava_ds.config import Config
 from flava_ds.errors import ConfigError, DataError, did_you_mean
+from flava_ds.scaling import kept
+from flava_ds.scaling.facts import Facts, Run
+from flava_ds.storage.files import stamp_of
+from flava_ds.storage.shards import list_shards
 
 PMD_WORDS = (
     (0.9, 12.4), (1.0, 12.1), (1.9, 13.8), (3.1, 10.3), (5.4, 5.1), (4.8, 12.8), (11.0, 17.3), (11.6, 9.5),
@@ -81,7 +85,7 @@ def full(max_tokens: int) -> Lengths:
     return Lengths({max_tokens: 1.0}, f"every text of {max_tokens} tokens")
 
 
-def lengths_of(config: Config, given: str | None) -> dict[str, Lengths]:
+def lengths_of(run: Config | Facts | Run, given: str | None) -> dict[str, Lengths]:
     """Returns the text lengths of every source with text, by its name.
 
     `given` is None, a .json file or the shards of pairs. JSON holds {length: count}, for all pair sources, or
@@ -89,17 +93,21 @@ def lengths_of(config: Config, given: str | None) -> dict[str, Lengths]:
 
     Raises: DataError naming the file and the entry; ConfigError for a source that the run does not have.
     """
-    sources = {name: source for name, source in config.drawn_sources.items() if source.kind != "image"}
+    drawn = (run.facts() if isinstance(run, Run) else run).drawn_sources
+    sources = {name: source for name, source in drawn.items() if source.kind != "image"}
     found = {
         name: (published if source.kind == "pair" else full)(source.max_tokens)
         for name, source in sources.items()
     }
     if given is None:
         return found
+    pairs = [name for name, source in sources.items() if source.kind == "pair"]
     if given.endswith(".json"):
-        named = read_json(Path(given), {name for name, source in sources.items() if source.kind == "pair"})
+        named = read_json(Path(given), pairs)
+    elif isinstance(run, Facts):
+        raise TypeError("the texts of shards are read by a configuration")
     else:
-        named = {name: read_shards(config, name, given) for name in sources if sources[name].kind == "pair"}
+        named = {name: shard_lengths(run, name, given) for name in pairs}
     for name, lengths in named.items():
         if name not in sources:
             raise ConfigError(
@@ -107,6 +115,28 @@ def lengths_of(config: Config, given: str | None) -> dict[str, Lengths]:
                 f"{', '.join(sources)}"
             )
         found[name] = lengths.cut(sources[name].max_tokens)
+    return found
+
+
+def shard_lengths(run: Config | Run, name: str, shards: str) -> Lengths:
+    """Returns the lengths of captions in shards, kept ones of before if they are local and unchanged.
+
+    Raises: DataError.
+    """
+    if not isinstance(run, Run):
+        return read_shards(run, name, shards)
+    files = list_shards(shards, name)
+    if run.plugins or not all(isinstance(file, Path) for file in files):
+        return read_shards(run.config(), name, shards)
+    key = [
+        run.facts().work,
+        name,
+        shards,
+        [[str(Path(str(file)).resolve()), *stamp_of(file)] for file in files],
+    ]
+    if (found := kept.find("captions", key, Lengths)) is None:
+        found = read_shards(run.config(), name, shards)
+        kept.keep("captions", key, found, run.own_files())
     return found
 
 

@@ -33,6 +33,9 @@ class Gpu:
     """Share of the peak that the best shape reaches."""
     link: float
     """busbw of an all_reduce over one full node at large sizes, in bytes/s, as measured or published."""
+    host_gib: float
+    """Host memory of a usual machine for each GPU in it, in GiB. Source: AWS' p3dn, p4d, p4de, p5, p5e and
+    p6-b200, Azure's ND MI300X v5, and the memory that is soldered to a GH200."""
     multicast: float = 0.0
     """The same with the switch adding up (NVLS), 0 without; all_reduce only."""
     rates: HostRates | None = None
@@ -42,14 +45,14 @@ class Gpu:
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        Gpu("v100", "NVIDIA V100 SXM 32 GB", 125e12, 32, 0.9e12, 80, 0.80, 130e9),
-        Gpu("a100-40", "NVIDIA A100 SXM 40 GB", 312e12, 40, 1.555e12, 108, 0.87, 232e9),
-        Gpu("a100", "NVIDIA A100 SXM 80 GB", 312e12, 80, 2.0e12, 108, 0.87, 232e9),
-        Gpu("h100", "NVIDIA H100 SXM 80 GB", 989e12, 80, 3.35e12, 132, 0.80, 370e9, 480e9),
-        Gpu("h200", "NVIDIA H200 SXM 141 GB", 989e12, 141, 4.8e12, 132, 0.80, 370e9, 480e9),
-        Gpu("b200", "NVIDIA B200 180 GB", 2250e12, 180, 8.0e12, 148, 0.78, 700e9, 850e9),
-        Gpu("gh200", "NVIDIA GH200 96 GB", 989e12, 96, 4.0e12, 132, 0.80, 376e9),
-        Gpu("mi300x", "AMD MI300X 192 GB", 1307e12, 192, 5.3e12, 304, 0.51, 313e9),
+        Gpu("v100", "NVIDIA V100 SXM 32 GB", 125e12, 32, 0.9e12, 80, 0.80, 130e9, 96),
+        Gpu("a100-40", "NVIDIA A100 SXM 40 GB", 312e12, 40, 1.555e12, 108, 0.87, 232e9, 144),
+        Gpu("a100", "NVIDIA A100 SXM 80 GB", 312e12, 80, 2.0e12, 108, 0.87, 232e9, 144),
+        Gpu("h100", "NVIDIA H100 SXM 80 GB", 989e12, 80, 3.35e12, 132, 0.80, 370e9, 256, 480e9),
+        Gpu("h200", "NVIDIA H200 SXM 141 GB", 989e12, 141, 4.8e12, 132, 0.80, 370e9, 256, 480e9),
+        Gpu("b200", "NVIDIA B200 180 GB", 2250e12, 180, 8.0e12, 148, 0.78, 700e9, 256, 850e9),
+        Gpu("gh200", "NVIDIA GH200 96 GB", 989e12, 96, 4.0e12, 132, 0.80, 376e9, 447),
+        Gpu("mi300x", "AMD MI300X 192 GB", 1307e12, 192, 5.3e12, 304, 0.51, 313e9, 231),
     )
 }
 
@@ -143,5 +146,5 @@ def this_machine(rates: HostRates, ranks: int, memory_gib: float) -> Cluster:
     best = 1 / min(rate.per_flop for rate in rates.operators.values() if rate.per_flop)
     size, seconds = rates.collectives["all_reduce"][-1]
     core = Gpu("cpu", "a core of this machine", best, memory_gib, 1 / rates.others.per_byte, 1, 1.0,
-               size / seconds, rates=rates)  # fmt: skip
+               size / seconds, memory_gib, rates=rates)  # fmt: skip
     return Cluster(core, Network("loopback", "gloo over loopback", 1, size / seconds, tcp=True), ranks, 1)

@@ -7,6 +7,7 @@ all kinds of step.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -62,25 +63,32 @@ def gradients(model: ModelWork, work: KindWork, zero: Zero, world: int) -> dict[
     used, width = model.used_by(work.kind), zero.width
     if zero.stage == 0:
         return {"gradients": 4.0 * used}
-    kept = model.trainable / world if zero.stage == 3 else partition_of_gradients(model, world)
+    kept = model.trainable / world if zero.stage == 3 else partition_of_gradients(model.groups, world)
     found = {"gradients": width * kept if not zero.offload else 0.0}
     if zero.stage == 1 and zero.accumulation > 1:
         found["accumulated gradients"] = float(width * used)
     buffers = (2 if zero.overlap and zero.stage < 3 else 1) if zero.contiguous else 0
     found["gradient buckets"] = float(buffers * width * zero.bucket)
-    largest = max((n for g in model.groups if work.kind in g.kinds for n in g.tensors), default=0)
+    largest = largest_tensor(model.groups, work.kind)
     # a tensor that no bucket can hold travels alone
     found["flat copy of gradients"] = float(width * min(max(zero.bucket, largest), used))
     return found
 
 
-def partition_of_gradients(model: ModelWork, world: int) -> int:
+@functools.lru_cache
+def largest_tensor(groups: tuple[ParameterGroup, ...], kind: str) -> int:
+    """Returns the elements of the largest tensor that a step of `kind` gives a gradient."""
+    return max((n for group in groups if kind in group.kinds for n in group.tensors), default=0)
+
+
+@functools.lru_cache
+def partition_of_gradients(groups: tuple[ParameterGroup, ...], world: int) -> int:
     """Returns the elements of gradients that the fullest rank of ZeRO-1 or 2 keeps.
 
     DeepSpeed keeps whole tensors of every group, whatever the kind: all that overlap its slice.
     """
     ranks = [0] * world
-    for group in model.groups:
+    for group in groups:
         slice_of_rank, begins = group.elements / world, 0
         for n in group.tensors:
             first, last = int(begins // slice_of_rank), int((begins + n - 1) // slice_of_rank)

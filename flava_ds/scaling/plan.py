@@ -39,6 +39,27 @@ class Setting:
         """Samples of a micro-batch on one rank."""
         return max(1, self.global_batches[source] // (self.cluster.gpus * self.zero.accumulation))
 
+    def flops(self, source: str, real: bool) -> float:
+        """FLOPs of a rank's step: the model's alone, or all that are really done."""
+        work, samples, turns = self.model.kinds[source], self.samples(source), self.zero.accumulation
+        amount = work.flops() if real else work.model_flops
+        extra = work.codebook_flops.at(samples) if real else 0.0
+        return turns * (amount.at(samples, samples * self.cluster.gpus * turns) + extra)
+
+    def mean(self, value: Callable[[str], float]) -> float:
+        """Returns the mean of a number by source over all steps."""
+        return sum(share * value(source) for source, share in self.shares.items())
+
+    @property
+    def host_bytes(self) -> float:
+        """Host memory that a machine's ranks take for what they offload."""
+        return self.cluster.per_node * memory.host_states(self.model, self.zero, self.cluster.gpus)
+
+    @property
+    def host_capacity(self) -> float:
+        """Host memory that a usual machine with so many of these GPUs has, in bytes."""
+        return self.cluster.per_node * self.cluster.gpu.host_gib * GIB
+
     @property
     def reads_ahead(self) -> bool:
         """Whether loader processes work beside the ranks; on a CPU they need cores of their own for that."""
@@ -113,16 +134,7 @@ def forecast(setting: Setting, assumed: Assumptions = MIDDLE) -> Figures:
         for source in model.kinds
     }
 
-    def mean(value: Callable[[str], float]) -> float:
-        return sum(share * value(source) for source, share in setting.shares.items())
-
-    def flops(source: str, real: bool) -> float:
-        work, samples = model.kinds[source], setting.samples(source)
-        pooled = samples * cluster.gpus * zero.accumulation
-        amount = work.flops() if real else work.model_flops
-        extra = work.codebook_flops.at(samples) if real else 0.0
-        return zero.accumulation * (amount.at(samples, pooled) + extra)
-
+    mean = setting.mean
     parts = {
         part: mean(lambda source, part=part: times[source].ms[part])  # type: ignore[misc]
         for part in PARTS
@@ -142,8 +154,8 @@ def forecast(setting: Setting, assumed: Assumptions = MIDDLE) -> Figures:
         parts=parts,
         step_ms=step_ms,
         samples_per_second=mean(lambda source: setting.global_batches[source]) / step_ms * 1e3,
-        mfu=mean(lambda source: flops(source, False)) / peak_flops,
-        hfu=mean(lambda source: flops(source, True)) / peak_flops,
+        mfu=mean(lambda source: setting.flops(source, real=False)) / peak_flops,
+        hfu=mean(lambda source: setting.flops(source, real=True)) / peak_flops,
         gpu_hours=setting.total_steps * step_ms / 3.6e6 * cluster.gpus,
     )
 
@@ -186,6 +198,8 @@ class Plan:
     @property
     def fits(self) -> str:
         """ "yes", "no", or "perhaps" if it depends on the assumptions."""
+        if self.setting.host_bytes > self.setting.host_capacity:
+            return "no"
         if self.worse.peak.total <= self.capacity:
             return "yes"
         return "perhaps" if self.better.peak.total <= self.capacity else "no"

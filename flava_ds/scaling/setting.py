@@ -1,69 +1,80 @@
-"""Makes a plan's setting of a configuration: measures the model, reads the DeepSpeed JSON, takes shares."""
+"""Makes a plan's setting of a recipe: measures its work or finds it, and reads the DeepSpeed JSON."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from flava_ds.config import Config
-from flava_ds.config.objectives import in_use
-from flava_ds.data.round_robin import weight_stages
+from flava_ds.scaling import kept
 from flava_ds.scaling.captions import Lengths
+from flava_ds.scaling.facts import Facts, Run
 from flava_ds.scaling.hardware import Cluster
-from flava_ds.scaling.measure import measure
 from flava_ds.scaling.plan import Setting
 from flava_ds.scaling.work import ModelWork
 from flava_ds.scaling.zero import zero_of
 from flava_ds.training.engine_config import read_settings
 
+if TYPE_CHECKING:
+    from flava_ds.config import Config
+
 
 class Measured:
-    """Measures a configuration with and without activation checkpointing, each once."""
+    """Measures a run with and without activation checkpointing, each once, or finds what was measured before.
 
-    def __init__(self, config: Config, lengths: Mapping[str, Lengths]) -> None:
-        self.config, self.lengths = config, dict(lengths)
+    Nothing is kept for a `run` that is a configuration rather than a recipe with options.
+    """
+
+    def __init__(self, run: Run | Config, lengths: Mapping[str, Lengths]) -> None:
+        self.run, self.lengths = run, dict(lengths)
         self.done: dict[bool, ModelWork] = {}
 
     def __call__(self, checkpointing: bool) -> ModelWork:
         """Returns the work of the model's steps."""
         if checkpointing not in self.done:
-            training = replace(self.config.training, activation_checkpointing=checkpointing)
-            self.done[checkpointing] = measure(replace(self.config, training=training), self.lengths)
+            self.done[checkpointing] = (
+                self.measured_or_kept(self.run, checkpointing)
+                if isinstance(self.run, Run)
+                else self.measured(self.run, checkpointing)
+            )
         return self.done[checkpointing]
 
+    def measured(self, config: Config, checkpointing: bool) -> ModelWork:
+        """Measures, which takes seconds and loads torch."""
+        from flava_ds.scaling.measure import measure
 
-def setting_of(config: Config, cluster: Cluster, measured: Measured) -> Setting:
-    """Returns the setting of a run on a cluster.
+        training = replace(config.training, activation_checkpointing=checkpointing)
+        return measure(replace(config, training=training), self.lengths)
+
+    def measured_or_kept(self, run: Run, checkpointing: bool) -> ModelWork:
+        """Returns what is kept of an earlier measurement, or measures and keeps that."""
+        facts = run.facts()
+        counts = {name: sorted(own.counts.items()) for name, own in self.lengths.items()}
+        key = [facts.work, run.plugins, checkpointing, counts]
+        found = kept.find("work", key, ModelWork)
+        if found is None:
+            found = self.measured(run.config(), checkpointing)
+            kept.keep("work", key, found, run.own_files())
+        return replace(found, recipe=facts.name)
+
+
+def setting_of(facts: Facts, cluster: Cluster, measured: Callable[[bool], ModelWork]) -> Setting:
+    """Returns the setting of a run on a cluster; `measured` takes whether activations are recomputed.
 
     Raises: ConfigError when a global batch does not divide by the GPUs, or the DeepSpeed JSON is unusable.
     """
-    for name in config.drawn_sources:
-        config.micro_batch_size(name, cluster.gpus)
-    settings, path = read_settings(config.engine.deepspeed_config)
-    checkpointing = config.training.activation_checkpointing
+    for name in facts.drawn_sources:
+        facts.micro_batch_size(name, cluster.gpus)
+    settings, path = read_settings(facts.deepspeed_config)
     return Setting(
-        model=measured(checkpointing),
+        model=measured(facts.checkpointing),
         cluster=cluster,
-        zero=zero_of(
-            settings, Path(path), config.training.precision, config.training.gradient_accumulation_steps
-        ),
-        global_batches={name: config.global_batch_size(name) for name in config.drawn_sources},
-        shares=shares_of(config),
-        total_steps=config.training.total_steps,
-        workers=config.data.num_workers,
-        objectives=len(in_use(config.objectives)),
-        checkpointing=checkpointing,
+        zero=zero_of(settings, Path(path), facts.precision, facts.accumulation),
+        global_batches={name: source.global_batch for name, source in facts.drawn_sources.items()},
+        shares=facts.shares,
+        total_steps=facts.total_steps,
+        workers=facts.workers,
+        objectives=facts.objectives,
+        checkpointing=facts.checkpointing,
     )
-
-
-def shares_of(config: Config) -> dict[str, float]:
-    """Returns the share of the run's steps that draw each source, over all stages of weights."""
-    stages = weight_stages(config.data, dict.fromkeys(config.drawn_sources))
-    ends = [first for first, _ in stages[1:]] + [config.training.total_steps]
-    found = dict.fromkeys(config.drawn_sources, 0.0)
-    for (first, weights), end in zip(stages, ends, strict=True):
-        steps = max(0, min(end, config.training.total_steps) - first)
-        for name, weight in weights.items():
-            found[name] += float(weight) * steps / config.training.total_steps
-    return found

@@ -8,14 +8,18 @@ from typing import Any
 
 from flava_ds.config import Config, to_dict
 from flava_ds.scaling.captions import lengths_of
+from flava_ds.scaling.facts import Facts, shares_of
 from flava_ds.scaling.hardware import Cluster
-from flava_ds.scaling.measure import measure
+from flava_ds.scaling.measure import DTYPES, measure
 from flava_ds.scaling.plan import Estimate, plan
-from flava_ds.scaling.setting import setting_of, shares_of
+from flava_ds.scaling.setting import setting_of
 from flava_ds.scaling.work import ModelWork
 
 CPU_SHARE = Estimate(0.05, 0.15, 0.35)
 """Share of a CPU's rate of matrix products that a run reaches: judgement; finished runs replace it."""
+
+PRODUCT_EDGE = 768
+"""Of the square matrices by which a CPU's rate is measured."""
 
 _TRACED: dict[str, ModelWork] = {}
 """What this process has traced, by all that decides about it."""
@@ -58,10 +62,20 @@ def on_gpus(configs: Mapping[str, Config], works: Mapping[str, ModelWork], clust
     """Forecasts the GPU-hours of runs, each on the whole cluster. Raises: ConfigError."""
     low = middle = high = 0.0
     for name, config in configs.items():
-        made = plan(setting_of(config, cluster, lambda _, name=name: works[name]))  # type: ignore[arg-type]
+        made = plan(setting_of(Facts.of(config), cluster, lambda _, name=name: works[name]))  # type: ignore[misc]
         own = made.estimate(lambda figures: figures.gpu_hours)
         low, middle, high = low + own.low, middle + own.middle, high + own.high
     return Estimate(low, middle, high)
+
+
+def cpu_rate(precision: str) -> float:
+    """Measures the FLOP/s of matrix products on this machine's cores, in the precision of a run: processors
+    with units for bf16 multiply many times as fast in it.
+    """
+    import torch
+    from flava_kernels.bench.machine import gemm_rate
+
+    return gemm_rate(torch.device("cpu"), DTYPES[precision], PRODUCT_EDGE)
 
 
 def on_this_machine(flops: float, gemm_rate: float, finished: Mapping[str, float]) -> tuple[Estimate, str]:
@@ -75,8 +89,12 @@ def on_this_machine(flops: float, gemm_rate: float, finished: Mapping[str, float
     hours = flops / gemm_rate / 3600
     found = Estimate(hours / CPU_SHARE.high, hours / CPU_SHARE.middle, hours / CPU_SHARE.low)
     rate = f"{gemm_rate / 1e9:.0f} GFLOP/s of its matrix products"
-    shares = f"{CPU_SHARE.low:.0%} to {CPU_SHARE.high:.0%}"
-    return found, f"at {shares} of the {rate}; starts and evaluations come on top"
+    return found, f"at {cpu_shares()} of the {rate}; starts and evaluations come on top"
+
+
+def cpu_shares() -> str:
+    """Writes the range of CPU_SHARE."""
+    return f"{CPU_SHARE.low:.0%} to {CPU_SHARE.high:.0%}"
 
 
 def sentence(count: int, flops: float, hours: Estimate, unit: str, how: str) -> str:

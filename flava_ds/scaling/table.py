@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from flava_ds.scaling.advice import Advice
@@ -96,6 +96,22 @@ def memory_rows(plan: Plan) -> list[list[str]]:
     return rows
 
 
+def host_line(plan: Plan) -> str:
+    """Says what the ranks of a machine take of its own memory for an offloaded optimizer; "" for nothing."""
+    setting = plan.setting
+    if not setting.host_bytes:
+        return ""
+    ranks = setting.cluster.per_node
+    each, all_of_it, usual = (
+        f"{size / GIB:,.1f} GiB"
+        for size in (setting.host_bytes / ranks, setting.host_bytes, setting.host_capacity)
+    )
+    return (
+        f"The offloaded optimizer takes {each} of host memory for each rank, {all_of_it} on each machine of "
+        f"{ranks}; such machines usually have {usual}."
+    )
+
+
 def time_rows(plan: Plan) -> list[list[str]]:
     """Returns ms by part (rows): the mean step with its range, then each source's step."""
     sources = list(plan.setting.model.kinds)
@@ -141,7 +157,8 @@ def advice_lines(advice: Sequence[Advice]) -> list[str]:
     for each in advice:
         other = "; this changes what is learned" if each.changes_training and "batch" in each.what else ""
         memory = f", {each.memory_gib:+.1f} GiB" if abs(each.memory_gib) >= 0.05 else ""
-        lines.append(f"{each.gain:+.1%} samples/s{memory}: {each.what} ({each.option}){other}")
+        low, middle, high = (f"{gain:+.1%}" for gain in dataclasses.astuple(each.gain))
+        lines.append(f"{middle} ({low} to {high}) samples/s{memory}: {each.what} ({each.option}){other}")
     return lines
 
 
@@ -178,6 +195,7 @@ def report(
         render([[label, estimate.text()] for _, label, estimate in headline(plan, price)]),
         f"Memory: fits {plan.fits}" + (f"; {fix}" if fix else ""),
         render(memory_rows(plan)),
+        host_line(plan),
         render(batch_rows(plan)),
         f"Time: the bottleneck is '{plan.bottleneck}'",
         render(time_rows(plan)),
@@ -192,6 +210,15 @@ def report(
         render([["parameters", ""], *parameter_rows(plan)]),
     ]
     return "\n\n".join(block for block in blocks if block)
+
+
+def ranges(plan: Plan, parts: Callable[[Figures], Mapping[str, float]]) -> dict[str, list[float]]:
+    """Returns the lowest and highest forecast of every part."""
+    found = {}
+    for name in parts(plan.middle):
+        estimate = plan.estimate(lambda figures, name=name: parts(figures).get(name, 0.0))  # type: ignore[misc]
+        found[name] = [estimate.low, estimate.high]
+    return found
 
 
 def as_json(
@@ -212,11 +239,19 @@ def as_json(
         "fits": plan.fits,
         "to_make_it_fit": fix,
         "memory_bytes": dict(plan.middle.peak.parts),
+        "memory_bytes_range": ranges(plan, lambda figures: figures.peak.parts),
+        "host_bytes": {
+            "rank": setting.host_bytes / setting.cluster.per_node,
+            "machine": setting.host_bytes,
+            "usual_machine": setting.host_capacity,
+        },
         "memory_moment": [plan.middle.peak.source, plan.middle.peak.name],
         "micro_batches": setting.micro_batches,
         "largest_micro_batches": dict(plan.middle.largest),
+        "largest_micro_batches_range": ranges(plan, lambda figures: figures.largest),
         "bottleneck": plan.bottleneck,
         "mean_ms": dict(plan.middle.parts),
+        "mean_ms_range": ranges(plan, lambda figures: figures.parts),
         "ms": {source: dict(time.ms) for source, time in plan.middle.times.items()},
         "kernels_ms": {source: dict(time.kernels) for source, time in plan.middle.times.items()},
         "advice": [dataclasses.asdict(each) for each in advice],

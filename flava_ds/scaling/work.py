@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
@@ -124,7 +124,7 @@ class ParameterGroup:
 
     kinds: tuple[str, ...]
     elements: int
-    tensors: Sequence[int]
+    tensors: tuple[int, ...]
     """Elements of each tensor."""
 
 

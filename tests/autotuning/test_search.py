@@ -71,7 +71,13 @@ def test_real_steps_with_and_without_recomputation(tmp_path, monkeypatch, capsys
     assert all(trial["step_ms"] > 0 and trial["peak_memory_gib"] > 0 for trial in found["trials"])
     assert not list((tmp_path / "runs").rglob("log.jsonl"))  # runs of trials are not kept
     said = capsys.readouterr().out
-    assert said.startswith("1 rank on a CPU\n  as configured: ") and " ms a step, " in said
+    assert said.startswith("1 rank on a CPU\n  planned by FLOPs: at 5% to 35% of the ")
+    first, gelu, blocks = found["trials"]
+    assert f"{first['step_ms']:.0f} ms a step, planned " in said
+    low, high = first["planned_range_ms"]
+    assert 0 < low < first["planned_ms"] < high, "a wide guess, until a trial has shown a rate"
+    assert gelu["planned_ms"] == pytest.approx(first["step_ms"]), "GELU is no product"
+    assert 1.1 * first["step_ms"] < blocks["planned_ms"] < 4 / 3 * first["step_ms"]
     monkeypatch.setattr(search, "plan_launch", None)  # results are there: nothing starts again
     assert main(command) == 0
 
@@ -98,6 +104,7 @@ def test_a_trial_says_why_it_failed(tuner, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--tune", "--gpus", "8"], "--gpus is for a forecast, --tune measures on this machine"),
         (["--tune", "--simulate"], "--simulate is for a forecast, --tune measures on this machine"),
         (["--tune", "--ranks", "3"], "divi"),
         (["--tune", "--ranks", "0"], "--ranks 0: use at least 1"),

@@ -7,6 +7,16 @@ import pytest
 from flava_ds.cli import main
 from flava_ds.errors import ConfigError
 from flava_ds.scaling.calibration import read_calibration
+from flava_ds.storage.files import CACHE_VARIABLE
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory):
+    """A cache that nothing but these tests has written to."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(CACHE_VARIABLE, str(tmp_path_factory.mktemp("cache")))
+        yield
+
 
 TRIALS = [
     {"step_ms": step, "planned_ms": planned}
@@ -40,13 +50,34 @@ def test_the_parts_of_a_calibrated_plan_take_the_measured_time(tmp_path, capsys)
     assert "Calibrated by 3 trials in " in capsys.readouterr().out
 
 
+def test_a_recipe_s_own_tuning_is_followed_if_it_is_of_the_same_gpu(tmp_path, monkeypatch, capsys, caplog):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "flava_debug-tune").mkdir(parents=True)
+    file = written(tmp_path / "runs" / "flava_debug-tune")
+
+    def said(*words):
+        assert main(["plan", "flava_debug", "--gpus", "1", *words]) == 0
+        return capsys.readouterr().out
+
+    assert "Calibrated by 3 trials in runs/flava_debug-tune/tuned.json" in said()
+    for words in (["--calibration", "none"], ["--gpu", "a100"], ["--name", "other"]):
+        assert "Calibrated" not in said(*words)
+    written(file.parent, gpu=None)
+    assert "Calibrated" not in said(), "measured on a CPU"
+    file.write_text("{")
+    assert not caplog.records and "Calibrated" not in said()
+    (record,) = caplog.records
+    assert record.getMessage().startswith("the plan does not follow runs/flava_debug-tune/tuned.json (")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         (
-            {"gpu": None, "trials": TRIALS[-1:]},
+            {"trials": TRIALS[-1:]},
             r"tuned\.json: no trial has a forecast beside its measurement",
         ),
+        ({"gpu": None}, r"tuned\.json: was made on a CPU, or on a GPU that the planner does not know"),
         ({"gpu": "a100"}, r"was measured on 'a100', this plan is for 'h100'; use --gpu a100"),
         ({"trials": [{"step_ms": -9.0, "planned_ms": 3}]}, r"tuned\.json: a trial took -3 times the planned"),
         ({"trials": [{"step_ms": float("nan"), "planned_ms": 3}]}, r"a trial took nan times"),

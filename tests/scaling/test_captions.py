@@ -8,6 +8,8 @@ import pytest
 from flava_ds.errors import DataError, UserError
 from flava_ds.recipes import resolve
 from flava_ds.scaling.captions import Lengths, full, lengths_of, published
+from flava_ds.scaling.facts import Run
+from flava_ds.storage.files import CACHE_VARIABLE
 
 
 def test_published_means_make_17_tokens():
@@ -62,3 +64,23 @@ def test_captions_of_shards_are_tokenised(tmp_path):
     write_tar(tmp_path / "00000.tar", [(f"{n:05d}.txt", text.encode()) for n, text in enumerate(texts)])
     found = lengths_of(resolve("flava_base", []), str(tmp_path))["pmd"]
     assert dict(found.counts) == {4: 2.0, 8: 1.0}
+
+
+def test_captions_of_unchanged_shards_are_kept(tmp_path, monkeypatch):
+    from data.shard_files import write_tar
+
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    read = []
+
+    def lengths(texts=()):
+        if texts:
+            write_tar(shard, [(f"{n:05d}.txt", text.encode()) for n, text in enumerate(texts)])
+        read.clear()
+        run = Run("flava_base", [], [], lambda words: read.append(words) or resolve("flava_base", words))
+        return lengths_of(run, str(shard))["pmd"]
+
+    shard = tmp_path / "00000.tar"
+    first = lengths(["a dog", "two cats"])
+    assert read and first.counts == {4: 2.0}
+    assert lengths() == first and not read
+    assert lengths(["a dog runs on the grass"]).counts == {8: 1.0} and read

@@ -11,6 +11,7 @@ import torch
 from flava_ds.recipes import resolve
 from flava_ds.scaling.assumptions import of_host
 from flava_ds.scaling.captions import lengths_of
+from flava_ds.scaling.facts import Facts
 from flava_ds.scaling.failures import RATES, Recovery
 from flava_ds.scaling.hardware import this_machine
 from flava_ds.scaling.host_rates import CallRate, HostRates, call_rate, fitted_rate
@@ -40,7 +41,9 @@ def made():
     lengths = lengths_of(config, None)
     own = dataclasses.replace(HOST, loader=dict.fromkeys(config.drawn_sources, 1e-3))
     work = measure(config, lengths, device=torch.device("cpu"), samples=2)
-    return {ranks: setting_of(config, this_machine(own, ranks, 8.0), lambda _: work) for ranks in (1, 2)}
+    return {
+        ranks: setting_of(Facts.of(config), this_machine(own, ranks, 8.0), lambda _: work) for ranks in (1, 2)
+    }
 
 
 def planned(setting):

@@ -11,9 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flava_ds.families.flava.task import build_task
 from flava_ds.families.flava.views import Kind
-from flava_ds.recipes import resolve
+from flava_ds.recipes import RECIPES, resolve
 from flava_ds.scaling.captions import lengths_of
-from flava_ds.scaling.measure import META, kind_work, measure, step_of
+from flava_ds.scaling.measure import META, groups_of, kind_work, measure, parts_of, step_of
 from flava_ds.scaling.trace import trace_step
 from flava_ds.scaling.work import ModelWork
 
@@ -36,6 +36,44 @@ def test_parameters_are_the_published_model_s(base):
     assert work.used_by("pair") == work.trainable - idle and work.used_by("text") == 132_956_730
     assert work.encoders["image_encoder"] == groups["image", "pair"]
     assert work.codebook == 53_786_240 and work.moments == 2
+
+
+PUBLISHED = {
+    "flava_base": 302_087_287,
+    "clip_base": 149_620_737,
+    "bert_base": 110_106_428,
+    "vilt_base": 135_660_092,
+    "albef_base": 209_937_725,
+    "align_base": 171_527_249,
+    "vinvl_base": 111_686_973,
+    "vlbert_base": 114_493_051,
+    "uniter_base": 112_938_887,
+    "visualbert_base": 112_074_812,
+    "unit_base": 199_297_771,
+    "simvlm_base": 251_921_216,
+    "lxmert_base": 211_958_396,
+    "vilbert_base": 239_023_229,
+    "dino_base": 109_134_169,
+    "mlm_base": 132_977_891,
+}
+"""What each recipe trains, objectives' heads included. The families' own tests derive the published models'
+sizes in it from their papers and released weights."""
+
+
+def test_a_plan_counts_every_parameter_of_every_recipe_once():
+    """Against a walk over the modules of the task that training would build."""
+    found = {}
+    for name in RECIPES:
+        config = resolve(name, [])
+        with torch.device(META):
+            task = config.model.build(config)
+        walked = {id(own): own for module in task.modules() for own in module._parameters.values()}
+        count = sum(own.numel() for own in walked.values() if own is not None and own.requires_grad)
+        assert sum(group.elements for group in groups_of(task, config)) == count, name
+        assert sum(sum(group.tensors) for group in groups_of(task, config)) == count, name
+        assert sum(parts_of(task).values()) == count, name
+        found[name] = count
+    assert {name: count for name, count in found.items() if name.endswith("_base")} == PUBLISHED
 
 
 def saved_of_image_step(d: int, f: int, h: int, layers: int, patches: int, edge: int, read: float, v: int):

@@ -6,6 +6,7 @@ from test_distillation import CROPS, DistillationConfig
 from test_pooled_objective import SigmoidConfig
 
 from flava_ds.scaling.captions import lengths_of
+from flava_ds.scaling.facts import Facts
 from flava_ds.scaling.hardware import cluster
 from flava_ds.scaling.measure import measure
 from flava_ds.scaling.plan import forecast
@@ -26,7 +27,7 @@ def test_an_objective_with_a_teacher(tmp_path):
 def test_a_pooled_objective_grows_with_the_global_batch(tmp_path):
     config = stranger_config(tmp_path, name="sigmoid", objectives={"sigmoid": SigmoidConfig()})
     measured = Measured(config, lengths_of(config, None))
-    setting = setting_of(config, cluster("h100", 2, None, None), measured)
+    setting = setting_of(Facts.of(config), cluster("h100", 2, None, None), measured)
     work = setting.model.kinds["drawings"]
     width = config.model.projection_dim
     assert sum(o.flops.pair * o.count for o in work.operators if o.phase == "forward") == 2 * width

@@ -1,0 +1,234 @@
+"""What a plan reads of a configuration, as plain values: reading a recipe itself loads torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flava_ds.code_hash import folder_of
+from flava_ds.config.data import micro_batch
+from flava_ds.recipes import RECIPES, partial
+from flava_ds.recipes.outside import absolute, is_outside
+from flava_ds.scaling import kept
+from flava_ds.scaling.calibration import tuned_file
+
+if TYPE_CHECKING:
+    from flava_ds.config import Config
+
+ENGINE = re.compile(r"--engine\.deepspeed[-_]config(?:=(.*))?", re.DOTALL)
+UNSEEN = ("name", "codebook_weights", "initial_weights", "schedule", "engine", "checkpoint", "logging",
+          "evaluation", "shards", "num_workers", "gradient_accumulation_steps")  # fmt: skip
+"""Fields that decide nothing about what a micro-step costs."""
+
+
+@dataclass(frozen=True)
+class SourceFacts:
+    """What a plan reads of a source that is drawn."""
+
+    kind: str
+    max_tokens: int
+    global_batch: int
+    together: int
+    """Samples that the model normalises together."""
+    masked_share: float
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a plan reads of a configuration."""
+
+    name: str
+    drawn_sources: Mapping[str, SourceFacts]
+    shares: Mapping[str, float]
+    """Share of the steps by source."""
+    precision: str
+    accumulation: int
+    deepspeed_config: str
+    checkpointing: bool
+    total_steps: int
+    workers: int
+    objectives: int
+    tuned: str
+    """Where `flava-ds plan --tune` leaves its results."""
+    work: str
+    """A hash of all that decides what a step costs."""
+
+    @staticmethod
+    def of(config: Config) -> Facts:
+        """Returns what a plan reads of a configuration."""
+        from flava_ds.config.objectives import in_use
+
+        sources = {
+            name: SourceFacts(
+                source.kind,
+                source.max_tokens,
+                config.global_batch_size(name),
+                config.model.samples_together(source.kind),
+                source.masked_share if source.kind == "pair" else 1.0,
+            )
+            for name, source in config.drawn_sources.items()
+        }
+        training = config.training
+        return Facts(
+            name=config.name,
+            drawn_sources=sources,
+            shares=shares_of(config),
+            precision=training.precision,
+            accumulation=training.gradient_accumulation_steps,
+            deepspeed_config=config.engine.deepspeed_config,
+            checkpointing=training.activation_checkpointing,
+            total_steps=training.total_steps,
+            workers=config.data.num_workers,
+            objectives=len(in_use(config.objectives)),
+            tuned=str(tuned_file(config)),
+            work=hashlib.sha256(json.dumps(seen(config), sort_keys=True).encode()).hexdigest(),
+        )
+
+    def micro_batch_size(self, name: str, world_size: int) -> int:
+        """Returns the samples per micro-step on one rank. Raises: ConfigError as Config's."""
+        source = self.drawn_sources[name]
+        return micro_batch(
+            name,
+            source.global_batch,
+            world_size,
+            self.accumulation,
+            together=source.together,
+            masked_share=source.masked_share,
+        )
+
+
+def shares_of(config: Config) -> dict[str, float]:
+    """Returns the share of the run's steps that draw each source, over all stages of weights."""
+    from flava_ds.data.round_robin import weight_stages
+
+    stages = weight_stages(config.data, dict.fromkeys(config.drawn_sources))
+    ends = [first for first, _ in stages[1:]] + [config.training.total_steps]
+    found = dict.fromkeys(config.drawn_sources, 0.0)
+    for (first, weights), end in zip(stages, ends, strict=True):
+        steps = max(0, min(end, config.training.total_steps) - first)
+        for name, weight in weights.items():
+            found[name] += float(weight) * steps / config.training.total_steps
+    return found
+
+
+def seen(config: Config) -> dict[str, Any]:
+    """Returns what decides about the cost of a step, in plain types."""
+    from flava_ds.config import to_dict
+
+    plain = to_dict(config)
+    sources = {name: without_unseen(own) for name, own in plain["data"]["sources"].items()}
+    data = without_unseen(plain["data"]) | {"sources": sources}
+    return without_unseen(plain) | {"data": data, "training": without_unseen(plain["training"])}
+
+
+def without_unseen(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a section's fields but for UNSEEN."""
+    return {name: value for name, value in section.items() if name not in UNSEEN}
+
+
+class Run:
+    """A recipe with its options. Its configuration is read only when something asks for it."""
+
+    def __init__(
+        self,
+        recipe: str,
+        overrides: Sequence[str],
+        plugins: Sequence[str],
+        resolve: Callable[[list[str]], Config],
+    ) -> None:
+        """`resolve` reads the recipe with the given options."""
+        self.words, self.engine = without_engine(overrides)
+        self.recipe, self.plugins = absolute_recipe(recipe), [absolute(place) for place in plugins]
+        self._resolve = resolve
+        self._config: Config | None = None
+        self._facts: Facts | None = None
+
+    def config(self) -> Config:
+        """Returns the configuration. Raises: ConfigError."""
+        if self._config is None:
+            config = self._resolve(self.words)
+            if self.engine is not None:
+                config = replace(config, engine=replace(config.engine, deepspeed_config=self.engine))
+            self._config = config
+        return self._config
+
+    def facts(self) -> Facts:
+        """Returns what a plan reads of the configuration: kept ones of before, if no code of the user's has
+        a say in them.
+
+        Raises: ConfigError.
+        """
+        if self._facts is None:
+            if self.plugins or is_outside(self.recipe):
+                self._facts = Facts.of(self.config())
+            else:
+                self._facts = self._kept_facts()
+        return self._facts
+
+    def _kept_facts(self) -> Facts:
+        key = [self.recipe, self.words]
+        found = kept.find("recipe", key, Facts)
+        if found is None:
+            found = Facts.of(self.config())
+            own = [] if self.recipe in RECIPES else partial.files_of(Path(self.recipe))
+            kept.keep("recipe", key, found, own)
+        return found if self.engine is None else replace(found, deepspeed_config=self.engine)
+
+    def own_files(self) -> list[Path]:
+        """Returns the user's files that decide what a step costs, as far as they are known by now: those that
+        the configuration names, and loaded code that is neither this package's nor installed.
+        """
+        names = {place.partition(":")[0].partition(".")[0] for place in (*self.plugins, self.recipe)}
+        return sorted({*named_files(seen(self.config())), *own_modules(names)})
+
+
+def without_engine(words: Sequence[str]) -> tuple[list[str], str | None]:
+    """Splits off the option of the DeepSpeed JSON, which decides nothing about the recipe's work."""
+    others: list[str] = []
+    engine, given = None, iter(words)
+    for word in given:
+        if (found := ENGINE.fullmatch(word)) is None:
+            others.append(word)
+        elif (value := found[1] if found[1] is not None else next(given, None)) is not None:
+            engine = value
+        else:
+            others.append(word)
+    return others, engine
+
+
+def absolute_recipe(recipe: str) -> str:
+    """Makes a recipe's place independent of the working directory; names stay."""
+    path = Path(recipe)
+    return str(path.resolve()) if recipe not in RECIPES and path.is_file() else absolute(recipe)
+
+
+def named_files(value: Any) -> Iterator[Path]:
+    """Yields the files of this machine that plain values name, such as a vocabulary."""
+    if isinstance(value, Mapping | list):
+        for own in value.values() if isinstance(value, Mapping) else value:
+            yield from named_files(own)
+    elif isinstance(value, str) and (path := Path(value).expanduser()).is_file():
+        yield path.resolve()
+
+
+def own_modules(names: set[str]) -> Iterator[Path]:
+    """Yields the files of loaded modules that are the user's: not installed, or of the packages `names`."""
+    paths = sysconfig.get_paths()
+    apart = [Path(paths[name]) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    apart += [folder_of("flava_ds"), folder_of("flava_kernels")]
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if not isinstance(file, str) or not (path := Path(file)).is_absolute() or path.suffix != ".py":
+            continue  # torch's classes of operators say that they are modules of a relative file
+        installed = {"site-packages", "dist-packages"} & set(path.parts) or any(
+            path.is_relative_to(folder) for folder in apart
+        )
+        if name.partition(".")[0] in names or not installed:
+            yield path.resolve()

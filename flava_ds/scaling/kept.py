@@ -1,0 +1,131 @@
+"""Keeps what took torch to find out, so that the next plan of the same needs none.
+
+An entry is a JSON file of plain numbers in the user's cache. Its name is a hash of all that it follows from:
+what it is asked for, the sources of flava_ds and flava_kernels, and the versions of torch and numpy. It holds
+hashes of the user's own files that it follows from. An entry that is damaged, or of other files, is not used.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+import math
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import fields, is_dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from flava_ds.code_hash import hash_of_sources
+from flava_ds.config.plain_files import loads, read_small
+from flava_ds.storage.atomic import write_whole
+from flava_ds.storage.files import user_cache
+
+log = logging.getLogger(__name__)
+
+MOST_ENTRIES = 200
+"""Of all kinds; beyond that the oldest go. One of flava_base has 50 kB."""
+LETTERS = 24
+"""Of an entry's hash in its name."""
+
+
+@functools.cache
+def code() -> list[str]:
+    """Identifies the code that entries follow from; imports none of it."""
+    versions = [metadata.version(name) for name in ("torch", "numpy")]
+    return [hash_of_sources("flava_ds", "flava_kernels"), *versions]
+
+
+def place_of(kind: str, key: Any) -> Path:
+    """Returns the file of an entry; `key` holds plain values."""
+    told = json.dumps([kind, key, code()], sort_keys=True)
+    return user_cache() / "plans" / f"{kind}-{hashlib.sha256(told.encode()).hexdigest()[:LETTERS]}.json"
+
+
+def find(kind: str, key: Any, shape: Any) -> Any:
+    """Returns an entry as a `shape`, a dataclass or other type; None if it must be found out (again).
+
+    Says in one line if that is because the file is damaged.
+    """
+    file = place_of(kind, key)
+    try:
+        found = dict(loads(read_small(file)))
+        if found["name"] != file.name or found["sha256"] != _hash(found["value"]):
+            raise ValueError("its contents are not what was written")
+        own = {str(path): str(digest) for path, digest in found["files"].items()}
+        return read(shape, found["value"]) if all(hash_of(path) == own[path] for path in own) else None
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        log.warning("%s is damaged (%s); what it holds is found out again", file, error)
+        return None
+
+
+def keep(kind: str, key: Any, value: Any, files: Iterable[Path | str] = ()) -> None:
+    """Writes an entry; `files` are the user's own ones that it follows from. Says so if it cannot."""
+    file, own = place_of(kind, key), {str(path): hash_of(path) for path in files}
+    plain = as_plain(value)
+    entry = {"name": file.name, "sha256": _hash(plain), "files": own, "value": plain}
+    try:
+        write_whole(file, json.dumps(entry) + "\n")
+        own_entries = file.parent.glob(f"*-{LETTERS * '[0-9a-f]'}.json")
+        for old in sorted(own_entries, key=lambda each: each.stat().st_mtime)[:-MOST_ENTRIES]:
+            old.unlink()
+    except OSError as error:
+        log.warning("%s cannot be written (%s); the next plan finds it out again", file, error.strerror)
+
+
+def _hash(value: Any) -> str:
+    """Returns a hash of plain values."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def hash_of(path: Path | str) -> str:
+    """Returns a hash of a file's contents, or "" if it cannot be read."""
+    with suppress(OSError):
+        return hashlib.sha256(read_small(Path(path))).hexdigest()
+    return ""
+
+
+def as_plain(value: Any) -> Any:
+    """Returns a value in JSON's types: a dataclass becomes the list of its fields."""
+    if is_dataclass(value):
+        return [as_plain(getattr(value, field.name)) for field in fields(value)]
+    if isinstance(value, Mapping):
+        return {str(key): as_plain(own) for key, own in value.items()}
+    return [as_plain(own) for own in value] if isinstance(value, list | tuple) else value
+
+
+def read(shape: Any, value: Any) -> Any:
+    """Returns what `as_plain` was given, as `shape` annotates it. Raises: ValueError for anything else."""
+    if isinstance(shape, type) and is_dataclass(shape):
+        hints = _fields(shape)
+        if not isinstance(value, list) or len(value) != len(hints):
+            raise ValueError(f"no {shape.__name__}: {value!r:.60}")
+        return shape(*map(read, hints, value))
+    base, inner = typing.get_origin(shape) or shape, typing.get_args(shape)
+    if base is types.UnionType:
+        return None if value is None else read(inner[0], value)
+    if isinstance(base, type) and issubclass(base, Mapping):
+        if isinstance(value, dict):
+            return {inner[0](key): read(inner[1], own) for key, own in value.items()}
+    elif base not in (str, bool, int, float):  # a tuple or another sequence, all of one type
+        if isinstance(value, list):
+            return tuple(read(inner[0], own) for own in value)
+    elif base is float and type(value) in (int, float) and math.isfinite(value):
+        return value
+    elif type(value) is base:
+        return value
+    raise ValueError(f"no {getattr(base, '__name__', base)}: {value!r:.60}")
+
+
+@functools.cache
+def _fields(shape: type) -> tuple[Any, ...]:
+    """Returns the types of a dataclass' fields in their order."""
+    hints = typing.get_type_hints(shape)
+    return tuple(hints[field.name] for field in fields(shape))

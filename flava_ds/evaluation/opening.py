@@ -18,6 +18,7 @@ from flava_ds.checkpoints.reader import WEIGHTS, load_weights
 from flava_ds.config import Config, DataConfig
 from flava_ds.config.encoders import RegionTextConfig
 from flava_ds.config.plain_files import loads, read_small
+from flava_ds.data.tokenizer import load_tokenizer
 from flava_ds.errors import CheckpointError, UserError
 from flava_ds.evaluation.feature_cache import FeatureCache, hash_of_weights
 from flava_ds.evaluation.frozen_model import Described, FrozenModel
@@ -197,6 +198,11 @@ def _read_huggingface(path: Path) -> tuple[Config, dict[str, torch.Tensor], Desc
     vocabulary = next((path / name for name in VOCABULARIES if (path / name).is_file()), None)
     if vocabulary is not None:
         config = dataclasses.replace(config, data=DataConfig(vocabulary=str(vocabulary)))
+    elif (words := config.model.text.vocab_size) != load_tokenizer(config.data.vocabulary).vocab_size:
+        raise CheckpointError(
+            f"{path}: has no {' or '.join(VOCABULARIES)}, and its {words:,} words are not those of "
+            f"{config.data.vocabulary}; copy the tokenizer's files from where the model came from"
+        )
     if config.model.image_size:
         statistics = _pixel_statistics(path / "preprocessor_config.json")
         image = dataclasses.replace(config.model.image, **statistics)

@@ -144,7 +144,11 @@ def edit(folder, part: str | None = None, **values) -> None:
 @pytest.mark.parametrize(
     ("part", "values", "words"),
     [
-        ("image_config", {"hidden_act": "relu"}, "image_config: hidden_act is 'relu'; .* class is FlavaForPreTraining"),
+        (
+            "image_config",
+            {"hidden_act": "relu"},
+            "image_config: hidden_act is 'relu'; .* class is Flava",
+        ),
         ("text_config", {"qkv_bias": False}, "text_config: qkv_bias is False"),
         ("multimodal_config", {"use_cls_token": False}, "use_cls_token"),
         ("image_config", {"image_size": [12, 24]}, "only squares"),

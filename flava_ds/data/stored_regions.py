@@ -47,6 +47,8 @@ class StoredRegions:
         self.folder, self.feature_size, self.whole = folder, feature_size, whole
         tables = sorted(folder.glob("*.tsv"))
         self.tables = bool(tables)
+        if not tables and not any(folder.glob("*.tar")):
+            raise DataError(f"{folder}: holds neither shards of regions (*.tar) nor published tables (*.tsv)")
         self.files = [LocalFile(path) for path in tables or expand_shards(str(folder))]
 
     @cached_property

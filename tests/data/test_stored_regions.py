@@ -73,7 +73,7 @@ def test_what_cannot_be_used_is_named(tmp_path, rows, message):
 
 
 def test_a_folder_with_neither_is_refused(tmp_path):
-    with pytest.raises(DataError, match="tar"):
+    with pytest.raises(DataError, match="neither shards of regions .* nor published tables"):
         StoredRegions(tmp_path, feature_size=WIDTH, whole=False)
     texts = write_texts(tmp_path / "texts", range(1))
     with pytest.raises(DataError, match="have no KEY.regions.safetensors"):

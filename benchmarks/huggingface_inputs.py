@@ -78,6 +78,28 @@ def of_visualbert(batch: Any, config: Any, length: int | None) -> dict[str, Any]
     }
 
 
+def of_lxmert(batch: Any, config: Any, length: int | None) -> dict[str, Any]:
+    """Returns LxmertForPreTraining's inputs; regions that are masked are hidden, all have a class."""
+
+    def regions(packed: Any) -> Any:
+        return padded(packed, batch, 0, bounds="region_cu_seqlens")
+
+    features = batch["region_features"].float()
+    sure, best = batch["region_classes"].float().max(-1)
+    masked = torch.zeros(len(sure)).index_fill(0, batch["region_masked_rows"], 1)
+    hidden = features.index_fill(0, batch["region_hidden_rows"], 0)
+    return of_texts(batch) | {
+        "visual_feats": regions(hidden),
+        "visual_pos": regions(batch["region_boxes"]),
+        "visual_attention_mask": regions(torch.ones(len(sure))),
+        "matched_label": batch["itm_labels"],
+        "obj_labels": {
+            "obj": (regions(best), regions(sure)),
+            "feat": (regions(features), regions(masked)),
+        },
+    }
+
+
 def of_vilt(batch: Any, config: Any, length: int | None) -> dict[str, Any]:
     """Returns ViltForMaskedLM's inputs."""
     return of_texts(batch) | {"pixel_values": pixels(batch, config)}
@@ -89,5 +111,11 @@ def of_pairs(batch: Any, config: Any, length: int | None) -> dict[str, Any]:
     return found | {"return_loss": True}
 
 
-INPUTS = {"flava": of_flava, "bert": of_bert, "visualbert": of_visualbert, "vilt": of_vilt}
+INPUTS = {
+    "flava": of_flava,
+    "bert": of_bert,
+    "visualbert": of_visualbert,
+    "vilt": of_vilt,
+    "lxmert": of_lxmert,
+}
 """By the family's tag; the others' classes take those of `of_pairs`."""

@@ -45,7 +45,7 @@ PEERS = {
     ("flava", "full"): ("flava_ds", "huggingface", "huggingface-keeping"),
     ("flava", "demo"): ("flava_ds", "huggingface", "huggingface-keeping", "huggingface-longest"),
     **{(name, "demo"): ("flava_ds", "huggingface-longest-keeping")
-       for name in ("clip", "bert", "vilt", "align", "visualbert")},
+       for name in ("clip", "bert", "vilt", "align", "visualbert", "lxmert")},
 }  # fmt: skip
 """(model, lengths of texts) -> implementations."""
 
@@ -199,7 +199,7 @@ def batches(config: Any, model: str, lengths: str) -> list:
             shape = (BATCH, config.model.num_patches)
             codes = torch.randint(0, config.codebook.vocab_size, shape, generator=draw)
             batch = batch.having(image_codes=codes)
-        for field in ("pixel_values", "region_features"):
+        for field in ("pixel_values", "region_features", "region_classes"):
             if field in batch:
                 noise = torch.rand(batch[field].shape, generator=draw)
                 kind = batch[field].dtype

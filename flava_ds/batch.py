@@ -71,6 +71,7 @@ class Batch:
         pixel_values    [b c H W]  uint8 in [0, 255]; the image encoder normalises
         input_ids       [T]        int64, packed, each text with its special tokens
         cu_seqlens      [b+1]      int32 over the text
+        identities      [b]        int64, if the plan has them: what the images show
         sample_seeds    [b]        int64, if the plan has them: a sample's in this epoch, as in the loader
         matched_rows    [k]        int64, samples with their own caption; only for pairs
         masked_samples  [m]        int64, the masked samples, unless all are; then the tensors of corruptions

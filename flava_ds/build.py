@@ -56,6 +56,8 @@ def build(config: Config) -> Trainer:
     if config.balance is not None:
         task.states["balance"] = config.balance.build(task)
     note_vocabulary(task, config)
+    if config.initial_weights is not None:
+        checkpoint.warn_of_vocabulary(config.initial_weights, task.fingerprints)
     with explained(config, world, "while model and optimizer were set up"):
         engine = Engine(task, config, world)
     resumed = checkpoint.resume(engine, config) if config.checkpoint.resume else None

@@ -295,6 +295,23 @@ def check_family(found: Place | Path, family: str) -> None:
         )
 
 
+def warn_of_vocabulary(path: str, fingerprints: Mapping[str, str]) -> None:
+    """Warns if initial weights are those of a run that read texts with another vocabulary than this one."""
+    found = locate(path)
+    if not isinstance(found, Place):
+        return
+    try:
+        known = json.loads(found.read(files.STATE))["frozen"].get("vocabulary")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return  # converted weights, which do not tell
+    if known and fingerprints.get("vocabulary", known) != known:
+        log.warning(
+            "initial_weights '%s' come from a run with another vocabulary than data.vocabulary names: in its "
+            "tables of words, rows stand for other words",
+            path,
+        )
+
+
 def load_initial_weights(module: nn.Module, path: str, family: str) -> None:
     """Copies the tensors of `path` into the module's parameters and buffers of the same name.
 

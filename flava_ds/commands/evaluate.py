@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
-    where = "runs/NAME, runs/NAME/checkpoints/step_N, or a FLAVA folder of Hugging Face"
+    where = "runs/NAME, runs/NAME/checkpoints/step_N, or a model's folder of Hugging Face"
     command.add_argument("model", metavar="RUN", type=local_path, nargs="?", help=where)
     command.add_argument(
         "--task",
@@ -33,6 +33,13 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         metavar="ROOT",
         type=local_path,
         help="parent of the data sets' folders, or one data set's folder",
+    )
+    command.add_argument(
+        "--regions",
+        metavar="DIR",
+        type=local_path,
+        help="regions that a detector found in the data's images before, for a model that reads regions: "
+        "shards with KEY.regions.safetensors, or published tables (*.tsv)",
     )
     command.add_argument(
         "--suite",
@@ -90,7 +97,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     if options.model is None:
         raise UserError(
-            "RUN is missing; give a run's folder, a checkpoint, or a FLAVA folder of Hugging Face"
+            "RUN is missing; give a run's folder, a checkpoint, or a model's folder of Hugging Face"
         )
     if not (names or options.suite):
         return run_demo_evaluation(options)
@@ -123,7 +130,9 @@ def run_suite(options: argparse.Namespace) -> int:
     if not options.data.is_dir():
         raise UserError(f"--data {options.data}: no such folder; --list says what it holds")
     tasks = suite.with_splits(suite.members(options.suite), options.splits)
-    opened = open_model(options.model, device=options.device, precision=options.precision)
+    opened = open_model(
+        options.model, device=options.device, precision=options.precision, regions=options.regions
+    )
     if options.out is None and opened.run_path is None:
         raise UserError(f"{options.model}: is no run, so a suite needs --out DIR for what it writes")
     out = options.out or opened.run_path / "suites" / options.suite
@@ -193,7 +202,12 @@ def run_tasks(options: argparse.Namespace, names: list[str]) -> int:
             raise UserError("--features is for a single process; leave it out")
         tasks = with_splits(registry.find(names, options.data), options.splits)
         data = find_all(tasks, options.data, options.split, options.limit)
-        opened = open_model(options.model, device=options.device or device, precision=options.precision)
+        opened = open_model(
+            options.model,
+            device=options.device or device,
+            precision=options.precision,
+            regions=options.regions,
+        )
         cache = FeatureCache(options.features, opened.weights, tell) if options.features else None
         model = freeze(opened.config, opened.module, opened.described, share, cache)
         model = model.at(Workplace(_states(options, opened), tell))
@@ -226,11 +240,15 @@ def report(options: argparse.Namespace, opened: Opened, results: dict[str, TaskR
     from flava_ds.evaluation.runner import write_results
     from flava_ds.evaluation.table import result_table
 
-    facts = {"model": str(options.model), "step": opened.described.step, "precision": _precision(opened)}
-    found = {task: facts | result.to_json(task) for task, result in results.items()}
+    described = opened.described
+    facts = {
+        **{"model": str(options.model), "family": described.family, "step": described.step},
+        "precision": _precision(opened),
+    }
+    found = {task: facts | result.to_json(task, described.family) for task, result in results.items()}
     if opened.run_path is not None:
         write_results(opened.run_path, found)
-    _tell("\n" + result_table(results))
+    _tell("\n" + result_table(results, described.family))
     return found
 
 
@@ -241,7 +259,18 @@ def run_demo_evaluation(options: argparse.Namespace) -> int:
     """
     given = [
         name
-        for name in ("data", "split", "splits", "limit", "device", "precision", "features", "out", "keep")
+        for name in (
+            "data",
+            "regions",
+            "split",
+            "splits",
+            "limit",
+            "device",
+            "precision",
+            "features",
+            "out",
+            "keep",
+        )
         if getattr(options, name) is not None
     ]
     if given:

@@ -261,7 +261,8 @@ def quarantined(options: argparse.Namespace) -> int:
 def regions(options: argparse.Namespace, _: list[str]) -> int:
     """Writes shards that carry regions."""
     from flava_ds.commands.codebook import device
-    from flava_ds.prepare.regions import REGIONS_SUFFIX, write_regions
+    from flava_ds.data.regions import REGIONS_SUFFIX
+    from flava_ds.prepare.regions import write_regions
     from flava_ds.ranks.launch import require_shards
     from flava_ds.regions.detector import load_detector
 

@@ -103,6 +103,11 @@ class SourceConfig:
     """
     max_targets: Annotated[int, AtLeast(1), AtMost(2**16)] = 100
     """Maximum labels of a sample, such as the objects in its image; a sample with more is unusable."""
+    identity_key: str | None = None
+    """Field of the sample's .json, a text or an integer, that tells what its picture shows. Pairs with the
+    same value are positives and never negatives of each other, for objectives of type itc and itm_hard; None:
+    every pair is its own.
+    """
     masked_share: Portion = 1.0
     """Share of a pair batch that also takes the masked and fused passes (MMM, ITM); the contrastive loss uses
     the whole batch.

@@ -206,9 +206,13 @@ class RegionTextConfig(NormallyInitialized):
     image: RegionsConfig = field(default_factory=RegionsConfig)
     text: BertTextConfig = field(default_factory=BertTextConfig)
     detector: str | None = None
-    """Weights of the detector whose regions it reads, or "demo"; only evaluations on images need it."""
+    """Weights of the detector whose regions it reads, or "demo", or a folder of regions that were found
+    before; only evaluations on images need it.
+    """
 
     kinds: ClassVar[Mapping[str, str]] = {"pair": "pair"}
+    reads_whole_image: ClassVar[bool] = False
+    """Whether the published model, too, reads the whole image as its first region."""
 
     @property
     def max_tokens(self) -> int:

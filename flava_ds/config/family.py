@@ -188,6 +188,24 @@ class FamilyConfig(Variant, built_in=BUILT_IN):
                     "none; remove it, or set its weight to 0"
                 )
 
+    def check_identities(self, config: Any) -> None:
+        """Raises ConfigError for a source that says what pictures show if the family does not read it, and
+        for one that does not beside others that do.
+        """
+        told = {name: own.identity_key for name, own in config.data.sources.items() if own.kind == "pair"}
+        for name, source in config.data.sources.items():
+            if source.identity_key and (name not in told or "hard_negatives" not in self.provides):
+                raise ConfigError(
+                    f"source '{name}': the family '{self.type}' reads no identities of its {source.kind} "
+                    "samples; leave out identity_key"
+                )
+        if any(told.values()) and not all(told.values()):
+            lacking = next(name for name, key in told.items() if not key)
+            raise ConfigError(
+                f"source '{lacking}': other sources of pairs say what their pictures show; set "
+                f"--data.sources.{lacking}.identity-key, too"
+            )
+
     def check_regions(self, config: Any) -> None:
         """Raises ConfigError for a source of pairs that lacks the regions that the model reads, or that has
         regions that it does not read.

@@ -282,6 +282,7 @@ def check(config: Config) -> Config:
     check_bounds(config)
     config.model.check(config)
     config.model.check_regions(config)
+    config.model.check_identities(config)
     config.model.check_tasks(config)
     check_objectives(config)
     if config.balance is not None:

@@ -130,6 +130,9 @@ class Collator:
         targets = None
         if self.plan.targets is not None:
             targets = PackedTargets.of([cast(SampleTargets, sample.targets) for sample in samples])
+        identities = None
+        if self.plan.identities:
+            identities = np.array([sample.identity for sample in samples], dtype=np.int64)
         named = dict(zip((*self.plan.views, *self.plan.crops), views, strict=True))
         draft = Draft(
             seeds=_seeds(samples),
@@ -138,6 +141,7 @@ class Collator:
             codes=codes,
             regions=regions,
             targets=targets,
+            identities=identities,
             input_ids=ids,
             lengths=lengths,
             matching=matching,
@@ -166,6 +170,8 @@ def pack(
     _add_text("", draft.input_ids, draft.lengths, tensors, numbers)
     if plan.sample_seeds:
         tensors["sample_seeds"] = torch.from_numpy(draft.seeds.view(np.int64))
+    if draft.identities is not None:
+        tensors["identities"] = torch.from_numpy(draft.identities)
     _add_regions(draft, tensors, numbers)
     _add_targets(draft, tensors, numbers)
     if (draft.views or draft.regions) and draft.lengths is not None:

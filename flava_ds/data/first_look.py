@@ -39,8 +39,9 @@ def look_over(config: Config, sources: Mapping[str, Any]) -> None:
 
 
 def _look_for_members(source: IndexedShards) -> None:
-    """Raises DataError when none of the first samples has regions and labels that this run can use."""
-    keys = {"regions": source.source.regions_key, "targets": source.source.targets_key}
+    """Raises DataError when none of the first samples has regions, labels, identities as the run needs."""
+    own = source.source
+    keys = {"regions": own.regions_key, "targets": own.targets_key, "metadata": own.identity_key}
     names = tuple(name for name, key in keys.items() if key)
     fault: SampleFault | None = None
     for number in range(min(LOOKED_AT, len(source)) if names else 0):

@@ -181,11 +181,12 @@ class IndexedShards:
             needs = " and ".join(required)
             where = f" in {self.table.shards[0]}" if len(self.table.shards) else ""
             key, option = self.source.caption_key, f"--data.sources.{self.name}.caption-key"
-            hint = (
-                f"; captions come from the .json's '{key}': set {option} None (null in a file) for the .txt"
-                if key
-                else ""
-            )
+            hint = ""
+            if faults.NO_REGIONS in self.table.faults:
+                hint = "; `flava-ds prepare regions SHARDS OUT` copies shards and adds them"
+            elif key:
+                hint = f"; captions come from the .json's '{key}': set {option} None (null in a file) for "
+                hint += "the .txt"
             raise DataError(
                 f"{self._counts()}; kind '{self.kind}' needs {needs} in each sample, and no sample has that"
                 f"{where}{hint}"

@@ -33,6 +33,7 @@ class Draft:
         targets    of b samples, packed; None for plans without
         input_ids  [T]        int64, packed; None without text
         lengths    [b]        tokens of each text; None without text
+        identities [b]        int64, what the images show; None for plans without
         own_tags   [b]        bool, False where the tags are another sample's; None for plans without tags
         matching   [M], [b]   the same two of the texts that may be another sample's, if `input_ids` holds the
                               sample's own in any case (BatchPlan.matches_apart); None otherwise
@@ -46,6 +47,7 @@ class Draft:
     targets: PackedTargets | None = None
     input_ids: np.ndarray | None = None
     lengths: np.ndarray | None = None
+    identities: np.ndarray | None = None
     own_tags: np.ndarray | None = None
     matching: tuple[np.ndarray, np.ndarray] | None = None
 
@@ -65,6 +67,7 @@ class Draft:
             targets=None if self.targets is None else self.targets.at(rows),
             input_ids=ids,
             lengths=lengths,
+            identities=None if self.identities is None else self.identities[rows],
             own_tags=None if self.own_tags is None else self.own_tags[rows],
             matching=None if self.matching is None else _texts_at(rows, *self.matching),
         )
@@ -217,6 +220,8 @@ class BatchPlan:
     masked_share: float = 1.0
     """Share of the samples that the corruptions see."""
     corruptions: tuple[Corruption, ...] = ()
+    identities: bool = False
+    """Whether batches tell what the images show (SourceConfig.identity_key)."""
     sample_seeds: bool = False
     """Whether batches have the samples' seeds, for what a model draws from them on the device."""
     stored_codes: int = 0

@@ -14,6 +14,8 @@ from flava_ds.config.plain_files import loads
 from flava_ds.storage import faults
 from flava_ds.storage.faults import SampleFault
 
+REGIONS_SUFFIX = "regions.safetensors"
+"""Suffix of the members that `flava-ds prepare regions` writes; SourceConfig.regions_key must name it."""
 MAX_CHARACTERS = 10_000
 """Longer texts are truncated before tokenisation."""
 SURROGATE = re.compile(r"[\ud800-\udfff]")

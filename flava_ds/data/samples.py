@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -51,6 +52,8 @@ class Sample:
     regions: SampleRegions | None = None
     targets: SampleTargets | None = None
     metadata: dict[str, Any] | None = None
+    identity: int | None = None
+    """What the image shows, hashed to 63 bits, if the source tells it."""
 
 
 class SampleDecoder:
@@ -84,6 +87,7 @@ class SampleDecoder:
             if len(captions) > 1 and draw is None:
                 draw = float(uniforms(np.array([seed], dtype=np.uint64), 1, stream=CAPTION_STREAM)[0, 0])
             text = captions[int(draw * len(captions)) if len(captions) > 1 else 0]
+        metadata = _metadata(fields["metadata"]) if "metadata" in fields else None
         return Sample(
             key=key,
             index=index,
@@ -94,7 +98,8 @@ class SampleDecoder:
             codes=self._codes(fields["codes"]) if "codes" in fields else None,
             regions=self._regions(fields["regions"]) if "regions" in fields else None,
             targets=self._targets(fields["targets"]) if "targets" in fields else None,
-            metadata=_metadata(fields["metadata"]) if "metadata" in fields else None,
+            metadata=metadata,
+            identity=None if metadata is None or not self.source.identity_key else self._identity(metadata),
         )
 
     def check_key(self, key: str, shard: str) -> None:
@@ -135,6 +140,15 @@ class SampleDecoder:
         if any(SURROGATE.search(text) for text in texts):
             raise SampleFault(faults.NOT_UTF8, "half of a surrogate pair")
         return tuple(texts)
+
+    def _identity(self, metadata: Mapping[str, Any]) -> int:
+        """Hashes what an image shows: equal for the same text or integer, on every machine."""
+        key = self.source.identity_key
+        value = metadata.get(key)
+        if not isinstance(value, str | int) or isinstance(value, bool):
+            raise SampleFault(faults.NO_IDENTITY, f"field '{key}' holds {type(value).__name__}")
+        digest = hashlib.blake2b(f"{value}".encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "little") >> 1
 
     def _codes(self, data: bytes) -> np.ndarray:
         """Reads precomputed codebook indices, in the order of the patches."""
@@ -190,8 +204,10 @@ def member_fields(
     if source.targets_key:
         fields["targets"] = (_suffix(name, "targets_key", source.targets_key, "safetensors"),)
         required["targets"] = faults.NO_TARGETS
-    if metadata:
+    if metadata or source.identity_key:
         fields["metadata"] = ("json",)
+    if source.identity_key:
+        required["metadata"] = faults.NO_IDENTITY
     return fields, required
 
 

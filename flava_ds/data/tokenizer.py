@@ -51,7 +51,8 @@ def vocabulary_file(vocabulary: str) -> Path:
 
 
 class WordPieceTokenizer(BatchTokenizer):
-    """Encodes exactly like transformers' BertTokenizerFast, even special tokens spelled out in a text.
+    """Encodes exactly like transformers' BertTokenizerFast, even special tokens spelled out in a text. A
+    vocabulary with capitals is a cased one, whose texts keep their case and accents.
 
     Shapes:
         continues_word   [v]  bool, pieces that continue a word (##...)
@@ -80,6 +81,8 @@ class WordPieceTokenizer(BatchTokenizer):
             twice = next(word for number, word in enumerate(words) if ids[word] != number)
             raise DataError(f"{self.file}: token {twice!r} is listed twice; keep one line of it")
         self.vocab_size = len(words)
+        named = {word for word in words if word.startswith("[") and word.endswith("]")}
+        self.lowercase = all(word == word.lower() for word in ids.keys() - named)
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (
             ids[token] for token in SPECIAL_TOKENS
         )
@@ -91,7 +94,7 @@ class WordPieceTokenizer(BatchTokenizer):
     def _build(self, ids: dict[str, int]) -> Tokenizer:
         """Assembles the normaliser, pre-tokeniser, model and special tokens."""
         tokenizer = Tokenizer(WordPiece(ids, unk_token="[UNK]"))
-        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=self.lowercase)
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         tokenizer.decoder = decoders.WordPiece()
         tokenizer.add_special_tokens(list(SPECIAL_TOKENS))

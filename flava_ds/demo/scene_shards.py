@@ -11,13 +11,14 @@ from pathlib import Path
 
 import torch
 
+from flava_ds.data.regions import REGIONS_SUFFIX
 from flava_ds.demo.dataset import CHECKSUMS
 from flava_ds.demo.scene_labels import labels_of, subgroups
 from flava_ds.demo.scene_texts import captions
 from flava_ds.demo.scenes import Drawings, Scene, draw_scene, folder_of, paint, read_drawings
 from flava_ds.demo.shards import as_json
 from flava_ds.errors import DataError
-from flava_ds.prepare.regions import REGIONS_SUFFIX, encoded
+from flava_ds.prepare.regions import encoded
 from flava_ds.prepare.shard_writer import Counts, ShardWriter
 from flava_ds.regions.detector import Detector, load_detector
 

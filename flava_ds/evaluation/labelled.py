@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self, TypeVar
 
 import numpy as np
@@ -170,6 +170,9 @@ class LabelledPairs:
     texts: tuple[str, ...]
     labels: np.ndarray
     class_names: tuple[str, ...]
+    pictures: tuple[str, ...] = field(default=(), kw_only=True)
+    """The name of each row's picture without its ending, by which stored regions are found; empty if there
+    are no names."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -177,7 +180,9 @@ class LabelledPairs:
     def select(self, rows: np.ndarray) -> Self:
         """Returns the chosen rows."""
         texts = tuple(self.texts[row] for row in rows)
-        return dataclasses.replace(self, **_chosen(self, rows), texts=texts, labels=self.labels[rows])
+        pictures = tuple(self.pictures[row] for row in rows) if self.pictures else ()
+        chosen = {**_chosen(self, rows), "texts": texts, "labels": self.labels[rows]}
+        return dataclasses.replace(self, **chosen, pictures=pictures)
 
     @property
     def fingerprint(self) -> str:

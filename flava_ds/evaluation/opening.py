@@ -16,12 +16,15 @@ from flava_ds.checkpoints.files import CONFIG, MANIFEST, latest, place_of, step_
 from flava_ds.checkpoints.place import Place
 from flava_ds.checkpoints.reader import WEIGHTS, load_weights
 from flava_ds.config import Config, DataConfig
+from flava_ds.config.encoders import RegionTextConfig
 from flava_ds.config.plain_files import loads, read_small
+from flava_ds.data.tokenizer import load_tokenizer
 from flava_ds.errors import CheckpointError, UserError
 from flava_ds.evaluation.feature_cache import FeatureCache, hash_of_weights
 from flava_ds.evaluation.frozen_model import Described, FrozenModel
 from flava_ds.evaluation.run_losses import RunLosses
 from flava_ds.evaluation.shares import Share
+from flava_ds.families.offers import fingerprint_of_regions
 from flava_ds.hf.foreign import config_of, open_folder
 
 MOST_TOKENS = {"pair": 77, "text": 512}
@@ -46,11 +49,9 @@ class Opened:
         regions the model reads.
         """
         model = self.config.model
-        if (detector := getattr(model, "detector", None)) is None:
+        if getattr(model, "detector", None) is None:
             return hash_of_weights(self.module, model)
-        from flava_ds.regions.detector import load_detector
-
-        return hash_of_weights(self.module, (model, load_detector(detector).fingerprint()))
+        return hash_of_weights(self.module, (model, fingerprint_of_regions(model)))
 
     def frozen(self, cache: FeatureCache | None = None) -> FrozenModel:
         """Returns the model for evaluation."""
@@ -58,14 +59,20 @@ class Opened:
 
 
 def open_model(
-    path: Path, *, device: torch.device | str | None = None, precision: Precision | None = None
+    path: Path,
+    *,
+    device: torch.device | str | None = None,
+    precision: Precision | None = None,
+    regions: Path | None = None,
 ) -> Opened:
     """Opens a run (its latest checkpoint), a checkpoint, or a Hugging Face folder; downloads nothing.
 
     `device` defaults to the GPU if there is one. A run trained in bf16 opens in bf16, everything else in
-    fp32, unless `precision` says otherwise.
+    fp32, unless `precision` says otherwise. `regions` is a folder of stored regions, which a model that reads
+    regions takes instead of those of its detector.
 
-    Raises: CheckpointError naming what is missing or does not fit; UserError if the device does not exist.
+    Raises: CheckpointError naming what is missing or does not fit; UserError if the device does not exist, or
+    the model reads no regions.
     """
     path, device = Path(path), _device(device)
     if precision not in (None, "fp32", "bf16"):
@@ -96,6 +103,8 @@ def open_model(
             load_weights(found),
             Described(config.name, config.model.type, step_of(found.name)),
         )
+    if regions is not None:
+        config = with_regions(config, regions)
     module = config.model.build(config)
     try:
         module.load_state_dict(weights)
@@ -113,6 +122,18 @@ def open_model(
         precision = "bf16" if described.step is not None and config.training.precision == "bf16" else "fp32"
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     return Opened(config, module.to(device, dtype).eval().requires_grad_(False), described, run_path)
+
+
+def with_regions(config: Config, folder: Path) -> Config:
+    """Returns the configuration of a model that takes its regions from a folder. Raises: UserError."""
+    model = config.model
+    if not isinstance(model, RegionTextConfig):
+        raise UserError(
+            f"--regions {folder}: models of family '{model.type}' read pictures and no regions; leave it out"
+        )
+    if not folder.is_dir():
+        raise UserError(f"--regions {folder}: no such folder; give one with shards of regions, or with *.tsv")
+    return dataclasses.replace(config, model=dataclasses.replace(model, detector=str(folder)))
 
 
 def freeze(
@@ -177,6 +198,11 @@ def _read_huggingface(path: Path) -> tuple[Config, dict[str, torch.Tensor], Desc
     vocabulary = next((path / name for name in VOCABULARIES if (path / name).is_file()), None)
     if vocabulary is not None:
         config = dataclasses.replace(config, data=DataConfig(vocabulary=str(vocabulary)))
+    elif (words := config.model.text.vocab_size) != load_tokenizer(config.data.vocabulary).vocab_size:
+        raise CheckpointError(
+            f"{path}: has no {' or '.join(VOCABULARIES)}, and its {words:,} words are not those of "
+            f"{config.data.vocabulary}; copy the tokenizer's files from where the model came from"
+        )
     if config.model.image_size:
         statistics = _pixel_statistics(path / "preprocessor_config.json")
         image = dataclasses.replace(config.model.image, **statistics)

@@ -121,6 +121,23 @@ _OTHERS = {
     "COCO-IR@5": ("coco_retrieval", "text_to_image_recall_at_5"),
 }
 
+RIVALS = "FLAVA, Table 5"
+_RIVAL_COLUMNS = (
+    *("VQAv2", "SNLI-VE", "HatefulMemes", "CoLA", "SST-2", "RTE", "MRPC", "QQP", "MNLI", "QNLI", "STS-B"),
+    "ImageNet",
+)
+_RIVALS = """
+bert BERT-base - - - 54.6 92.5 62.5 81.9/87.6 90.6/87.4 84.4 91.0 88.1 -
+simvlm SimVLM-base 77.9 84.2 - - - - - - - - - 80.6
+visualbert VisualBERT 70.8 77.3 74.1 38.6 89.4 56.6 71.9/82.1 89.4/86.0 81.6 87.0 81.8 -
+uniter UNITER 72.7 78.3 - 37.4 89.7 55.6 69.3/80.3 89.2/85.7 80.9 86.0 75.3 -
+vlbert VL-BERT 71.2 - - 38.7 89.8 55.7 70.6/81.8 89.0/85.4 81.2 86.3 82.9 -
+vilbert ViLBERT 70.6 75.7 74.1 36.1 90.4 53.7 69.0/79.4 88.6/85.0 79.9 83.8 77.9 -
+lxmert LXMERT 72.4 - - 39.0 90.2 57.2 69.7/80.4 75.3/75.3 80.4 84.2 75.3 -
+unit UniT 67.0 73.1 - - 89.3 - - 90.6/- 81.5 88.0 - -
+"""
+"""Family, name, and its columns: accuracy and F1 of MRPC and QQP."""
+
 
 def _read() -> tuple[Row, ...]:
     measured = {title: (f"{name}_probe", "accuracy") for title, name in _PROBES.items()} | _OTHERS
@@ -136,3 +153,23 @@ def _read() -> tuple[Row, ...]:
 
 ROWS = _read()
 """In the paper's order."""
+
+
+def _read_rivals() -> dict[tuple[str, str, str], tuple[str, float]]:
+    measured = {title: (f"{name}_probe", "accuracy") for title, name in _PROBES.items()} | _OTHERS
+    found = {}
+    for line in _RIVALS.split("\n")[1:-1]:
+        family, name, *cells = line.split()
+        for title, cell in zip(_RIVAL_COLUMNS, cells, strict=True):
+            task, number = measured[title]
+            both = ("accuracy", "f1") if "/" in cell else (number,)
+            for number, value in zip(both, cell.split("/"), strict=True):
+                if value != "-":
+                    found[task, number, family] = name, float(value) / 100
+    return found
+
+
+RIVAL_NUMBERS = _read_rivals()
+"""(task, number, family) -> the system's name and its published share. In GLUE, those of the models that read
+regions are of a study that trained them again (Iki and Aizawa 2021).
+"""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flava_ds.evaluation.paper_table import PAPER, ROWS
+from flava_ds.evaluation.paper_table import PAPER, RIVAL_NUMBERS, RIVALS, ROWS
 
 SHOWN = ("FLAVA", "CLIP-400M")
 """The columns of the paper's table that stand beside a number of ours; a suite's page shows more."""
@@ -41,6 +41,10 @@ _NUMBERS = {
 """(task, number) -> what is published; absent where the protocol differs."""
 
 
-def published(task: str, number: str) -> tuple[Published, ...]:
-    """Returns the published results for a task's number; empty if there are none."""
-    return _NUMBERS.get((task, number), ())
+def published(task: str, number: str, family: str = "") -> tuple[Published, ...]:
+    """Returns the published results for a task's number, first that of the model's own `family`; empty if
+    there are none.
+    """
+    own = RIVAL_NUMBERS.get((task, number, family))
+    first = () if own is None else (Published(*own, RIVALS),)
+    return first + _NUMBERS.get((task, number), ())

@@ -65,11 +65,11 @@ class TaskResult:
     seconds: float
     facts: dict[str, Any]
 
-    def to_json(self, task: str) -> dict[str, Any]:
-        """Returns plain JSON types, with the published results of the same protocol."""
+    def to_json(self, task: str, family: str = "") -> dict[str, Any]:
+        """Returns plain JSON types, with the published results, those of a `family` among them."""
         numbers = {
             name: dataclasses.asdict(score)
-            | {"published": [dataclasses.asdict(p) for p in published(task, name)]}
+            | {"published": [dataclasses.asdict(p) for p in published(task, name, family)]}
             for name, score in self.scores.items()
         }
         return {"scores": numbers, "seconds": round(self.seconds, 2), **self.facts}

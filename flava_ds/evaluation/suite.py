@@ -147,7 +147,7 @@ class Suite:
         except UserError as error:
             self.tell(f"{task.name}: {error}")
             return {"failed": str(error)}
-        return result.to_json(task.name)
+        return result.to_json(task.name, str(self.facts.get("family", "")))
 
     def _kept(self, task: Evaluator, found: FoundData, earlier: dict[str, Any]) -> dict[str, Any] | None:
         """Returns what an earlier run found on the very same samples."""

@@ -17,18 +17,20 @@ def percent(value: float | None) -> str:
     return f"{100 * value:.2f} %" if 0 < value < 0.01 else f"{100 * value:.1f} %"
 
 
-def result_rows(task: str, scores: Mapping[str, Score]) -> list[tuple[str, str, str, str, str]]:
+def result_rows(
+    task: str, scores: Mapping[str, Score], family: str = ""
+) -> list[tuple[str, str, str, str, str]]:
     """Returns rows of task, number, value with standard error, samples, and published results."""
     rows = []
     for name, score in scores.items():
-        others = ", ".join(f"{p.of} {percent(p.value)}" for p in published(task, name))
+        others = ", ".join(f"{p.of} {percent(p.value)}" for p in published(task, name, family))
         rows.append((task, name.replace("_", " "), str(score), f"{score.n:,}", others))
     return rows
 
 
-def result_table(results: Mapping[str, TaskResult]) -> str:
+def result_table(results: Mapping[str, TaskResult], family: str = "") -> str:
     """Formats results as plain text."""
-    rows = [row for task, result in results.items() for row in result_rows(task, result.scores)]
+    rows = [row for task, result in results.items() for row in result_rows(task, result.scores, family)]
     return aligned(("task", "number", "value", "samples", "published"), rows)
 
 

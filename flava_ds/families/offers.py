@@ -10,12 +10,15 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from flava_ds.data.regions import PackedRegions, SampleRegions
+from flava_ds.data.stored_regions import StoredRegions
 from flava_ds.errors import ConfigError
 from flava_ds.layers.heads import TiedPredictionHead
 from flava_ds.layers.regions import PackedImages
@@ -149,17 +152,37 @@ def for_pairs(
 
 NO_DETECTOR = dict.fromkeys(
     ("Matcher", "Scorer", "PairStates"),
-    "it reads regions of images and has no detector to find them; give model.detector",
+    "it reads regions of images and has no detector to find them; give model.detector, or --regions with a "
+    "folder of regions that were found before",
 )
 """What a model that reads regions lacks without a detector: protocol -> reason."""
+STORED_ALONE = dict.fromkeys(
+    ("Matcher", "Scorer"), "with stored regions it can only be fine-tuned; give a detector as model.detector"
+)
+"""What a model lacks whose regions were found before: protocol -> reason."""
+
+
+def stored_regions_of(model: Any) -> StoredRegions | None:
+    """Returns the stored regions that a model's detector names, or None if it names weights.
+
+    Raises: DataError for a folder that holds none.
+    """
+    folder = Path(model.detector)
+    if not folder.is_dir():
+        return None
+    size, whole = model.regions.feature_size, model.reads_whole_image
+    return StoredRegions(folder, feature_size=size, whole=whole)
 
 
 def detector_of(model: Any, device: torch.device) -> Any:
-    """Loads the detector of a model that reads regions, frozen.
+    """Loads the detector of a model that reads regions, frozen, or what stands in its place when regions are
+    stored.
 
-    Raises: CheckpointError when it cannot be loaded, ConfigError when the model reads features of another
-    width than it gives.
+    Raises: CheckpointError when it cannot be loaded, DataError for regions that cannot be read, ConfigError
+    when the model reads features of another width than the detector gives.
     """
+    if (stored := stored_regions_of(model)) is not None:
+        return FoundBefore(stored)
     from flava_ds.regions.detector import load_detector
 
     detector = load_detector(model.detector)
@@ -172,6 +195,15 @@ def detector_of(model: Any, device: torch.device) -> Any:
     return detector.to(device)
 
 
+def fingerprint_of_regions(model: Any) -> str:
+    """Hashes all that determines the regions of an image. Raises: as `detector_of`."""
+    if (stored := stored_regions_of(model)) is not None:
+        return stored.fingerprint
+    from flava_ds.regions.detector import load_detector
+
+    return load_detector(model.detector).fingerprint()
+
+
 def images_of(regions: Any, device: torch.device) -> PackedImages:
     """Returns what a detector found (flava_ds/regions) as a model on `device` reads it."""
     return PackedImages(
@@ -180,6 +212,32 @@ def images_of(regions: Any, device: torch.device) -> PackedImages:
         regions.cu_seqlens.to(device),
         regions.max_seqlen,
     )
+
+
+@dataclass(frozen=True)
+class TaggedImages(PackedImages):
+    """The regions of several images, with the tags of each."""
+
+    tags: tuple[str, ...] = ()
+
+
+class FoundBefore:
+    """Stands in a detector's place: takes the stored regions of images instead of their pixels."""
+
+    def __init__(self, stored: StoredRegions) -> None:
+        self.stored = stored
+
+    def __call__(self, regions: Sequence[SampleRegions]) -> TaggedImages:
+        """Packs the regions of several images."""
+        packed = PackedRegions.of(regions, classes=False)
+        bounds = np.concatenate([[0], packed.lengths.cumsum()]).astype(np.int32)
+        features, boxes, cu_seqlens = map(torch.from_numpy, (packed.features, packed.boxes, bounds))
+        tags = tuple(own.tags for own in regions)
+        return TaggedImages(features.float(), boxes, cu_seqlens, int(packed.lengths.max()), tags=tags)
+
+    def tags(self, regions: TaggedImages) -> list[str]:
+        """Returns the tags that were stored with each image's regions."""
+        return list(regions.tags)
 
 
 class RegionPairStates:
@@ -195,12 +253,16 @@ class RegionPairStates:
 
 
 class TunableRegionPairs(nn.Module):
-    """The pooled state of each text with its image, with a graph; the detector stays as it is."""
+    """The pooled state of each text with its image, with a graph; the detector stays as it is.
+
+    If `stored_regions` is not None, images are given as the regions that it reads.
+    """
 
     def __init__(self, part: Any, image_size: int) -> None:
         super().__init__()
         config = part.model.config
         self.part, self.width, self.image_size = copy.copy(part), config.pooled_size, image_size
+        self.stored_regions = part.detector.stored if isinstance(part.detector, FoundBefore) else None
         self.model = copy.deepcopy(part.model)
         read = self.model.pooler_parameters().union(
             *(self.model.parameters_of(view, read_directly=True) for view in config.pooled_views)
@@ -209,6 +271,8 @@ class TunableRegionPairs(nn.Module):
             parameter.requires_grad_(name in read)
         self.part.model = self.model
 
-    def forward(self, texts: Sequence[np.ndarray], pixels: Tensor | None = None) -> Tensor:
-        assert pixels is not None  # these are pairs
-        return self.part.pooled(pixels, [texts])[0]
+    def forward(
+        self, texts: Sequence[np.ndarray], images: Tensor | Sequence[SampleRegions] | None = None
+    ) -> Tensor:
+        assert images is not None  # these are pairs
+        return self.part.pooled(images, [texts])[0]

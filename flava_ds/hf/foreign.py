@@ -58,7 +58,19 @@ def open_folder(path: Path) -> Foreign:
         raise CheckpointError(f"{path / 'config.json'}: model_type is '{model_type}'; supported are {known}")
     layouts = layouts_of(readable[model_type])
     assert layouts is not None
-    return layouts.read(settings, read_folder(path), str(path))
+    tensors, classes = read_folder(path), settings.get("architectures")
+    try:
+        return layouts.read(settings, tensors, str(path))
+    except CheckpointError as error:
+        if not (isinstance(classes, list) and classes):
+            raise
+        raise CheckpointError(f"{error} (its class is {classes[0]})") from error
+    except (TypeError, ValueError, AttributeError, KeyError) as error:  # a setting of another type
+        reason = f"{type(error).__name__}: {error}"
+        raise CheckpointError(
+            f"{path / 'config.json'}: a setting has another type than in transformers ({reason}); copy the "
+            "file again"
+        ) from error
 
 
 def open_file(path: Path) -> Foreign | None:

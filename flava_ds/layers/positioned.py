@@ -17,7 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 from flava_ds.batch import Packed
 from flava_ds.layers.fused import ResidualLayerNorm
-from flava_ds.layers.transformer import TransformerShape
+from flava_ds.layers.hidden_dropout import ACTIVATION, ATTENTION, CROSS, MLP, HiddenDropout
+from flava_ds.layers.transformer import TransformerShape, thinned
 
 _WAVE = 10_000.0
 _EPS = 1e-6
@@ -78,7 +79,7 @@ class PositionedAttention(nn.Module):
 
 class PositionedBlock(nn.Module):
     """Attention, residual, LayerNorm; with `crosses`, the same to a memory; MLP with ReLU, residual,
-    LayerNorm.
+    LayerNorm. What attention and MLP add may be dropped, and the MLP's activations, as in DETR's code.
 
     Shapes:
         sequences.packed.hidden  [T d] -> [T d]
@@ -96,11 +97,19 @@ class PositionedBlock(nn.Module):
         self.mlp_down = nn.Linear(shape.intermediate_size, width)
         self.mlp_norm = ResidualLayerNorm(width, eps=eps)
 
-    def forward(self, sequences: Positioned, memory: Positioned | None = None) -> Tensor:
-        stream, _ = self.attention_norm(self.attention(sequences, sequences), sequences.packed.hidden)
+    def forward(
+        self,
+        sequences: Positioned,
+        memory: Positioned | None = None,
+        drops: HiddenDropout | None = None,
+    ) -> Tensor:
+        added = thinned(self.attention(sequences, sequences), ATTENTION, None, drops)
+        stream, _ = self.attention_norm(added, sequences.packed.hidden)
         if memory is not None:
-            stream, _ = self.cross_norm(self.cross_attention(sequences.having(stream), memory), stream)
-        stream, _ = self.mlp_norm(self.mlp_down(self.mlp_up(stream).relu()), stream)
+            added = thinned(self.cross_attention(sequences.having(stream), memory), CROSS, None, drops)
+            stream, _ = self.cross_norm(added, stream)
+        inner = thinned(self.mlp_up(stream).relu(), ACTIVATION, None, drops)
+        stream, _ = self.mlp_norm(thinned(self.mlp_down(inner), MLP, None, drops), stream)
         return stream
 
 
@@ -117,12 +126,18 @@ class PositionedTransformer(nn.Module):
         blocks = (PositionedBlock(shape, crosses=crosses) for _ in range(shape.num_hidden_layers))
         self.blocks = nn.ModuleList(blocks)
 
-    def forward(self, sequences: Positioned, memory: Positioned | None = None) -> Tensor:
+    def forward(
+        self,
+        sequences: Positioned,
+        memory: Positioned | None = None,
+        drops: HiddenDropout | None = None,
+    ) -> Tensor:
+        """Runs the blocks; `drops` is what they drop in training."""
         if self.crosses == (memory is None):
             raise ValueError("blocks that cross need a memory, others have none")
         found = []
-        for block in self.blocks:
-            arguments: tuple[Any, ...] = (sequences, memory)
+        for number, block in enumerate(self.blocks, start=1):
+            arguments: tuple[Any, ...] = (sequences, memory, None if drops is None else drops.of(number))
             if self.activation_checkpointing and self.training:
                 hidden = checkpoint(block, *arguments, use_reentrant=False)
             else:

@@ -25,6 +25,8 @@ from flava_ds.objectives.momentum_contrastive import MomentumContrastiveConfig, 
 from flava_ds.objectives.state import TrainingState
 
 _NEGATIVE_STREAM = 15
+_LEAST = -1e6
+"""Far below any similarity over the temperature."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +91,9 @@ class HardNegatives(TrainingState):
     """Draws, for each sample, an image for its text and a text for its image, among all samples of the step.
 
     The odds are the softmax of the teacher's similarities; the samples' seeds draw, so every number of ranks
-    and micro-batches has the same pairs. Inputs travel, not states: the rank that needs another sample's
-    image or text encodes it itself, with gradient. Adds
+    and micro-batches has the same pairs. A sample that shows the same (`contrast_identities`) is only taken
+    if all do. Inputs travel, not states: the rank that needs another sample's image or text encodes it
+    itself, with gradient. Adds
 
     Shapes:
         negative_pixel_values                    [b c H W]
@@ -127,11 +130,13 @@ def drawn(batch: Batch, own: Tensor, count: int) -> tuple[Tensor, Tensor]:
     `count` samples are in the step, the micro-batch's own at the places `own` [b].
     """
     images, texts = batch["contrast_images"][:count], batch["contrast_texts"][:count]
-    found = []
+    shown, found = batch.get("contrast_identities"), []
+    same = None if shown is None else shown[own][:, None] == shown[:count]
     for rows, columns, draws in zip(
         (texts, images), (images, texts), batch["negative_draws"].unbind(1), strict=True
     ):
         scores = (rows.index_select(0, own) @ columns.t() / batch["teacher_temperature"]).double()
+        scores = scores if same is None else scores.masked_fill(same, _LEAST)
         cumulated = scores.scatter(1, own[:, None], float("-inf")).softmax(-1).cumsum(-1)
         aimed = draws[:, None] * cumulated[:, -1:]
         found.append(torch.searchsorted(cumulated, aimed, right=True)[:, 0].clamp(max=count - 1))

@@ -45,7 +45,8 @@ class MomentumContrastiveConfig(ObjectiveConfig, type="itc"):
 
     def build(self, config: Any) -> MomentumContrastive:
         """Builds the objective. Projections and temperature belong to the model: evaluation needs them."""
-        return MomentumContrastive(self)
+        told = any(source.identity_key for source in config.data.sources.values())
+        return MomentumContrastive(self, identities=told)
 
     def check(self, where: str, config: Any) -> None:
         config.model.check_provides("teacher", where)
@@ -67,18 +68,20 @@ def grown(share: float, steps: int, step: int) -> float:
 class MomentumContrastive(Objective):
     """Mean of both directions' cross-entropy: a sample's image against the teacher's features of all texts of
     the step and of the queue, and its text against all images. No gradient flows into the teacher's features,
-    so micro-batches and ranks need no second pass.
+    so micro-batches and ranks need no second pass. With `identities`, all columns that show the same share
+    the part of the target that is the pair itself.
     """
 
     kinds = MomentumContrastiveConfig.kinds
     needs = frozenset({"image", "text"})
 
-    def __init__(self, config: MomentumContrastiveConfig) -> None:
+    def __init__(self, config: MomentumContrastiveConfig, *, identities: bool = False) -> None:
         super().__init__(config.weight)
-        self.config = config
+        self.config, self.identities = config, identities
 
     def states(self, model: Any) -> dict[str, TrainingState]:
-        return {"queue": FeatureQueue(self.config.queue_size, model.config.projection_dim)}
+        size, width = self.config.queue_size, model.config.projection_dim
+        return {"queue": FeatureQueue(size, width, identities=self.identities)}
 
     def count(self, batch: Batch) -> int:
         return batch.size
@@ -90,9 +93,12 @@ class MomentumContrastive(Objective):
         share = grown(self.config.distillation, self.config.distillation_steps, batch.step)
         image, text = model.image_embeddings(hidden["image"]), model.text_embeddings(hidden["text"])
         images, texts, own = (batch[f"contrast_{name}"] for name in ("images", "texts", "own"))
-        divisor = clamped(model.temperature)
-        of_images, correct = soft_contrast(image / divisor, texts, own, images / divisor.detach(), share)
-        of_texts, _ = soft_contrast(text / divisor, images, own, texts / divisor.detach(), share)
+        divisor, shown = clamped(model.temperature), batch.get("contrast_identities")
+        same = None if shown is None else shown[own][:, None] == shown
+        of_images, correct = soft_contrast(
+            image / divisor, texts, own, images / divisor.detach(), share, same
+        )
+        of_texts, _ = soft_contrast(text / divisor, images, own, texts / divisor.detach(), share, same)
         return Loss((of_images + of_texts) / 2, self.count(batch), {"correct": correct})
 
     def flops(self, model: Any, batch: Batch) -> float:
@@ -111,26 +117,33 @@ def clamped(temperature: Tensor) -> Tensor:
 
 
 def soft_contrast(
-    rows: Tensor, columns: Tensor, own: Tensor, teacher: Tensor, share: float
+    rows: Tensor, columns: Tensor, own: Tensor, teacher: Tensor, share: float, same: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Sums -(target log softmax(rows columns^T)) over the rows; also counts the rows whose own is largest.
 
-    A target is `share` times the softmax of the teacher's similarities, and the rest at the row's own column.
+    A target is `share` times the softmax of the teacher's similarities, and the rest at the row's own column,
+    or spread evenly over its columns of `same`; then any of these is right.
 
     Shapes:
         rows     [b r]    divided by the temperature
         columns  [n r]    the teacher's features of the other side
         own      [b]      each row's own column
         teacher  [n r]    the teacher's features of the rows' side, divided by the temperature
+        same     [b n]    bool, at least one in each row
     """
     scores = rows @ columns.t()
     log_shares = scores.log_softmax(-1)
-    loss = -(1 - share) * log_shares.gather(1, own[:, None]).sum()
+    if same is None:
+        same = F.one_hot(own, len(columns)).bool()
+        hard = log_shares.gather(1, own[:, None])
+    else:
+        hard = (log_shares * same).sum(1) / same.sum(1)
+    loss = -(1 - share) * hard.sum()
     if share:
         with torch.no_grad():
             targets = (teacher.index_select(0, own) @ columns.t()).softmax(-1)
         loss = loss - share * (targets * log_shares).sum()
-    return loss, (scores.detach().argmax(1) == own).sum().float()
+    return loss, same.gather(1, scores.detach().argmax(1, keepdim=True)).sum().float()
 
 
 class FeatureQueue(TrainingState):
@@ -141,40 +154,46 @@ class FeatureQueue(TrainingState):
     Shapes:
         contrast_images, contrast_texts  [g+q r]  of the step, in its order of samples, then of the queue
         contrast_own                     [b]      where the micro-batch's own samples are
+        contrast_identities              [g+q]    what they show, with `identities`
     """
 
-    def __init__(self, size: int, width: int) -> None:
+    def __init__(self, size: int, width: int, *, identities: bool = False) -> None:
         self.images, self.texts = (F.normalize(torch.randn(size, width), dim=-1) for _ in range(2))
         self.place = torch.zeros(1, dtype=torch.int64)
-        self._step: tuple[Tensor, Tensor] | None = None
+        self.identities = -1 - torch.arange(size) if identities else None  # no sample's, all different
+        self._step: dict[str, Tensor] | None = None
 
     def tensors(self) -> dict[str, Tensor]:
-        return {"images": self.images, "texts": self.texts, "place": self.place}
+        return {**self._rows(), "place": self.place}
+
+    def _rows(self) -> dict[str, Tensor]:
+        """Returns what the queue holds of each pair."""
+        shown = {} if self.identities is None else {"identities": self.identities}
+        return {"images": self.images, "texts": self.texts, **shown}
 
     def begin(self, name: str, engine: Engine) -> None:
-        device = engine.world.device
-        self.images, self.texts, self.place = (x.to(device) for x in (self.images, self.texts, self.place))
+        for field, own in self.tensors().items():
+            setattr(self, field, own.to(engine.world.device))
 
     def complete_step(self, batches: list[Batch]) -> list[Batch]:
         if "teacher_image" not in batches[0]:
             return batches
-        images, texts = (
-            rows_of_step([batch[f"teacher_{side}"] for batch in batches]) for side in ("image", "text")
-        )
-        self._step = images, texts
-        images, texts = torch.cat([images, self.images]), torch.cat([texts, self.texts])
+        given = {"images": "teacher_image", "texts": "teacher_text", "identities": "identities"}
+        queued = self._rows()
+        self._step = {name: rows_of_step([batch[given[name]] for batch in batches]) for name in queued}
+        both = {f"contrast_{name}": torch.cat([self._step[name], own]) for name, own in queued.items()}
         return [
-            batch.having(contrast_images=images, contrast_texts=texts, contrast_own=own)
+            batch.having(contrast_own=own, **both)
             for batch, own in zip(batches, own_places(batches), strict=True)
         ]
 
     def after_update(self, step: int, engine: Engine, statistics: Mapping[str, Tensor]) -> None:
         if self._step is None or not len(self.images):
             return
-        added = len(self._step[0])
+        added = len(self._step["images"])
         rows = (self.place + torch.arange(added, device=self.place.device)) % len(self.images)
-        for queue, features in zip((self.images, self.texts), self._step, strict=True):
-            queue.index_copy_(0, rows, features)
+        for name, queue in self._rows().items():
+            queue.index_copy_(0, rows, self._step[name])
         self.place.add_(added).remainder_(len(self.images))
         self._step = None
 

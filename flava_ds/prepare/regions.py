@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from flava_ds.data.regions import REGIONS_SUFFIX
 from flava_ds.errors import DataError
 from flava_ds.evaluation.preprocessing import WHOLE_TRANSFORM
 from flava_ds.prepare.added_members import AddedMember, AddedReport, add_members
@@ -17,8 +18,6 @@ from flava_ds.regions.detector import Detector, Regions
 
 log = logging.getLogger(__name__)
 
-REGIONS_SUFFIX = "regions.safetensors"
-"""Suffix of the members with regions; SourceConfig.regions_key must name it."""
 _BELOW_ONE = 1 - 2**-10
 """Rounding to fp16 may add half of this to a probability; rows of classes must not exceed 1 in sum."""
 

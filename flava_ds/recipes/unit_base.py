@@ -10,7 +10,8 @@ from flava_ds.config import (
     SourceConfig,
     TrainingConfig,
 )
-from flava_ds.families.unit.config import TASKS, UnitConfig
+from flava_ds.config.encoders import BertTextConfig
+from flava_ds.families.unit.config import TASKS, PositionedConfig, UnitConfig
 from flava_ds.objectives.classification import ClassificationConfig
 from flava_ds.objectives.detection import DetectionConfig
 from flava_ds.optimizers.adamw import AdamWConfig
@@ -28,6 +29,7 @@ SHARES = {
 """Of the steps: COCO, Visual Genome, VQAv2, SNLI-VE, and four of GLUE."""
 CLASSES = {"entailment": 3, "qnli": 2, "mnli": 3, "qqp": 2, "sst2": 2}
 MOST_LABELS = {"detection": 100, "genome": 100, "question": 10}
+DROPOUT = 0.1
 TOKENS = {"question": 25, "entailment": 77}
 
 
@@ -42,7 +44,12 @@ def unit_base() -> Config:
         seed=0,  # not published
         # published: images of 800 pixels along the shorter side, at most 1333 along the other, and in
         # training on boxes 480 to 800, cropped and mirrored (recalled); here squares of 800
-        model=UnitConfig(),
+        # dropout of attention's probabilities, 0.1 as well, is left out (the decoder's is recalled)
+        model=UnitConfig(
+            encoder=PositionedConfig(hidden_dropout=DROPOUT),
+            text=BertTextConfig(hidden_dropout=DROPOUT),
+            decoder=PositionedConfig(hidden_size=768, hidden_dropout=DROPOUT),
+        ),
         objectives={
             "detection": DetectionConfig(num_classes=91),
             # published: also attributes of objects, left out

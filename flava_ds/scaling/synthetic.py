@@ -52,6 +52,7 @@ def draft_of(plan: BatchPlan, seeds: np.ndarray, lengths: np.ndarray | None) -> 
         matched=matched,
         views=views,
         codes=codes,
+        identities=np.arange(count, dtype=np.int64) if plan.identities else None,
         own_tags=np.ones(count, dtype=bool) if plan.wrong_tags_probability else None,
         regions=None if plan.regions is None else _regions(plan.regions, count),
         targets=None if plan.targets is None else _targets(plan.targets, count),

@@ -28,6 +28,7 @@ BAD_CODES = "bad image codes"
 NO_REGIONS = "no regions"
 BAD_REGIONS = "bad regions"
 NO_TARGETS = "no targets"
+NO_IDENTITY = "no identity"
 BAD_TARGETS = "bad targets"
 SKIP_LIST = "skip list"
 """The only intended reason: it never stops a run."""
@@ -54,7 +55,7 @@ OF_A_SHARD = (
     PACKED,
 )
 """Found while a shard is indexed; counted per shard or per member when a run starts."""
-OF_INCOMPLETE_SAMPLES = (NO_IMAGE, MISSING_CAPTION, BAD_CODES, NO_REGIONS, NO_TARGETS)
+OF_INCOMPLETE_SAMPLES = (NO_IMAGE, MISSING_CAPTION, BAD_CODES, NO_REGIONS, NO_TARGETS, NO_IDENTITY)
 """Counted per sample when a run starts; MISSING_CAPTION and BAD_CODES also while it reads."""
 OF_A_SAMPLE = (
     TRUNCATED,
@@ -68,6 +69,7 @@ OF_A_SAMPLE = (
     NO_REGIONS,
     BAD_REGIONS,
     NO_TARGETS,
+    NO_IDENTITY,
     BAD_TARGETS,
     SKIP_LIST,
 )

@@ -330,6 +330,17 @@ def test_initial_weights_replace_what_they_name(tmp_path):
         checkpoint.load_initial_weights(module, str(tmp_path / "foreign.safetensors"), "flava")
 
 
+def test_weights_of_another_vocabulary_come_with_a_warning(tmp_path, caplog):
+    """The message about a changed vocabulary sends there, so they are taken."""
+    (tmp_path / files.MANIFEST).write_text("{}")
+    (tmp_path / files.STATE).write_text(json.dumps({"frozen": {"vocabulary": "one"}}))
+    checkpoint.warn_of_vocabulary(str(tmp_path), {"vocabulary": "one"})
+    checkpoint.warn_of_vocabulary(str(tmp_path), {})
+    assert not caplog.messages
+    checkpoint.warn_of_vocabulary(str(tmp_path), {"vocabulary": "other"})
+    assert "come from a run with another vocabulary" in caplog.text and "\n" not in caplog.messages[0]
+
+
 def test_weights_of_another_family_are_refused_by_name(tmp_path):
     save_file({"mim.dense.weight": Toy(1).mim.dense.weight.detach().clone()}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text('{"model": {"type": "clip"}}')

@@ -183,6 +183,13 @@ def test_a_draft_of_some_samples_has_their_regions(region_config):
         assert np.array_equal(getattr(some, name), expected)
 
 
+def test_shards_without_any_regions_say_what_adds_them(region_config, make_shard):
+    shard = make_shard("plain/0.tar", [("a.txt", b"a cat"), ("a.json", b'{"captions": ["a cat"]}')])
+    source = replace(region_config.data.sources["pairs"], shards=str(shard.parent), caption_key="captions")
+    with pytest.raises(DataError, match="no regions 1; .*`flava-ds prepare regions SHARDS OUT` copies"):
+        IndexedShards(region_config.with_sources({"pairs": source}), "pairs")
+
+
 def test_samples_without_usable_regions_are_skipped_with_their_reason(region_config, make_shard):
     shard = make_shard(
         "bad/0.tar",

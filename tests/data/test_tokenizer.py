@@ -64,6 +64,19 @@ def test_fixed_text_gets_the_ids_and_the_decoding_of_transformers(peers):
     ]
 
 
+def test_a_cased_vocabulary_keeps_case_and_accents(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "apple", "Apple", "##s", "É", "é"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    ours = WordPieceTokenizer(str(tmp_path / "vocab.txt"))
+    theirs = transformers.BertTokenizerFast(
+        vocab={word: number for number, word in enumerate(words)}, do_lower_case=False
+    )
+    text = "Apples apple É é APPLE"
+    assert ours.encode_batch([text], 20)[0].tolist() == theirs(text)["input_ids"] == [2, 6, 7, 5, 8, 9, 1, 3]
+    assert not ours.lowercase
+
+
 def test_ids_are_cut_framed_and_typed(file):
     tokenizer = WordPieceTokenizer(file)
     (ids,) = tokenizer.encode_batch(["cat " * 50], 10)

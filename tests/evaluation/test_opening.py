@@ -97,6 +97,17 @@ def test_texts_are_as_long_as_in_training(run):
     )
 
 
+def test_a_folder_whose_tokenizer_was_left_behind_is_refused(run, tmp_path):
+    """Another vocabulary than the packaged one would give the words other ids."""
+    pytest.importorskip("transformers")
+    from flava_ds.hf.export_weights import export
+
+    out = export(run, tmp_path / "hf")
+    (out / "vocab.txt").unlink()
+    with pytest.raises(CheckpointError, match="hf: has no vocab.txt or merges.txt, and its .* words are not"):
+        open_model(out)
+
+
 def test_a_vocabulary_larger_than_the_models_is_refused(run, tmp_path):
     opened = open_model(run)
     big = tmp_path / "vocab.txt"

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
+from flava_ds.config.family import FamilyConfig
+from flava_ds.config.variants import choices
 from flava_ds.evaluation import published
-from flava_ds.evaluation.paper_table import COLUMNS, DOMAINS, ROWS
+from flava_ds.evaluation.paper_table import COLUMNS, DOMAINS, RIVAL_NUMBERS, RIVALS, ROWS
 from flava_ds.evaluation.registry import tasks
 
 AVERAGES = {  # as the paper prints them, by domain, of columns 1 to 14
@@ -35,6 +37,11 @@ def test_every_published_number_has_its_task():
             0 < found.value < 1 and found.source and found.of for found in published.published(task, number)
         )
     assert len(ROWS) == 22 + 8 + 11
+    for task, number, family in RIVAL_NUMBERS:
+        assert task in tasks() and number in write | {"f1"} and family in choices(FamilyConfig)
+        assert published.published(task, number, family)[0].source == RIVALS
+    found = {p.of: p.value for p in published.published("glue_mrpc", "f1", "visualbert")}
+    assert found == {"VisualBERT": pytest.approx(0.821)}
 
 
 def test_a_number_of_another_protocol_has_none():

@@ -144,13 +144,18 @@ def edit(folder, part: str | None = None, **values) -> None:
 @pytest.mark.parametrize(
     ("part", "values", "words"),
     [
-        ("image_config", {"hidden_act": "relu"}, "image_config.hidden_act is 'relu'"),
-        ("text_config", {"qkv_bias": False}, "text_config.qkv_bias"),
+        (
+            "image_config",
+            {"hidden_act": "relu"},
+            "image_config: hidden_act is 'relu'; .* class is Flava",
+        ),
+        ("text_config", {"qkv_bias": False}, "text_config: qkv_bias is False"),
         ("multimodal_config", {"use_cls_token": False}, "use_cls_token"),
         ("image_config", {"image_size": [12, 24]}, "only squares"),
         ("image_config", {"image_size": 16}, "position_embeddings"),
         ("text_config", {"num_hidden_layers": 4}, r"flava.text_model.encoder.layer.3.*is missing"),
         ("text_config", {"num_hidden_layers": 2}, r"flava.text_model.encoder.layer.2.*is unknown"),
+        ("text_config", {"hidden_size": "24"}, "config.json: a setting has another type"),
         ("text_config", {"vocab_size": 201}, r"word_embeddings.weight' has shape \[200, 24\]"),
         (None, {"model_type": "vit"}, "model_type is 'vit'; supported are flava, clip"),
     ],

@@ -3,9 +3,11 @@
 import pytest
 import torch
 from families.bert.bert_peers import randomize
+from flava_kernels.dropout import row_keys
 
 from flava_ds.batch import Packed
 from flava_ds.families.unit.config import PositionedConfig
+from flava_ds.layers.hidden_dropout import ACTIVATION, ATTENTION, CROSS, MLP, HiddenDropout
 from flava_ds.layers.positioned import Positioned, PositionedTransformer, sine_positions
 
 detr = pytest.importorskip("transformers.models.detr.modeling_detr")
@@ -147,3 +149,51 @@ def test_a_stack_without_the_memory_that_it_needs_is_refused():
     for crosses in (False, True):
         with pytest.raises(ValueError, match="need a memory"):
             PositionedTransformer(SHAPE, crosses=crosses)(sequences, None if crosses else sequences)
+
+
+class Torchs(torch.nn.Dropout):
+    """Torch's dropout in transformers' place, with the masks of ours: of rows of padded sequences."""
+
+    def __init__(self, drops, place, lengths):
+        super().__init__(0.0)
+        self.drops, self.place, self.lengths = drops, place, lengths
+
+    def forward(self, hidden):
+        real = torch.arange(hidden.shape[1]) < torch.tensor(self.lengths)[:, None]
+        return hidden.index_put((real,), self.drops(hidden[real], self.place))
+
+
+def test_dropout_is_where_torch_has_it():
+    """torch's own decoder layer, post-norm with ReLU, whose four dropouts are replaced by ours; positions are
+    zero there. With activation checkpointing, too.
+    """
+    torch.manual_seed(0)
+    ours = randomize(PositionedTransformer(SHAPE, crosses=True), std=0.3).train()
+    bounds = torch.tensor([0, *LENGTHS]).cumsum(0).int()
+    drops = HiddenDropout(row_keys(torch.tensor([5, 6, 7]), bounds, sum(LENGTHS), 3), 0.3)
+    rows, memory = torch.randn(sum(LENGTHS), WIDTH), torch.randn(sum(LENGTHS), WIDTH)
+    sequences = Positioned(packed(rows, LENGTHS), torch.zeros_like(rows))
+    read = Positioned(packed(memory, LENGTHS), torch.zeros_like(memory))
+    found = ours(sequences, read, drops).chunk(LAYERS)
+    padded_memory, real = padded(memory, LENGTHS)
+    hidden = padded(rows, LENGTHS)[0]
+    for number, block in enumerate(ours.blocks, start=1):
+        theirs = torch.nn.TransformerDecoderLayer(WIDTH, 4, 48, dropout=0.0, batch_first=True).train()
+        parts = block.attention, block.cross_attention
+        for name, part in zip(("self_attn", "multihead_attn"), parts, strict=True):
+            attention = getattr(theirs, name)
+            attention.in_proj_weight.data = torch.cat([part.query.weight, part.key.weight, part.value.weight])
+            attention.in_proj_bias.data = torch.cat([part.query.bias, part.key.bias, part.value.bias])
+            attention.out_proj.load_state_dict(part.output.state_dict())
+        layers = {"norm1": "attention_norm", "norm2": "cross_norm", "norm3": "mlp_norm"}
+        for name, own in {**layers, "linear1": "mlp_up", "linear2": "mlp_down"}.items():
+            getattr(theirs, name).load_state_dict(getattr(block, own).state_dict())
+        places = {"dropout1": ATTENTION, "dropout2": CROSS, "dropout": ACTIVATION, "dropout3": MLP}
+        for name, place in places.items():
+            setattr(theirs, name, Torchs(drops.of(number), place, LENGTHS))
+        masks = {"tgt_key_padding_mask": ~real, "memory_key_padding_mask": ~real}
+        hidden = theirs(hidden, padded_memory, **masks)
+        torch.testing.assert_close(found[number - 1], hidden[real], atol=2e-5, rtol=2e-5)
+    ours.activation_checkpointing = True
+    assert torch.equal(ours(sequences, read, drops), torch.cat(found))
+    assert not torch.equal(ours(sequences, read), torch.cat(found))

@@ -74,6 +74,16 @@ def test_odds_are_the_softmax_of_similarities_without_the_own_one():
         torch.testing.assert_close(shares.double(), odds.softmax(-1), rtol=0, atol=2e-4)
 
 
+def test_what_shows_the_same_is_no_negative_unless_all_do():
+    grid = torch.rand(SAMPLES, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    (batch,) = step_batches(1, grid)
+    own, shown = torch.arange(SAMPLES), torch.tensor([5, 5, 5, 5, 9, 9])
+    for chosen in drawn(batch.having(contrast_identities=shown), own, SAMPLES):
+        assert (shown[chosen] != shown).all()
+    for chosen in drawn(batch.having(contrast_identities=torch.full_like(shown, 5)), own, SAMPLES):
+        assert (chosen != own).all()
+
+
 def test_the_last_draw_is_a_sample_too():
     almost = torch.full((SAMPLES, 2), 1 - 2.0**-53, dtype=torch.float64)
     (batch,) = HardNegatives().complete_step(step_batches(1, almost))

@@ -46,6 +46,22 @@ def test_equals_cross_entropy_with_probabilities_as_targets():
     torch.testing.assert_close(torch.autograd.grad(loss, rows)[0], gradient)
 
 
+def test_pairs_that_show_the_same_share_the_target():
+    """Rows 0 and 1 show the same as columns 0 to 2; cross-entropy with these shares, and all three right."""
+    torch.manual_seed(0)
+    rows, columns = torch.randn(3, 4, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
+    shown = torch.tensor([7, 7, 7, 8, -1])
+    own = torch.tensor([0, 1, 3])
+    same = shown[own][:, None] == shown
+    targets = torch.tensor([[1 / 3, 1 / 3, 1 / 3, 0, 0]] * 2 + [[0, 0, 0, 1, 0]]).double()
+    loss, correct = soft_contrast(rows, columns, own, columns, 0.0, same)
+    torch.testing.assert_close(
+        loss, F.cross_entropy(rows @ columns.T, targets, reduction="sum"), rtol=1e-6, atol=0
+    )
+    best = (rows @ columns.T).argmax(1)
+    assert correct == sum(int(same[row, column]) for row, column in enumerate(best.tolist()))
+
+
 def test_the_teacher_s_share_grows_and_the_temperature_is_clamped_with_a_gradient():
     assert [grown(0.4, 10, step) for step in (0, 5, 10, 99)] == [0.0, 0.2, 0.4, 0.4] and grown(
         0.4, 0, 0
@@ -69,6 +85,7 @@ def step_of(queue: FeatureQueue, number: int, parts: int) -> list[Batch]:
                 "cu_seqlens": torch.zeros(4 // parts + 1),
                 "teacher_image": own,
                 "teacher_text": -own,
+                "identities": own[:, 0].long(),
             },
         )
         for own in rows.chunk(parts)
@@ -78,7 +95,8 @@ def step_of(queue: FeatureQueue, number: int, parts: int) -> list[Batch]:
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_the_queue_keeps_the_latest_pairs_and_every_micro_batch_sees_the_step(parts):
-    queue = FeatureQueue(8, 2)
+    queue = FeatureQueue(8, 2, identities=True)
+    assert FeatureQueue(8, 2).tensors().keys() == queue.tensors().keys() - {"identities"}
     torch.testing.assert_close(queue.images.norm(dim=-1), torch.ones(8))
     engine = SimpleNamespace(applied=torch.ones(()))
     for number in range(3):
@@ -89,9 +107,12 @@ def test_the_queue_keeps_the_latest_pairs_and_every_micro_batch_sees_the_step(pa
         for batch in batches:
             assert torch.equal(batch["contrast_images"][4:], before)
             assert batch["contrast_texts"][:4, 0].tolist() == [-(4 * number + k) for k in range(4)]
+            assert batch["contrast_identities"][:4].tolist() == [4 * number + k for k in range(4)]
+            assert number or (batch["contrast_identities"][4:] < 0).all()
         queue.after_update(number, engine, {})
     assert queue.images[:, 0].tolist() == [8, 9, 10, 11, 4, 5, 6, 7], "the third step replaces the first"
     assert torch.equal(queue.texts, -queue.images) and queue.place.tolist() == [4]
+    assert torch.equal(queue.identities, queue.images[:, 0].long())
     queue.after_update(3, engine, {})
     assert queue.place.tolist() == [4], "a step without its batches adds nothing"
 
@@ -107,3 +128,17 @@ def test_a_queue_that_the_step_does_not_divide_is_one_line():
         wrong = dataclasses.replace(config, objectives={"itc": MomentumContrastiveConfig(queue_size=0)})
         with pytest.raises(ConfigError, match="objectives.itc needs a model with `teacher`"):
             configuration.check(wrong)
+
+
+def test_sources_that_tell_what_is_shown_are_checked():
+    config = RECIPES["demo_albef"]()
+    told = dataclasses.replace(config.data.sources["pair"], identity_key="concept")
+    data = dataclasses.replace(config.data, sources={"pair": told})
+    task = configuration.check(dataclasses.replace(config, data=data)).model.plan
+    assert task(dataclasses.replace(config, data=data), told).identities
+    more = {"pair": told, "other": dataclasses.replace(told, identity_key=None, seed=9)}
+    mixed = dataclasses.replace(config, data=dataclasses.replace(config.data, sources=more))
+    with pytest.raises(ConfigError, match="source 'other': .* set --data.sources.other.identity-key, too"):
+        configuration.check(mixed)
+    with pytest.raises(ConfigError, match="family 'clip' reads no identities of its pair samples"):
+        configuration.check(dataclasses.replace(RECIPES["demo_clip"](), data=data))

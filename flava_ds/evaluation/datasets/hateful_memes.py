@@ -44,8 +44,10 @@ class HatefulMemes:
         keys, names, texts, labels = zip(*rows, strict=True) if rows else ((), (), (), ())
         files = find_images([folder / "img"], names, self.origin)
         numbers = np.array(labels, dtype=np.int64)
+        pictures = tuple(Path(name).stem for name in names)
         return LabelledPairs(
-            self.name, keys, lambda row: read_bytes(files[row]), texts, numbers, self.class_names
+            *(self.name, keys, lambda row: read_bytes(files[row]), texts, numbers, self.class_names),
+            pictures=pictures,
         )
 
 

@@ -50,7 +50,8 @@ class SnliVe:
         files = find_images(places, [f"{key}.jpg" for key in keys], self.origin)
         numbers = np.array(labels, dtype=np.int64)
         return LabelledPairs(
-            self.name, keys, lambda row: read_bytes(files[row]), texts, numbers, self.class_names
+            *(self.name, keys, lambda row: read_bytes(files[row]), texts, numbers, self.class_names),
+            pictures=keys,
         )
 
     def _row(self, entry: dict[str, Any]) -> tuple[str, str, int]:

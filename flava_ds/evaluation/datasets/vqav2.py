@@ -91,6 +91,7 @@ class VqaV2:
             texts=tuple(question for _, _, question in asked),
             labels=np.array(labels, dtype=np.int64),
             class_names=answers,
+            pictures=tuple(Path(name).stem for name in names),
             answers=tuple(given[key][1] for key, _, _ in asked),
         )
 

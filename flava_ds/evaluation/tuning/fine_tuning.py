@@ -77,9 +77,8 @@ class FineTuning(ABC):
         if (known := saved.finished()) is not None:
             tell(f"{self.name}: finished before with the same weights, samples and recipe")
             return known
-        size = getattr(encoder, "image_size", 0)
-        held_out = {split: inputs_of(model, samples, size) for split, samples in read.items()}
-        inputs = inputs_of(model, train, size)
+        held_out = {split: inputs_of(model, samples, encoder) for split, samples in read.items()}
+        inputs = inputs_of(model, train, encoder)
         fitting = Fitting(self.name, network, inputs, self.goal, recipe, model.share)
 
         def judge(progress: Progress) -> str:
@@ -136,7 +135,9 @@ class FineTuning(ABC):
         self, encoder: nn.Module, outputs: int, recipe: Recipe, train: Any, read: dict[str, Any]
     ) -> dict[str, Any]:
         """Describes what a saved state depends on."""
+        regions = getattr(encoder, "stored_regions", None)
         return {
+            **({} if regions is None else {"regions": regions.fingerprint}),
             "outputs of the head": outputs,
             "weights": hash_of_tensors(encoder.state_dict()),
             "training samples": train.fingerprint,

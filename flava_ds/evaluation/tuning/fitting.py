@@ -6,7 +6,7 @@ Everything random is a function of the update, so an interrupted training ends w
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from flava_ds.data.regions import SampleRegions
+from flava_ds.data.stored_regions import StoredRegions
 from flava_ds.data.two_segments import joined
-from flava_ds.errors import UserError
+from flava_ds.errors import DataError, UserError
 from flava_ds.evaluation.frozen_model import FrozenModel, ahead
 from flava_ds.evaluation.labelled import LabelledPairs, LabelledTexts, Seen
 from flava_ds.evaluation.preprocessing import WHOLE_TRANSFORM
@@ -29,25 +31,53 @@ SAVED_EVERY_S = 300
 
 
 @dataclass(frozen=True)
+class StoredPictures:
+    """The images of a set as the regions that a detector found in them before."""
+
+    samples: LabelledPairs
+    regions: StoredRegions
+
+    def __post_init__(self) -> None:
+        """Raises: DataError for images without regions, before any is read."""
+        names = self.samples.pictures
+        lacking = [name for name in names if self.regions.find(name) is None]
+        if lacking or not names:
+            what = f"{len(lacking)} images, {lacking[0]} among them" if lacking else "images without names"
+            raise DataError(
+                f"{self.regions.folder}: has no regions of {what}, which {self.samples.name} asks about; run "
+                "the detector on all of its splits"
+            )
+
+    def batch(self, rows: Sequence[int], size: int) -> list[SampleRegions]:
+        """Reads the regions of some images. Raises: DataError."""
+        return [self.regions.read(self.samples.pictures[row]) for row in rows]
+
+
+@dataclass(frozen=True)
 class Inputs:
-    """A split as the model reads it: tokenised texts, and images at `size` pixels (None for texts)."""
+    """A split as the model reads it: tokenised texts, and images at `size` pixels or as regions (None for
+    texts)."""
 
     samples: Any
     ids: list[np.ndarray]
-    pictures: Seen | None
+    pictures: Seen | StoredPictures | None
     size: int
 
-    def read(self, rows: np.ndarray) -> tuple[list[np.ndarray], Tensor | None]:
-        """Returns the texts and pixels [k 3 size size] of some samples. Called from several threads."""
-        pixels = None if self.pictures is None else self.pictures.batch(rows.tolist(), self.size)
-        return [self.ids[row] for row in rows], pixels
+    def read(self, rows: np.ndarray) -> tuple[list[np.ndarray], Tensor | list[SampleRegions] | None]:
+        """Returns the texts of some samples, and their pixels [k 3 size size] or regions. Called from several
+        threads.
+        """
+        images = None if self.pictures is None else self.pictures.batch(rows.tolist(), self.size)
+        return [self.ids[row] for row in rows], images
 
 
-def inputs_of(model: FrozenModel, samples: LabelledTexts | LabelledPairs, size: int) -> Inputs:
-    """Tokenises a split. Texts of images are truncated like captions, others like texts."""
+def inputs_of(model: FrozenModel, samples: LabelledTexts | LabelledPairs, encoder: Any) -> Inputs:
+    """Tokenises a split for an encoder. Texts of images are truncated like captions, others like texts."""
+    size, regions = getattr(encoder, "image_size", 0), getattr(encoder, "stored_regions", None)
     if isinstance(samples, LabelledPairs):
         ids = model.tokenizer.encode_batch(samples.texts, model.most_tokens["pair"])
-        return Inputs(samples, ids, Seen(samples, WHOLE_TRANSFORM), size)
+        seen = Seen(samples, WHOLE_TRANSFORM) if regions is None else StoredPictures(samples, regions)
+        return Inputs(samples, ids, seen, size)
     most = model.most_tokens["text"]
     ids = model.tokenizer.encode_batch(samples.texts, most)
     if samples.second is not None:
@@ -63,8 +93,8 @@ class Network(nn.Module):
         super().__init__()
         self.encoder, self.head = encoder, head.float()
 
-    def forward(self, texts: list[np.ndarray], pixels: Tensor | None) -> Tensor:
-        return self.head(self.encoder(texts, pixels).float())
+    def forward(self, texts: list[np.ndarray], images: Tensor | list[SampleRegions] | None) -> Tensor:
+        return self.head(self.encoder(texts, images).float())
 
 
 class Fitting:
@@ -151,9 +181,9 @@ class Fitting:
         """Returns the gradients of the mean loss over `samples`, and that loss, from this rank's batches."""
         self.network.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
-        for rows, (texts, pixels) in batches:
+        for rows, (texts, images) in batches:
             targets = self.goal.targets(self.train.samples, rows).to(self.device)
-            loss = self.goal.losses(self.network(texts, pixels), targets).sum() / samples
+            loss = self.goal.losses(self.network(texts, images), targets).sum() / samples
             loss.backward()
             total = total + loss.detach()
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters.values()]
@@ -184,7 +214,7 @@ class Fitting:
         return logits.numpy()
 
     @torch.inference_mode()
-    def _predicted(self, batch: tuple[list[np.ndarray], Tensor | None]) -> Tensor:
+    def _predicted(self, batch: tuple[list[np.ndarray], Any]) -> Tensor:
         return self.network(*batch)
 
     def tensors(self) -> dict[str, Tensor]:

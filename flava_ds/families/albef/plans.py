@@ -20,6 +20,7 @@ def plan(config: Config, source: SourceConfig) -> BatchPlan:
         views={"pixel_values": model.image_size},
         tokenizer=tokenizer,
         max_tokens=source.max_tokens,
+        identities=source.identity_key is not None,
         sample_seeds=model.text.hidden_dropout > 0,
         corruptions=(*([] if masked is None else [TokenMask(masked, tokenizer)]), *own),
     )

@@ -14,7 +14,15 @@ from flava_ds.config.encoders import BertTextConfig
 from flava_ds.errors import CheckpointError
 from flava_ds.families.align.config import AlignConfig, EfficientNetConfig, align_of
 from flava_ds.families.align.model import Align
-from flava_ds.families.bert.hf import BLOCK, EMBEDDINGS, split_qkv, tokenizer_files
+from flava_ds.families.bert_layouts import (
+    BLOCK,
+    EMBEDDINGS,
+    pixel_settings,
+    require,
+    split_qkv,
+    text_settings,
+    tokenizer_files,
+)
 from flava_ds.layers.efficientnet import EPS, SQUEEZE, STAGES, STEM
 from flava_ds.layouts import Entry, Foreign, renamed, take, to_ours, to_theirs
 from flava_ds.objectives.global_contrastive import GlobalContrastiveConfig
@@ -52,7 +60,6 @@ _VISION = {
     "batch_norm_eps": EPS,
 }
 """Settings that every model here has; the defaults of transformers."""
-_BICUBIC = 3
 _RESIZED = 346 / 289
 """Edge to which images are resized before the crop, over the crop's."""
 
@@ -112,21 +119,15 @@ class AlignLayouts:
         """Returns the files of EfficientNetImageProcessor and of the run's tokenizer."""
         image = align_of(config).image
         large, edge = round(image.image_size * _RESIZED), image.image_size
-        pixels = {
-            "image_processor_type": "EfficientNetImageProcessor",
-            "do_resize": True,
-            "size": {"height": large, "width": large},
-            "resample": _BICUBIC,
-            "do_center_crop": True,
-            "crop_size": {"height": edge, "width": edge},
-            "do_rescale": True,
-            "rescale_factor": 1 / 255,
-            "rescale_offset": False,
-            "do_normalize": True,
-            "image_mean": list(image.image_mean),
-            "image_std": list(image.image_std),
-            "include_top": False,
-        }
+        pixels = pixel_settings(
+            "EfficientNetImageProcessor",
+            image,
+            size={"height": large, "width": large},
+            do_center_crop=True,
+            crop_size={"height": edge, "width": edge},
+            rescale_offset=False,
+            include_top=False,
+        )
         return {"preprocessor_config.json": pixels, **tokenizer_files(config, align_of(config).max_tokens)}
 
 
@@ -139,8 +140,7 @@ def transformers_settings(config: Config) -> dict[str, Any]:
     transformers hands batch_norm_momentum to torch, for which it is the share of the newest moments.
     """
     model = align_of(config)
-    image, text = model.image, dataclasses.asdict(model.text)
-    dropout = text.pop("hidden_dropout")
+    image = model.image
     return {
         "model_type": "align",
         "architectures": ["AlignModel"],
@@ -149,10 +149,8 @@ def transformers_settings(config: Config) -> dict[str, Any]:
         "temperature_init_value": model.temperature_init,
         "text_config": {
             "model_type": "align_text_model",
-            **text,
+            **text_settings(model.text),
             **_TEXT,
-            "hidden_dropout_prob": dropout,
-            "attention_probs_dropout_prob": 0.0,
             "pad_token_id": model.load_tokenizer(config).pad_id,
         },
         "vision_config": {
@@ -176,10 +174,8 @@ def of_transformers(raw: Mapping[str, Any], where: str) -> AlignConfig:
     Dropout is ignored: it has no effect on what a trained model computes, and runs set their own.
     """
     text, image = (raw.get(f"{kind}_config") or {} for kind in ("text", "vision"))
-    for part, supported in ((text, _TEXT), (image, _VISION)):
-        for name, value in supported.items():
-            if part.get(name, value) != value:
-                raise CheckpointError(f"{where}: {name} is {part[name]!r}; only {value!r} is supported")
+    require(text, _TEXT, where)
+    require(image, _VISION, where)
     if not isinstance(image.get("image_size", 0), int):
         raise CheckpointError(
             f"{where}: image_size is {image['image_size']!r}; only squares, one number, are supported"

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from flava_ds.config import Config
 from flava_ds.data.clip_bpe import ClipTokenizer
-from flava_ds.data.tokenizer import SPECIAL_TOKENS, load_tokenizer
+from flava_ds.data.tokenizer import load_tokenizer
 from flava_ds.errors import CheckpointError
+from flava_ds.families.bert_layouts import pixel_settings, tokenizer_files
 from flava_ds.families.clip.config import ClipConfig, ImageTowerConfig, TextTowerConfig, clip_of
 from flava_ds.families.clip.model import Clip
 from flava_ds.layouts import Entry, Foreign, renamed, take, to_ours, to_theirs
@@ -23,7 +24,6 @@ log = logging.getLogger(__name__)
 
 HEAD_SIZE = 64
 """Of every published CLIP; an open_clip state dict does not contain it."""
-_BICUBIC = 3
 _ARGMAX_POOLING = 2
 """A transformers model with this eos_token_id pools at the largest id instead of the first EOS."""
 _SHARED = (r"^model\.logit_scale$", "logit_scale")
@@ -131,36 +131,24 @@ class ClipLayouts:
         """Returns the files of CLIPImageProcessor and of the run's tokenizer."""
         image, tokenizer = clip_of(config).image, load_tokenizer(config.data.vocabulary)
         edges = {"height": image.image_size, "width": image.image_size}
-        pixels = {
-            "image_processor_type": "CLIPImageProcessor",
-            **{
-                "do_convert_rgb": True,
-                "do_resize": True,
-                "size": {"shortest_edge": image.image_size},
-                "resample": _BICUBIC,
-            },
-            **{"do_center_crop": True, "crop_size": edges, "do_rescale": True, "rescale_factor": 1 / 255},
-            **{
-                "do_normalize": True,
-                "image_mean": list(image.image_mean),
-                "image_std": list(image.image_std),
-            },
+        pixels = pixel_settings(
+            "CLIPImageProcessor",
+            image,
+            do_convert_rgb=True,
+            size={"shortest_edge": image.image_size},
+            do_center_crop=True,
+            crop_size=edges,
+        )
+        most = clip_of(config).text.max_position_embeddings
+        if not isinstance(tokenizer, ClipTokenizer):
+            return {"preprocessor_config.json": pixels, **tokenizer_files(config, most)}
+        rules = "\n".join(["#version: 0.2", *(" ".join(rule) for rule in tokenizer.merges)]) + "\n"
+        return {
+            "preprocessor_config.json": pixels,
+            "tokenizer_config.json": {"tokenizer_class": "CLIPTokenizer", "model_max_length": most},
+            "vocab.json": tokenizer.entries,
+            "merges.txt": rules,
         }
-        most = {"model_max_length": clip_of(config).text.max_position_embeddings}
-        if isinstance(tokenizer, ClipTokenizer):
-            words = {"tokenizer_class": "CLIPTokenizer", **most}
-            rules = "\n".join(["#version: 0.2", *(" ".join(rule) for rule in tokenizer.merges)]) + "\n"
-            files = {"vocab.json": tokenizer.entries, "merges.txt": rules}
-        else:
-            names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
-            words = {
-                "tokenizer_class": "BertTokenizer",
-                "do_lower_case": True,
-                **most,
-                **dict(zip(names, SPECIAL_TOKENS, strict=True)),
-            }
-            files = {"vocab.txt": tokenizer.file.read_text(encoding="utf-8")}
-        return {"preprocessor_config.json": pixels, "tokenizer_config.json": words, **files}
 
 
 LAYOUTS = ClipLayouts()

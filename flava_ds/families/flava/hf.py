@@ -12,8 +12,8 @@ from torch import Tensor
 
 from flava_ds.config import CodebookConfig, Config, ObjectiveConfig
 from flava_ds.config.encoders import VisionEncoderConfig
-from flava_ds.data.tokenizer import SPECIAL_TOKENS, vocabulary_file
 from flava_ds.errors import CheckpointError
+from flava_ds.families.bert_layouts import pixel_settings, require, tokenizer_files
 from flava_ds.families.flava.config import (
     FlavaConfig,
     FlavaTextConfig,
@@ -30,7 +30,15 @@ log = logging.getLogger(__name__)
 PUBLISHED_PATCHES = 196
 """Of a picture; masks are scaled for models with fewer."""
 ENCODERS = ("image", "text", "multimodal")
-_BICUBIC, _LANCZOS = 3, 1
+_LANCZOS = 1
+_SUPPORTED = {
+    "hidden_act": "gelu",
+    "qkv_bias": True,
+    "use_cls_token": True,
+    "mask_token": True,
+    "hidden_dropout_prob": 0,
+    "attention_probs_dropout_prob": 0,
+}
 _HEAD_NAMES = tuple(f"{name}_head." for name in (*HEADS, "itm"))
 _OLD_BUFFERS = ("text_model.embeddings.position_ids", "text_model.embeddings.token_type_ids")
 """Constant buffers that old versions of transformers saved."""
@@ -104,18 +112,9 @@ class FlavaLayouts:
         masking = cast(MaskedImageConfig, config.objectives.get("mim", MaskedImageConfig()))
         pixels = {"height": image.image_size, "width": image.image_size}
         codebook_pixels = {"height": codebook.image_size, "width": codebook.image_size}
-        processor = {
-            "image_processor_type": "FlavaImageProcessor",
+        processor = pixel_settings("FlavaImageProcessor", image) | {
             "processor_class": "FlavaProcessor",
-            **{
-                "do_resize": True,
-                "size": pixels,
-                "resample": _BICUBIC,
-                "do_center_crop": True,
-                "crop_size": pixels,
-            },
-            **{"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True},
-            **{"image_mean": list(image.image_mean), "image_std": list(image.image_std)},
+            **{"size": pixels, "do_center_crop": True, "crop_size": pixels},
             **{"input_size_patches": image.grid_size, "total_mask_patches": masking.num_masked_patches},
             **{
                 "mask_group_min_patches": masking.min_patches_per_block,
@@ -135,17 +134,8 @@ class FlavaLayouts:
                 "codebook_image_std": [1.0] * 3,
             },
         }
-        names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
-        tokens = dict(zip(names, SPECIAL_TOKENS, strict=True))
-        tokenizer = {
-            "tokenizer_class": "BertTokenizer",
-            "do_lower_case": True,
-            "model_max_length": flava_of(config).text.max_position_embeddings,
-            **tokens,
-        }
         return {
-            "vocab.txt": vocabulary_file(config.data.vocabulary).read_text(encoding="utf-8"),
-            "tokenizer_config.json": tokenizer,
+            **tokenizer_files(config, flava_of(config).text.max_position_embeddings),
             "preprocessor_config.json": processor,
             "processor_config.json": {"processor_class": "FlavaProcessor", "image_processor": processor},
         }
@@ -227,7 +217,7 @@ def of_transformers(raw: Mapping[str, Any], where: str, poolers: bool = False) -
         for name in ("image", "text", "multimodal", "image_codebook")
     }
     for name in ("image", "text", "multimodal"):
-        _require_supported(parts[name], f"{where}: {name}_config")
+        require(parts[name], _SUPPORTED, f"{where}: {name}_config")
     model = FlavaConfig(
         image=take(
             VisionEncoderConfig, {**parts["image"], **_square(parts["image"], f"{where}: image_config")}
@@ -307,21 +297,6 @@ def _square(values: Mapping[str, Any], where: str) -> dict[str, int]:
             raise CheckpointError(f"{where}.{name} is {value}; only squares are supported")
         sizes[name] = edges.pop()
     return sizes
-
-
-def _require_supported(values: Mapping[str, Any], where: str) -> None:
-    """Rejects settings with which the same weights would compute something else here."""
-    wanted = {
-        "hidden_act": "gelu",
-        "qkv_bias": True,
-        "use_cls_token": True,
-        "mask_token": True,
-        "hidden_dropout_prob": 0,
-        "attention_probs_dropout_prob": 0,
-    }
-    for name, value in wanted.items():
-        if values.get(name, value) != value:
-            raise CheckpointError(f"{where}.{name} is {values[name]!r}; this model supports only {value!r}")
 
 
 def _require_representable(config: Config) -> None:

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from flava_ds.families.bert.capabilities import BertTexts, types_of_texts
 from flava_ds.families.offers import (
     NO_DETECTOR,
+    STORED_ALONE,
+    FoundBefore,
     PairMatcher,
     RegionPairStates,
     WordReading,
@@ -52,6 +54,8 @@ def offers(module: Task, config: Any) -> tuple[tuple[object, ...], dict[str, str
         return (texts,), LACKS | NO_DETECTOR
     detector = detector_of(model, module.model.word_table().device)
     part = PairPart(module.model, detector, model.load_tokenizer(config))
+    if isinstance(detector, FoundBefore):
+        return (texts, RegionPairStates(part)), LACKS | STORED_ALONE
     parts, lacks = for_pairs(module, config, ImageTextMatchingConfig, part.pooled, part.read)
     for name, objective in module.objectives.items():
         if isinstance(objective, NextSentence):

@@ -6,6 +6,8 @@ this module does not import, since protocols are structural. Only states to fine
 
 from __future__ import annotations
 
+import copy
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,8 @@ from torch import Tensor, nn
 from flava_ds.batch import Packed
 from flava_ds.families.offers import (
     NO_DETECTOR,
+    STORED_ALONE,
+    FoundBefore,
     RegionPairStates,
     WordReading,
     detector_of,
@@ -23,14 +27,20 @@ from flava_ds.families.offers import (
 )
 from flava_ds.families.two_streams.config import TEXT_VIEW, two_streams_of
 from flava_ds.families.two_streams.model import TwoStreamModel
+from flava_ds.layers.regions import PackedImages
 from flava_ds.layers.words import pack
 from flava_ds.objectives.itm import ImageTextMatchingConfig
 
 if TYPE_CHECKING:
     from flava_ds.training.task import Task
 
+OF_REGIONS = re.compile(
+    r"^region_|^streams\.regions\.|^streams\.rounds\.\d+\.(exchange\.)?regions\."
+    r"|\.exchange\.\w+\.attention\.(query\.|key_value\.|output\.weight)"
+)
+"""Names of parameters that texts alone do not read, or that have no effect on them."""
 LACKS = dict.fromkeys(
-    ("ImageFeatures", "TextFeatures", "Embedder", "Tokens", "TextStates"),
+    ("ImageFeatures", "TextFeatures", "Embedder", "Tokens"),
     "its streams of words and regions read each other, and neither is trained alone",
 )
 """Capabilities that both families lack: protocol -> reason."""
@@ -39,11 +49,45 @@ LACKS = dict.fromkeys(
 def offers(module: Task, config: Any) -> tuple[tuple[object, ...], dict[str, str]]:
     """Returns the capabilities of a model with its objectives, and what it lacks: protocol -> reason."""
     model = two_streams_of(config)
+    texts = TextPart(module.model)
     if model.detector is None:
-        return (), LACKS | NO_DETECTOR
-    part = PairPart(module.model, detector_of(model, module.model.word_table().device))
+        return (texts,), LACKS | NO_DETECTOR
+    detector = detector_of(model, module.model.word_table().device)
+    part = PairPart(module.model, detector)
+    if isinstance(detector, FoundBefore):
+        return (texts, RegionPairStates(part)), LACKS | STORED_ALONE
     parts, lacks = for_pairs(module, config, ImageTextMatchingConfig, part.pooled, part.read)
-    return (RegionPairStates(part), *parts), LACKS | lacks
+    return (texts, RegionPairStates(part), *parts), LACKS | lacks
+
+
+class TextPart:
+    """Gives copies to fine-tune on texts alone, which attend to no region."""
+
+    def __init__(self, model: TwoStreamModel) -> None:
+        self.model = model
+
+    def text_states(self) -> TunableTexts:
+        """Returns a copy of the stream of words; the model stays unchanged."""
+        return TunableTexts(self.model)
+
+
+class TunableTexts(nn.Module):
+    """The pooled CLS of each text, with a graph. Attention to an empty stream of regions adds its bias."""
+
+    def __init__(self, model: TwoStreamModel) -> None:
+        super().__init__()
+        self.width, self.model = model.config.pooled_size, copy.deepcopy(model)
+        read = self.model.parameters_of(TEXT_VIEW, read_directly=True) | self.model.pooler_parameters()
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name in read and not OF_REGIONS.search(name))
+
+    def forward(self, texts: Sequence[np.ndarray], pixels: Tensor | None = None) -> Tensor:
+        model, table = self.model, self.model.word_table()
+        packed, size = pack(texts, table.device), model.config.regions.feature_size
+        none = PackedImages(table.new_zeros(0, size), table.new_zeros(0, 4), 0 * packed.cu_seqlens, 0)
+        reads = {TEXT_VIEW: packed.cu_seqlens[:-1].long()}
+        encoded = model.encode_pairs(packed, model.regions_alone(none), reads)
+        return model.pooled_text(encoded[TEXT_VIEW].first())
 
 
 class PairPart:

@@ -114,6 +114,8 @@ class VilbertConfig(TwoStreamConfig, type="vilbert"):
     co_attention_size: Width = 1024
     """Width of all heads together, and of both pooled vectors."""
 
+    reads_whole_image: ClassVar[bool] = True
+
     @property
     def pooled_views(self) -> tuple[str, ...]:
         return TEXT_VIEW, REGIONS_VIEW

@@ -98,6 +98,10 @@ class TwoStreamModel(nn.Module):
         """Pools the first rows of the family's `pooled_views`: [b d] each -> [b d]."""
         raise NotImplementedError
 
+    def pooled_text(self, first: Tensor) -> Tensor:
+        """Pools the CLS of texts alone: [b d] -> [b pooled_size]."""
+        raise NotImplementedError
+
     def word_table(self) -> Tensor:
         """Returns the word embeddings: [v d]."""
         return self.embeddings.words.weight
@@ -143,6 +147,9 @@ class Lxmert(TwoStreamModel):
         """Returns dense and tanh over the texts' CLS: [b d] -> [b d]."""
         return self.pooler(*first)
 
+    def pooled_text(self, first: Tensor) -> Tensor:
+        return self.pooler(first)
+
 
 class Vilbert(TwoStreamModel):
     """ViLBERT. A region's embedding is the normalised sum of its features' and its box's.
@@ -166,4 +173,8 @@ class Vilbert(TwoStreamModel):
             first  [b d] and [b d'] -> [b pooled_size]
         """
         text, image = first
-        return self.text_pooler(text).relu() * self.region_pooler(image).relu()
+        return self.pooled_text(text) * self.region_pooler(image).relu()
+
+    def pooled_text(self, first: Tensor) -> Tensor:
+        """Returns the texts' factor of the product."""
+        return self.text_pooler(first).relu()

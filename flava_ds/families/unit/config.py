@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from flava_ds.config.encoders import (
     BertTextConfig,
     ConvStemConfig,
+    Dropped,
     EncoderConfig,
     Epsilon,
     NormallyInitialized,
@@ -43,6 +44,10 @@ class PositionedConfig(EncoderConfig):
     num_attention_heads: int = 8
     intermediate_size: int = 2048
     layer_norm_eps: Epsilon = 1e-5
+    hidden_dropout: Dropped = 0.0
+    """Probability that training drops an element of what attention and MLP add, and of the MLP's activations,
+    drawn from the samples' seeds. Probabilities of attention are not dropped.
+    """
 
 
 def resnet50_dc5() -> ConvStemConfig:
@@ -90,6 +95,11 @@ class UnitConfig(NormallyInitialized, type="unit"):
         found += [(self.encoder, 1 + cells)] if cells else []
         return found + ([(self.text, 1 + words)] if words else [])
 
+    @property
+    def drops(self) -> bool:
+        """Whether training drops anything."""
+        return any(part.hidden_dropout for part in (self.encoder, self.text, self.decoder))
+
     def samples_together(self, content: str) -> int:
         return 1 if content == "text" else self.image.norm_group or 1
 
@@ -103,11 +113,6 @@ class UnitConfig(NormallyInitialized, type="unit"):
         self.encoder.check("model.encoder")
         self.text.check("model.text")
         self.decoder.check("model.decoder")
-        if self.text.hidden_dropout:
-            raise ConfigError(
-                f"model.text.hidden_dropout is {self.text.hidden_dropout:g}, but the family 'unit' drops "
-                "nothing; set it to 0"
-            )
         if self.encoder.hidden_size % 4:
             raise ConfigError(
                 f"model.encoder.hidden_size is {self.encoder.hidden_size}; the sines and cosines of two axes "

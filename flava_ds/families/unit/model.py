@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from flava_ds.batch import Batch, Packed
 from flava_ds.families.bert.model import BertEncoder
 from flava_ds.families.unit.config import TASKS, UnitConfig
 from flava_ds.layers.fused import LayerNorm
+from flava_ds.layers.hidden_dropout import HiddenDropout, hidden_dropout
 from flava_ds.layers.pairs import SequenceLayout, prefixed
 from flava_ds.layers.positioned import Positioned, PositionedTransformer, sine_positions
 from flava_ds.layers.resnet import ResNetStages, initialize_as_resnet
@@ -25,6 +27,14 @@ OF_IMAGES = ("image_tower.", "projection.", "encoder.", "image_memory.", "image_
 _OF_TEXTS = ("text_encoder.", "text_memory.", "text_positions.")
 _OF_TASKS = ("image_tasks.", "text_tasks.", "queries.")
 """Tables with a row for each task."""
+_OF_CELLS, _OF_WORDS, _OF_TEXTS_WITH_TOKENS, _OF_QUERIES = range(4)
+"""Numbers of what is dropped apart."""
+Drop = Callable[[float, Tensor, int, int], HiddenDropout | None]
+"""From a probability, the bounds of packed sequences, their rows in all, and a number of the above."""
+
+
+def nothing(probability: float, cu_seqlens: Tensor, total: int, stream: int) -> None:
+    """Drops nothing: evaluations and fine-tuning."""
 
 
 class Unit(nn.Module):
@@ -59,14 +69,15 @@ class Unit(nn.Module):
         self, batch: Batch, views: Collection[str], reads: Mapping[str, Tensor] | None = None
     ) -> dict[str, Encoded]:
         """Encodes a batch for each of `views`, the tasks: all rows of them."""
-        found = {}
+        found: dict[str, Encoded] = {}
+        drop = partial(hidden_dropout, batch, on=self.training)
         for task in views:
             pixels, texts = None, None
             if TASKS[task] != "text":
                 pixels = batch["pixel_values"]
             if TASKS[task] != "image":
                 texts = PackedIds(batch["input_ids"], batch["cu_seqlens"], batch.numbers["max_seqlen"])
-            found[task] = self.answer(task, pixels, texts, batch.get("token_types"))
+            found[task] = self.answer(task, pixels, texts, batch.get("token_types"), drop)
         return found
 
     def answer(
@@ -75,17 +86,18 @@ class Unit(nn.Module):
         pixel_values: Tensor | None = None,
         texts: PackedIds | None = None,
         token_types: Tensor | None = None,
+        drop: Drop = nothing,
     ) -> Encoded:
-        """Decodes a task's queries beside images, texts, or both.
+        """Decodes a task's queries beside images, texts, or both. `drop` says what training drops.
 
         Shapes:
             pixel_values  [b 3 H W]  uint8 in [0, 255], or floats that are already normalised
             token_types   [T]        segments of the texts; None for one segment
             returns       Encoded of [L*b*Q d]
         """
-        seen = None if texts is None else self.read_texts(task, texts, token_types)
+        seen = None if texts is None else self.read_texts(task, texts, token_types, drop)
         if pixel_values is not None:
-            image = self.read_images(task, pixel_values)
+            image = self.read_images(task, pixel_values, drop)
             seen = image if seen is None else _joined(image, seen)
         if seen is None:
             raise ValueError("a task needs images, texts, or both")
@@ -94,9 +106,10 @@ class Unit(nn.Module):
         positions = repeat(queries, "q d -> (b q) d", b=size)
         bounds = count * torch.arange(size + 1, device=queries.device, dtype=torch.int32)
         asked = Positioned(Packed(torch.zeros_like(positions), bounds, count), positions)
-        return Encoded(Packed(self.decoder(asked, seen), bounds, count), self.decoder_norm)
+        drops = drop(self.config.decoder.hidden_dropout, bounds, positions.shape[0], _OF_QUERIES)
+        return Encoded(Packed(self.decoder(asked, seen, drops), bounds, count), self.decoder_norm)
 
-    def read_images(self, task: str, pixel_values: Tensor) -> Positioned:
+    def read_images(self, task: str, pixel_values: Tensor, drop: Drop = nothing) -> Positioned:
         """Encodes images for a task: one row for each cell of the grid, [b*n d]."""
         grid = self.image_tower(pixel_values)
         cells = self.projection(rearrange(grid, "b c h w -> b (h w) c"))
@@ -105,15 +118,21 @@ class Unit(nn.Module):
         sines = sine_positions((height, width), cells.shape[-1], cells.device).to(cells.dtype)
         token = repeat(self.image_tasks[task]().to(cells.dtype), "one d -> b one d", b=size)
         packed = _equal(torch.cat([token, cells], dim=1))
-        found = self.encoder(Positioned(packed, repeat(F.pad(sines, (0, 0, 1, 0)), "n d -> (b n) d", b=size)))
+        places = repeat(F.pad(sines, (0, 0, 1, 0)), "n d -> (b n) d", b=size)
+        dropped = self.config.encoder.hidden_dropout, packed.cu_seqlens, places.shape[0]
+        found = self.encoder(Positioned(packed, places), drops=drop(*dropped, _OF_CELLS))
         memory = rearrange(found, "(b n) d -> b n d", b=size)[:, 1:] + cells
         positions = repeat(self.image_positions(sines), "n d -> (b n) d", b=size)
         return Positioned(_equal(self.image_memory(memory)), positions)
 
-    def read_texts(self, task: str, texts: PackedIds, token_types: Tensor | None = None) -> Positioned:
+    def read_texts(
+        self, task: str, texts: PackedIds, token_types: Tensor | None = None, drop: Drop = nothing
+    ) -> Positioned:
         """Encodes texts for a task: a row for each token, [T d], or for each CLS, [b d]."""
         embeddings, size = self.text_encoder.embeddings, texts.cu_seqlens.shape[0] - 1
-        words = embeddings(texts.ids, texts.cu_seqlens, token_types)
+        probability, total = self.config.text.hidden_dropout, texts.ids.shape[0]
+        of_words = drop(probability, texts.cu_seqlens, total, _OF_WORDS)
+        words = embeddings(texts.ids, texts.cu_seqlens, token_types, of_words)
         layout = SequenceLayout(1, texts.cu_seqlens, texts.max_seqlen, own=0)
         token = repeat(self.text_tasks[task]().to(words.dtype), "one d -> b one d", b=size)
         packed = prefixed(token, Packed(words, texts.cu_seqlens, texts.max_seqlen))
@@ -125,7 +144,8 @@ class Unit(nn.Module):
             place = torch.zeros_like(rows)
         else:
             rows = layout.text_rows(torch.arange(texts.ids.shape[0], device=words.device))
-        hidden = self.text_memory(self.text_encoder.transformer(packed, rows=rows))
+        drops = drop(probability, packed.cu_seqlens, total + size, _OF_TEXTS_WITH_TOKENS)
+        hidden = self.text_memory(self.text_encoder.transformer(packed, rows=rows, drops=drops))
         positions = self.text_positions(embeddings.positions(place))
         return Positioned(Packed(hidden, bounds, longest), positions)
 

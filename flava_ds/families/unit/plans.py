@@ -20,4 +20,5 @@ def plan(config: Config, source: SourceConfig) -> BatchPlan:
         composer=LinePairs(tokenizer) if tokenizer is not None and source.kind == "text" else None,
         corruptions=(Segments(tokenizer.sep_id),) if tokenizer is not None and source.kind == "text" else (),
         targets=TargetsPlan.of(config, source),
+        sample_seeds=model.drops,
     )

@@ -12,7 +12,14 @@ from torch import Tensor
 from flava_ds.config import Config
 from flava_ds.config.objectives import ObjectiveConfig, in_use
 from flava_ds.errors import CheckpointError
-from flava_ds.families.bert.hf import EMBEDDINGS, split_qkv, tokenizer_files
+from flava_ds.families.bert_layouts import (
+    EMBEDDINGS,
+    pixel_settings,
+    require,
+    split_qkv,
+    text_settings,
+    tokenizer_files,
+)
 from flava_ds.families.vilt.config import StreamConfig, ViltConfig, WordsConfig, vilt_of
 from flava_ds.families.vilt.task import ViltTask
 from flava_ds.layouts import Entry, Foreign, renamed, take, to_ours, to_theirs
@@ -38,7 +45,6 @@ _RENAMES = (
     (r"^objectives\.mmm_text\.head\.bias$", "mlm_score.decoder.bias"),
 )
 _DECODER, _WORDS = "mlm_score.decoder.weight", "vilt.embeddings.text_embeddings.word_embeddings.weight"
-_BICUBIC = 3
 _SUPPORTED = {"hidden_act": "gelu", "qkv_bias": True}
 
 
@@ -114,19 +120,13 @@ class ViltLayouts:
     def companions(self, config: Config) -> dict[str, Any]:
         """Returns the files of ViltImageProcessor and of the run's tokenizer."""
         image = vilt_of(config).image
-        pixels = {
-            "image_processor_type": "ViltImageProcessor",
-            "do_resize": True,
-            "size": {"shortest_edge": image.image_size},
-            "size_divisor": image.patch_size,
-            "resample": _BICUBIC,
-            "do_rescale": True,
-            "rescale_factor": 1 / 255,
-            "do_normalize": True,
-            "image_mean": list(image.image_mean),
-            "image_std": list(image.image_std),
-            "do_pad": True,
-        }
+        pixels = pixel_settings(
+            "ViltImageProcessor",
+            image,
+            size={"shortest_edge": image.image_size},
+            size_divisor=image.patch_size,
+            do_pad=True,
+        )
         words = tokenizer_files(config, vilt_of(config).max_tokens)
         return {"preprocessor_config.json": pixels, **words}
 
@@ -137,8 +137,7 @@ LAYOUTS = ViltLayouts()
 def transformers_settings(config: Config, *, tied: bool) -> dict[str, Any]:
     """Translates a configuration into ViltConfig's JSON."""
     model = vilt_of(config)
-    image = dataclasses.asdict(model.image)
-    dropout = image.pop("hidden_dropout")
+    image = text_settings(model.image)
     for ours in ("image_mean", "image_std", "max_patches"):
         del image[ours]
     return {
@@ -150,8 +149,6 @@ def transformers_settings(config: Config, *, tied: bool) -> dict[str, Any]:
         **_SUPPORTED,
         "modality_type_vocab_size": model.modality_types,
         "max_image_length": model.image.max_patches,
-        "hidden_dropout_prob": dropout,
-        "attention_probs_dropout_prob": 0.0,
         "pad_token_id": model.load_tokenizer(config).pad_id,
     }
 
@@ -162,9 +159,7 @@ def of_transformers(raw: Mapping[str, Any], where: str) -> ViltConfig:
     Dropout is ignored: it has no effect on what a trained model computes, and runs set their own. Pixel
     statistics are those of the published code, if the folder has no others.
     """
-    for name, supported in _SUPPORTED.items():
-        if raw.get(name, supported) != supported:
-            raise CheckpointError(f"{where}: {name} is {raw[name]!r}; only {supported!r} is supported")
+    require(raw, _SUPPORTED, where)
     for name in ("image_size", "patch_size"):
         if not isinstance(raw.get(name, 0), int):
             raise CheckpointError(

@@ -30,6 +30,7 @@ class VlbertConfig(SingleStreamConfig, type="vlbert"):
     regions_view: ClassVar[str] = "multimodal_masked"
     provides: ClassVar[frozenset[str]] = frozenset({"word_table", "region_rows", "encode_texts"})
     network: ClassVar[str] = "flava_ds.families.vlbert.model:Vlbert"
+    reads_whole_image: ClassVar[bool] = True
 
     @property
     def max_tokens(self) -> int:

@@ -10,7 +10,7 @@ from flava_ds.batch import Batch
 from flava_ds.config import Config
 from flava_ds.config.encoders import BertTextConfig
 from flava_ds.families.bert.config import BertConfig
-from flava_ds.families.bert.hf import entries
+from flava_ds.families.bert.hf import LAYOUTS
 from flava_ds.families.bert.task import BertTask, build_task
 from flava_ds.layouts import to_ours
 from flava_ds.objectives.masked_text import MaskedTextConfig
@@ -122,7 +122,7 @@ def our_model(config: Config, theirs: nn.Module) -> BertTask:
     """Builds our model with their weights."""
     task = build_task(config).to(next(theirs.parameters()).dtype)
     weights = own_tensors(theirs, dict(theirs.state_dict()))
-    task.load_state_dict(to_ours(weights, entries(config.model, heads=True), "theirs"))
+    task.load_state_dict(to_ours(weights, LAYOUTS.entries(config.model, heads=True), "theirs"))
     return task
 
 

@@ -23,7 +23,7 @@ from flava_ds.config import Config
 from flava_ds.errors import ConfigError
 from flava_ds.families.bert.capabilities import offers
 from flava_ds.families.bert.config import bert_base
-from flava_ds.families.bert.hf import entries
+from flava_ds.families.bert.hf import LAYOUTS
 from flava_ds.families.bert.task import BertTask, build_task
 from flava_ds.layouts import to_ours
 from flava_ds.objectives.global_contrastive import GlobalContrastiveConfig
@@ -53,7 +53,7 @@ def test_transformers_agree(dtype, states, gradients, segments):
     loss.backward()
     output.loss.backward()
     found = own_tensors(theirs, {name: parameter.grad for name, parameter in theirs.named_parameters()})
-    expected = to_ours(found, entries(config.model, heads=True), "their gradients")
+    expected = to_ours(found, LAYOUTS.entries(config.model, heads=True), "their gradients")
     ours = {name: parameter.grad for name, parameter in task.named_parameters()}
     assert ours.keys() == expected.keys()
     apart = {name: difference(ours[name], expected[name]) for name in ours}

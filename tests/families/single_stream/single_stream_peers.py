@@ -16,7 +16,7 @@ from flava_ds.batch import Batch
 from flava_ds.config import Config
 from flava_ds.config.encoders import BertTextConfig, RegionsConfig
 from flava_ds.families.bert.config import BertConfig
-from flava_ds.families.bert.hf import entries
+from flava_ds.families.bert.hf import LAYOUTS
 from flava_ds.layouts import to_ours, to_theirs
 
 CLS, SEP, MASK = 101, 102, 103
@@ -98,7 +98,7 @@ class Peer:
     def __init__(self, task: nn.Module) -> None:
         self.config = Config(name="bert", model=BertConfig(text=task.model.config.text))
         own = {name: value.detach() for name, value in task.named_parameters()}
-        table = entries(self.config.model, heads=False)
+        table = LAYOUTS.entries(self.config.model, heads=False)
         self.table = tuple(entry for entry in table if entry.ours in own)  # VL-BERT has no pooler
         shared = {entry.ours for entry in self.table}
         dtype = next(iter(own.values())).dtype

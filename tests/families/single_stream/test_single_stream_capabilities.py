@@ -6,13 +6,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from data.shard_files import write_tar
 from families.bert.bert_peers import randomize
 from families.single_stream.single_stream_peers import SEP, TEXT, ends, word_file, words_of
 from families.single_stream.test_single_stream_runs import FAMILIES
 
 from flava_ds.batch import Batch
 from flava_ds.config import Config, DataConfig
-from flava_ds.data.regions import read_regions
+from flava_ds.data.regions import REGIONS_SUFFIX, read_regions
 from flava_ds.evaluation.protocols import (
     CAPABILITIES,
     Losses,
@@ -167,3 +168,25 @@ def test_the_members_that_are_prepared_are_those_that_sources_read(found):
     features = np.concatenate([own.features for own in read]).astype(np.float32)
     assert np.abs(features - regions.features.numpy()).max() < 5e-3
     assert [len(own.boxes) for own in read] == regions.cu_seqlens.diff().tolist()
+
+
+@pytest.mark.parametrize("family", ["vinvl", "vlbert"])
+def test_stored_regions_are_read_as_the_detectors_are(family, found, tmp_path):
+    """Words of tags too; up to the fp16 of stored features."""
+    pixels, regions = found
+    detector, names = load_detector("demo"), ("owl", "kite", "cat", "dog")
+    (tmp_path / "stored").mkdir()
+    members = zip(names, encoded(detector, regions), strict=True)
+    write_tar(tmp_path / "stored" / "0.tar", [(f"{name}.{REGIONS_SUFFIX}", own) for name, own in members])
+    texts = [words_of((n,), torch.Generator().manual_seed(n)).numpy() for n in (3, 6, 2, 4)]
+    states = []
+    for place in ("demo", str(tmp_path / "stored")):
+        config = config_of(family, tmp_path, detector=place)
+        parts, lacks = parts_of(randomize(build_task(config), std=0.05), config)
+        copy = parts[PairStates].pair_states()
+        stored = copy.stored_regions
+        images = pixels if stored is None else [stored.read(name) for name in names]
+        with torch.no_grad():
+            states.append(copy(texts, images))
+    torch.testing.assert_close(states[0], states[1], atol=1e-3, rtol=1e-3)
+    assert "only be fine-tuned" in lacks["Matcher"] and "only be fine-tuned" in lacks["Scorer"]

@@ -2,12 +2,13 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from families.two_streams.two_stream_peers import FEATURES, lxmert, make_batch, randomize, vilbert
 
 from flava_ds.errors import ConfigError
-from flava_ds.evaluation.protocols import CAPABILITIES, Losses, Matcher, PairStates, Scorer
+from flava_ds.evaluation.protocols import CAPABILITIES, Losses, Matcher, PairStates, Scorer, TextStates
 from flava_ds.families.two_streams.capabilities import PairPart, offers
 from flava_ds.families.two_streams.config import TEXT_VIEW
 from flava_ds.families.two_streams.task import build_task
@@ -97,10 +98,27 @@ def test_states_to_be_fine_tuned_are_the_pooled_ones_with_a_graph(family, detect
 
 
 @FAMILIES
+def test_texts_alone_are_fine_tuned_by_what_reads_them(family):
+    """They attend to no region, which leaves the bias; every weight that gets a gradient moves the state."""
+    task = randomize(build_task(family()))
+    copy = parts_of(task)[TextStates].text_states()
+    texts = [np.array([2, 5, 6, 3]), np.array([2, 9, 3])]
+    found = copy(texts)
+    assert found.shape == (2, copy.width)
+    torch.testing.assert_close(copy(texts[:1]), found[:1])
+    found.square().sum().backward()
+    moved = {name for name, own in copy.model.named_parameters() if own.grad is not None and own.grad.any()}
+    assert moved == {name for name, own in copy.model.named_parameters() if own.requires_grad}
+    assert not any("region_embeddings" in name or "streams.regions" in name for name in moved)
+    assert any(".exchange." in name for name in moved) and copy.model is not task.model
+
+
+@FAMILIES
 def test_without_a_detector_or_its_objectives_it_says_why(family, detector):
     config = family()
     parts, lacks = offers(build_task(config), config)
-    assert parts == () and "give model.detector" in lacks["Matcher"] == lacks["Scorer"] == lacks["PairStates"]
+    assert [type(own).__name__ for own in parts] == ["TextPart"]
+    assert "give model.detector" in lacks["Matcher"] == lacks["Scorer"] == lacks["PairStates"]
     name = next(name for name in config.objectives if name not in ("mmm_text", "itm"))
     model = dataclasses.replace(config.model, detector=str(detector))
     alone = dataclasses.replace(config, model=model, objectives={name: config.objectives[name]})

@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from flava_ds.config.tree import check_objectives
 from flava_ds.errors import ConfigError
 from flava_ds.families.two_streams.config import REGIONS_VIEW, TEXT_VIEW, lxmert_base, vilbert_base
-from flava_ds.families.two_streams.hf import entries
+from flava_ds.families.two_streams.hf import LAYOUTS
 from flava_ds.families.two_streams.task import TwoStreamTask, build_task
 from flava_ds.layouts import to_ours
 from flava_ds.objectives.global_contrastive import GlobalContrastiveConfig
@@ -70,7 +70,7 @@ def test_transformers_agree(dtype, states, gradients):
     loss.backward()
     expected.backward()
     grads = {name: own.grad for name, own in theirs.named_parameters()}
-    other = to_ours(own_tensors(grads), entries(config.model, heads=True), "their gradients")
+    other = to_ours(own_tensors(grads), LAYOUTS.entries(config.model, heads=True), "their gradients")
     ours = {name: own.grad for name, own in task.named_parameters()}
     assert ours.keys() == other.keys()
     apart = {

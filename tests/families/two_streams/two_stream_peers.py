@@ -20,7 +20,7 @@ from flava_ds.families.two_streams.config import (
     VilbertConfig,
     VilbertRegionsConfig,
 )
-from flava_ds.families.two_streams.hf import entries
+from flava_ds.families.two_streams.hf import LAYOUTS
 from flava_ds.families.two_streams.task import TwoStreamTask, build_task
 from flava_ds.layouts import to_ours
 from flava_ds.objectives.detected_regions import DetectedRegionsConfig
@@ -175,6 +175,8 @@ def own_tensors(values: dict[str, Tensor]) -> dict[str, Tensor]:
 def our_model(config: Config, theirs: nn.Module) -> TwoStreamTask:
     """Builds our model with their weights."""
     task = build_task(config).to(next(theirs.parameters()).dtype)
-    weights = to_ours(own_tensors(dict(theirs.state_dict())), entries(config.model, heads=True), "theirs")
+    weights = to_ours(
+        own_tensors(dict(theirs.state_dict())), LAYOUTS.entries(config.model, heads=True), "theirs"
+    )
     task.load_state_dict(weights)
     return task

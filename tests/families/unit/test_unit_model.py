@@ -126,7 +126,6 @@ def test_the_memory_of_an_image_is_its_cells_added_to_their_encoding(task):
         ({"first_word_only": ("poetry",)}, "no task is called 'poetry'; there are detection, genome"),
         ({"encoder": dataclasses.replace(tiny_model().encoder, hidden_size=18)}, "need a multiple of 4"),
         ({"image": dataclasses.replace(tiny_model().image, frozen_stages=3)}, "there are 2 stages"),
-        ({"text": dataclasses.replace(tiny_model().text, hidden_dropout=0.1)}, "drops nothing"),
     ],
 )
 def test_models_that_cannot_work_are_refused(changes, message):

@@ -84,6 +84,15 @@ def write_scenes(folder):
     return folder
 
 
+def dropping(model: UnitConfig) -> UnitConfig:
+    """The same model with dropout in every part."""
+    parts = {
+        name: dataclasses.replace(getattr(model, name), hidden_dropout=0.1)
+        for name in ("encoder", "text", "decoder")
+    }
+    return dataclasses.replace(model, **parts)
+
+
 def run_config(folder, name, *, stage="zero1", accumulation=1):
     """Six steps of three tasks in turn."""
     base = real_config(folder)
@@ -103,7 +112,7 @@ def run_config(folder, name, *, stage="zero1", accumulation=1):
     return dataclasses.replace(
         base,
         name=name,
-        model=tiny_model(),
+        model=dropping(tiny_model()),
         codebook_weights=None,
         objectives=USED,
         data=dataclasses.replace(base.data, sources=sources),

@@ -22,7 +22,7 @@ from flava_ds.config import Config, DataConfig
 from flava_ds.errors import CheckpointError
 from flava_ds.families.single_stream.task import SingleStreamTask, build_task
 from flava_ds.families.visualbert.config import VisualBertConfig
-from flava_ds.families.visualbert.hf import LAYOUTS, entries
+from flava_ds.families.visualbert.hf import LAYOUTS
 from flava_ds.hf.foreign import export, open_folder
 from flava_ds.layouts import to_ours
 from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig
@@ -98,7 +98,7 @@ def own_tensors(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def test_transformers_agree(exact):
     dtype, close, gradients = exact
     theirs, config, batch = their_visualbert().to(dtype), tiny_config(), pairs(dtype)
-    task, table = build_task(config).to(dtype), entries(config.model, heads=True)
+    task, table = build_task(config).to(dtype), LAYOUTS.entries(config.model, heads=True)
     task.load_state_dict(to_ours(own_tensors(dict(theirs.state_dict())), table, "theirs"))
     inputs = inputs_of(batch)
     output = theirs(**inputs, output_hidden_states=True)

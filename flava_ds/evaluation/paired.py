@@ -4,6 +4,7 @@ items, and a correction for how many questions are asked.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -68,21 +69,16 @@ def bootstrap(parts: Sequence[tuple[float, Measured]], resamples: int = RESAMPLE
     seeds = len(parts[0][1].sums)
     if seeds < 2:
         raise ValueError(f"{seeds} seed: at least two are needed")
-    draw = np.random.default_rng(SEED)
     stretch, drawn = math.sqrt(seeds / (seeds - 1)), []
     sizes = {part.clusters: len(part.counts) for _, part in parts}
-    for start in range(0, resamples, CHUNK):
-        size = min(CHUNK, resamples - start)
-        times = {
-            name: draw.multinomial(count, np.full(count, 1 / count), size).astype(np.float64)
-            for name, count in sizes.items()
-        }
+    for clusters, chosen_seeds in draws(tuple(sizes.items()), seeds, resamples):
+        times = {name: own.astype(np.float64) for name, own in clusters.items()}
         by_seed = sum(
             weight * (times[part.clusters] @ part.sums.T) / (times[part.clusters] @ part.counts)[:, None]
             for weight, part in parts
         )
         of_all = by_seed.mean(axis=1)
-        chosen = np.take_along_axis(by_seed, draw.integers(seeds, size=(size, seeds)), axis=1).mean(axis=1)
+        chosen = np.take_along_axis(by_seed, chosen_seeds, axis=1).mean(axis=1)
         drawn.append(of_all + stretch * (chosen - of_all))
     found = np.concatenate(drawn)
     low, high = np.percentile(found, [2.5, 97.5])
@@ -90,6 +86,27 @@ def bootstrap(parts: Sequence[tuple[float, Measured]], resamples: int = RESAMPLE
     value = float(sum(weight * part.values().mean() for weight, part in parts))
     p = min(1.0, 2 * (int(tail) + 1) / (resamples + 1))
     return Estimate(value, float(found.std(ddof=1)), p, (float(low), float(high)))
+
+
+@functools.lru_cache(maxsize=4)
+def draws(
+    sizes: tuple[tuple[str, int], ...], seeds: int, resamples: int
+) -> list[tuple[dict[str, np.ndarray], np.ndarray]]:
+    """Draws resamples in chunks. A table asks for the same ones for each of its cells, and drawing them is
+    nearly all of the work.
+
+    Shapes:
+        sizes    (name, C) of each set of clusters
+        returns  how often each cluster occurs, by the set's name [chunk C] uint8, and seeds [chunk S]
+    """
+    draw, found = np.random.default_rng(SEED), []
+    for start in range(0, resamples, CHUNK):
+        size = min(CHUNK, resamples - start)
+        times = {name: draw.multinomial(count, np.full(count, 1 / count), size) for name, count in sizes}
+        assert all(own.max() < 256 for own in times.values())
+        small = {name: own.astype(np.uint8) for name, own in times.items()}
+        found.append((small, draw.integers(seeds, size=(size, seeds))))
+    return found
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -194,10 +194,9 @@ def _tuned(
     recipe = recipe.fitted(len(train))
     head = build_head(make_head, below.width, len(train.class_names), recipe.seed)
     network = Network(below, head).to(model.device).eval()
-    size = getattr(below, "image_size", 0)
-    fitting = Fitting(name, network, inputs_of(model, train, size), Classes(), recipe, model.share)
+    fitting = Fitting(name, network, inputs_of(model, train, below), Classes(), recipe, model.share)
     fitting.run(lambda progress: "", Saved(None, name, {}), model.workplace.tell)
-    return fitting.predict(inputs_of(model, test, size)).argmax(1) == test.labels
+    return fitting.predict(inputs_of(model, test, below)).argmax(1) == test.labels
 
 
 def _texts(samples: Samples, classes: tuple[str, ...]) -> LabelledTexts:

@@ -137,10 +137,8 @@ def run_suite(options: argparse.Namespace) -> int:
         raise UserError(f"{options.model}: is no run, so a suite needs --out DIR for what it writes")
     out = options.out or opened.run_path / "suites" / options.suite
     facts = {
-        **{"model": opened.described.name, "path": str(options.model), "family": opened.described.family},
-        **{"step": opened.described.step, "weights": opened.weights, "precision": _precision(opened)},
-        **{"device": str(next(opened.module.parameters()).device), "data": str(options.data)},
-        **{"limit": options.limit, "splits": options.splits},
+        **{"model": opened.described.name, "path": str(options.model), **_facts(opened)},
+        **{"data": str(options.data), "limit": options.limit, "splits": options.splits},
     }
     cache = FeatureCache(options.features or out / "features", opened.weights, _tell)
     running = suite.Suite(options.suite, tasks, options.data, out, options.limit, facts, _tell)
@@ -169,8 +167,13 @@ def _states(options: argparse.Namespace, opened: Opened) -> Path | None:
     return opened.run_path / "fine_tuning" / f"step_{opened.described.step:08d}"
 
 
-def _precision(opened: Opened) -> str:
-    return str(next(opened.module.parameters()).dtype).removeprefix("torch.")
+def _facts(opened: Opened) -> dict[str, Any]:
+    """Returns which model this is, and how it computes."""
+    first, described = next(opened.module.parameters()), opened.described
+    return {
+        **{"family": described.family, "step": described.step, "weights": opened.weights},
+        **{"precision": str(first.dtype).removeprefix("torch."), "device": str(first.device)},
+    }
 
 
 def run_tasks(options: argparse.Namespace, names: list[str]) -> int:
@@ -238,17 +241,15 @@ def run_tasks(options: argparse.Namespace, names: list[str]) -> int:
 def report(options: argparse.Namespace, opened: Opened, results: dict[str, TaskResult]) -> dict[str, Any]:
     """Prints results as a table, stores them in the folder of a run, and returns them as plain JSON types."""
     from flava_ds.evaluation.runner import write_results
+    from flava_ds.evaluation.suite import conditions
     from flava_ds.evaluation.table import result_table
 
-    described = opened.described
-    facts = {
-        **{"model": str(options.model), "family": described.family, "step": described.step},
-        "precision": _precision(opened),
-    }
-    found = {task: facts | result.to_json(task, described.family) for task, result in results.items()}
+    family = opened.described.family
+    facts = {"model": str(options.model), **_facts(opened), **conditions()}
+    found = {task: facts | result.to_json(task, family) for task, result in results.items()}
     if opened.run_path is not None:
         write_results(opened.run_path, found)
-    _tell("\n" + result_table(results, described.family))
+    _tell("\n" + result_table(results, family))
     return found
 
 

@@ -167,6 +167,7 @@ def evaluate(
         samples = found.test()
         facts = {
             **{
+                "protocol": task.about,
                 "data": task.data.name,
                 "folder": str(found.folder),
                 "split": found.split,

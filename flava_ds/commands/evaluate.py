@@ -56,7 +56,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--features",
         metavar="DIR",
         type=local_path,
-        help="keep images' features there, and use those of the same weights again (a suite does, in --out)",
+        help="keep images' features there, and use those of the same weights again (a suite does, in --out); "
+        "in a single process",
     )
     command.add_argument(
         "--splits", metavar="NAME", help="split data sets as vissl, clip or vtab does, where they offer it"
@@ -108,6 +109,9 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"{given} needs --data ROOT, the folder with the data sets; --list names them")
     if options.limit is not None and options.limit < 1:
         raise UserError(f"--limit {options.limit}: use at least 1")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and (options.suite or options.features):
+        given = "--suite" if options.suite else "--features"
+        raise UserError(f"{given} runs in a single process; start it without a launcher, or use --task alone")
     require_model(options.model)
     return run_suite(options) if options.suite else run_tasks(options, names)
 
@@ -123,8 +127,6 @@ def run_suite(options: argparse.Namespace) -> int:
     from flava_ds.evaluation.opening import open_model
     from flava_ds.report.suite_page import not_run, tables_as_markdown, write_pages
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("--suite runs in one process; start it without a launcher, or use --task")
     if options.split is not None:
         raise UserError("--split is for --task; a suite reports on each data set's test split")
     if not options.data.is_dir():
@@ -201,8 +203,6 @@ def run_tasks(options: argparse.Namespace, names: list[str]) -> int:
             if share.is_main:
                 _tell(line)
 
-        if options.features and share.parts > 1:
-            raise UserError("--features is for a single process; leave it out")
         tasks = with_splits(registry.find(names, options.data), options.splits)
         data = find_all(tasks, options.data, options.split, options.limit)
         opened = open_model(

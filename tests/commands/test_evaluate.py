@@ -159,6 +159,13 @@ def test_mistakes_are_one_line(run, root, tmp_path, capsys):
         )
 
 
+@pytest.mark.parametrize("given", [["--suite", "vision"], ["--task", "own_probe", "--features", "kept"]])
+def test_what_runs_in_one_process_is_refused_with_a_launcher(given, run, root, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["evaluate", str(run), *given, "--data", str(root)]) == 2
+    assert f"error: {given[-2]} runs in a single process; start it without" in capsys.readouterr().err
+
+
 def test_a_task_that_fails_loses_no_other_ones_numbers(run, root, tmp_path, capsys):
     broken = tmp_path / "data"
     shutil.copytree(root, broken)

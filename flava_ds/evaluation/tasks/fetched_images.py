@@ -6,6 +6,7 @@ from flava_ds.evaluation.neighbours import Neighbours
 from flava_ds.evaluation.probe import ImageProbe
 from flava_ds.evaluation.retrieval import Retrieval
 from flava_ds.evaluation.zero_shot import ZeroShot
+from flava_ds.prepare import fetchable
 
 LICENCES = {
     "animal_silhouettes": "MIT",
@@ -18,7 +19,7 @@ SETS = {
         name=name,
         folder=name,
         licence=licence,
-        origin=f"`flava-ds prepare fetch {name} --data ROOT`",
+        origin=f"`flava-ds prepare fetch {name} --data ROOT`: {fetchable.SETS[name].title}",
         layout="train/ and test/ with CLASS/*.png",
     )
     for name, licence in LICENCES.items()

@@ -5,6 +5,7 @@ from flava_ds.evaluation.probe import TextProbe
 from flava_ds.evaluation.tasks.own_text import RECIPE
 from flava_ds.evaluation.tuning.fine_tuning import TextFineTuning
 from flava_ds.evaluation.tuning.goals import Classes
+from flava_ds.prepare import fetchable
 
 LICENCES = {
     "bbc_news": "the texts are the BBC's, for research",
@@ -16,7 +17,7 @@ SETS = {
         name=name,
         folder=name,
         licence=licence,
-        origin=f"`flava-ds prepare fetch {name} --data ROOT`",
+        origin=f"`flava-ds prepare fetch {name} --data ROOT`: {fetchable.SETS[name].title}",
         layout="train.tsv and test.tsv with the columns text and label",
     )
     for name, licence in LICENCES.items()

@@ -166,7 +166,8 @@ def test_missing_data_is_one_line_with_size_licence_source_and_folders(name, tmp
         find_data(data, tmp_path)
     message = str(missing.value)
     assert "\n" not in message and data.licence in message and data.layout in message
-    assert str(tmp_path / data.folder) in message and SIZE.search(message)
+    assert str(tmp_path / data.folder) in message and (size := SIZE.search(message))
+    assert data.name not in SETS or size.group() in SETS[data.name].title
 
 
 DAMAGES = {

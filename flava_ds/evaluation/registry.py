@@ -28,7 +28,9 @@ def tasks() -> dict[str, Evaluator]:
     """Returns every known task, by name."""
     for found in pkgutil.iter_modules(package.__path__):
         module = importlib.import_module(f"{package.__name__}.{found.name}")
-        _TASKS.update({task.name: task for task in module.TASKS if task.name not in _TASKS})
+        for task in module.TASKS:
+            first = _TASKS.setdefault(task.name, task)
+            assert first is task, f"{module.__name__}: '{task.name}' exists twice"
     return dict(_TASKS)
 
 

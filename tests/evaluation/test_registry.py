@@ -8,6 +8,7 @@ from flava_ds.errors import DataError, UserError
 from flava_ds.evaluation import registry
 from flava_ds.evaluation.protocols import CAPABILITIES, SPECIAL
 from flava_ds.evaluation.registry import find, grouped, register, tasks, unregister
+from flava_ds.evaluation.tasks import scenes
 
 OWN = '''
 from __future__ import annotations
@@ -46,8 +47,12 @@ def test_a_task_keeps_the_contract(name, tmp_path):
     assert hash(task) is not None and hash(data) is not None
 
 
-def test_names_are_unique_across_files():
-    assert len(tasks()) == len({id(task) for task in tasks().values()}) >= 13
+def test_a_name_that_two_packaged_tasks_have_is_an_error(monkeypatch):
+    assert {"scene_questions", "scene_entailment", "scene_objects"} <= set(tasks())
+    assert [task.data.name for task in scenes.TASKS[:2]] == ["scene_questions", "scene_entailment"]
+    monkeypatch.setattr(scenes, "TASKS", (*scenes.TASKS, dataclasses.replace(scenes.TASKS[0])))
+    with pytest.raises(AssertionError, match="scenes: 'scene_questions' exists twice"):
+        tasks()
 
 
 def test_an_unknown_name_gets_the_known_ones_and_a_suggestion():

@@ -12,7 +12,7 @@ from flava_ds.evaluation.labelled import LabelledImages
 from flava_ds.evaluation.samples import Samples, read_samples
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Drawings(DemoData):
     """Drawings of the training styles, of the same concepts in unseen styles, and of unseen concepts, each
     with its group, such as "Animals & Nature".

@@ -39,7 +39,7 @@ class TextsOfScenes(LabelledPairs):
         return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DemoData:
     """What all data sets made of the demo's drawings have in common: where these are, and their splits."""
 
@@ -59,7 +59,7 @@ class DemoData:
         return any(self.place(folder, name).is_dir() for name in ([split] if split else self.splits))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Scenes(DemoData):
     """Scenes of the demo's drawings: training styles, the same concepts in unseen styles, unseen concepts.
 
@@ -97,7 +97,7 @@ class Scenes(DemoData):
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SceneObjects(Scenes):
     """Scenes with the boxes of their drawings, whose classes are the subgroups of the training styles."""
 

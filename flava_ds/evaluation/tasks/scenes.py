@@ -14,7 +14,7 @@ RECIPE = Recipe(
     samples=COUNTS["train"], batch_size=32, lr=3e-4, updates=500, warmup_updates=30, weight_decay=0.1
 )
 PIXELS = 96
-QUESTIONS, STATEMENTS = Scenes(), Scenes("scene_entailment", statements=True)
+QUESTIONS, STATEMENTS = Scenes(), Scenes(name="scene_entailment", statements=True)
 TASKS = tuple(
     PairFineTuning(data.name, data, Classes(metrics=("majority",)), RECIPE, image_size=PIXELS)
     for data in (QUESTIONS, STATEMENTS)

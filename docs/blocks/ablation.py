@@ -162,6 +162,26 @@ def _place(points: float) -> int:
     return round(share * (WIDTH - 1))
 
 
+def work(root: Path) -> str:
+    """Says what all runs computed and how long they took. A first result that does not say its FLOPs counts
+    like the row's others.
+    """
+    found = results_in(root)
+    flops = sum(
+        len(results) * max(result.get("training_flops", 0) for result in results)
+        for results in found.values()
+    )
+    hours = {
+        part: sum(r["seconds_since_last_start"][part] for results in found.values() for r in results) / 3600
+        for part in ("train", "measure")
+    }
+    return (
+        f"All rows and seeds together are {flops / 1e12:,.0f} TFLOP of training. On the cores named below, "
+        f"which were\nshared with other work, training took {hours['train']:.1f} hours and measuring "
+        f"{hours['measure']:.1f}, each run counted from its last start."
+    )
+
+
 def campaign(root: Path) -> str:
     """Says which runs these are."""
     found = [result for results in results_in(root).values() for result in results]
@@ -183,4 +203,5 @@ BLOCKS = {
     "ablation_besides": besides,
     "ablation_plot": plot,
     "ablation_campaign": campaign,
+    "ablation_work": work,
 }

@@ -47,10 +47,11 @@ def real_suite(root: Path) -> str:
 
 
 def _cell(score: dict, other: dict) -> str:
-    low, high = (f"{100 * share:.1f}" for share in score["interval"])
-    value = f"{100 * score['value']:.1f}"
-    bold = "**" if score["interval"][0] > other["interval"][1] else ""
-    return f"{bold}{value}{bold} ({low} to {high})"
+    value, own, others = f"{100 * score['value']:.1f}", score["interval"], other["interval"]
+    if own is None:
+        return f"{value} (-)"
+    bold = "**" if others is not None and own[0] > others[1] else ""
+    return f"{bold}{value}{bold} ({100 * own[0]:.1f} to {100 * own[1]:.1f})"
 
 
 def miniature_suite(root: Path) -> str:

@@ -56,7 +56,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--features",
         metavar="DIR",
         type=local_path,
-        help="keep images' features there, and use those of the same weights again (a suite does, in --out)",
+        help="keep images' features there, and use those of the same weights again (a suite does, in --out); "
+        "in a single process",
     )
     command.add_argument(
         "--splits", metavar="NAME", help="split data sets as vissl, clip or vtab does, where they offer it"
@@ -108,6 +109,9 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"{given} needs --data ROOT, the folder with the data sets; --list names them")
     if options.limit is not None and options.limit < 1:
         raise UserError(f"--limit {options.limit}: use at least 1")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and (options.suite or options.features):
+        given = "--suite" if options.suite else "--features"
+        raise UserError(f"{given} runs in a single process; start it without a launcher, or use --task alone")
     require_model(options.model)
     return run_suite(options) if options.suite else run_tasks(options, names)
 
@@ -123,8 +127,6 @@ def run_suite(options: argparse.Namespace) -> int:
     from flava_ds.evaluation.opening import open_model
     from flava_ds.report.suite_page import not_run, tables_as_markdown, write_pages
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("--suite runs in one process; start it without a launcher, or use --task")
     if options.split is not None:
         raise UserError("--split is for --task; a suite reports on each data set's test split")
     if not options.data.is_dir():
@@ -137,10 +139,8 @@ def run_suite(options: argparse.Namespace) -> int:
         raise UserError(f"{options.model}: is no run, so a suite needs --out DIR for what it writes")
     out = options.out or opened.run_path / "suites" / options.suite
     facts = {
-        **{"model": opened.described.name, "path": str(options.model), "family": opened.described.family},
-        **{"step": opened.described.step, "weights": opened.weights, "precision": _precision(opened)},
-        **{"device": str(next(opened.module.parameters()).device), "data": str(options.data)},
-        **{"limit": options.limit, "splits": options.splits},
+        **{"model": opened.described.name, "path": str(options.model), **_facts(opened)},
+        **{"data": str(options.data), "limit": options.limit, "splits": options.splits},
     }
     cache = FeatureCache(options.features or out / "features", opened.weights, _tell)
     running = suite.Suite(options.suite, tasks, options.data, out, options.limit, facts, _tell)
@@ -169,8 +169,13 @@ def _states(options: argparse.Namespace, opened: Opened) -> Path | None:
     return opened.run_path / "fine_tuning" / f"step_{opened.described.step:08d}"
 
 
-def _precision(opened: Opened) -> str:
-    return str(next(opened.module.parameters()).dtype).removeprefix("torch.")
+def _facts(opened: Opened) -> dict[str, Any]:
+    """Returns which model this is, and how it computes."""
+    first, described = next(opened.module.parameters()), opened.described
+    return {
+        **{"family": described.family, "step": described.step, "weights": opened.weights},
+        **{"precision": str(first.dtype).removeprefix("torch."), "device": str(first.device)},
+    }
 
 
 def run_tasks(options: argparse.Namespace, names: list[str]) -> int:
@@ -198,8 +203,6 @@ def run_tasks(options: argparse.Namespace, names: list[str]) -> int:
             if share.is_main:
                 _tell(line)
 
-        if options.features and share.parts > 1:
-            raise UserError("--features is for a single process; leave it out")
         tasks = with_splits(registry.find(names, options.data), options.splits)
         data = find_all(tasks, options.data, options.split, options.limit)
         opened = open_model(
@@ -238,17 +241,15 @@ def run_tasks(options: argparse.Namespace, names: list[str]) -> int:
 def report(options: argparse.Namespace, opened: Opened, results: dict[str, TaskResult]) -> dict[str, Any]:
     """Prints results as a table, stores them in the folder of a run, and returns them as plain JSON types."""
     from flava_ds.evaluation.runner import write_results
+    from flava_ds.evaluation.suite import conditions
     from flava_ds.evaluation.table import result_table
 
-    described = opened.described
-    facts = {
-        **{"model": str(options.model), "family": described.family, "step": described.step},
-        "precision": _precision(opened),
-    }
-    found = {task: facts | result.to_json(task, described.family) for task, result in results.items()}
+    family = opened.described.family
+    facts = {"model": str(options.model), **_facts(opened), **conditions()}
+    found = {task: facts | result.to_json(task, family) for task, result in results.items()}
     if opened.run_path is not None:
         write_results(opened.run_path, found)
-    _tell("\n" + result_table(results, described.family))
+    _tell("\n" + result_table(results, family))
     return found
 
 

@@ -220,7 +220,7 @@ class Score:
     higher_is_better: bool = True
     interval: tuple[float, float] | None = None
     """Of 95 %, by 1000 bootstrap resamples of the test samples; Wilson's for means over classes, and for
-    samples that are all alike. None where there is none.
+    samples that are all alike. None where there is none, or all resamples give the same.
     """
 
     def __str__(self) -> str:
@@ -288,6 +288,9 @@ class Trained(Protocol):
 
     def settings(self, data: Splits) -> dict[str, Any]:
         """Returns the hyper-parameters that it trained with on `data`; they become part of the result."""
+
+    def reported(self, data: Splits) -> tuple[str, ...]:
+        """Returns the splits whose samples its numbers are of."""
 
 
 class Splits(Protocol):

@@ -164,15 +164,16 @@ def evaluate(
         start, found = time.monotonic(), data[task.name]
         tell(f"{task.name}: {task.about}")
         scores = task.run(model, found)
-        samples = found.test()
+        splits = task.reported(found) if isinstance(task, Trained) else (found.split,)
         facts = {
             **{
+                "protocol": task.about,
                 "data": task.data.name,
                 "folder": str(found.folder),
-                "split": found.split,
-                "samples": len(samples),
+                "split": " and ".join(splits),
+                "samples": sum(len(found.read(split)) for split in splits),
             },
-            **{"limit": found.limit, "fingerprint": samples.fingerprint},
+            **{"limit": found.limit, "fingerprint": found.test().fingerprint},
             "fingerprints": {split: read.fingerprint for split, read in found.read_so_far().items()},
             **({"splits": task.data.variant} if isinstance(task.data, Varied) else {}),
             **({"fine_tuning": task.settings(found)} if isinstance(task, Trained) else {}),

@@ -114,10 +114,12 @@ def _drawn_means(rows: np.ndarray, draw: np.random.Generator) -> np.ndarray:
     return drawn[:, 0] if rows.shape[1] == 1 else drawn
 
 
-def interval(drawn: np.ndarray) -> tuple[float, float]:
-    """Returns between which values 95 % of the bootstrap's draws lie: [RESAMPLES]."""
+def interval(drawn: np.ndarray) -> tuple[float, float] | None:
+    """Returns between which values 95 % of the bootstrap's draws lie: [RESAMPLES]. None where that has no
+    width: draws that are all alike say nothing of how far another set of samples would be.
+    """
     low, high = np.percentile(drawn, [2.5, 97.5])
-    return float(low), float(high)
+    return (float(low), float(high)) if low < high else None
 
 
 def roc_area(scores: np.ndarray, labels: np.ndarray) -> Score:
@@ -137,8 +139,10 @@ def roc_area(scores: np.ndarray, labels: np.ndarray) -> Score:
     return Score(area, len(labels), error or None, interval=_interval_of_area(scores, labels))
 
 
-def _interval_of_area(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """Returns between what the areas of resamples with the same numbers of both classes lie."""
+def _interval_of_area(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float] | None:
+    """Returns between what the areas of resamples with the same numbers of both classes lie; None where the
+    classes do not overlap at all, so that no resample's do.
+    """
     _, place = np.unique(scores, return_inverse=True)
     draw, areas, places = np.random.default_rng(SEED), [], place.max() + 1
     right, wrong = (np.bincount(place[labels == label], minlength=places) for label in (1, 0))

@@ -75,6 +75,11 @@ def versions() -> dict[str, str]:
     return found
 
 
+def conditions() -> dict[str, Any]:
+    """Returns what every result depends on besides model and data: versions, and how intervals are drawn."""
+    return {"versions": versions(), "bootstrap": {"resamples": RESAMPLES, "seed": SEED, "level": 0.95}}
+
+
 @dataclass(frozen=True)
 class Suite:
     """One run of a suite on one model; its file is written after every task.
@@ -98,8 +103,7 @@ class Suite:
         Raises: DataError when the file of an earlier run is damaged.
         """
         earlier = self._earlier()
-        report = {"suite": self.name, **self.facts, "versions": versions()}
-        report |= {"bootstrap": {"resamples": RESAMPLES, "seed": SEED, "level": 0.95}, "tasks": {}}
+        report = {"suite": self.name, **self.facts, **conditions(), "tasks": {}}
         done: dict[str, Any] = {}
         for data, tasks in itertools.groupby(self.tasks, key=lambda task: task.data):
             for task, found in self._run_tasks(data, list(tasks), freeze, earlier):

@@ -1,5 +1,5 @@
-"""DINO for the demo's image encoder: the published objective, small. What it reaches in minutes, and why the
-demo's stages begin with SimCLR instead, is told in docs/stages.md.
+"""DINO for the demo's image encoder: the published objective, small. What it reaches in minutes is told in
+docs/stages.md, beside SimCLR, with which the demo's stages begin.
 """
 
 import dataclasses

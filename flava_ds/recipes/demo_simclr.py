@@ -1,6 +1,4 @@
-"""SimCLR for the demo's image encoder, on drawings alone: of the objectives that need no label, the one that
-teaches so small an encoder most in minutes (docs/stages.md).
-"""
+"""SimCLR for the demo's image encoder, on drawings alone; docs/stages.md says what it learns in minutes."""
 
 import dataclasses
 

@@ -3,6 +3,7 @@ line.
 """
 
 import contextlib
+import importlib.metadata
 import io
 import json
 import shutil
@@ -12,6 +13,8 @@ from evaluation.color_world import write_image_folder, write_own, write_sst2
 from sample_runs import write_run
 
 from flava_ds.cli import main
+from flava_ds.evaluation.opening import open_model
+from flava_ds.evaluation.statistics import RESAMPLES, SEED
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +48,13 @@ def test_several_tasks_on_a_run_are_json_a_table_and_a_file(run, root, capsys):
         and score["unit"] == "share"
         and score["higher_is_better"]
     )
-    assert found["own_retrieval"]["precision"] == "bfloat16"
+    retrieval, opened = found["own_retrieval"], open_model(run)
+    assert retrieval["precision"] == "bfloat16" and retrieval["split"] == "test"
+    assert retrieval["device"] == str(next(opened.module.parameters()).device)
+    assert retrieval["protocol"] == "zero-shot retrieval of captions and images"
+    assert retrieval["weights"] == opened.weights == found["sst2_probe"]["weights"]
+    assert retrieval["versions"]["torch"] == importlib.metadata.version("torch")
+    assert retrieval["bootstrap"] == {"resamples": RESAMPLES, "seed": SEED, "level": 0.95}
     assert all(f"\n{name} " in table for name in found) and "published" in table
     assert json.loads((run / "evaluations.json").read_text()) == found
 
@@ -148,6 +157,13 @@ def test_mistakes_are_one_line(run, root, tmp_path, capsys):
             and expected in told.err
             and not told.out
         )
+
+
+@pytest.mark.parametrize("given", [["--suite", "vision"], ["--task", "own_probe", "--features", "kept"]])
+def test_what_runs_in_one_process_is_refused_with_a_launcher(given, run, root, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["evaluate", str(run), *given, "--data", str(root)]) == 2
+    assert f"error: {given[-2]} runs in a single process; start it without" in capsys.readouterr().err
 
 
 def test_a_task_that_fails_loses_no_other_ones_numbers(run, root, tmp_path, capsys):

@@ -246,3 +246,11 @@ def test_every_block_is_shown_once(monkeypatch):
         name for page in script.pages_of(ROOT) for _, name, _, _ in script.MARKS.findall(page.read_text())
     ]
     assert sorted(shown) == sorted(script.find_blocks())
+
+
+def test_a_number_without_an_interval_says_so_and_none_is_bold_beside_it(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    cell = importlib.import_module("blocks.evaluation")._cell
+    known, none = ({"value": 1.0, "interval": between} for between in ((0.9, 1.0), None))
+    assert (cell(none, known), cell(known, none)) == ("100.0 (-)", "100.0 (90.0 to 100.0)")
+    assert cell(known, {"value": 0.5, "interval": (0.4, 0.6)}) == "**100.0** (90.0 to 100.0)"

@@ -41,6 +41,9 @@ def test_a_side_that_says_one_thing_only_agrees_with_nothing():
     assert agreement.pearson(constant, LABELS) == 0 == agreement.spearman(constant, LABELS)
     assert agreement.matthews(np.zeros(5), LABELS) == 0
     assert agreement.f1(np.zeros(3), np.zeros(3)) == 0
+    # Every resample gives the same, which says nothing of another test set.
+    found = agreement.scored(agreement.matthews, np.zeros(5), LABELS)
+    assert (found.value, found.standard_error, found.interval) == (0, None, None)
 
 
 def test_the_error_is_that_of_the_mean_where_the_number_is_one():

@@ -113,7 +113,8 @@ def test_an_interval_has_a_width_where_all_are_right_or_all_wrong():
         (2 / 5.8415, 1), abs=1e-4
     )
     assert share(np.ones(6)).standard_error is None and share(np.r_[np.ones(5), 0]).standard_error > 0
-    assert roc_area(np.array([1.0, 2.0, 3.0, 4.0]), np.array([0, 0, 1, 1])).standard_error is None
+    apart = roc_area(np.array([1.0, 2.0, 3.0, 4.0]), np.array([0, 0, 1, 1]))
+    assert (apart.value, apart.standard_error, apart.interval) == (1.0, None, None)
 
 
 def test_the_interval_of_a_mean_over_classes_holds_the_truth():

@@ -8,8 +8,8 @@ DATA = KarpathySplit(
     folder="coco",
     licence="annotations CC-BY-4.0; the photographs under Flickr's terms of use",
     origin=(
-        "by hand: val2014.zip (and train2014.zip) from the COCO page, and dataset_coco.json from "
-        "Karpathy's caption_datasets.zip"
+        "by hand: val2014.zip (6 GB; for split train also train2014.zip, 13 GB) from the COCO page, and "
+        "dataset_coco.json from Karpathy's caption_datasets.zip"
     ),
     json_name="dataset_coco.json",
     image_folders=(".", "images", "val2014", "train2014"),

@@ -7,21 +7,21 @@ from flava_ds.evaluation.probe import ImageProbe
 from flava_ds.evaluation.retrieval import Retrieval
 from flava_ds.evaluation.zero_shot import ZeroShot
 
-LICENCES = {
-    "animal_silhouettes": "MIT",
-    "digits_5k": "CC-BY-SA-3.0",
-    "optical_digits": "CC-BY-4.0",
-    "tuxpaint_stamps": "GPL-2",
+LICENCES_AND_SIZES = {
+    "animal_silhouettes": ("MIT", "2.6 MB"),
+    "digits_5k": ("CC-BY-SA-3.0", "1.4 MB"),
+    "optical_digits": ("CC-BY-4.0", "0.1 MB"),
+    "tuxpaint_stamps": ("GPL-2", "81 MB"),
 }
 SETS = {
     name: ImageFolder(
         name=name,
         folder=name,
         licence=licence,
-        origin=f"`flava-ds prepare fetch {name} --data ROOT`",
+        origin=f"`flava-ds prepare fetch {name} --data ROOT` ({size})",
         layout="train/ and test/ with CLASS/*.png",
     )
-    for name, licence in LICENCES.items()
+    for name, (licence, size) in LICENCES_AND_SIZES.items()
 }
 STAMPS = SETS["tuxpaint_stamps"]
 CAPTIONED = KarpathySplit(

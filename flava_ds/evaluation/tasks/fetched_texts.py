@@ -6,20 +6,20 @@ from flava_ds.evaluation.tasks.own_text import RECIPE
 from flava_ds.evaluation.tuning.fine_tuning import TextFineTuning
 from flava_ds.evaluation.tuning.goals import Classes
 
-LICENCES = {
-    "bbc_news": "the texts are the BBC's, for research",
-    "product_reviews": "CC-BY-4.0",
-    "tweets": "the messages are their authors', for research",
+LICENCES_AND_SIZES = {
+    "bbc_news": ("the texts are the BBC's, for research", "3 MB"),
+    "product_reviews": ("CC-BY-4.0", "0.1 MB"),
+    "tweets": ("the messages are their authors', for research", "1.6 MB"),
 }
 SETS = {
     name: OwnText(
         name=name,
         folder=name,
         licence=licence,
-        origin=f"`flava-ds prepare fetch {name} --data ROOT`",
+        origin=f"`flava-ds prepare fetch {name} --data ROOT` ({size})",
         layout="train.tsv and test.tsv with the columns text and label",
     )
-    for name, licence in LICENCES.items()
+    for name, (licence, size) in LICENCES_AND_SIZES.items()
 }
 TASKS = tuple(
     task

@@ -7,8 +7,8 @@ DATA = KarpathySplit(
     name="flickr30k",
     folder="flickr30k",
     licence="Flickr's terms of use: research and education, no redistribution",
-    origin="by hand: a form on the Flickr30K page of the University of Illinois gives flickr30k-images, and "
-    "dataset_flickr30k.json is in Karpathy's caption_datasets.zip",
+    origin="by hand: a form on the Flickr30K page of the University of Illinois gives flickr30k-images (4.4 "
+    "GB), and dataset_flickr30k.json is in Karpathy's caption_datasets.zip",
     json_name="dataset_flickr30k.json",
     image_folders=("flickr30k-images", "flickr30k_images", "images", "."),
 )

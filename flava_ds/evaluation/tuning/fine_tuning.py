@@ -42,6 +42,10 @@ class FineTuning(ABC):
     also: tuple[str, ...] = ()
     make_head: ClassVar[MakeHead]
 
+    def reported(self, data: Splits) -> tuple[str, ...]:
+        """Returns the split to report on, then those of `also`."""
+        return tuple(dict.fromkeys((data.split, *self.also)))
+
     def settings(self, data: Splits) -> dict[str, Any]:
         """Returns what ran on `data`, the updates made and the split that chose the weights included, and the
         published settings beside it, which are for the published size of the training split.
@@ -62,7 +66,7 @@ class FineTuning(ABC):
     def run(self, model: FrozenModel, data: Splits) -> dict[str, Score]:
         """Returns the goal's numbers. Raises: DataError, UserError."""
         refuse_training_split(self.name, data)
-        splits = {split: data.read(split) for split in dict.fromkeys((data.split, *self.also))}
+        splits = {split: data.read(split) for split in self.reported(data)}
         chooses = self._choosing(data)
         read = splits | ({chooses: data.read(chooses)} if chooses else {})
         train = data.read("train")

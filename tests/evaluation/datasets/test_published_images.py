@@ -17,11 +17,15 @@ from evaluation.torchvision_oracle import ORACLE, torchvision_reads
 
 from flava_ds.errors import DataError, UserError
 from flava_ds.evaluation.datasets.published_images import PublishedImages, idx_of
+from flava_ds.evaluation.paper_table import ROWS
 from flava_ds.evaluation.registry import find, tasks
 from flava_ds.evaluation.runner import evaluate, find_all, find_data
 from flava_ds.evaluation.tasks import clevr_counts, eurosat, sun397
+from flava_ds.prepare.fetchable import SETS
 
 PROBES = sorted(name for name in WRITERS if name != "winoground")
+FETCHED = sorted({packaged.tasks[0] for packaged in SETS.values()})
+SIZE = re.compile(r"\((about |13 and )?\d+(\.\d+)? [MG]B")
 VARIANTS = [
     (name, variant.name)
     for name in PROBES
@@ -155,14 +159,15 @@ def test_splits_do_not_overlap_and_take_what_they_say(root):
     assert len(halves) == 30 and [len(fold.test) for fold in halves.folds] == [15] * 10
 
 
-@pytest.mark.parametrize("name", PROBES)
+@pytest.mark.parametrize("name", [*sorted({row.task for row in ROWS}), "winoground_matching", *FETCHED])
 def test_missing_data_is_one_line_with_size_licence_source_and_folders(name, tmp_path):
-    data = tasks()[f"{name}_probe"].data
+    data = tasks()[name].data
     with pytest.raises(DataError) as missing:
         find_data(data, tmp_path)
     message = str(missing.value)
     assert "\n" not in message and data.licence in message and data.layout in message
-    assert str(tmp_path / data.folder) in message and re.search(r"\(\d+(\.\d+)? [MG]B", message)
+    assert str(tmp_path / data.folder) in message and (size := SIZE.search(message))
+    assert data.name not in SETS or size.group() in SETS[data.name].title
 
 
 DAMAGES = {

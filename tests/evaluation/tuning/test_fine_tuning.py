@@ -57,8 +57,11 @@ def test_a_task_on_a_miniature_of_its_data(tmp_path, name):
     result = evaluate([task], model, find_all([task], tmp_path))[name]
     assert {number: score.n for number, score in result.scores.items()} == NUMBERS[name]
     assert all(-1 <= score.value <= 1 for score in result.scores.values())
-    assert all(score.interval[0] <= score.value <= score.interval[1] for score in result.scores.values())
+    between = [(score.value, score.interval) for score in result.scores.values() if score.interval]
+    assert all(low <= value <= high and low < high for value, (low, high) in between)
     assert any(published(name, number) for number in NUMBERS[name])
+    assert result.facts["samples"] == max(NUMBERS[name].values())
+    assert (result.facts["split"] == "dev_matched and dev_mismatched") == (name == "glue_mnli")
     ran = result.facts["fine_tuning"]
     assert ran["lr"] == task.recipe.lr and ran["seed"] == 0
     assert f"{name}: update {ran['last_update']:,} of {ran['last_update']:,}," in told[-1]

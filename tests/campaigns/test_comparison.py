@@ -21,8 +21,7 @@ LACKS = {
     "demo_bert": {"vision", "retrieval", "fit", "scenes"},
     "demo_vilt": {"vision", "retrieval", "language"},
     "demo_simvlm": {"retrieval"},
-    **dict.fromkeys(REGIONS[:4], {"vision", "retrieval"}),
-    **dict.fromkeys(REGIONS[4:], {"vision", "retrieval", "language"}),
+    **dict.fromkeys(REGIONS, {"vision", "retrieval"}),
     "demo_unit": {"vision", "retrieval"},
 }
 """Domains that a family cannot be measured on."""

@@ -119,6 +119,17 @@ def test_a_model_that_does_not_fit_says_what_would(capsys):
              "--model.image.num-attention-heads", "1024"],
             "fits no GPU that is known, in no setting",
         ),
+        (
+            ["plan", "flava_debug", "--gpu", "a100", "--gpus", "1", "--training.precision", "bf16",
+             "--model.image.hidden-size", "32768", "--model.image.num-attention-heads", "256"],
+            "and offloaded 162.9 GiB of each machine's 144.0 GiB of host memory); the nearest GPU that "
+            "takes it is --gpu h100, with 80 GiB and 256 GiB of host memory",
+        ),
+        (
+            ["plan", "flava_debug", "--gpu", "h100", "--gpus", "1", "--training.precision", "fp32",
+             "--model.image.hidden-size", "38912", "--model.image.num-attention-heads", "304"],
+            "as it is); the nearest GPU that takes it is --gpu h200, with 141 GiB",
+        ),
     ],
 )  # fmt: skip
 def test_slips_are_one_line(words, message, capsys):

@@ -40,8 +40,9 @@ def plan_work(root: Path) -> str:
     header += ["MiB kept per sample", "operators (ours)"]
     equal = found["communication"]
     return (
-        f"{markdown_table(header, rows)}\n\nBytes of collectives: {equal['equal']} of {equal['rows']} rows "
-        "of [communication.md](communication.md) are equal to the byte."
+        f"{markdown_table(header, rows)}\n\nBytes of collectives: of the {equal['rows']} rows of "
+        f"[communication.md](communication.md) with the settings as shipped, {equal['equal']} are equal to the "
+        "byte."
     )
 
 
@@ -135,9 +136,7 @@ def plan_example(root: Path) -> str:
                 spelled(run["samples_per_second"], "{:,.0f}"),
                 spelled(run["mfu_percent"], "{:.0f}"),
                 f"{run['peak_gib']['middle']:.0f} GiB",
-                run["fits"]
-                if not run["to_make_it_fit"]
-                else f"`{run['to_make_it_fit'].split(' would fit')[0]}`",
+                f"{run['fits']}, with `{run['options']}`" if run["options"] else run["fits"],
                 spelled(run["hours"], "{:.1f}"),
                 f"{middle} ({low} to {high})",
             ]

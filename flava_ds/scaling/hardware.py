@@ -103,6 +103,8 @@ NETWORKS = {
 """Rates are plateaus of nccl-tests: 24 and 48 GB/s for a 200 or 400 Gb/s adapter, 10 over TCP and 100 GbE."""
 
 DEFAULT_NETWORK = "ib-400x8"
+MOST_PER_NODE = 8
+"""GPUs of a machine at most, as the rates of links and networks above are those of such machines."""
 
 
 def find(what: str, name: str, known: Mapping[str, Thing]) -> Thing:
@@ -136,9 +138,14 @@ def cluster(gpu: str, gpus: int, nodes: int | None, network: str | None) -> Clus
     if gpus < 1:
         raise ConfigError(f"--gpus {gpus}: use at least 1")
     if nodes is None:  # as few machines of eight as hold them, equally full
-        nodes = next(count for count in range(-(-gpus // 8), gpus + 1) if gpus % count == 0)
+        nodes = next(count for count in range(-(-gpus // MOST_PER_NODE), gpus + 1) if gpus % count == 0)
     if not 1 <= nodes <= gpus or gpus % nodes:
         raise ConfigError(f"--gpus {gpus} do not divide by --nodes {nodes}; use a multiple")
+    if gpus // nodes > MOST_PER_NODE:
+        raise ConfigError(
+            f"--gpus {gpus} on --nodes {nodes}: a machine has {MOST_PER_NODE} GPUs at most; use more nodes, or "
+            "leave --nodes out"
+        )
     return Cluster(card, net, gpus, nodes)
 
 

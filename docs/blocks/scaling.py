@@ -41,8 +41,8 @@ def plan_work(root: Path) -> str:
     equal = found["communication"]
     return (
         f"{markdown_table(header, rows)}\n\nBytes of collectives: of the {equal['rows']} rows of "
-        f"[communication.md](communication.md) with the settings as shipped, {equal['equal']} are equal to the "
-        "byte."
+        f"[communication.md](communication.md) with the settings as shipped, {equal['equal']} are equal "
+        "to the byte."
     )
 
 

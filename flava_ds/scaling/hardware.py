@@ -143,8 +143,8 @@ def cluster(gpu: str, gpus: int, nodes: int | None, network: str | None) -> Clus
         raise ConfigError(f"--gpus {gpus} do not divide by --nodes {nodes}; use a multiple")
     if gpus // nodes > MOST_PER_NODE:
         raise ConfigError(
-            f"--gpus {gpus} on --nodes {nodes}: a machine has {MOST_PER_NODE} GPUs at most; use more nodes, or "
-            "leave --nodes out"
+            f"--gpus {gpus} on --nodes {nodes}: a machine has {MOST_PER_NODE} GPUs at most; use more nodes, "
+            "or leave --nodes out"
         )
     return Cluster(card, net, gpus, nodes)
 

@@ -63,6 +63,9 @@ def test_a_plan_on_the_screen_as_json_and_as_a_page(tmp_path, capsys):
         assert low <= middle <= high and (low < high or part == "waiting for the loader" or not high)
     assert sum(found["mean_ms"].values()) == pytest.approx(found["step_ms"]["middle"])
     assert len(found["simulated"]) == 8 and found["fits"] == "yes"
+    for row in found["simulated"]:
+        for number in ("samples_per_second", "wall_s") if row.get("divides", True) else ():
+            assert row[number]["low"] < row[number]["middle"] < row[number]["high"], (row["gpus"], number)
     assert page.read_text().count("<svg") == 3
 
 

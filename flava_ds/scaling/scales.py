@@ -39,9 +39,9 @@ class Scaled:
 
     def samples_per_second(self, outcome: Outcome) -> float:
         """Returns the samples of kept steps over the whole wall time."""
-        assert self.setting is not None
-        mean = self.setting.mean(lambda source: self.setting.global_batches[source])
-        return mean * self.setting.total_steps / outcome.wall
+        setting = self.setting
+        assert setting is not None
+        return setting.mean(lambda source: setting.global_batches[source]) * setting.total_steps / outcome.wall
 
 
 def _estimate(values: Sequence[float]) -> Estimate:

@@ -41,7 +41,9 @@ class Scaled:
         """Returns the samples of kept steps over the whole wall time."""
         setting = self.setting
         assert setting is not None
-        return setting.mean(lambda source: setting.global_batches[source]) * setting.total_steps / outcome.wall
+        return (
+            setting.mean(lambda source: setting.global_batches[source]) * setting.total_steps / outcome.wall
+        )
 
 
 def _estimate(values: Sequence[float]) -> Estimate:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,9 @@ def plan_work(root: Path) -> str:
     header += ["MiB kept per sample", "operators (ours)"]
     equal = found["communication"]
     return (
-        f"{markdown_table(header, rows)}\n\nBytes of collectives: {equal['equal']} of {equal['rows']} rows "
-        "of [communication.md](communication.md) are equal to the byte."
+        f"{markdown_table(header, rows)}\n\nBytes of collectives: of the {equal['rows']} rows of "
+        f"[communication.md](communication.md) with the settings as shipped, {equal['equal']} are equal "
+        "to the byte."
     )
 
 
@@ -122,6 +124,28 @@ def plan_planned(root: Path) -> str:
     return f"{table}\n\n{inside} of {len(found)} published numbers lie in the range of their plan."
 
 
+def plan_kept(root: Path) -> str:
+    """Lists what share of its rate per GPU a run keeps on more GPUs, as published and as planned."""
+    found = read_results(root, "plan_validation")
+    published = json.loads((root / "benchmarks" / "published_runs.json").read_text(encoding="utf-8"))
+    series: dict[tuple[str, str], dict[int, float]] = {}
+    for row in found["published"]["rows"]:
+        name = row["run"].removesuffix(", gradients sharded")
+        series.setdefault((name, row["gpu"]), {})[row["gpus"]] = row["mfu"]
+    for row in published["scaling"]:
+        series[row["run"], row["gpu"]] = {int(n): rate / int(n) for n, rate in row["rates"].items()}
+    planned = {(row["run"], row["gpu"], row["gpus"]): row["planned"]["middle"] for row in found["planned"]}
+    rows = []
+    for (name, gpu), rates in series.items():
+        few, many = min(rates), max(rates)
+        if many < 2 * few:
+            continue
+        ours = [planned.get((name, gpu, gpus)) for gpus in (few, many)]
+        share = f"{ours[1] / ours[0]:.0%}" if ours[0] and ours[1] else ""
+        rows.append([name, gpu, f"{few:,} to {many:,}", f"{rates[many] / rates[few]:.0%}", share])
+    return markdown_table(["run", "GPU", "GPUs", "kept, published", "kept, planned"], rows)
+
+
 def plan_example(root: Path) -> str:
     """Lists what 64 H100 reach in two weeks."""
     found = read_results(root, "plan_example")
@@ -135,9 +159,7 @@ def plan_example(root: Path) -> str:
                 spelled(run["samples_per_second"], "{:,.0f}"),
                 spelled(run["mfu_percent"], "{:.0f}"),
                 f"{run['peak_gib']['middle']:.0f} GiB",
-                run["fits"]
-                if not run["to_make_it_fit"]
-                else f"`{run['to_make_it_fit'].split(' would fit')[0]}`",
+                f"{run['fits']}, with `{run['options']}`" if run["options"] else run["fits"],
                 spelled(run["hours"], "{:.1f}"),
                 f"{middle} ({low} to {high})",
             ]
@@ -230,6 +252,7 @@ BLOCKS = {
     "plan_collectives": plan_collectives,
     "plan_published": plan_published,
     "plan_planned": plan_planned,
+    "plan_kept": plan_kept,
     "plan_example": plan_example,
     "plan_names": plan_names,
     "laws_chinchilla": laws_chinchilla,

@@ -60,13 +60,17 @@ def base_of(path: Path, data: Mapping[str, Any]) -> str:
     return str(beside) if beside.suffix in (".json", *YAML) else data[BASE]
 
 
-def files_of(path: Path) -> list[Path]:
-    """Returns a file that can be read as a recipe, and those that it stands on. Raises: ConfigError."""
+def files_of(path: Path, depth: int = 0) -> list[Path]:
+    """Returns a file that can be read as a recipe, and those that it stands on, at most MOST_BASES of them.
+
+    Raises: ConfigError; OSError for a file that cannot be read.
+    """
     data = parse_file(path)
-    if not isinstance(data, dict) or BASE not in data:
+    if not isinstance(data, dict) or not isinstance(data.get(BASE), str) or depth == MOST_BASES:
         return [path]
     base = Path(base_of(path, data))
-    return [path, *(files_of(base) if base.suffix in (".json", *YAML) else [])]
+    stands = base.suffix in (".json", *YAML) or base.is_file()
+    return [path, *(files_of(base, depth + 1) if stands else [])]
 
 
 def parse_file(path: Path) -> Any:

@@ -177,20 +177,31 @@ def refuse_if_it_fits_nowhere(plan: Plan, recompute: Recompute) -> str:
         what, options = found
         return f"{options} would fit, with {what}"
     cluster, need = plan.setting.cluster, forecast(plan.setting, BETTER).peak.total
-    for gpu in sorted(GPUS.values(), key=lambda gpu: gpu.memory_gib):
+    lean = _leanest(plan.setting, recompute)
+    for gpu in sorted(GPUS.values(), key=lambda gpu: (gpu.memory_gib, gpu.host_gib)):
+        more = gpu.memory_gib > cluster.gpu.memory_gib or gpu.host_gib > cluster.gpu.host_gib
         other = replace(plan.setting, cluster=replace(cluster, gpu=gpu))
-        if gpu.memory_gib > cluster.gpu.memory_gib and nearest_that_fits(other, recompute):
+        if more and nearest_that_fits(other, recompute):
             raise ConfigError(
                 f"{plan.setting.model.recipe} fits no setting on {cluster.gpus} x {cluster.gpu.name} (it "
-                f"needs {gib(need)} as it is); the nearest GPU that takes it is --gpu {gpu.name}"
+                f"needs {gib(need)} as it is{_short_of_host(lean)}); the nearest GPU that takes it is --gpu "
+                f"{gpu.name}, with {gpu.memory_gib:g} GiB and {gpu.host_gib:g} GiB of host memory"
             )
-    lean = _leanest(plan.setting, recompute)
     raise ConfigError(
         f"{plan.setting.model.recipe} fits no GPU that is known, in no setting: its "
         f"{plan.setting.model.trainable / 1e9:.1f} G trainable parameters on {cluster.gpus} GPUs need at "
         f"least {gib(forecast(lean).peak.total)} each, and {gib(lean.host_bytes)} of each machine's "
         f"{gib(lean.host_capacity)}; about {_largest_parameters(lean) / 1e9:.1f} G would fit "
         f"{cluster.gpu.name}"
+    )
+
+
+def _short_of_host(lean: Setting) -> str:
+    """Returns words for a setting that is offloaded and takes more host memory than there is."""
+    if lean.host_bytes <= lean.host_capacity:
+        return ""
+    return (
+        f", and offloaded {gib(lean.host_bytes)} of each machine's {gib(lean.host_capacity)} of host memory"
     )
 
 

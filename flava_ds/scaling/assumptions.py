@@ -47,6 +47,16 @@ class Assumptions:
     """CUDA context and NCCL's communicators."""
     fragmentation: float
     """Memory that the allocator reserves beyond what is allocated, as a share of it."""
+    host_link_gb: float
+    """GB/s between a GPU and its host's memory: an offloaded update, and the copy of a checkpoint."""
+    checkpoint_gb: float
+    """GB/s at which a machine writes its part of a checkpoint."""
+    checkpoint_slows: float
+    """Share by which steps are slower meanwhile."""
+    detection_s: float
+    """Until a run knows of a failure, at most."""
+    restart_s: float
+    """Until it takes its next step: new machines, start-up, reading the checkpoint."""
     device_factor: float = 1.0
     """Measured over planned time of device and host, where a tuning has found it (calibration.py)."""
 
@@ -65,6 +75,11 @@ RANGES = {
     "gloo_hop_us": Range(150, 50, 20, "judgement; loopback shows 0.6 ms for two busy ranks"),
     "context_gib": Range(2.6, 2.2, 1.8, "0.5 to 0.9 GiB context, about 1.5 GiB NCCL (Bekman)"),
     "fragmentation": Range(0.33, 0.12, 0.05, "GMLake: 15 % on average, up to 33 % on eight LLMs"),
+    "host_link_gb": Range(12, 25, 50, "judgement: PCIe 5 x16 moves 55 measured, PCIe 4 half; shared by two"),
+    "checkpoint_gb": Range(0.3, 1, 5, "judgement: a shared file system, each machine's part of it; NVMe"),
+    "checkpoint_slows": Range(0.05, 0.02, 0, "judgement: copying and writing beside the steps"),
+    "detection_s": Range(600, 600, 60, "engine.communication_timeout_s; a process that dies is seen sooner"),
+    "restart_s": Range(900, 300, 120, "judgement: a queue with spare machines; seconds on one machine"),
 }
 
 

@@ -119,25 +119,22 @@ def lengths_of(run: Config | Facts | Run, given: str | None) -> dict[str, Length
 
 
 def shard_lengths(run: Config | Run, name: str, shards: str) -> Lengths:
-    """Returns the lengths of captions in shards, kept ones of before if they are local and unchanged.
+    """Returns the lengths of captions in shards, kept ones of before if they are local and unchanged, and no
+    code of the user's has a say.
 
     Raises: DataError.
     """
     if not isinstance(run, Run):
         return read_shards(run, name, shards)
     files = list_shards(shards, name)
-    if run.plugins or not all(isinstance(file, Path) for file in files):
+    if run.has_own_code or not all(isinstance(file, Path) for file in files):
         return read_shards(run.config(), name, shards)
-    key = [
-        run.facts().work,
-        name,
-        shards,
-        [[str(Path(str(file)).resolve()), *stamp_of(file)] for file in files],
-    ]
-    if (found := kept.find("captions", key, Lengths)) is None:
-        found = read_shards(run.config(), name, shards)
-        kept.keep("captions", key, found, run.own_files())
-    return found
+
+    def key() -> list[Any]:
+        stamps = [[str(Path(str(file)).resolve()), *stamp_of(file)] for file in files]
+        return [run.work_key(), name, shards, stamps]
+
+    return kept.kept_or_new("captions", key, Lengths, lambda: read_shards(run.config(), name, shards))
 
 
 def read_json(path: Path, pairs: Iterable[str]) -> dict[str, Lengths]:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import sys
-import sysconfig
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flava_ds.code_hash import folder_of
 from flava_ds.config.data import micro_batch
+from flava_ds.errors import UserError
 from flava_ds.recipes import RECIPES, partial
 from flava_ds.recipes.outside import absolute, is_outside
 from flava_ds.scaling import kept
@@ -59,6 +58,10 @@ class Facts:
     """Where `flava-ds plan --tune` leaves its results."""
     work: str
     """A hash of all that decides what a step costs."""
+    vocabulary: str
+    """The name or place of the vocabulary."""
+    texts: tuple[str, ...]
+    """All texts of what decides what a step costs; some may name files."""
 
     @staticmethod
     def of(config: Config) -> Facts:
@@ -88,7 +91,9 @@ class Facts:
             workers=config.data.num_workers,
             objectives=len(in_use(config.objectives)),
             tuned=str(tuned_file(config)),
-            work=hashlib.sha256(json.dumps(seen(config), sort_keys=True).encode()).hexdigest(),
+            work=work_of(config),
+            vocabulary=config.data.vocabulary,
+            texts=tuple(sorted(set(texts_of(seen(config))))),
         )
 
     def micro_batch_size(self, name: str, world_size: int) -> int:
@@ -102,6 +107,11 @@ class Facts:
             together=source.together,
             masked_share=source.masked_share,
         )
+
+
+def work_of(config: Config) -> str:
+    """Returns a hash of all that decides what a step costs, but for the contents of files."""
+    return hashlib.sha256(json.dumps(seen(config), sort_keys=True).encode()).hexdigest()
 
 
 def shares_of(config: Config) -> dict[str, float]:
@@ -166,27 +176,31 @@ class Run:
         Raises: ConfigError.
         """
         if self._facts is None:
-            if self.plugins or is_outside(self.recipe):
-                self._facts = Facts.of(self.config())
-            else:
-                self._facts = self._kept_facts()
+            self._facts = Facts.of(self.config()) if self.has_own_code else self._kept_facts()
         return self._facts
 
+    @property
+    def has_own_code(self) -> bool:
+        """Whether code of the user's has a say; it may read anything, so nothing is kept of it."""
+        return bool(self.plugins) or is_outside(self.recipe)
+
     def _kept_facts(self) -> Facts:
-        key = [self.recipe, self.words]
-        found = kept.find("recipe", key, Facts)
-        if found is None:
-            found = Facts.of(self.config())
-            own = [] if self.recipe in RECIPES else partial.files_of(Path(self.recipe))
-            kept.keep("recipe", key, found, own)
+        found = kept.kept_or_new("recipe", self._recipe_key, Facts, lambda: Facts.of(self.config()))
         return found if self.engine is None else replace(found, deepspeed_config=self.engine)
 
-    def own_files(self) -> list[Path]:
-        """Returns the user's files that decide what a step costs, as far as they are known by now: those that
-        the configuration names, and loaded code that is neither this package's nor installed.
-        """
-        names = {place.partition(":")[0].partition(".")[0] for place in (*self.plugins, self.recipe)}
-        return sorted({*named_files(seen(self.config())), *own_modules(names)})
+    def _recipe_key(self) -> list[Any] | None:
+        """Returns what the facts follow from; None if the recipe cannot be read, which `config` tells."""
+        try:
+            files = [] if self.recipe in RECIPES else partial.files_of(Path(self.recipe))
+        except (UserError, OSError):
+            return None
+        return [self.recipe, self.words, kept.contents(files)]
+
+    def work_key(self) -> list[Any]:
+        """Returns what decides what a step costs, with the contents of the files that it names."""
+        facts = self.facts()
+        work = facts.work if self._config is None else work_of(self._config)
+        return [work, kept.contents([*named_files(facts.texts), *vocabulary_files(facts.vocabulary)])]
 
 
 def without_engine(words: Sequence[str]) -> tuple[list[str], str | None]:
@@ -209,26 +223,28 @@ def absolute_recipe(recipe: str) -> str:
     return str(path.resolve()) if recipe not in RECIPES and path.is_file() else absolute(recipe)
 
 
-def named_files(value: Any) -> Iterator[Path]:
-    """Yields the files of this machine that plain values name, such as a vocabulary."""
+def texts_of(value: Any) -> Iterator[str]:
+    """Yields the texts among plain values."""
     if isinstance(value, Mapping | list):
         for own in value.values() if isinstance(value, Mapping) else value:
-            yield from named_files(own)
-    elif isinstance(value, str) and (path := Path(value).expanduser()).is_file():
-        yield path.resolve()
+            yield from texts_of(own)
+    elif isinstance(value, str):
+        yield value
 
 
-def own_modules(names: set[str]) -> Iterator[Path]:
-    """Yields the files of loaded modules that are the user's: not installed, or of the packages `names`."""
-    paths = sysconfig.get_paths()
-    apart = [Path(paths[name]) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-    apart += [folder_of("flava_ds"), folder_of("flava_kernels")]
-    for name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None)
-        if not isinstance(file, str) or not (path := Path(file)).is_absolute() or path.suffix != ".py":
-            continue  # torch's classes of operators say that they are modules of a relative file
-        installed = {"site-packages", "dist-packages"} & set(path.parts) or any(
-            path.is_relative_to(folder) for folder in apart
-        )
-        if name.partition(".")[0] in names or not installed:
-            yield path.resolve()
+def named_files(texts: Iterable[str]) -> Iterator[Path]:
+    """Yields the files of this machine that texts name, such as a vocabulary."""
+    for text in texts:
+        with suppress(OSError, RuntimeError, ValueError):  # too long for a path, a user that does not exist
+            if (path := Path(text).expanduser()).is_file():
+                yield path
+
+
+def vocabulary_files(vocabulary: str) -> list[Path]:
+    """Returns the file that a tokenizer would read; none if there is none, which loading it tells."""
+    from flava_ds.data.tokenizer import vocabulary_file
+
+    try:
+        return [vocabulary_file(vocabulary)]
+    except (UserError, OSError, RuntimeError, ValueError):
+        return []

@@ -35,7 +35,8 @@ class Gpu:
     """busbw of an all_reduce over one full node at large sizes, in bytes/s, as measured or published."""
     host_gib: float
     """Host memory of a usual machine for each GPU in it, in GiB. Source: AWS' p3dn, p4d, p4de, p5, p5e and
-    p6-b200, Azure's ND MI300X v5, and the memory that is soldered to a GH200."""
+    p6-b200, Azure's ND MI300X v5, and the 120 GB of LPDDR5X beside each GH200 of JUPITER (a variant of the
+    module has 480 GB)."""
     multicast: float = 0.0
     """The same with the switch adding up (NVLS), 0 without; all_reduce only."""
     rates: HostRates | None = None
@@ -51,7 +52,7 @@ GPUS = {
         Gpu("h100", "NVIDIA H100 SXM 80 GB", 989e12, 80, 3.35e12, 132, 0.80, 370e9, 256, 480e9),
         Gpu("h200", "NVIDIA H200 SXM 141 GB", 989e12, 141, 4.8e12, 132, 0.80, 370e9, 256, 480e9),
         Gpu("b200", "NVIDIA B200 180 GB", 2250e12, 180, 8.0e12, 148, 0.78, 700e9, 256, 850e9),
-        Gpu("gh200", "NVIDIA GH200 96 GB", 989e12, 96, 4.0e12, 132, 0.80, 376e9, 447),
+        Gpu("gh200", "NVIDIA GH200 96 GB", 989e12, 96, 4.0e12, 132, 0.80, 376e9, 111),
         Gpu("mi300x", "AMD MI300X 192 GB", 1307e12, 192, 5.3e12, 304, 0.51, 313e9, 231),
     )
 }
@@ -102,6 +103,8 @@ NETWORKS = {
 """Rates are plateaus of nccl-tests: 24 and 48 GB/s for a 200 or 400 Gb/s adapter, 10 over TCP and 100 GbE."""
 
 DEFAULT_NETWORK = "ib-400x8"
+MOST_PER_NODE = 8
+"""GPUs of a machine at most, as the rates of links and networks above are those of such machines."""
 
 
 def find(what: str, name: str, known: Mapping[str, Thing]) -> Thing:
@@ -135,9 +138,14 @@ def cluster(gpu: str, gpus: int, nodes: int | None, network: str | None) -> Clus
     if gpus < 1:
         raise ConfigError(f"--gpus {gpus}: use at least 1")
     if nodes is None:  # as few machines of eight as hold them, equally full
-        nodes = next(count for count in range(-(-gpus // 8), gpus + 1) if gpus % count == 0)
+        nodes = next(count for count in range(-(-gpus // MOST_PER_NODE), gpus + 1) if gpus % count == 0)
     if not 1 <= nodes <= gpus or gpus % nodes:
         raise ConfigError(f"--gpus {gpus} do not divide by --nodes {nodes}; use a multiple")
+    if gpus // nodes > MOST_PER_NODE:
+        raise ConfigError(
+            f"--gpus {gpus} on --nodes {nodes}: a machine has {MOST_PER_NODE} GPUs at most; use more nodes, "
+            "or leave --nodes out"
+        )
     return Cluster(card, net, gpus, nodes)
 
 

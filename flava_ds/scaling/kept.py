@@ -1,8 +1,9 @@
 """Keeps what took torch to find out, so that the next plan of the same needs none.
 
 An entry is a JSON file of plain numbers in the user's cache. Its name is a hash of all that it follows from:
-what it is asked for, the sources of flava_ds and flava_kernels, and the versions of torch and numpy. It holds
-hashes of the user's own files that it follows from. An entry that is damaged, or of other files, is not used.
+what it is asked for, the places and contents of the files that this names, the sources of flava_ds and
+flava_kernels, and the versions of torch and numpy. An entry that is damaged is not used. Nothing is kept of
+the user's own code, which may read anything.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import logging
 import math
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from importlib import metadata
@@ -23,6 +24,7 @@ from typing import Any
 
 from flava_ds.code_hash import hash_of_sources
 from flava_ds.config.plain_files import loads, read_small
+from flava_ds.errors import UserError
 from flava_ds.storage.atomic import write_whole
 from flava_ds.storage.files import user_cache
 
@@ -47,37 +49,63 @@ def place_of(kind: str, key: Any) -> Path:
     return user_cache() / "plans" / f"{kind}-{hashlib.sha256(told.encode()).hexdigest()[:LETTERS]}.json"
 
 
+def kept_or_new(kind: str, key: Callable[[], Any], shape: Any, find_out: Callable[[], Any]) -> Any:
+    """Returns what is kept under a key, or finds it out and keeps it, unless the key has changed meanwhile:
+    then a file was edited, and nobody knows which of its contents were read. A key of None keeps nothing.
+    """
+    before = key()
+    found = None if before is None else find(kind, before, shape)
+    if found is None:
+        found = find_out()
+        if before is not None and key() == before:
+            keep(kind, before, found)
+    return found
+
+
 def find(kind: str, key: Any, shape: Any) -> Any:
     """Returns an entry as a `shape`, a dataclass or other type; None if it must be found out (again).
 
     Says in one line if that is because the file is damaged.
     """
-    file = place_of(kind, key)
+    try:
+        file = place_of(kind, key)
+    except RuntimeError:  # there is no home folder; `keep` says so
+        return None
     try:
         found = dict(loads(read_small(file)))
         if found["name"] != file.name or found["sha256"] != _hash(found["value"]):
             raise ValueError("its contents are not what was written")
-        own = {str(path): str(digest) for path, digest in found["files"].items()}
-        return read(shape, found["value"]) if all(hash_of(path) == own[path] for path in own) else None
+        return read(shape, found["value"])
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError) as error:
         log.warning("%s is damaged (%s); what it holds is found out again", file, error)
         return None
 
 
-def keep(kind: str, key: Any, value: Any, files: Iterable[Path | str] = ()) -> None:
-    """Writes an entry; `files` are the user's own ones that it follows from. Says so if it cannot."""
-    file, own = place_of(kind, key), {str(path): hash_of(path) for path in files}
+def keep(kind: str, key: Any, value: Any) -> None:
+    """Writes an entry. Says so if it cannot."""
     plain = as_plain(value)
-    entry = {"name": file.name, "sha256": _hash(plain), "files": own, "value": plain}
     try:
-        write_whole(file, json.dumps(entry) + "\n")
-        own_entries = file.parent.glob(f"*-{LETTERS * '[0-9a-f]'}.json")
-        for old in sorted(own_entries, key=lambda each: each.stat().st_mtime)[:-MOST_ENTRIES]:
-            old.unlink()
+        file = place_of(kind, key)
+        write_whole(file, json.dumps({"name": file.name, "sha256": _hash(plain), "value": plain}) + "\n")
     except OSError as error:
         log.warning("%s cannot be written (%s); the next plan finds it out again", file, error.strerror)
+    except RuntimeError as error:
+        log.warning("there is no cache (%s); the next plan finds it out again", error)
+    else:
+        _clean(file.parent)
+
+
+def _clean(folder: Path) -> None:
+    """Deletes the oldest entries beyond MOST_ENTRIES; another process may do so at the same time."""
+    aged = []
+    for entry in folder.glob(f"*-{LETTERS * '[0-9a-f]'}.json"):
+        with suppress(OSError):
+            aged.append((entry.stat().st_mtime_ns, entry))
+    for _, old in sorted(aged)[:-MOST_ENTRIES]:
+        with suppress(OSError):
+            old.unlink(missing_ok=True)
 
 
 def _hash(value: Any) -> str:
@@ -85,10 +113,17 @@ def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
-def hash_of(path: Path | str) -> str:
-    """Returns a hash of a file's contents, or "" if it cannot be read."""
+def contents(files: Iterable[Path]) -> list[list[str]]:
+    """Returns the place of each file and a hash of its contents, to be part of a key."""
+    return [[str(file), hash_of(file)] for file in sorted({file.resolve() for file in files})]
+
+
+def hash_of(path: Path) -> str:
+    """Returns a hash of a file's contents; its version if it is too large, and "" if it cannot be read."""
     with suppress(OSError):
-        return hashlib.sha256(read_small(Path(path))).hexdigest()
+        return hashlib.sha256(read_small(path)).hexdigest()
+    with suppress(OSError):
+        return f"{path.stat().st_size} {path.stat().st_mtime_ns}"
     return ""
 
 

@@ -116,24 +116,33 @@ class Figures:
     gpu_hours: float
 
 
-def forecast(setting: Setting, assumed: Assumptions = MIDDLE) -> Figures:
-    """Returns one forecast."""
-    model, cluster, zero = setting.model, setting.cluster, setting.zero
-    if setting.calibration is not None:
-        assumed = setting.calibration.applied(assumed)
-    times = {
+def assumed_for(setting: Setting, assumed: Assumptions) -> Assumptions:
+    """Returns the assumptions as a calibration, where there is one, changes them."""
+    return setting.calibration.applied(assumed) if setting.calibration is not None else assumed
+
+
+def times_of(setting: Setting, assumed: Assumptions = MIDDLE) -> dict[str, KindTime]:
+    """Returns the time of a step of each source."""
+    assumed = assumed_for(setting, assumed)
+    return {
         source: kind_time(
-            model,
+            setting.model,
             source,
-            zero,
-            cluster,
+            setting.zero,
+            setting.cluster,
             setting.samples(source),
             assumed,
             setting.objectives,
         )
-        for source in model.kinds
+        for source in setting.model.kinds
     }
 
+
+def forecast(setting: Setting, assumed: Assumptions = MIDDLE) -> Figures:
+    """Returns one forecast."""
+    model, cluster, zero = setting.model, setting.cluster, setting.zero
+    times = times_of(setting, assumed)
+    assumed = assumed_for(setting, assumed)
     mean = setting.mean
     parts = {
         part: mean(lambda source, part=part: times[source].ms[part])  # type: ignore[misc]

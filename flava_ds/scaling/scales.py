@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from flava_ds.errors import ConfigError
+from flava_ds.scaling.assumptions import BETTER, MIDDLE, WORSE
 from flava_ds.scaling.failures import Rate
-from flava_ds.scaling.plan import Setting, shortened
+from flava_ds.scaling.plan import Estimate, Setting
 from flava_ds.scaling.simulator import CAUSES, Outcome, Simulator, recovery_of, run_of, scaled
 
 MOST_GPUS = 16_384
@@ -24,15 +25,30 @@ class Scaled:
     outcome: Outcome | None
     interval: float = 0.0
     """Seconds between checkpoints."""
+    ends: tuple[Outcome, ...] = ()
+    """The same with all assumptions at their worse, and at their better end, with the same draws."""
 
     @property
-    def samples_per_second(self) -> float:
-        """Samples of kept steps over the whole wall time."""
-        if self.setting is None or self.outcome is None:
-            return 0.0
-        shares, batches = self.setting.shares, self.setting.global_batches
-        per_step = sum(share * batches[name] for name, share in shares.items())
-        return per_step * self.setting.total_steps / self.outcome.wall
+    def outcomes(self) -> list[Outcome]:
+        """The outcome in the middle and at both ends; empty where the batch does not divide."""
+        return [self.outcome, *self.ends] if self.outcome is not None else []
+
+    def estimate(self, value: Callable[[Outcome], float]) -> Estimate:
+        """Returns a number of the outcome with its range."""
+        return _estimate([value(outcome) for outcome in self.outcomes])
+
+    def samples_per_second(self, outcome: Outcome) -> float:
+        """Returns the samples of kept steps over the whole wall time."""
+        setting = self.setting
+        assert setting is not None
+        return (
+            setting.mean(lambda source: setting.global_batches[source]) * setting.total_steps / outcome.wall
+        )
+
+
+def _estimate(values: Sequence[float]) -> Estimate:
+    """Returns the first of some values, with the range of all."""
+    return Estimate(min(values), values[0], max(values))
 
 
 def parse_scale(text: str | None, gpus: int) -> list[int]:
@@ -46,7 +62,9 @@ def parse_scale(text: str | None, gpus: int) -> list[int]:
 
 
 def simulate(setting: Setting, counts: Sequence[int], rate: Rate, seed: int = 0) -> list[Scaled]:
-    """Simulates the run on every number of GPUs, with the same batch in all (strong) and on each (weak)."""
+    """Simulates the run on every number of GPUs, with the same batch in all (strong) and on each (weak): with
+    the assumptions in the middle and at both ends.
+    """
     found = []
     for weak in (False, True):
         for gpus in counts:
@@ -54,34 +72,39 @@ def simulate(setting: Setting, counts: Sequence[int], rate: Rate, seed: int = 0)
             if other is None:
                 found.append(Scaled(gpus, weak, None, None))
                 continue
-            simulator = Simulator(run_of(other, recovery_of(other), rate), seed)
-            found.append(Scaled(gpus, weak, other, simulator.simulate(), simulator.interval))
+            middle, *ends = (
+                Simulator(run_of(other, recovery_of(other, assumed), rate, assumed), seed)
+                for assumed in (MIDDLE, WORSE, BETTER)
+            )
+            outcomes = [simulator.simulate() for simulator in (middle, *ends)]
+            found.append(Scaled(gpus, weak, other, outcomes[0], middle.interval, tuple(outcomes[1:])))
     return found
 
 
 def scale_rows(found: Sequence[Scaled], weak: bool) -> list[list[str]]:
-    """Returns one row for each number of GPUs; shares are of the wall time, in per cent."""
+    """Returns one row for each number of GPUs; shares are of the wall time in the middle, in per cent."""
     shown = [
         cause for cause in CAUSES if any(each.outcome and _share(each, cause) >= 0.0005 for each in found)
     ]
-    rows = [["GPUs", "per GPU", "samples/s", "efficiency", "hours", "failures", *shown]]
-    first: float | None = None
+    rows = [["GPUs", "per GPU", "samples/s", "efficiency, %", "hours", "failures", *shown]]
+    first: list[float] = []
     for each in found:
         if each.weak != weak:
             continue
         if each.setting is None or each.outcome is None:
             rows.append([str(each.gpus), "-", "does not divide", *[""] * (len(rows[0]) - 3)])
             continue
-        per_gpu = each.samples_per_second / each.gpus
+        per_gpu = [each.samples_per_second(outcome) / each.gpus for outcome in each.outcomes]
         first = first or per_gpu
+        kept = _estimate([100 * own / before for own, before in zip(per_gpu, first, strict=True)])
         rows.append(
             [
                 str(each.gpus),
                 str(max(each.setting.micro_batches.values())),
-                shortened(each.samples_per_second),
-                f"{per_gpu / first:.0%}",
-                f"{each.outcome.wall / 3600:.2f}",
-                str(each.outcome.failures),
+                each.estimate(each.samples_per_second).text(),
+                kept.text(2),
+                each.estimate(lambda outcome: outcome.wall / 3600).text(),
+                each.estimate(lambda outcome: outcome.failures).text(),
                 *(f"{100 * _share(each, cause):.1f}" for cause in shown),
             ]
         )
@@ -100,11 +123,11 @@ def as_json(each: Scaled) -> dict[str, Any]:
         return found | {"divides": False}
     outcome = each.outcome
     return found | {
-        "samples_per_second": each.samples_per_second,
-        "wall_s": outcome.wall,
-        "failures": outcome.failures,
-        "checkpoints": outcome.checkpoints,
+        "samples_per_second": asdict(each.estimate(each.samples_per_second)),
+        "wall_s": asdict(each.estimate(lambda outcome: outcome.wall)),
+        "failures": asdict(each.estimate(lambda outcome: outcome.failures)),
+        "checkpoints": asdict(each.estimate(lambda outcome: outcome.checkpoints)),
         "checkpoint_interval_s": each.interval,
-        "useful": outcome.useful,
+        "useful": asdict(each.estimate(lambda outcome: outcome.useful)),
         "seconds": outcome.lost,
     }

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 class Measured:
     """Measures a run with and without activation checkpointing, each once, or finds what was measured before.
 
-    Nothing is kept for a `run` that is a configuration rather than a recipe with options.
+    Nothing is kept for a `run` that is a configuration rather than a recipe with options, or that has code of
+    the user's.
     """
 
     def __init__(self, run: Run | Config, lengths: Mapping[str, Lengths]) -> None:
@@ -34,9 +35,11 @@ class Measured:
         """Returns the work of the model's steps."""
         if checkpointing not in self.done:
             self.done[checkpointing] = (
-                self.measured_or_kept(self.run, checkpointing)
-                if isinstance(self.run, Run)
-                else self.measured(self.run, checkpointing)
+                self.measured(self.run, checkpointing)
+                if not isinstance(self.run, Run)
+                else self.measured(self.run.config(), checkpointing)
+                if self.run.has_own_code
+                else self.measured_or_kept(self.run, checkpointing)
             )
         return self.done[checkpointing]
 
@@ -51,11 +54,12 @@ class Measured:
         """Returns what is kept of an earlier measurement, or measures and keeps that."""
         facts = run.facts()
         counts = {name: sorted(own.counts.items()) for name, own in self.lengths.items()}
-        key = [facts.work, run.plugins, checkpointing, counts]
-        found = kept.find("work", key, ModelWork)
-        if found is None:
-            found = self.measured(run.config(), checkpointing)
-            kept.keep("work", key, found, run.own_files())
+        found = kept.kept_or_new(
+            "work",
+            lambda: [run.work_key(), checkpointing, counts],
+            ModelWork,
+            lambda: self.measured(run.config(), checkpointing),
+        )
         return replace(found, recipe=facts.name)
 
 

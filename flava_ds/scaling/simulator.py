@@ -16,7 +16,7 @@ import numpy as np
 
 from flava_ds.scaling.assumptions import MIDDLE, Assumptions
 from flava_ds.scaling.failures import RATES, Rate, Recovery, best_interval
-from flava_ds.scaling.plan import LOADER, Setting, forecast, loader_ms
+from flava_ds.scaling.plan import LOADER, Setting, loader_ms, times_of
 from flava_ds.scaling.step_time import COMMUNICATION
 
 CHUNK = 512
@@ -91,6 +91,8 @@ class Simulator:
 
     def __init__(self, run: Run, seed: int = 0) -> None:
         self.run, self.random = run, np.random.default_rng(seed)
+        self.chance = np.random.default_rng((seed, 1))
+        """Draws failures alone, so that faster and slower steps meet the same luck."""
         self.outcome = Outcome()
         per_second = run.rate.per_second(run.nodes)
         self.mean_time = 1 / per_second if per_second else math.inf
@@ -133,7 +135,7 @@ class Simulator:
             for when in sorted(when for when in self.run.failures if when > now)[:1]:
                 self._push(when, "failure")
         elif not math.isinf(self.mean_time):
-            self._push(now + self.random.exponential(self.mean_time), "failure")
+            self._push(now + self.chance.exponential(self.mean_time), "failure")
 
     def _train(self, now: float, until: float, *, finish: bool) -> float:
         """Takes steps from `now` to the next event, and returns the time.
@@ -209,7 +211,7 @@ class Simulator:
         self.outcome.lost["lost work"] += sum(sum(piece.values()) for _, piece in self.since)
         self.since, self.writing = [], None
         self.outcome.steps = self.kept
-        pause = self.run.recovery.restart + self.run.recovery.detection * self.random.random()
+        pause = self.run.recovery.restart + self.run.recovery.detection * self.chance.random()
         self.outcome.lost["detection and restart"] += pause
         self.queue = []
         now += pause
@@ -230,8 +232,8 @@ def normal_quantile(p: np.ndarray) -> np.ndarray:
 
 def run_of(setting: Setting, recovery: Recovery, rate: Rate, assumed: Assumptions = MIDDLE) -> Run:
     """Returns the run that a plan's setting describes, step costs by the planner."""
-    figures, costs = forecast(setting, assumed), []
-    for source, time in figures.times.items():
+    costs = []
+    for source, time in times_of(setting, assumed).items():
         work = setting.model.kinds[source]
         seconds = dict.fromkeys(CAUSES, 0.0)
         for part, ms in time.ms.items():
@@ -269,14 +271,16 @@ def _cause(part: str) -> str:
     return part if part in CAUSES else "computing"
 
 
-def recovery_of(setting: Setting, write_rate: float = 1e9, timeout_s: float = 600.0) -> Recovery:
-    """Returns what checkpoints and failures cost: 12 bytes for each parameter, over all nodes.
-
-    `write_rate` is each node's to the file system, in bytes/s; copying to the host goes at 20 GB/s per GPU.
-    """
+def recovery_of(setting: Setting, assumed: Assumptions = MIDDLE) -> Recovery:
+    """Returns what checkpoints and failures cost: 12 bytes for each parameter with Adam, over all nodes."""
     own = 4 * (1 + setting.model.moments) * setting.model.trainable / setting.cluster.gpus
-    writes = own * setting.cluster.per_node / write_rate
-    return Recovery(stands=0.05 + own / 20e9, writes=writes, slower=0.02, detection=timeout_s, restart=300.0)
+    return Recovery(
+        stands=0.05 + own / (1e9 * assumed.host_link_gb),
+        writes=own * setting.cluster.per_node / (1e9 * assumed.checkpoint_gb),
+        slower=assumed.checkpoint_slows,
+        detection=assumed.detection_s,
+        restart=assumed.restart_s,
+    )
 
 
 def scaled(setting: Setting, gpus: int, *, weak: bool) -> Setting | None:

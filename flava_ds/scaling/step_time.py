@@ -235,7 +235,8 @@ def update_seconds(
         flat = model.trainable / (1 if zero.stage == 0 else cluster.gpus)
         passed = GRADIENT_PASSES * zero.width * model.used_by(work.kind)
         return cluster.gpu.rates.beyond.seconds(moved + FLAT_BYTES * flat + passed)
-    bandwidth = HOST_LINK if zero.offload else cluster.gpu.memory_bandwidth * assumed.bandwidth_share
+    own_rate = cluster.gpu.memory_bandwidth * assumed.bandwidth_share
+    bandwidth = 1e9 * assumed.host_link_gb if zero.offload else own_rate
     return assumed.device_factor * moved / bandwidth
 
 
@@ -244,5 +245,3 @@ FLAT_BYTES = 18
 groups, idle ones included. Counted by tracing an update in ZeRO-1 and bf16."""
 GRADIENT_PASSES = 5
 """How often a gradient moves on its way from autograd through its bucket, counted in the same way."""
-HOST_LINK = 25e9
-"""Bytes/s at which an offloaded update moves: about half of PCIe 5 x16's measured 55 GB/s, as judged."""

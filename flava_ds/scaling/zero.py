@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flava_ds.errors import ConfigError
+from flava_ds.training.engine_config import check_offloading, offloads
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
@@ -42,23 +44,46 @@ class Zero:
 
 
 def zero_of(settings: Mapping[str, Any], path: Path, precision: str, accumulation: int) -> Zero:
-    """Reads the DeepSpeed JSON of `path`. Raises: ConfigError without an explicit stage."""
+    """Reads the DeepSpeed JSON of `path`.
+
+    Raises: ConfigError without an explicit stage, for a value that is no number or no true or false, and for
+    offloading that cannot be trained with or planned.
+    """
     zero = settings.get("zero_optimization")
     stage = zero.get("stage") if isinstance(zero, dict) else None
     if not isinstance(zero, dict) or stage not in (0, 1, 2, 3):
         raise ConfigError(f'{path}: zero_optimization needs an explicit "stage" (0, 1, 2 or 3)')
+    check_offloading(zero, str(path))
+    if offloads(zero, "offload_param"):
+        raise ConfigError(
+            f"{path}: zero_optimization.offload_param cannot be planned; leave it out, and the plan "
+            "has the weights on the device"
+        )
+
+    def elements(key: str, default: float) -> int:
+        value = zero.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise ConfigError(f"{path}: zero_optimization.{key} is {value!r}; give a number of elements")
+        return int(value)
+
+    def switch(key: str, default: bool) -> bool:
+        value = zero.get(key)
+        if not isinstance(value, bool | None):
+            raise ConfigError(f"{path}: zero_optimization.{key} is {value!r}; give true or false")
+        return default if value is None else value
+
     return Zero(
         stage=stage,
         precision=precision,
         accumulation=accumulation,
-        offload=zero.get("offload_optimizer", {}).get("device", "none") != "none",
-        overlap=bool(zero.get("overlap_comm") or False),
-        contiguous=bool(zero.get("contiguous_gradients", True)),
-        bucket=int(zero.get("reduce_bucket_size", 5e8)),
-        gather_bucket=int(zero.get("allgather_bucket_size", 5e8)),
-        multi_rank_all_reduce=bool(zero.get("use_multi_rank_bucket_allreduce", True)),
-        prefetch=int(zero.get("stage3_prefetch_bucket_size", 5e7)),
-        persistence=int(zero.get("stage3_param_persistence_threshold", 1e5)),
-        max_live=int(zero.get("stage3_max_live_parameters", 1e9)),
-        max_reuse=int(zero.get("stage3_max_reuse_distance", 1e9)),
+        offload=offloads(zero, "offload_optimizer"),
+        overlap=switch("overlap_comm", stage == 3),
+        contiguous=switch("contiguous_gradients", True),
+        bucket=elements("reduce_bucket_size", 5e8),
+        gather_bucket=elements("allgather_bucket_size", 5e8),
+        multi_rank_all_reduce=switch("use_multi_rank_bucket_allreduce", True),
+        prefetch=elements("stage3_prefetch_bucket_size", 5e7),
+        persistence=elements("stage3_param_persistence_threshold", 1e5),
+        max_live=elements("stage3_max_live_parameters", 1e9),
+        max_reuse=elements("stage3_max_reuse_distance", 1e9),
     )

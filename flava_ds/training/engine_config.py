@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +86,7 @@ def merged_settings(config: Config, world_size: int, device_type: str) -> dict[s
         raise ConfigError(f'{path}: zero_optimization needs an explicit "stage" (0, 1, 2 or 3)')
     _check_zero(zero, path)
     _check_precision(config.training.precision, zero, path, device_type)
-    offloaded = "offload_optimizer" in zero and zero["offload_optimizer"].get("device", "none") != "none"
-    if zero["stage"] in (1, 2) and not offloaded:
+    if zero["stage"] in (1, 2) and not offloads(zero, "offload_optimizer"):
         zero = {**zero, "compute_grad_norm": False}  # Engine.update measures and clips on the device
     micro_batch_size = max(
         1, config.training.global_batch_size // (world_size * config.training.gradient_accumulation_steps)
@@ -132,6 +132,17 @@ def _check_zero(zero: dict[str, Any], path: str) -> None:
             f"{path}: 'zero_optimization.compute_grad_norm' is set by flava_ds, which measures the norm "
             "itself; remove it"
         )
+    check_offloading(zero, path)
+    try:
+        DeepSpeedZeroConfig(**zero)
+    except ValueError as error:
+        problem = error.errors()[0] if hasattr(error, "errors") else {"loc": (), "msg": str(error)}
+        where = ".".join(("zero_optimization", *map(str, problem["loc"])))
+        raise ConfigError(f"{path}: {where}: {problem['msg']}") from error
+
+
+def check_offloading(zero: Mapping[str, Any], path: str) -> None:
+    """Rejects offloading that cannot be trained with. Raises: ConfigError."""
     if zero["stage"] == 0 and ("offload_optimizer" in zero or "offload_param" in zero):
         raise ConfigError(
             f"{path}: offloading needs ZeRO stage 1, 2 or 3; stage 0 keeps everything on the device"
@@ -142,12 +153,11 @@ def _check_zero(zero: dict[str, Any], path: str) -> None:
                 f'{path}: zero_optimization.{key}.device "nvme" is refused, because gradients and '
                 'checkpoints are read from memory; use "cpu"'
             )
-    try:
-        DeepSpeedZeroConfig(**zero)
-    except ValueError as error:
-        problem = error.errors()[0] if hasattr(error, "errors") else {"loc": (), "msg": str(error)}
-        where = ".".join(("zero_optimization", *map(str, problem["loc"])))
-        raise ConfigError(f"{path}: {where}: {problem['msg']}") from error
+
+
+def offloads(zero: Mapping[str, Any], key: str) -> bool:
+    """Whether a section of zero_optimization, which may be null, names a device to offload to."""
+    return isinstance(zero.get(key), dict) and zero[key].get("device") not in (None, "none")
 
 
 def _check_precision(precision: str, zero: dict[str, Any], path: str, device_type: str) -> None:

@@ -63,6 +63,9 @@ def test_a_plan_on_the_screen_as_json_and_as_a_page(tmp_path, capsys):
         assert low <= middle <= high and (low < high or part == "waiting for the loader" or not high)
     assert sum(found["mean_ms"].values()) == pytest.approx(found["step_ms"]["middle"])
     assert len(found["simulated"]) == 8 and found["fits"] == "yes"
+    for row in found["simulated"]:
+        for number in ("samples_per_second", "wall_s") if row.get("divides", True) else ():
+            assert row[number]["low"] < row[number]["middle"] < row[number]["high"], (row["gpus"], number)
     assert page.read_text().count("<svg") == 3
 
 
@@ -104,6 +107,7 @@ def test_a_model_that_does_not_fit_says_what_would(capsys):
         (["plan", "flava_base", "--network", "ib"], "--network 'ib' is unknown"),
         (["plan", "flava_base", "--gpus", "100"], "global_batch_size 8192 is not divisible by 100 ranks"),
         (["plan", "flava_debug", "--gpus", "32"], "global_batch_size 16 is not divisible by 32 ranks"),
+        (["plan", "flava_base", "--gpus", "64", "--nodes", "4"], "--nodes 4: a machine has 8 GPUs at most"),
         (["plan", "flava_base", "--captions", "gone.json"], "gone.json: no such file"),
         (["plan", "flava_base", "--captions", "gone"], "'gone' is not a .tar file"),
         (["plan", "flava_base", "--scale", "8"], "--scale is for --simulate"),
@@ -118,6 +122,17 @@ def test_a_model_that_does_not_fit_says_what_would(capsys):
             ["plan", "flava_debug", "--gpu", "a100-40", "--gpus", "1", "--model.image.hidden-size", "65536",
              "--model.image.num-attention-heads", "1024"],
             "fits no GPU that is known, in no setting",
+        ),
+        (
+            ["plan", "flava_debug", "--gpu", "a100", "--gpus", "1", "--training.precision", "bf16",
+             "--model.image.hidden-size", "32768", "--model.image.num-attention-heads", "256"],
+            "and offloaded 162.9 GiB of each machine's 144.0 GiB of host memory); the nearest GPU that "
+            "takes it is --gpu h100, with 80 GiB and 256 GiB of host memory",
+        ),
+        (
+            ["plan", "flava_debug", "--gpu", "h100", "--gpus", "1", "--training.precision", "fp32",
+             "--model.image.hidden-size", "38912", "--model.image.num-attention-heads", "304"],
+            "as it is); the nearest GPU that takes it is --gpu h200, with 141 GiB",
         ),
     ],
 )  # fmt: skip

@@ -1,12 +1,14 @@
 """What a plan reads of a recipe, with and without its configuration."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from flava_ds.code_hash import folder_of
 from flava_ds.recipes import resolve
-from flava_ds.scaling.facts import Facts, Run, without_engine
+from flava_ds.scaling.captions import lengths_of
+from flava_ds.scaling.facts import Facts, Run, named_files, without_engine
+from flava_ds.scaling.setting import Measured
 from flava_ds.storage.files import CACHE_VARIABLE
 
 
@@ -77,24 +79,61 @@ def test_facts_follow_the_files_that_a_recipe_stands_on(tmp_path):
     assert again.facts().total_steps == 60 and read
 
 
-def test_code_of_the_user_s_is_always_asked_and_is_among_the_files(tmp_path):
-    code = tmp_path / "facts_recipe.py"
-    code.write_text(
-        "from flava_ds.recipes.flava_debug import flava_debug\n\n\ndef mine():\n    return flava_debug()\n"
-    )
-    recipe, vocabulary = f"{code}:mine", tmp_path / "vocab.txt"
-    vocabulary.write_text(
-        "".join(f"{word}\n" for word in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a"))
-    )
-    for _ in range(2):
-        run, read = run_of(recipe, ["--data.vocabulary", str(vocabulary)])
-        run.facts()
-        assert len(read) == 1
-    assert {code, vocabulary} <= set(run.own_files())
-    packaged, _ = run_of("flava_debug")
-    sources = [file for file in packaged.own_files() if file.suffix == ".py"]
-    assert not [file for file in sources if file.is_relative_to(folder_of("flava_ds"))]
-    assert all(file.is_file() for file in packaged.own_files())
+CODE = """from dataclasses import replace
+
+from flava_ds.recipes.flava_debug import flava_debug
+
+
+def mine():
+    return replace(flava_debug(), name="mine")
+"""
+
+
+def test_nothing_is_kept_of_code_of_the_user_s(tmp_path, monkeypatch):
+    places = []
+    for folder, recipe, plugins in (("a", "facts_a.py:mine", []), ("b", "flava_debug", ["facts_b.py"])):
+        (tmp_path / folder).mkdir()
+        monkeypatch.chdir(tmp_path / folder)
+        Path(f"facts_{folder}.py").write_text(CODE)
+        for _ in range(2):
+            run, read = run_of(recipe, plugins=plugins)
+            assert run.has_own_code and (run.facts().name == "mine") == (folder == "a")
+            Measured(run, lengths_of(run, None))(False)
+            assert len(read) == 1
+            places += [entry.name for entry in (tmp_path / "cache").rglob("*.json")]
+    assert not places
+
+
+def test_a_relative_vocabulary_is_that_of_the_folder(tmp_path, monkeypatch):
+    keys = []
+    for folder, word in (("a", "dog"), ("b", "do"), ("a", "dog")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / folder)
+        words = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", word)
+        Path("vocab.txt").write_text("".join(f"{each}\n" for each in words))
+        run, _ = run_of("flava_debug", ["--data.vocabulary", "vocab.txt"])
+        keys.append(run.work_key())
+    assert keys[0][0] == keys[1][0] and keys[0] != keys[1] and keys[0] == keys[2]
+    packaged, _ = run_of("flava_base")
+    assert [Path(place).name for place, _ in packaged.work_key()[1]] == ["bert_base_uncased.txt"]
+
+
+def test_a_recipe_that_was_edited_after_its_facts_were_kept_has_another_key(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("base: flava_debug\n")
+    run_of(str(file))[0].facts()
+    run, read = run_of(str(file))
+    before = run.work_key()
+    assert not read
+    file.write_text("base: flava_debug\ntraining: {recompute_gelu: true}\n")
+    run.config()
+    assert run.work_key() != before, "what is measured now is not kept under the facts of before"
+
+
+def test_texts_that_cannot_be_paths_name_no_files(tmp_path):
+    (tmp_path / "file").write_text("")
+    texts = ["x" * 300, "~no_such_user_here/x", "a\0b", str(tmp_path / "file")]
+    assert list(named_files(texts)) == [tmp_path / "file"]
 
 
 def test_the_engine_s_option_is_split_off_in_every_form():

@@ -3,10 +3,13 @@
 import dataclasses
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from flava_ds.scaling import kept
+from flava_ds.scaling.captions import Lengths
 from flava_ds.scaling.work import Amount, KindWork, ModelWork, Operator, ParameterGroup
 from flava_ds.storage.files import CACHE_VARIABLE
 
@@ -31,17 +34,70 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
 
 
-def test_a_model_s_work_is_the_same_after_a_round(tmp_path):
-    own = tmp_path / "plugin.py"
-    own.write_text("one = 1\n")
+def test_a_model_s_work_is_the_same_after_a_round():
     assert kept.find("work", ["key"], ModelWork) is None
-    kept.keep("work", ["key"], WORK, [own])
+    kept.keep("work", ["key"], WORK)
     assert kept.find("work", ["key"], ModelWork) == WORK
     assert kept.find("work", ["another"], ModelWork) is None
-    own.write_text("one = 2\n")
-    assert kept.find("work", ["key"], ModelWork) is None, "the user's file has changed"
-    own.unlink()
-    assert kept.find("work", ["key"], ModelWork) is None
+
+
+def test_a_file_s_place_and_contents_are_part_of_a_key_and_an_edit_meanwhile_keeps_nothing(tmp_path):
+    own, done = tmp_path / "vocab.txt", []
+
+    def ask(edit=None):
+        def find_out():
+            done.append(own.read_text())
+            if edit is not None:
+                own.write_text(edit)
+            return len(done[-1])
+
+        return kept.kept_or_new("work", lambda: kept.contents([own]), int, find_out)
+
+    own.write_text("one")
+    assert [ask(), ask()] == [3, 3] and done == ["one"]
+    own.write_text("two more")
+    assert ask(edit="two more words") == 8 and ask() == 14 and done[1:] == ["two more", "two more words"]
+    own.write_text("two more")
+    assert ask() == 8 and len(done) == 4, "what was edited while it was read is not kept"
+    (tmp_path / "other").mkdir()
+    assert kept.contents([own]) != kept.contents([own.rename(tmp_path / "other" / "vocab.txt")])
+    (missing,) = kept.contents([own])
+    assert missing[1] == ""
+    assert [kept.kept_or_new("work", lambda: None, int, lambda n=n: n) for n in (1, 2)] == [1, 2]
+
+
+def test_an_entry_that_its_type_refuses_is_damaged(caplog):
+    kept.keep("captions", ["key"], [{}, "shards"])
+    assert kept.find("captions", ["key"], Lengths) is None
+    assert "is damaged (shards: the histogram of caption lengths is empty" in caplog.text
+
+
+def test_without_a_home_nothing_is_kept_and_a_line_says_so(monkeypatch, caplog):
+    monkeypatch.setenv(CACHE_VARIABLE, "~no_such_user_here/cache")
+    assert kept.kept_or_new("work", lambda: ["key"], int, lambda: 5) == 5
+    (record,) = caplog.records
+    assert "there is no cache (" in record.getMessage()
+
+
+def test_writers_at_the_same_time_do_not_stumble_over_each_other_s_clean_up(monkeypatch, caplog):
+    monkeypatch.setattr(kept, "MOST_ENTRIES", 4)
+    first = kept.place_of("work", "first")
+    kept.keep("work", "first", [1])
+    real, gone = Path.stat, []
+
+    def stat(path, **options):  # another writer deletes between the listing and the look at the entry
+        if path == first and not gone:
+            gone.append(path)
+            path.unlink()
+        return real(path, **options)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    with ThreadPoolExecutor(4) as writers:
+        list(writers.map(lambda key: kept.keep("work", key, [key]), range(80)))
+    assert gone and not caplog.records
+    monkeypatch.setattr(Path, "stat", real)
+    kept.keep("work", "last", [1])
+    assert len(list(first.parent.iterdir())) == 4
 
 
 def test_other_code_finds_nothing(monkeypatch):

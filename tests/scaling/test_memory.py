@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from flava_ds.demo.dataset import unpack
+from flava_ds.recipes import resolve
+from flava_ds.recipes.demo import DATA
 from flava_ds.scaling.assumptions import BETTER, MIDDLE, WORSE
 from flava_ds.scaling.hardware import GIB, GPUS
 from flava_ds.scaling.memory import capacity, gradients, host_states, largest_that_fits, moments, peak, states
@@ -77,6 +80,19 @@ def test_forecasts_are_within_a_tenth_of_what_real_steps_held():
     rows = json.loads((RESULTS / "plan_validation.json").read_text(encoding="utf-8"))["memory"]
     assert {(row["stage"], row["ranks"]) for row in rows} == set(itertools.product(range(4), (1, 2)))
     assert all(row["forecast"] == pytest.approx(row["measured"], rel=0.1) for row in rows)
+
+
+def test_a_committed_forecast_is_that_of_the_planner_as_it_is(tmp_path, monkeypatch):
+    """Another version of torch may keep a little more or less."""
+    monkeypatch.syspath_prepend(str(RESULTS.parent))
+    monkeypatch.chdir(tmp_path)
+    from plan_memory import RECIPE, forecast_bytes, overrides, write_setting
+
+    unpack(DATA)
+    rows = json.loads((RESULTS / "plan_validation.json").read_text(encoding="utf-8"))["memory"]
+    (stored,) = (row["forecast"] for row in rows if (row["stage"], row["ranks"]) == (1, 2))
+    config = resolve(RECIPE, overrides(1, write_setting(tmp_path, 1)))
+    assert forecast_bytes(config, 2)["total"] == pytest.approx(stored, rel=0.02)
 
 
 def test_the_largest_micro_batch_is_the_last_that_fits():

@@ -200,8 +200,8 @@ def add_recipe(command: argparse.ArgumentParser) -> None:
         "uniter_base, demo_uniter, visualbert_base, demo_visualbert, vinvl_base, demo_vinvl, vlbert_base, "
         "demo_vlbert, lxmert_base, demo_lxmert, vilbert_base, demo_vilbert, unit_base, demo_unit, "
         "ablation/ROW, FILE.py:FUNCTION, a FILE.yaml or .json with `base: RECIPE` and what differs, or a "
-        "run's config.json; several in a row: flava_base_full, flava_base_full/mim, demo_full, "
-        "ablation/flava"
+        "run's config.json; several in a row: flava_base_full, flava_base_full/mim, "
+        "flava_base_full/released, demo_full, ablation/flava"
     )
     command.add_argument("recipe", metavar="RECIPE", nargs="?", help=recipes)
     command.add_argument(

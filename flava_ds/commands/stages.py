@@ -85,7 +85,10 @@ def finished_with(stage: Stage) -> list[str] | None:
 
 def with_inherited(sequence: Stages, stage: Stage) -> Config:
     """Returns a stage's configuration with the weights that earlier ones pass on, which it writes unless the
-    stage goes on from a checkpoint of its own.
+    stage goes on from a checkpoint of its own. What these lack comes from its own initial_weights, if it has
+    some.
+
+    Raises: CheckpointError when those are of another family or cannot be read.
     """
     from flava_ds.checkpoints.inheritance import begun, passed_on, to_pass_on, write_inherited
 
@@ -93,13 +96,25 @@ def with_inherited(sequence: Stages, stage: Stage) -> Config:
         return stage.config
     out = folder_of(stage.config) / f"{stage.name}.safetensors"
     if not (out.is_file() and begun(stage.config)):
-        configs, weights = {own.name: own.config for own in sequence.stages}, {}
+        configs, weights = {own.name: own.config for own in sequence.stages}, _own_weights(stage.config)
         for inherited in stage.inherits:
             folder = to_pass_on(configs[inherited.stage])
             print(f"  it begins with {', '.join(inherited.prefixes)} of {folder}", flush=True)
             weights |= passed_on(folder, inherited.prefixes, inherited.average)
         write_inherited(weights, out)
     return dataclasses.replace(stage.config, initial_weights=str(out))
+
+
+def _own_weights(config: Config) -> dict[str, Any]:
+    """Reads the weights that a stage names itself. Raises: CheckpointError."""
+    from flava_ds.checkpoints.checkpoint import check_family
+    from flava_ds.checkpoints.reader import load_weights, locate
+
+    if config.initial_weights is None:
+        return {}
+    check_family(locate(config.initial_weights), config.model.type)
+    print(f"  it begins with {config.initial_weights}", flush=True)
+    return load_weights(config.initial_weights)
 
 
 def check_shapes(sequence: Stages) -> None:

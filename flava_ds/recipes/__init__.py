@@ -97,7 +97,9 @@ RECIPES = Recipes(
     "ablation/flava_no_init_uncertainty",
     "ablation/untrained",
 )
-SEQUENCES = Recipes("flava_base_full", "flava_base_full/mim", "demo_full", "ablation/flava")
+SEQUENCES = Recipes(
+    "flava_base_full", "flava_base_full/mim", "flava_base_full/released", "demo_full", "ablation/flava"
+)
 """Those that are several runs in a row: functions that return Stages."""
 WAYS = "the path of a saved config.json, a FILE.yaml or .json with `base: RECIPE`, or FILE.py:FUNCTION"
 """Alternatives to a recipe's name."""

@@ -1,4 +1,6 @@
-"""All of FLAVA's training: image encoder by DINO or MIM, text encoder by MLM, then all three together."""
+"""All of FLAVA's training: image encoder by DINO or MIM, or released, text encoder by MLM, then all three
+together.
+"""
 
 import dataclasses
 from typing import Literal
@@ -11,14 +13,18 @@ from flava_ds.recipes.mlm_base import mlm_base
 from flava_ds.recipes.stages import Inherited, Stages, in_sequence
 
 
-def flava_base_full(image: Literal["dino", "mim"] = "dino") -> Stages:
+def flava_base_full(image: Literal["dino", "mim", "released"] = "dino") -> Stages:
     """Returns three stages: `image`, `text` and `joint`. DINO's teacher passes its encoder on; MIM passes on
-    its encoder and its head, which the joint run has too.
+    its encoder and its head, which the joint run has too. With `released` there is no image stage: the joint
+    run's initial_weights have the encoder.
 
     Source: paper, section 4, and table C.1, which compares DINO's and BEiT's weights as a beginning; both
     were taken as released.
     """
     encoder = ("model.image_encoder.",)
+    text = Inherited(stage="text", prefixes=("model.text_encoder.", "objectives.mlm."))
+    if image == "released":
+        return in_sequence("flava_base_full_released", ("text", mlm_base, ()), ("joint", joint, (text,)))
     name, recipe, inherited = {
         "dino": (
             "flava_base_full",
@@ -31,7 +37,6 @@ def flava_base_full(image: Literal["dino", "mim"] = "dino") -> Stages:
             Inherited(stage="image", prefixes=(*encoder, "objectives.mim.")),
         ),
     }[image]
-    text = Inherited(stage="text", prefixes=("model.text_encoder.", "objectives.mlm."))
     return in_sequence(
         name, ("image", recipe, ()), ("text", mlm_base, ()), ("joint", joint, (inherited, text))
     )

@@ -14,7 +14,7 @@ import signal
 import pytest
 import torch
 from real_runs import steps_of
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from stranger_runs import numbers_of, stranger_config, train_all
 
 from flava_ds import config as configuration
@@ -26,7 +26,7 @@ from flava_ds.objectives.dino import DinoConfig
 from flava_ds.objectives.global_contrastive import GlobalContrastiveConfig
 from flava_ds.objectives.masked_text import MaskedTextConfig
 from flava_ds.ranks.launch import Launch
-from flava_ds.recipes.stages import Inherited, Stages, in_sequence
+from flava_ds.recipes.stages import Inherited, Stages, in_sequence, resolve_stages
 
 OPTIONS = argparse.Namespace(
     ranks=1,
@@ -111,9 +111,16 @@ def test_stages_go_on_where_they_were_and_pass_weights_on(launched, tmp_path, ca
     assert command.train(sequence, OPTIONS, [*still, "--text.optimizer.lr", "0.1"]) == 0 and len(started) == 4
     told = capsys.readouterr().out
     assert told.count("finished") == 3 and "another setting: optimizer.lr 0.0005 -> 0.1" in told
+    shutil.rmtree(joint.run_path)
+    file, ones = tmp_path / "own.safetensors", torch.ones(2)
+    save_file({"objectives.own": ones, patches: torch.zeros_like(passed[patches])}, file)
+    asked = resolve_stages(sequence, ["--joint.initial-weights", str(file)])
+    both = load_file(command.with_inherited(asked, asked.stages[2]).initial_weights)
+    assert both.keys() == passed.keys() | {"objectives.own"} and torch.equal(both["objectives.own"], ones)
+    assert all(torch.equal(both[name], own) for name, own in passed.items())
+
     weights = next((started[0].run_path / "checkpoints" / "step_00000005").glob("weights_*"))
     weights.write_bytes(weights.read_bytes()[:-1])
-    shutil.rmtree(joint.run_path)
     with pytest.raises(CheckpointError, match="weights_00000.safetensors is damaged"):
         command.train(sequence, OPTIONS, still)
 

@@ -33,6 +33,12 @@ def test_the_joint_run_begins_with_whole_encoders_and_the_heads_that_it_has_too(
     assert shared[0] == shared[1] and mim_base().codebook == joint.config.codebook
 
 
+def test_with_released_weights_there_is_no_image_stage():
+    text, joint = resolve_stages(load_sequence("flava_base_full/released"), []).stages
+    assert (text.name, joint.name) == ("text", "joint") and len(joint.inherits) == 1
+    assert joint.config.model == load_sequence("flava_base_full").stages[2].config.model
+
+
 def test_mim_has_the_numbers_of_the_published_command():
     config = mim_base()
     masking, transform = config.objectives["mim"], config.data.sources["imagenet"].transform

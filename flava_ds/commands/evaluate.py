@@ -56,8 +56,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--features",
         metavar="DIR",
         type=local_path,
-        help="keep images' features there, and use those of the same weights again (a suite does, in --out); "
-        "in a single process",
+        help="keep images' features there, and use those of the same weights again (a suite does, in --out)",
     )
     command.add_argument(
         "--splits", metavar="NAME", help="split data sets as vissl, clip or vtab does, where they offer it"
@@ -109,9 +108,8 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"{given} needs --data ROOT, the folder with the data sets; --list names them")
     if options.limit is not None and options.limit < 1:
         raise UserError(f"--limit {options.limit}: use at least 1")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and (options.suite or options.features):
-        given = "--suite" if options.suite else "--features"
-        raise UserError(f"{given} runs in a single process; start it without a launcher, or use --task alone")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and options.suite:
+        raise UserError("--suite runs in a single process; start it without a launcher, or use --task")
     require_model(options.model)
     return run_suite(options) if options.suite else run_tasks(options, names)
 

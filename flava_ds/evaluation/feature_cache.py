@@ -12,6 +12,7 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from flava_ds.evaluation.protocols import Progress
+from flava_ds.evaluation.shares import Share
 from flava_ds.storage.atomic import replacing
 from flava_ds.tensor_hash import hash_of_tensors
 
@@ -50,27 +51,38 @@ class FeatureCache:
     _told: set[str] = field(default_factory=set)
 
     def part(
-        self, pictures: Identified, size: int, number: int, rows: range, encode: Callable[[], Tensor]
+        self,
+        pictures: Identified,
+        size: int,
+        number: int,
+        rows: range,
+        encode: Callable[[], Tensor],
+        share: Share,
     ) -> Tensor:
-        """Returns a part's features, from its file or from `encode`, which a file is then written of.
+        """Returns a part's features, from its file or from `encode`, which a file is then written of. Only
+        the main process of `share` reads and writes files, so that all agree on what is known.
 
         Shapes:
             returns  [len(rows) d]
         """
-        from safetensors.torch import save_file
-
         title = re.sub(r"[^a-z0-9_]+", "_", pictures.title.lower())
         stem = f"{title}_{hashlib.sha256(f'{pictures.identity} {size}'.encode()).hexdigest()[:16]}"
         file = self.folder / f"{stem}.{number:05d}.safetensors"
         facts = {"weights": self.weights, "pictures": pictures.identity, "size": str(size), "rows": str(rows)}
-        known = self._read(file, stem, facts)
+        known = share.from_main(lambda: self._read(file, stem, facts))
         if known is not None:
             return known
         features = encode()
-        facts |= {"content": hash_of_tensors({"features": features})}
-        with replacing(file) as temporary:
-            save_file({"features": features.cpu().contiguous()}, temporary, facts)
+        share.from_main(lambda: self._write(file, features, facts))
         return features
+
+    @staticmethod
+    def _write(file: Path, features: Tensor, facts: dict[str, str]) -> None:
+        from safetensors.torch import save_file
+
+        content = {"content": hash_of_tensors({"features": features})}
+        with replacing(file) as temporary:
+            save_file({"features": features.cpu().contiguous()}, temporary, facts | content)
 
     def _read(self, file: Path, stem: str, facts: dict[str, str]) -> Tensor | None:
         """Returns a file's features; None where there is none, or none of these weights."""

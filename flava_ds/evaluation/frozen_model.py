@@ -154,7 +154,8 @@ class FrozenModel:
 
         if self._cache is None or not isinstance(pictures, Identified):
             return encoded()
-        return self._cache.part(pictures, self.image_size, number, rows, encoded).to(self.device)
+        found = self._cache.part(pictures, self.image_size, number, rows, encoded, self._share)
+        return found.to(self.device)
 
     def text_features(self, texts: Sequence[str], asked_by: str, kind: str = "text") -> Tensor:
         """Encodes texts, truncated for their kind: [len(texts) d], in the model's dtype, on its device."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,7 @@ from torch import Tensor
 from flava_ds.errors import UserError
 from flava_ds.ranks.distributed import World, gather_objects, raise_together, start, stop, together
 
+Result = TypeVar("Result")
 TIMEOUT_S = 3600
 """Longest time that ranks of `flava-ds evaluate` wait for each other, for example while one fits a probe."""
 
@@ -43,6 +44,9 @@ class Share(Protocol):
     def add(self, mine: Callable[[], list[Tensor]]) -> list[Tensor]:
         """Runs this rank's work and returns the sums of its tensors over all ranks."""
 
+    def from_main(self, make: Callable[[], Result]) -> Result:
+        """Runs `make` on the process that writes files and returns its result on all."""
+
 
 class Alone:
     """A single process that encodes everything."""
@@ -60,6 +64,10 @@ class Alone:
     def add(self, mine: Callable[[], list[Tensor]]) -> list[Tensor]:
         """Returns the tensors unchanged."""
         return mine()
+
+    def from_main(self, make: Callable[[], Result]) -> Result:
+        """Runs it."""
+        return make()
 
 
 class AmongRanks:
@@ -94,9 +102,18 @@ class AmongRanks:
         sizes = [tensor.numel() for tensor in tensors]
         return [part.view_as(tensor) for part, tensor in zip(flat.split(sizes), tensors, strict=True)]
 
-    def _together(self, run: Callable[[], list[Tensor]]) -> list[Tensor]:
+    def from_main(self, make: Callable[[], Result]) -> Result:
+        """Runs it on the first rank and sends the result to the others.
+
+        Raises: its error, on all ranks.
+        """
+        made = self._together(make if self.is_main else lambda: None)
+        found: Result = gather_objects(self.world, made)[0]
+        return found
+
+    def _together(self, run: Callable[[], Any]) -> Any:
         """Runs this rank's work; raises an error of any rank on all of them."""
-        found: list[Tensor] = []
+        found: Any = None
         error: Exception | None = None
         try:
             found = run()

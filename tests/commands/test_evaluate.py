@@ -85,25 +85,34 @@ def test_a_fine_tuning_keeps_its_state_with_the_run_or_where_it_is_told(run, roo
     assert [path.name for path in (tmp_path / "kept").iterdir()] == ["glue_sst2.json"]
 
 
-def on_ranks(run, root, names):
+def on_ranks(run, root, names, *more):
     """Runs the command on this rank; returns its status and what it printed."""
     out, err = io.StringIO(), io.StringIO()
+    words = ["evaluate", str(run), "--task", names, "--data", str(root), "--precision", "fp32"]
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = main(["evaluate", str(run), "--task", names, "--data", str(root), "--precision", "fp32"])
+        status = main([*words, *map(str, more)])
     return status, out.getvalue(), err.getvalue()
 
 
 @pytest.mark.distributed
-def test_ranks_that_a_launcher_started_share_the_work(run, root, run_ranks, capsys):
-    names = "image_folder_probe,glue_sst2"
+def test_ranks_that_a_launcher_started_share_the_work_and_keep_features(
+    run, root, run_ranks, capsys, tmp_path
+):
+    names, kept = "image_folder_probe,glue_sst2", ("--features", tmp_path / "kept")
     shutil.rmtree(run / "fine_tuning", ignore_errors=True)
-    (status, out, _), (other, nothing, silent) = run_ranks(on_ranks, 2, run, root, names)
+    (status, out, _), (other, nothing, silent) = run_ranks(on_ranks, 2, run, root, names, *kept)
     assert status == other == 0 and nothing == "" == silent
     shutil.rmtree(run / "fine_tuning")
     alone, _ = evaluated(capsys, run, "--task", names, "--data", root, "--precision", "fp32")
     for task, result in json.loads(out).items():
         for number, score in result["scores"].items():
             assert score["value"] == pytest.approx(alone[task]["scores"][number]["value"], abs=1e-6)
+    written = {file: file.stat().st_mtime_ns for file in (tmp_path / "kept").iterdir()}
+    assert len(written) == 2
+    (_, again, _), _ = run_ranks(on_ranks, 2, run, root, "image_folder_probe", *kept)
+    first, second = (json.loads(printed)["image_folder_probe"]["scores"] for printed in (out, again))
+    assert first == second
+    assert written == {file: file.stat().st_mtime_ns for file in (tmp_path / "kept").iterdir()}
     failed = run_ranks(on_ranks, 2, run, root / "elsewhere", names)
     assert all(status == 2 and "no image_folder in" in err for status, _, err in failed)
 
@@ -159,11 +168,10 @@ def test_mistakes_are_one_line(run, root, tmp_path, capsys):
         )
 
 
-@pytest.mark.parametrize("given", [["--suite", "vision"], ["--task", "own_probe", "--features", "kept"]])
-def test_what_runs_in_one_process_is_refused_with_a_launcher(given, run, root, monkeypatch, capsys):
+def test_a_suite_is_refused_with_a_launcher(run, root, monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main(["evaluate", str(run), *given, "--data", str(root)]) == 2
-    assert f"error: {given[-2]} runs in a single process; start it without" in capsys.readouterr().err
+    assert main(["evaluate", str(run), "--suite", "vision", "--data", str(root)]) == 2
+    assert "error: --suite runs in a single process; start it without" in capsys.readouterr().err
 
 
 def test_a_task_that_fails_loses_no_other_ones_numbers(run, root, tmp_path, capsys):

@@ -54,6 +54,7 @@ PUBLISHED = {
     "lxmert_base": 211_958_396,
     "vilbert_base": 239_023_229,
     "dino_base": 109_134_169,
+    "mim_base": 92_952_921,
     "mlm_base": 132_977_891,
 }
 """What each recipe trains, objectives' heads included. The families' own tests derive the published models'

@@ -34,6 +34,7 @@ def add_arguments(command: argparse.ArgumentParser, *, rows: tuple[str, str], wo
 def run_left(options: argparse.Namespace, table: Table) -> Path:
     """Runs what is left of a table; returns the folder of its results. Raises: UserError."""
     from flava_ds.campaigns import campaign
+    from flava_ds.campaigns.performing import perform
     from flava_ds.ranks.launch import check_ranks
 
     if options.most is not None and options.most < 0:
@@ -47,5 +48,5 @@ def run_left(options: argparse.Namespace, table: Table) -> Path:
         campaign.check_writable(options.out / options.work)
     for number, each in enumerate(todo[: options.most]):
         print(f"{len(todo) - number} runs are left", flush=True)
-        campaign.perform(each)
+        perform(each)
     return options.out / options.work

@@ -1,0 +1,103 @@
+"""Trains and measures one run of a campaign."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from flava_ds import config as configuration
+from flava_ds.campaigns.campaign import RANKS, Run, code
+from flava_ds.campaigns.course import checkpoints_on_the_way, losses_of
+from flava_ds.storage.atomic import write_whole
+
+
+def perform(run: Run) -> None:
+    """Trains and measures one run and writes its result. Raises: UserError when training fails."""
+    from flava_ds.checkpoints.inheritance import finished
+    from flava_ds.commands.stages import with_inherited
+    from flava_ds.demo.dataset import unpack
+    from flava_ds.demo.phases import cpu_launch
+    from flava_ds.demo.run import describe_machine
+    from flava_ds.demo.training import follow_training, wait_for_folder
+    from flava_ds.ranks.launch import provide_demo_data
+    from flava_ds.recipes.demo import DATA
+    from flava_ds.scaling.results import results
+
+    settings, begun = run.settings, time.monotonic()
+    unpack(DATA)
+    print(f"\n== {run.row}, seed {run.seed}, in {run.folder}", flush=True)
+    for stage in run.sequence.stages:
+        if finished(stage.config) is not None:
+            continue
+        provide_demo_data(stage.config)
+        config = with_inherited(run.sequence, stage) if stage.inherits else run.table.begin(run, stage)
+        file = run.folder / f"{stage.name}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        configuration.save(config, file)
+        wait_for_folder(config.run_path)
+        launch = cpu_launch([], RANKS, str(file))
+        follow_training(launch, config.run_path, config.training.total_steps)
+    trained = time.monotonic()
+    logged = [results(stage.config.run_path) for stage in run.sequence.stages]
+    result = {
+        "row": run.row,
+        "seed": run.seed,
+        "work": run.work,
+        "settings": settings,
+        "code": code(),
+        "steps": {stage.name: stage.config.training.total_steps for stage in run.sequence.stages},
+        "training_flops": sum(own["flops_with_targets"] for own in logged),
+        "training_seconds": round(sum(own["seconds"] for own in logged)),
+        "seconds_since_last_start": {"train": round(trained - begun)},
+        "machine": describe_machine(),
+        "added": run.added,
+    } | _measured(run)
+    if run.table.along:
+        result["course"] = {
+            "losses": losses_of(run.sequence.stages[-1].config.run_path),
+            "quarters": _measured_on_the_way(run),
+        }
+    result["seconds_since_last_start"]["measure"] = round(time.monotonic() - trained)
+    write_whole(run.file, json.dumps(result) + "\n")
+    shutil.rmtree(run.folder, ignore_errors=not run.sequence.stages)
+    print(
+        f"{run.file}: " + ", ".join(f"{k} {m['value']:.3f}" for k, m in result["metrics"].items()), flush=True
+    )
+
+
+def _measured(run: Run) -> dict[str, Any]:
+    stages = run.sequence.stages
+    path = stages[-1].config.run_path if stages else None
+    return _measured_at(run, path, run.domains + run.table.added)
+
+
+def _measured_on_the_way(run: Run) -> list[dict[str, float]]:
+    """Returns the values of each metric after every quarter of the last stage but the last one."""
+    folders = checkpoints_on_the_way(run.sequence.stages[-1].config)
+    found = [_measured_at(run, folder, run.table.along)["metrics"] for folder in folders]
+    return [{name: metric["value"] for name, metric in metrics.items()} for metrics in found]
+
+
+def _measured_at(run: Run, path: Path | None, domains: tuple[str, ...]) -> dict[str, Any]:
+    """Measures a run or one of its checkpoints, or without one a row's model that is not trained."""
+    import torch
+
+    from flava_ds.campaigns.measure import measure
+    from flava_ds.demo.dataset import unpack
+    from flava_ds.demo.evaluation.inputs import build_inputs
+    from flava_ds.evaluation.opening import open_model
+    from flava_ds.recipes.demo import DATA, demo
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(RANKS)
+    if path is None:
+        config, model = demo(), run.table.untrained[run.row]()
+    else:
+        opened = open_model(path, device="cpu", precision="fp32")
+        config, model = opened.config, opened.frozen()
+    inputs = build_inputs(config, unpack(DATA).root)
+    return measure(model, inputs, domains, some_lack=run.table.some_lack)

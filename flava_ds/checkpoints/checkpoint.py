@@ -326,12 +326,21 @@ def load_initial_weights(module: nn.Module, path: str, family: str) -> None:
         len(known),
         len(module.state_dict()),
         path,
-        unused,
+        len(unused),
     )
+    modules = {name for name, _ in module.named_modules()}
+    if lacking := [name for name in unused if name.rpartition(".")[0] in modules]:
+        log.warning(
+            "initial_weights %s: '%s'%s: modules of that name are here, but without such a tensor, so they "
+            "compute something else than in that file's model; compare the options of both models",
+            path,
+            lacking[0],
+            f" and {len(lacking) - 1} more" if len(lacking) > 1 else "",
+        )
 
 
-def initial_weights(module: nn.Module, path: str, family: str) -> tuple[dict[str, Tensor], int]:
-    """Reads the tensors of `path` that the module has, and counts the others.
+def initial_weights(module: nn.Module, path: str, family: str) -> tuple[dict[str, Tensor], list[str]]:
+    """Reads the tensors of `path` that the module has, and names the others.
 
     Raises: CheckpointError as load_initial_weights.
     """
@@ -346,4 +355,4 @@ def initial_weights(module: nn.Module, path: str, family: str) -> tuple[dict[str
         )
     shapes = {name: tuple(tensor.shape) for name, tensor in known.items()}
     check_shapes(shapes, {name: tuple(own[name].shape) for name in known}, f"initial_weights '{path}'")
-    return known, len(weights) - len(known)
+    return known, [name for name in weights if name not in own]

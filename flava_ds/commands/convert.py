@@ -13,7 +13,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
     kinds = (
         "hf: a run's folder; safetensors: a run or a checkpoint, also by URL; flava_ds: a folder of "
-        "Hugging Face or open_clip, or a file of open_clip or a ViT"
+        "Hugging Face or open_clip, or a file of open_clip, a ViT or BEiT"
     )
     command.add_argument("source", metavar="FROM", help=kinds)
     command.add_argument(

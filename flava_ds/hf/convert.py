@@ -2,30 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
+from torch import Tensor
+
 from flava_ds.config.encoders import VisionEncoderConfig
-from flava_ds.families.flava.vit import vit_weights
-from flava_ds.hf.files import read_file, write_tensors
+from flava_ds.families.flava.vit import MODEL_TYPES, vit_weights
+from flava_ds.hf.files import read_file, read_folder, read_json, write_tensors
 from flava_ds.hf.foreign import open_file, open_folder, write_imported
 
 
 def convert_folder(path: Path, out: Path) -> Path:
-    """Converts a transformers or open_clip folder. Returns `out`. Raises: CheckpointError."""
+    """Converts a transformers or open_clip folder; of a ViT or BEiT, the image encoder. Returns `out`.
+
+    Raises: CheckpointError.
+    """
+    settings = path / "config.json"
+    if settings.is_file() and read_json(settings).get("model_type") in MODEL_TYPES:
+        return _write_vit(read_folder(path), path, out)
     return write_imported(open_folder(path), out)
 
 
 def convert_file(path: Path, out: Path) -> Path:
-    """Converts an open_clip state dict, or a ViT-B/16 as an image encoder; then the rest starts anew.
+    """Converts an open_clip state dict, or a ViT-B/16 or BEiT-B/16 as an image encoder; then the rest starts
+    anew.
 
-    Takes a safetensors file, a state dict, or DINO's full checkpoint (its teacher). Returns `out`.
+    Takes a safetensors file, a state dict, or the full checkpoints of DINO (its teacher) and BEiT. Returns
+    `out`.
 
     Raises: CheckpointError.
     """
     found = open_file(path)
     if found is not None:
         return write_imported(found, out)
-    weights = vit_weights(read_file(path, nested=("teacher",)), VisionEncoderConfig(), str(path))
+    return _write_vit(read_file(path, nested=("teacher", "model")), path, out)
+
+
+def _write_vit(state: Mapping[str, Tensor], path: Path, out: Path) -> Path:
+    weights = vit_weights(state, VisionEncoderConfig(), str(path))
     out.mkdir(parents=True, exist_ok=True)
     write_tensors(weights, out)
     return out

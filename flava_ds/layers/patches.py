@@ -89,26 +89,54 @@ def enlarged_edge(shape: Tiled, scale: float) -> int:
 
 
 def resized_positions(
-    positions: Tensor, grid: tuple[int, int], *, mode: Literal["bicubic", "bilinear"] = "bicubic"
+    positions: Tensor,
+    grid: tuple[int, int],
+    *,
+    mode: Literal["bicubic", "bilinear"] = "bicubic",
+    align_corners: bool = False,
 ) -> Tensor:
     """Interpolates a table of positions to another grid of patches, its first row aside.
 
-    Bicubically, or bilinearly with the corners of both grids in the same places, as ViLT does.
-
-    As a product with fixed weights, which is deterministic on every device, in fp32 at least.
+    With `align_corners`, the corners of both grids are in the same places, as in ViLT.
 
     Shapes:
         positions  [1+n d], n a square
         returns    [1+gh*gw d]
     """
-    wide = positions.to(torch.promote_types(positions.dtype, torch.float32))
-    weights = _weights(mode, math.isqrt(positions.shape[0] - 1), grid, wide.dtype, wide.device)
-    return torch.cat([wide[:1], weights @ wide[1:]]).to(positions.dtype)
+    rest = resized_grid(positions[1:], grid, mode=mode, align_corners=align_corners)
+    return torch.cat([positions[:1], rest])
+
+
+def resized_grid(
+    table: Tensor,
+    grid: tuple[int, int],
+    *,
+    mode: Literal["bicubic", "bilinear"],
+    align_corners: bool = False,
+) -> Tensor:
+    """Interpolates a square table to another grid.
+
+    As a product with fixed weights, which is deterministic on every device, in fp32 at least.
+
+    Shapes:
+        table    [n d], n a square
+        returns  [gh*gw d]
+    """
+    wide = table.to(torch.promote_types(table.dtype, torch.float32))
+    weights = _weights(mode, align_corners, math.isqrt(table.shape[0]), grid, wide.dtype, wide.device)
+    return (weights @ wide).to(table.dtype)
 
 
 @functools.lru_cache(maxsize=64)
-def _weights(mode: str, edge: int, grid: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Returns what each old patch gives to each new one: [gh*gw edge*edge]."""
+def _weights(
+    mode: str,
+    align_corners: bool,
+    edge: int,
+    grid: tuple[int, int],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    """Returns what each old cell gives to each new one: [gh*gw edge*edge]."""
     ones = torch.eye(edge * edge, dtype=torch.float64).view(edge * edge, 1, edge, edge)
-    resized = interpolate(ones, size=grid, mode=mode, align_corners=mode == "bilinear")
+    resized = interpolate(ones, size=grid, mode=mode, align_corners=align_corners)
     return resized.view(edge * edge, -1).T.contiguous().to(device, dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from einops import rearrange
@@ -82,7 +82,7 @@ class Block(nn.Module):
     def __init__(self, shape: TransformerShape, *, causal: bool = False, activation: str = "gelu"):
         super().__init__()
         self.attention_norm = ResidualLayerNorm(shape.hidden_size, eps=shape.layer_norm_eps)
-        self.attention = Attention(shape.hidden_size, shape.num_attention_heads, causal=causal)
+        self.attention = self.attention_of(shape, causal)
         self.mlp_norm = ResidualLayerNorm(shape.hidden_size, eps=shape.layer_norm_eps)
         self.mlp_up = ACTIVATIONS[activation](shape.hidden_size, shape.intermediate_size)
         self.mlp_down = GELULinear(shape.intermediate_size, shape.hidden_size)
@@ -107,6 +107,10 @@ class Block(nn.Module):
         attended = thinned(self.attention.output(context), ATTENTION, paths, drops)
         normed, stream = self.mlp_norm(attended, stream)
         return stream, thinned(self.mlp(normed, drops), MLP, paths, drops)
+
+    def attention_of(self, shape: Any, causal: bool) -> Attention:
+        """Builds the block's attention."""
+        return Attention(shape.hidden_size, shape.num_attention_heads, causal=causal)
 
     def mlp(self, hidden: Tensor, drops: HiddenDropout | None) -> Tensor:
         """Computes what the MLP adds: [T d] -> [T d]."""

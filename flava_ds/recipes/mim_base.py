@@ -29,8 +29,9 @@ def mim_base() -> Config:
     codebook with --codebook-weights.
 
     BEiT's stochastic depth (0.1), relative positions and scaled branches (0.1 at the start) are left out:
-    FLAVA's image encoder has neither of the last two, and the stage passes its weights on to that. BEiT's
-    last layers begin smaller, by the root of twice their number; ours do not.
+    FLAVA's image encoder has neither of the last two (model.relative_positions would give it the first), and
+    the stage passes its weights on to that. BEiT's last layers begin smaller, by the root of twice their
+    number; ours do not.
     """
     transform = ImageTransformConfig(
         crop_scale=(0.08, 1.0),  # [code]

@@ -1,29 +1,22 @@
 """Folders as transformers, the Hub, DINO and timm leave them; and folders that are broken."""
 
-import argparse
-import dataclasses
 import json
 import logging
-from pathlib import Path
 
 import pytest
 import torch
 from foreign import our_model, their_model, their_state
 from safetensors.torch import load_file, save_file
-from sample_batches import make_batch, tiny_config
+from sample_batches import tiny_config
 
 from flava_ds import cli
 from flava_ds.checkpoints.checkpoint import load_initial_weights
 from flava_ds.codebook.image_codebook import ImageCodebook, huggingface_name, load_codebook
-from flava_ds.config import Config, load
-from flava_ds.config.encoders import VisionEncoderConfig
+from flava_ds.config import load
 from flava_ds.errors import CheckpointError
 from flava_ds.families.flava.hf import LAYOUTS
-from flava_ds.families.flava.image_encoder import ImageEncoder
 from flava_ds.families.flava.task import build_task
-from flava_ds.families.flava.views import Kind, View
-from flava_ds.families.flava.vit import vit_weights
-from flava_ds.hf.files import read_file, read_folder, read_json
+from flava_ds.hf.files import read_folder, read_json
 from flava_ds.hf.foreign import config_of, open_folder, write_imported
 
 
@@ -217,75 +210,6 @@ def test_a_pickle_runs_no_code(folder, tmp_path):
     assert not (tmp_path / "harm").exists()
 
 
-def read_vit(path: Path, image: VisionEncoderConfig) -> dict[str, torch.Tensor]:
-    """What `convert` does with a file that holds a ViT."""
-    return vit_weights(read_file(path, nested=("teacher",)), image, str(path))
-
-
-@pytest.fixture(scope="module")
-def vit():
-    """A timm ViT of two blocks, every tensor random."""
-    timm = pytest.importorskip("timm")
-    model = timm.models.vision_transformer.VisionTransformer(
-        img_size=12, patch_size=4, embed_dim=24, depth=2, num_heads=3, mlp_ratio=2, num_classes=5
-    )
-    draw = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.normal_(std=0.2, generator=draw)
-            if "norm" in name and name.endswith("weight"):
-                parameter.add_(1.0)
-    return model.eval()
-
-
-def vit_config(layer_norm_eps: float) -> VisionEncoderConfig:
-    shape = dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=48)
-    return VisionEncoderConfig(image_size=12, patch_size=4, layer_norm_eps=layer_norm_eps, **shape)
-
-
-@pytest.mark.parametrize("layout", ["timm", "dino", "dino_full"])
-def test_a_plain_vit_gives_the_same_hidden_states(vit, layout, tmp_path, caplog):
-    state, file = {name: tensor.detach() for name, tensor in vit.state_dict().items()}, tmp_path / "vit.pth"
-    if layout == "timm":
-        file = tmp_path / "vit.safetensors"
-        save_file(state, file)
-    elif layout == "dino":
-        torch.save({name: tensor for name, tensor in state.items() if not name.startswith("head.")}, file)
-    else:
-        teacher = {
-            f"backbone.{name}": tensor for name, tensor in state.items() if not name.startswith("head.")
-        }
-        torch.save(
-            {
-                "student": {},
-                "teacher": {**teacher, "head.mlp.0.weight": torch.zeros(1)},
-                "epoch": 3,
-                "args": argparse.Namespace(arch="vit_base"),
-            },
-            file,
-        )
-    with caplog.at_level(logging.WARNING):
-        weights = read_vit(file, vit_config(1e-6))
-    assert "layer_norm_eps" not in caplog.text
-    encoder = ImageEncoder(vit_config(1e-6))
-    result = encoder.load_state_dict(
-        {name.removeprefix("model.image_encoder."): tensor for name, tensor in weights.items()}, strict=False
-    )
-    assert result.missing_keys == ["mask_token"] and not result.unexpected_keys
-    pixels = torch.randn(3, 3, 12, 12, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        ours, expected = encoder(pixels)[0].last_hidden_state(), vit.forward_features(pixels).flatten(0, 1)
-    assert expected.abs().max() > 0.5
-    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
-
-
-def test_another_layer_norm_eps_is_said(vit, tmp_path, caplog):
-    torch.save(vit.state_dict(), tmp_path / "vit.pth")
-    with caplog.at_level(logging.WARNING):
-        read_vit(tmp_path / "vit.pth", vit_config(1e-12))
-    assert "layer_norm_eps 1e-06" in caplog.text and "head.weight" in caplog.text
-
-
 def test_the_command_makes_initial_weights_of_a_folder_and_of_a_vit(folder, tmp_path, capsys):
     timm = pytest.importorskip("timm")
     assert cli.main(["convert", str(folder), "--to", "flava_ds", str(tmp_path / "ours")]) == 0
@@ -299,36 +223,6 @@ def test_the_command_makes_initial_weights_of_a_folder_and_of_a_vit(folder, tmp_
     written = load_file(tmp_path / "vit" / "model.safetensors")
     assert written["model.image_encoder.position_embeddings"].shape == (197, 768)
     assert capsys.readouterr().out.split() == [str(tmp_path / "ours"), str(tmp_path / "vit")]
-
-
-def test_a_vit_of_another_size_is_named(vit, tmp_path):
-    torch.save(vit.state_dict(), tmp_path / "vit.pth")
-    with pytest.raises(CheckpointError, match="pos_embed"):
-        read_vit(tmp_path / "vit.pth", dataclasses.replace(vit_config(1e-6), image_size=16))
-    torch.save({**vit.state_dict(), "blocks.0.ls1.gamma": torch.ones(24)}, tmp_path / "vit.pth")
-    with pytest.raises(CheckpointError, match="blocks.0.ls1.gamma"):
-        read_vit(tmp_path / "vit.pth", vit_config(1e-6))
-
-
-def test_a_beit_is_refused_by_its_name(vit, tmp_path):
-    from timm.models.beit import Beit
-
-    beit = Beit(img_size=12, patch_size=4, embed_dim=24, depth=1, num_heads=3, use_rel_pos_bias=True)
-    torch.save(beit.state_dict(), tmp_path / "beit.pth")
-    with pytest.raises(CheckpointError, match=r"beit\.pth: '.*' is BEiT's, whose layers add relative"):
-        read_vit(tmp_path / "beit.pth", vit_config(1e-6))
-
-
-def test_vit_weights_fit_the_whole_model(vit, tmp_path):
-    tiny = tiny_config()
-    config: Config = dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, image=vit_config(1e-6)))
-    torch.save(vit.state_dict(), tmp_path / "vit.pth")
-    module = build_task(config)
-    batch = make_batch(Kind.IMAGE, config)
-    before = module.model.encode(batch, [View.IMAGE])[View.IMAGE].first()
-    result = module.load_state_dict(read_vit(tmp_path / "vit.pth", config.model.image), strict=False)
-    assert not result.unexpected_keys and "model.image_encoder.mask_token" in result.missing_keys
-    assert not torch.allclose(before, module.model.encode(batch, [View.IMAGE])[View.IMAGE].first())
 
 
 def test_the_theirs_helper_leaves_no_tensor_out(theirs):

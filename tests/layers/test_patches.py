@@ -9,13 +9,15 @@ from flava_ds.families.flava.image_encoder import ImageEncoder
 from flava_ds.layers.patches import resized_positions
 
 
-@pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
+@pytest.mark.parametrize(
+    ("mode", "align_corners"), [("bicubic", False), ("bilinear", False), ("bilinear", True)]
+)
 @pytest.mark.parametrize("grid", [(6, 6), (3, 8), (20, 20), (14, 14)])
-def test_positions_are_interpolated_as_torch_does(grid, mode):
+def test_positions_are_interpolated_as_torch_does(grid, mode, align_corners):
     table = torch.randn(1 + 14 * 14, 5, dtype=torch.float64, requires_grad=True)
-    ours = resized_positions(table, grid, mode=mode)
+    ours = resized_positions(table, grid, mode=mode, align_corners=align_corners)
     square = table[1:].T.reshape(1, 5, 14, 14)
-    theirs = F.interpolate(square, size=grid, mode=mode, align_corners=mode == "bilinear").flatten(2)[0].T
+    theirs = F.interpolate(square, size=grid, mode=mode, align_corners=align_corners).flatten(2)[0].T
     expected = torch.cat([table[:1], theirs])
     torch.testing.assert_close(ours, expected)
     weights = torch.randn_like(ours)

@@ -55,6 +55,10 @@ class FlavaConfig(ImageTextConfig, NormallyInitialized, type="flava"):
     """Width of the contrastive space. The released weights have 768; the paper's table says 512."""
     logit_scale_init: Annotated[float, AtLeast(0), AtMost(10)] = 2.6592
     """Initial log of the contrastive scale: log(1 / 0.07)."""
+    relative_positions: bool = False
+    """Give each layer of the image encoder a learned bias for every head and offset between two patches, as
+    BEiT has, whose released weights need it. Not in the paper.
+    """
     poolers: bool = False
     """Keep the three dense + tanh poolers that no pre-training loss uses (frozen), so that Hugging Face
     checkpoints round-trip completely.

@@ -307,6 +307,11 @@ def _require_representable(config: Config) -> None:
     Raises: CheckpointError.
     """
     model = flava_of(config)
+    if model.relative_positions:
+        raise CheckpointError(
+            "model.relative_positions is true: transformers' FLAVA has no such biases, so this model cannot "
+            "be exported for it; use --to safetensors"
+        )
     for name, encoder in (("image", model.image), ("text", model.text)):
         if weight_of(config, f"mmm_{name}") == 0:
             continue

@@ -11,24 +11,32 @@ from torch import Tensor, nn
 from flava_ds.config.encoders import VisionEncoderConfig
 from flava_ds.layers.fused import LayerNorm
 from flava_ds.layers.patches import PatchEmbedding, resized_positions
+from flava_ds.layers.relative_positions import RelativeBlock
 from flava_ds.layers.transformer import Encoded, Transformer, add_frozen_pooler, encode_versions
 
 
 class ImageEncoder(nn.Module):
     """Encodes images; a mask token replaces masked patches before positions are added, unless the encoder
-    masks none.
+    masks none. With `relative_positions`, each layer's attention has BEiT's biases as well.
 
     Source: paper, section 3.1 and Table A.1.
     """
 
-    def __init__(self, config: VisionEncoderConfig, *, pooler: bool = False, masks: bool = True):
+    def __init__(
+        self,
+        config: VisionEncoderConfig,
+        *,
+        pooler: bool = False,
+        masks: bool = True,
+        relative_positions: bool = False,
+    ):
         super().__init__()
         self.config = config
         self.cls_token = nn.Parameter(torch.zeros(config.hidden_size))
         self.mask_token = nn.Parameter(torch.zeros(config.hidden_size)) if masks else None
         self.position_embeddings = nn.Parameter(torch.zeros(1 + config.num_patches, config.hidden_size))
         self.patch_embedding = PatchEmbedding(config)
-        self.transformer = Transformer(config)
+        self.transformer = Transformer(config, block=RelativeBlock if relative_positions else None)
         self.final_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         add_frozen_pooler(self, config.hidden_size, pooler)
 

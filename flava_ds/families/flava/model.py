@@ -39,7 +39,9 @@ class Flava(nn.Module):
     def __init__(self, config: FlavaConfig):
         super().__init__()
         self.config = config
-        self.image_encoder = ImageEncoder(config.image, pooler=config.poolers)
+        self.image_encoder = ImageEncoder(
+            config.image, pooler=config.poolers, relative_positions=config.relative_positions
+        )
         self.text_encoder = TextEncoder(config.text, pooler=config.poolers)
         self.multimodal_encoder = MultimodalEncoder(config.multimodal, pooler=config.poolers)
         self.image_to_multimodal = nn.Linear(config.image.hidden_size, config.multimodal.hidden_size)
@@ -185,7 +187,7 @@ def initialize(module: nn.Module, initializer_range: float) -> None:
     times, and Adam's second moments then freeze them for hundreds of steps.
     """
     for name, parameter in module.named_parameters():
-        if name.endswith(("cls_token", "mask_token", "position_embeddings")):
+        if name.endswith(("cls_token", "mask_token", "position_embeddings", "offset_biases")):
             nn.init.normal_(parameter, std=initializer_range)
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Embedding):

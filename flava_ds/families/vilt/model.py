@@ -91,7 +91,7 @@ class Vilt(nn.Module):
             )
         patches, positions = self.patch_embedding(pixel_values, any_size=True), cast(Tensor, self.positions)
         if (height, width) != (shape.grid_size, shape.grid_size):
-            positions = resized_positions(positions, (height, width), mode="bilinear")
+            positions = resized_positions(positions, (height, width), mode="bilinear", align_corners=True)
         if typed:
             positions = positions + self.modality_types.weight[PATCH]
         return self.cls_token + positions[0], patches + positions[1:]

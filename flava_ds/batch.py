@@ -84,6 +84,7 @@ class Batch:
         region_classes     [O z]   float16 or float32, a detector's probabilities, if the plan wants them
         region_cu_seqlens  [b+1]   int32 over the regions
         target_labels      [O]     int64, packed labels of the samples, such as the classes of their objects
+        target_attributes  [O w]   int64, what is said of each object besides, -1 for nothing
         target_boxes       [O 4]   float32, the boxes of these objects, if the plan wants them
         target_scores      [O]     float32, how right each label is
         target_cu_seqlens  [b+1]   int32 over the labels

@@ -236,7 +236,8 @@ def _add_targets(draft: Draft, tensors: dict[str, Tensor], numbers: dict[str, in
     """Adds packed labels, if any."""
     if draft.targets is None:
         return
-    own = {"labels": draft.targets.labels, "boxes": draft.targets.boxes, "scores": draft.targets.scores}
+    names = ("labels", "boxes", "scores", "attributes")
+    own = {name: getattr(draft.targets, name) for name in names}
     tensors |= {f"target_{name}": torch.from_numpy(rows) for name, rows in own.items() if rows is not None}
     _add_text("target_", None, draft.targets.lengths, tensors, numbers)
 

@@ -175,6 +175,9 @@ class TargetsPlan:
     """Maximum labels of a sample."""
     boxes: bool = False
     """Whether each label has a box."""
+    num_attributes: int = 0
+    """Classes of what is said of each object besides; 0 for nothing."""
+    most_attributes: int = 0
 
     @classmethod
     def of(cls, config: Any, source: Any) -> TargetsPlan | None:
@@ -184,12 +187,19 @@ class TargetsPlan:
         own = targets_of(config.objectives, source.step_kind)
         if own is None:
             return None
-        return cls(num_classes=own.num_classes, most=source.max_targets, boxes=own.targets == "boxes")
+        described = getattr(own, "num_attributes", 0)
+        return cls(
+            num_classes=own.num_classes,
+            most=source.max_targets,
+            boxes=own.targets == "boxes",
+            num_attributes=described,
+            most_attributes=own.max_attributes if described else 0,
+        )
 
     @property
     def bytes_per_sample(self) -> int:
         """The most that they take in a batch."""
-        return self.most * (8 + 4 + 16 * self.boxes)
+        return self.most * (8 + 4 + 16 * self.boxes + 8 * self.most_attributes)
 
 
 @dataclass(frozen=True, kw_only=True)

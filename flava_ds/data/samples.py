@@ -178,10 +178,7 @@ class SampleDecoder:
 
     def _targets(self, data: bytes) -> SampleTargets | None:
         """Reads labels, if an objective reads them."""
-        wanted = self.targets
-        if wanted is None:
-            return None
-        return read_targets(data, num_classes=wanted.num_classes, most=wanted.most, boxes=wanted.boxes)
+        return None if self.targets is None else read_targets(data, self.targets)
 
 
 def member_fields(

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from flava_ds.data.regions import MemberTensors
 from flava_ds.storage import faults
+
+if TYPE_CHECKING:
+    from flava_ds.data.plan import TargetsPlan
 
 TARGETS_SUFFIX = "targets.safetensors"
 """Suffix of the members with labels; SourceConfig.targets_key names it."""
@@ -23,11 +27,13 @@ class SampleTargets:
         labels  [o]    int64
         boxes   [o 4]  float32, x1 y1 x2 y2 as shares of width and height; None unless they are wanted
         scores  [o]    float32 in [0, 1], how right each label is
+        attributes  [o a]  int64, those of an object first and then -1; None unless they are wanted
     """
 
     labels: np.ndarray
     boxes: np.ndarray | None
     scores: np.ndarray
+    attributes: np.ndarray | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,22 +45,26 @@ class PackedTargets:
         boxes    [O 4]  float32, or None
         scores   [O]    float32
         lengths  [b]    int64, labels of each sample
+        attributes  [O a]  int64, or None
     """
 
     labels: np.ndarray
     boxes: np.ndarray | None
     scores: np.ndarray
     lengths: np.ndarray
+    attributes: np.ndarray | None = None
 
     @classmethod
     def of(cls, samples: Sequence[SampleTargets]) -> PackedTargets:
         """Packs the labels of samples."""
         boxes = [own.boxes for own in samples if own.boxes is not None]
+        attributes = [own.attributes for own in samples if own.attributes is not None]
         return cls(
             labels=np.concatenate([own.labels for own in samples]),
             boxes=np.concatenate(boxes) if boxes else None,
             scores=np.concatenate([own.scores for own in samples]),
             lengths=np.array([len(own.labels) for own in samples], dtype=np.int64),
+            attributes=np.concatenate(attributes) if attributes else None,
         )
 
     def at(self, rows: np.ndarray) -> PackedTargets:
@@ -67,11 +77,13 @@ class PackedTargets:
             boxes=None if self.boxes is None else self.boxes[kept],
             scores=self.scores[kept],
             lengths=self.lengths[rows],
+            attributes=None if self.attributes is None else self.attributes[kept],
         )
 
 
-def read_targets(data: bytes, *, num_classes: int, most: int, boxes: bool) -> SampleTargets:
-    """Reads a safetensors member with `labels`, `boxes` if they are wanted, and perhaps `scores`.
+def read_targets(data: bytes, wanted: TargetsPlan) -> SampleTargets:
+    """Reads a safetensors member with `labels`, with `boxes` and `attributes` if they are wanted, and perhaps
+    `scores`.
 
     Without `scores` every label is right. A sample whose boxes are wanted may have no labels, others have at
     least one. Nothing is unpickled.
@@ -80,7 +92,7 @@ def read_targets(data: bytes, *, num_classes: int, most: int, boxes: bool) -> Sa
     """
     tensors = MemberTensors(data, faults.BAD_TARGETS)
     labels = tensors.array("labels", _INTEGERS, (None,))
-    count = len(labels)
+    count, boxes, most, num_classes = len(labels), wanted.boxes, wanted.most, wanted.num_classes
     if not 1 - boxes <= count <= most:
         raise tensors.fault(f"{count} labels, but there must be {1 - boxes} to max_targets {most}")
     if count and not 0 <= labels.min() <= labels.max() < num_classes:
@@ -96,4 +108,21 @@ def read_targets(data: bytes, *, num_classes: int, most: int, boxes: bool) -> Sa
         labels=labels.astype(np.int64),
         boxes=tensors.boxes(count) if boxes else None,
         scores=scores.astype(np.float32),
+        attributes=_attributes(tensors, count, wanted) if wanted.num_attributes else None,
     )
+
+
+def _attributes(tensors: MemberTensors, count: int, wanted: TargetsPlan) -> np.ndarray:
+    """Returns the tensor `attributes` in the width of all batches: [o a] int64. Raises: SampleFault."""
+    classes, most = wanted.num_attributes, wanted.most_attributes
+    found = tensors.array("attributes", _INTEGERS, (count, None))
+    if found.shape[1] > most:
+        raise tensors.fault(f"{found.shape[1]} columns of attributes, more than max_attributes {most}")
+    if found.size and not -1 <= found.min() <= found.max() < classes:
+        raise tensors.fault(
+            f"attributes {found.min()} .. {found.max()}, but the objective's num_attributes is {classes} "
+            "(-1 stands for none)"
+        )
+    padded = np.full((count, most), -1, dtype=np.int64)
+    padded[:, : found.shape[1]] = found
+    return padded

@@ -21,6 +21,8 @@ from flava_ds.objectives.set_matching import MatchCosts, Objects, match
 
 UNIT = 1000
 """Terms are counted in thousandths, because counts are integers and the weight of "none" is a share."""
+CLASS_WIDTH, ATTRIBUTE_WIDTH = 256, 512
+"""Of the head of attributes: of an object's class, and of its hidden layer."""
 Factor = Annotated[float, AtLeast(0), AtMost(1000)]
 
 
@@ -40,6 +42,12 @@ class DetectionConfig(ObjectiveConfig, type="detection"):
     """Of the L1 distance of boxes, in the loss and in the cost of a match."""
     overlap_weight: Factor = 2.0
     """Of 1 - GIoU, alike."""
+    num_attributes: Annotated[int, AtLeast(0), AtMost(2**16)] = 0
+    """Classes of attributes, such as colours, of which an object may have several; 0 reads none."""
+    max_attributes: Annotated[int, AtLeast(1), AtMost(1000)] = 16
+    """Attributes of an object, or fewer."""
+    attribute_weight: Factor = 1.0
+    """Of the cross-entropy of attributes, in the loss alone."""
 
     targets: ClassVar[Literal["labels", "boxes"] | None] = "boxes"
     title: ClassVar[str] = "Detection"
@@ -84,11 +92,33 @@ class BoxHead(nn.Module):
         return at_least_fp32(placed).sigmoid()
 
 
+class AttributeHead(nn.Module):
+    """Tells attributes of objects whose classes are known.
+
+    Shapes:
+        hidden   [k d]
+        labels   [k]    int64
+        returns  [k a]
+    Source: Anderson et al. 2018, section 3.1, with UniT's widths.
+    """
+
+    def __init__(self, hidden_size: int, num_classes: int, num_attributes: int):
+        super().__init__()
+        self.classes = nn.Embedding(num_classes + 1, CLASS_WIDTH)
+        self.first = nn.Linear(hidden_size + CLASS_WIDTH, ATTRIBUTE_WIDTH)
+        self.last = nn.Linear(ATTRIBUTE_WIDTH, num_attributes)
+
+    def forward(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        known = torch.cat([hidden, self.classes(labels).to(hidden.dtype)], dim=1)
+        return at_least_fp32(self.last(self.first(known).relu()))
+
+
 class Detection(Objective):
     """Weighted cross-entropy of the queries' classes, and L1 and GIoU of the boxes that are matched.
 
     The sum over layers of: the cross-entropy, divided by the sum of its weights, and the loss of boxes,
-    divided by the number of objects, both over all ranks and micro-batches. Terms are the weights of queries
+    divided by the number of objects, both over all ranks and micro-batches. The loss of boxes has that of
+    attributes in it: the mean cross-entropy over those of each object. Terms are the weights of queries
     in thousandths. How many of them the step has says `step_terms` in the batch, for as many images as its
     number `step_samples` says; without them, the batch is the step. Metrics are means over objects: whether
     the likeliest class, "none" aside, is right, and the GIoU.
@@ -106,6 +136,10 @@ class Detection(Objective):
         self.costs = MatchCosts(distance=config.distance_weight, overlap=config.overlap_weight)
         self.classes = nn.Linear(shape.hidden_size, config.num_classes + 1)
         self.boxes = BoxHead(shape.hidden_size)
+        self.attributes = None
+        if config.num_attributes:
+            self.attributes = AttributeHead(shape.hidden_size, config.num_classes, config.num_attributes)
+            self.metrics = {**Detection.metrics, "attributes": "attribute_loss"}  # type: ignore[misc]
 
     def count(self, batch: Batch) -> int:
         objects = batch["target_labels"].shape[0]
@@ -116,7 +150,8 @@ class Detection(Objective):
         return {self.view: torch.arange(rows, device=batch["target_labels"].device)}
 
     def forward(self, model: Any, hidden: Mapping[str, Tensor], batch: Batch) -> Loss:
-        logits, boxes = self.predict(hidden[self.view], batch.size)
+        states = hidden[self.view]
+        logits, boxes = self.predict(states, batch.size)
         objects = Objects(
             batch["target_labels"],
             batch["target_boxes"],
@@ -133,15 +168,18 @@ class Detection(Objective):
         placed, truths = boxes.flatten(0, 2)[rows], objects.boxes[own].to(boxes.dtype)
         near = generalized_iou(to_corners(placed), truths)
         far = (placed - to_centres(truths)).abs().sum()
-        of_boxes = self.config.distance_weight * far + self.config.overlap_weight * (1 - near).sum()
-        share = terms / number
+        matched = self.config.distance_weight * far + self.config.overlap_weight * (1 - near).sum()
+        share, metrics = terms / number, {}
+        if self.attributes is not None:
+            described = self.attributes(states.index_select(0, rows), objects.labels[own])
+            of_attributes = attribute_losses(described, batch["target_attributes"][own]).sum()
+            matched = matched + self.config.attribute_weight * of_attributes
+            metrics["attributes"] = share * of_attributes.detach() / self.layers
         with torch.no_grad():
             correct = logits.flatten(0, 2)[rows, :-1].argmax(-1) == objects.labels[own]
-            metrics = {
-                "correct": share * correct.sum() / self.layers,
-                "giou": share * near.sum() / self.layers,
-            }
-        return Loss(UNIT * right + share * of_boxes, self.count(batch), metrics)
+            metrics["correct"] = share * correct.sum() / self.layers
+            metrics["giou"] = share * near.sum() / self.layers
+        return Loss(UNIT * right + share * matched, self.count(batch), metrics)
 
     def predict(self, hidden: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """Returns classes' scores and boxes of all layers' queries: [L*b*Q d] -> [L b Q z+1], [L b Q 4]."""
@@ -161,4 +199,20 @@ class Detection(Objective):
     def flops(self, model: Any, batch: Batch) -> float:
         rows = self.layers * batch.size * self.config.num_queries
         heads = (self.classes, self.boxes.first, self.boxes.second, self.boxes.last)
-        return 2.0 * rows * sum(layer.weight.numel() for layer in heads)
+        work = 2.0 * rows * sum(layer.weight.numel() for layer in heads)
+        if self.attributes is not None:
+            weights = self.attributes.first.weight.numel() + self.attributes.last.weight.numel()
+            work += 2.0 * self.layers * batch["target_labels"].shape[0] * weights
+        return work
+
+
+def attribute_losses(logits: Tensor, attributes: Tensor) -> Tensor:
+    """Returns the mean cross-entropy over the attributes of each object, 0 of those without: [k].
+
+    Shapes:
+        logits      [k a]
+        attributes  [k w]  int64, -1 for none
+    """
+    has = attributes >= 0
+    found = torch.gather(logits.log_softmax(1), 1, attributes.clamp(min=0))
+    return -(found * has).sum(1) / has.sum(1).clamp(min=1)

@@ -52,8 +52,8 @@ def unit_base() -> Config:
         ),
         objectives={
             "detection": DetectionConfig(num_classes=91),
-            # published: also attributes of objects, left out
-            "genome": DetectionConfig(task="genome", num_classes=1601),
+            # attributes of an object: 401 classes, at most 16 each (the weight of their loss is recalled)
+            "genome": DetectionConfig(task="genome", num_classes=1601, num_attributes=401),
             "question": ClassificationConfig(task="question", num_classes=3129, loss="binary"),
             **{task: ClassificationConfig(task=task, num_classes=count) for task, count in CLASSES.items()},
         },

@@ -74,14 +74,19 @@ def _regions(plan: RegionsPlan, count: int) -> PackedRegions:
 
 
 def _targets(plan: TargetsPlan, count: int) -> PackedTargets:
-    """Returns labels of the first class, as many objects as an image of COCO has or one label a sample."""
+    """Returns labels of the first class, as many objects as an image of COCO has or one label a sample; every
+    object has one attribute.
+    """
     each = min(plan.most, OBJECTS if plan.boxes else 1)
     rows = count * each
+    described = np.full((rows, plan.most_attributes), -1, dtype=np.int64)
+    described[:, :1] = 0
     return PackedTargets(
         labels=np.zeros(rows, dtype=np.int64),
         boxes=np.tile(np.array([0, 0, 1, 1], dtype=np.float32), (rows, 1)) if plan.boxes else None,
         scores=np.ones(rows, dtype=np.float32),
         lengths=np.full(count, each, dtype=np.int64),
+        attributes=described if plan.num_attributes else None,
     )
 
 

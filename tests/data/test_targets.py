@@ -26,7 +26,25 @@ LABELS = np.array([3, 1])
 
 
 def read(data: bytes, boxes: bool = True):
-    return read_targets(data, num_classes=5, most=3, boxes=boxes)
+    return read_targets(data, TargetsPlan(num_classes=5, most=3, boxes=boxes))
+
+
+def test_attributes_get_the_width_of_all_batches():
+    plan = TargetsPlan(num_classes=5, most=3, boxes=True, num_attributes=4, most_attributes=3)
+    members = {"labels": LABELS, "boxes": BOXES}
+    found = read_targets(save(members | {"attributes": np.array([[3, 0], [-1, -1]])}), plan)
+    assert found.attributes.tolist() == [[3, 0, -1], [-1, -1, -1]]
+    for wrong, detail in (
+        ({}, "no tensor 'attributes'"),
+        ({"attributes": np.array([[4], [0]])}, "attributes 0 .. 4, but the objective's num_attributes is 4"),
+        ({"attributes": np.zeros((2, 4), np.int64)}, "4 columns of attributes, more than max_attributes 3"),
+        (
+            {"attributes": np.zeros((1, 2), np.int64)},
+            r"shape \[1, 2\], expected \[2, ROWS\]",
+        ),
+    ):
+        with pytest.raises(SampleFault, match=detail):
+            read_targets(save(members | wrong), plan)
 
 
 def test_members_come_back_as_they_were_written():

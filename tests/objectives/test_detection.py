@@ -1,5 +1,6 @@
 """The set loss against transformers', over parts of a step, and for images without objects."""
 
+import copy
 import dataclasses
 import itertools
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from families.bert.bert_peers import randomize
 from families.unit.unit_toys import (
+    ATTRIBUTES,
     CLASSES,
     OBJECTIVES,
     QUERIES,
@@ -20,6 +22,7 @@ from flava_ds.config.tree import check_objectives
 from flava_ds.errors import ConfigError
 from flava_ds.layers.boxes import to_centres
 from flava_ds.objectives.detection import DetectionConfig
+from flava_ds.objectives.set_matching import Objects, match
 
 LAYERS, WIDTH = 2, 24
 
@@ -102,6 +105,34 @@ def test_images_without_objects_train_classes_alone(objective):
     expected = LAYERS * torch.nn.functional.cross_entropy(logits.flatten(0, 2), torch.full((32,), CLASSES))
     torch.testing.assert_close(loss.sum / loss.count, expected)
     assert bool(hidden.grad.isfinite().all()) and float(objective.boxes.last.weight.grad.abs().sum()) == 0
+
+
+def test_attributes_join_the_loss_of_boxes_object_by_object():
+    """With a loop over objects, for matches found anew, and with objects that have none."""
+    config = dataclasses.replace(OBJECTIVES["detection"], num_attributes=ATTRIBUTES, attribute_weight=0.7)
+    own, plain = config.build(tiny_config()), OBJECTIVES["detection"].build(tiny_config())
+    randomize(own, std=0.5)
+    assert not plain.load_state_dict(own.state_dict(), strict=False).missing_keys
+    batch, hidden = make_batch("detection"), hidden_of().requires_grad_()
+    loss, without = (part(None, {"detection": hidden}, batch) for part in (own, plain))
+    logits, boxes = own.predict(hidden, 4)
+    names = "target_labels", "target_boxes", "target_cu_seqlens"
+    objects = Objects(*(batch[name] for name in names), batch.numbers["target_max_seqlen"])
+    expected, states = torch.zeros(()), hidden.double()
+    head = copy.deepcopy(own.attributes).double()
+    for row, number in zip(*(own.tolist() for own in match(logits, boxes, objects, own.costs)), strict=True):
+        label = batch["target_labels"][number]
+        inner = head.first(torch.cat([states[row], head.classes.weight[label]])).relu()
+        chances = head.last(inner).log_softmax(0)
+        has = [at for at in batch["target_attributes"][number].tolist() if at >= 0]
+        expected = expected - (sum(chances[at] for at in has) / len(has) if has else 0)
+    assert any((batch["target_attributes"] < 0).all(1)) and (batch["target_attributes"] >= 0).any()
+    added = (loss.sum - without.sum) / loss.count
+    torch.testing.assert_close(added, (0.7 * expected / 7).float(), atol=1e-5, rtol=1e-5)
+    told = loss.metrics["attributes"] / loss.count
+    torch.testing.assert_close(told, (expected / 7 / LAYERS).float(), atol=1e-5, rtol=1e-5)
+    added.backward()
+    assert float(own.attributes.classes.weight.grad.abs().sum()) > 0
 
 
 def test_more_objects_than_queries_are_refused():

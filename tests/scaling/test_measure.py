@@ -49,7 +49,7 @@ PUBLISHED = {
     "vlbert_base": 114_493_051,
     "uniter_base": 112_938_887,
     "visualbert_base": 112_074_812,
-    "unit_base": 199_297_771,
+    "unit_base": 200_438_396,
     "simvlm_base": 251_921_216,
     "lxmert_base": 211_958_396,
     "vilbert_base": 239_023_229,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from data.shard_files import caption, write_tar
-from families.unit.unit_toys import CLASSES, OBJECTIVES, source_of, tiny_model
+from families.unit.unit_toys import ATTRIBUTES, CLASSES, OBJECTIVES, source_of, tiny_model
 from real_runs import Job, real_config, steps_of
 from safetensors.numpy import save
 from torchvision.io import encode_png
@@ -23,6 +23,7 @@ from flava_ds.scaling.synthetic import batch_of
 TRAINING_TFLOP = 600 * 24.9e9 / 1e12
 """The demo's: steps times FLOPs of a step."""
 USED = {name: OBJECTIVES[name] for name in ("detection", "question", "entailment")}
+USED["detection"] = dataclasses.replace(USED["detection"], num_attributes=ATTRIBUTES, max_attributes=3)
 
 
 @pytest.mark.parametrize("recipe", ["unit_base", "demo_unit"])
@@ -70,7 +71,11 @@ def write_scenes(folder):
         boxes = (np.concatenate([corners[:, 0], corners[:, 1] + 5], axis=1) / 105).astype(np.float32)
         answers = draw.permutation(7)[: 1 + number % 3]
         tensors = {
-            "detection": {"labels": draw.integers(0, CLASSES, count), "boxes": boxes},
+            "detection": {
+                "labels": draw.integers(0, CLASSES, count),
+                "boxes": boxes,
+                "attributes": draw.integers(-1, ATTRIBUTES, (count, 2)),
+            },
             "question": {"labels": answers, "scores": draw.random(len(answers)).astype(np.float32)},
             "entailment": {"labels": draw.integers(0, 3, 1)},
         }
@@ -143,3 +148,5 @@ def test_ranks_zero_3_and_accumulation_give_the_same_losses(tmp_path):
     assert [len(step) for step in expected] == [1] * 6
     assert {name for step in expected for name in step} == USED.keys()
     assert found == [pytest.approx(step, rel=1e-5) for step in expected]
+    detected = [step for step in steps_of(runs[0][0].run_path) if "loss/detection" in step]
+    assert all(step["metric/attribute_loss/detection"] > 0 for step in detected) and detected

@@ -18,7 +18,7 @@ from flava_ds.objectives.classification import ClassificationConfig
 from flava_ds.objectives.detection import DetectionConfig
 
 CLS, SEP = 101, 102
-CLASSES, ANSWERS, QUERIES = 5, 7, 4
+CLASSES, ANSWERS, QUERIES, ATTRIBUTES = 5, 7, 4, 6
 OBJECTIVES = {
     "detection": DetectionConfig(num_classes=CLASSES, num_queries=QUERIES),
     "question": ClassificationConfig(task="question", num_classes=ANSWERS, num_queries=2, loss="binary"),
@@ -78,17 +78,19 @@ def source_of(task: str, **changed) -> SourceConfig:
 
 
 def targets_of(task: str, counts, draw: np.random.Generator) -> PackedTargets:
-    """Random labels: objects of images, right answers, or one class."""
+    """Random labels: objects of images, with attributes, right answers, or one class."""
     total = sum(counts)
     classes = {"detection": CLASSES, "question": ANSWERS, "entailment": 3}.get(task, 2)
     corners = np.sort(draw.integers(0, 100, (total, 2, 2)), axis=1)
     boxes = np.concatenate([corners[:, 0], corners[:, 1] + 5], axis=1) / 105
+    attributes = np.where(draw.random((total, 1)) < 0.3, -1, draw.integers(-1, ATTRIBUTES, (total, 3)))
     labels = np.concatenate([draw.permutation(classes)[:count] for count in counts] or [[]])
     return PackedTargets(
         labels=labels.astype(np.int64),
         boxes=boxes.astype(np.float32) if task == "detection" else None,
         scores=draw.random(total).astype(np.float32) if task == "question" else np.ones(total, np.float32),
         lengths=np.array(counts, dtype=np.int64),
+        attributes=attributes if task == "detection" else None,
     )
 
 

@@ -15,9 +15,21 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flava_ds.errors import CheckpointError, did_you_mean
+
+
+@dataclass(frozen=True)
+class TunedHead:
+    """A head that was fine-tuned for one task, on the state that its family gives to be fine-tuned.
+
+    Shapes:
+        layers  [b d] -> [b z]
+    """
+
+    layers: nn.Sequential
+    class_names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -33,6 +45,7 @@ class Foreign:
     """By the names of transformers' FlavaImageCodebook; empty when the files have none."""
     dropped: tuple[str, ...] = ()
     """Foreign names that are not used here."""
+    head: TunedHead | None = None
 
 
 class Layouts(Protocol):
@@ -130,6 +143,43 @@ def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[in
                 f"{where}: tensor '{name}' has shape {list(tensors[name].shape)}, but the configuration has "
                 f"{list(shape)}"
             )
+
+
+def tuned_head(
+    tensors: dict[str, Tensor],
+    parts: Sequence[str | nn.Module],
+    settings: Mapping[str, Any],
+    where: str,
+    *,
+    eps: float = 1e-5,
+) -> TunedHead | None:
+    """Takes the head of a class for one task out of `tensors`; None if its last layer is not there.
+
+    `parts` are its layers, by the names of their tensors, linear or LayerNorm (with `eps`), and its
+    activations. A class is called as id2label says, or LABEL_0 and so on.
+
+    Raises: CheckpointError if a tensor is missing.
+    """
+    if f"{parts[-1]}.weight" not in tensors:
+        return None
+    layers: list[nn.Module] = []
+    for part in parts:
+        if isinstance(part, nn.Module):
+            layers.append(part)
+            continue
+        try:
+            own = {kind: tensors.pop(f"{part}.{kind}") for kind in ("weight", "bias")}
+        except KeyError as error:
+            raise CheckpointError(f"{where}: tensor {error} of the head is missing") from error
+        weight = own["weight"]
+        with torch.device("meta"):
+            linear = weight.dim() == 2
+            layer = nn.Linear(*weight.shape[::-1]) if linear else nn.LayerNorm(len(weight), eps=eps)
+        layer.load_state_dict(own, assign=True)
+        layers.append(layer)
+    names = settings.get("id2label") or {}
+    classes = tuple(str(names.get(str(number), f"LABEL_{number}")) for number in range(len(weight)))
+    return TunedHead(nn.Sequential(*layers), classes)
 
 
 def take(kind: type, values: Mapping[str, Any]) -> Any:

@@ -69,6 +69,15 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--precision", choices=["fp32", "bf16"], help="default: the run's; fp32 for other folders"
     )
+    _add_fine_tuning(command)
+    command.add_argument(
+        "--list",
+        action="store_true",
+        help="list the tasks, their requirements and where to get their data",
+    )
+
+
+def _add_fine_tuning(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--keep",
         metavar="DIR",
@@ -76,9 +85,14 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         help="folder to resume interrupted fine-tuning from (default: in the run's folder; else none)",
     )
     command.add_argument(
-        "--list",
+        "--own-head",
         action="store_true",
-        help="list the tasks, their requirements and where to get their data",
+        help="train nothing, and use the head that a folder of Hugging Face was fine-tuned with",
+    )
+    command.add_argument(
+        "--head-classes",
+        metavar="NAMES",
+        help="what that head's outputs are, in order, as the data set calls them: NAME,NAME or FILE.json",
     )
 
 
@@ -106,6 +120,10 @@ def run(options: argparse.Namespace) -> int:
     if options.data is None:
         given = "--task" if names else "--suite"
         raise UserError(f"{given} needs --data ROOT, the folder with the data sets; --list names them")
+    if options.own_head and options.suite:
+        raise UserError("--own-head is for --task: a head was fine-tuned for one task")
+    if options.head_classes and not options.own_head:
+        raise UserError("--head-classes says what the outputs of --own-head are; give that too")
     if options.limit is not None and options.limit < 1:
         raise UserError(f"--limit {options.limit}: use at least 1")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and options.suite:
@@ -192,6 +210,7 @@ def run_tasks(options: argparse.Namespace, names: list[str]) -> int:
     from flava_ds.evaluation.runner import check_needs, evaluate, find_all
     from flava_ds.evaluation.shares import launched
     from flava_ds.evaluation.suite import with_splits
+    from flava_ds.evaluation.tuning.own_head import read_classes, with_own_head
 
     if options.out is not None:
         raise UserError("--out is for --suite; --features keeps features, and the JSON goes to stdout")
@@ -202,6 +221,8 @@ def run_tasks(options: argparse.Namespace, names: list[str]) -> int:
                 _tell(line)
 
         tasks = with_splits(registry.find(names, options.data), options.splits)
+        if options.own_head:
+            tasks = with_own_head(tasks, read_classes(options.head_classes))
         data = find_all(tasks, options.data, options.split, options.limit)
         opened = open_model(
             options.model,
@@ -210,7 +231,7 @@ def run_tasks(options: argparse.Namespace, names: list[str]) -> int:
             regions=options.regions,
         )
         cache = FeatureCache(options.features, opened.weights, tell) if options.features else None
-        model = freeze(opened.config, opened.module, opened.described, share, cache)
+        model = freeze(opened.config, opened.module, opened.described, share, cache, opened.head)
         model = model.at(Workplace(_states(options, opened), tell))
         check_needs(tasks, model)
         found: dict[str, Any] = {}
@@ -269,11 +290,13 @@ def run_demo_evaluation(options: argparse.Namespace) -> int:
             "features",
             "out",
             "keep",
+            "own_head",
+            "head_classes",
         )
-        if getattr(options, name) is not None
+        if getattr(options, name) not in (None, False)
     ]
     if given:
-        raise UserError(f"--{given[0]} requires --task; --list shows the tasks")
+        raise UserError(f"--{given[0].replace('_', '-')} requires --task; --list shows the tasks")
     from flava_ds.evaluation import registry
     from flava_ds.evaluation.methods import METHODS
 

@@ -22,6 +22,7 @@ from flava_ds.data.tokenizer import load_tokenizer
 from flava_ds.errors import CheckpointError, UserError
 from flava_ds.evaluation.feature_cache import FeatureCache, hash_of_weights
 from flava_ds.evaluation.frozen_model import Described, FrozenModel
+from flava_ds.evaluation.protocols import OwnHead
 from flava_ds.evaluation.run_losses import RunLosses
 from flava_ds.evaluation.shares import Share
 from flava_ds.families.offers import fingerprint_of_regions
@@ -42,6 +43,8 @@ class Opened:
     module: nn.Module
     described: Described
     run_path: Path | None
+    head: OwnHead | None = None
+    """A head that its files bring, fine-tuned elsewhere."""
 
     @cached_property
     def weights(self) -> str:
@@ -55,7 +58,7 @@ class Opened:
 
     def frozen(self, cache: FeatureCache | None = None) -> FrozenModel:
         """Returns the model for evaluation."""
-        return freeze(self.config, self.module, self.described, cache=cache)
+        return freeze(self.config, self.module, self.described, cache=cache, head=self.head)
 
 
 def open_model(
@@ -77,8 +80,10 @@ def open_model(
     path, device = Path(path), _device(device)
     if precision not in (None, "fp32", "bf16"):
         raise UserError(f"precision {precision!r}: use 'fp32' or 'bf16'")
+    head = None
     if is_huggingface(path):
-        config, weights, described, run_path = _read_huggingface(path)
+        config, weights, described, head = _read_huggingface(path)
+        run_path = None
     elif Place(path).has(MANIFEST):
         config = configuration.load(path / CONFIG)
         place, run_path = Place(path), path.resolve().parent.parent
@@ -121,7 +126,8 @@ def open_model(
     if precision is None:
         precision = "bf16" if described.step is not None and config.training.precision == "bf16" else "fp32"
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    return Opened(config, module.to(device, dtype).eval().requires_grad_(False), described, run_path)
+    module = module.to(device, dtype).eval().requires_grad_(False)
+    return Opened(config, module, described, run_path, head)
 
 
 def with_regions(config: Config, folder: Path) -> Config:
@@ -142,8 +148,10 @@ def freeze(
     described: Described,
     share: Share | None = None,
     cache: FeatureCache | None = None,
+    head: OwnHead | None = None,
 ) -> FrozenModel:
-    """Returns a model for evaluation, with its family's capabilities, its tokenizer and sizes.
+    """Returns a model for evaluation, with its family's capabilities, its tokenizer and sizes, and the head
+    that its files bring.
 
     Raises: ConfigError if the vocabulary does not fit the model.
     """
@@ -153,6 +161,10 @@ def freeze(
         parts = (*parts, losses)
     else:
         lacks = {**lacks, "Losses": "it has no objective whose loss follows from the weights alone"}
+    if head is not None:
+        parts = (*parts, head)
+    else:
+        lacks = {**lacks, "OwnHead": "its files have no head of a single task"}
     return FrozenModel(
         described,
         (parts, lacks),
@@ -191,10 +203,18 @@ def _device(name: torch.device | str | None) -> torch.device:
     return device
 
 
-def _read_huggingface(path: Path) -> tuple[Config, dict[str, torch.Tensor], Described, None]:
-    """Reads a Hugging Face folder, with its vocabulary and pixel statistics if it has them."""
+def _read_huggingface(
+    path: Path,
+) -> tuple[Config, dict[str, torch.Tensor], Described, OwnHead | None]:
+    """Reads a Hugging Face folder, with its vocabulary and pixel statistics if it has them, and the head of a
+    class for one task. Objectives whose heads it lacks are left out."""
     found = open_folder(path)
     config = config_of(found, path.resolve().name)
+    with torch.device("meta"):
+        names = config.model.build(config).state_dict()
+    lacking = {name.split(".")[1] for name in names if name not in found.weights and "objectives." in name}
+    kept = {name: own for name, own in config.objectives.items() if name not in lacking}
+    config = dataclasses.replace(config, objectives=kept)
     vocabulary = next((path / name for name in VOCABULARIES if (path / name).is_file()), None)
     if vocabulary is not None:
         config = dataclasses.replace(config, data=DataConfig(vocabulary=str(vocabulary)))
@@ -207,7 +227,7 @@ def _read_huggingface(path: Path) -> tuple[Config, dict[str, torch.Tensor], Desc
         statistics = _pixel_statistics(path / "preprocessor_config.json")
         image = dataclasses.replace(config.model.image, **statistics)
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, image=image))
-    return config, found.weights, Described(config.name, config.model.type), None
+    return config, found.weights, Described(config.name, config.model.type), found.head
 
 
 def _pixel_statistics(file: Path) -> dict[str, tuple[float, ...]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from flava_ds.evaluation.frozen_model import FrozenModel
@@ -162,6 +162,19 @@ class ObjectFinder(Protocol):
         probabilities of each class, [b Q z]; both fp32."""
 
 
+@runtime_checkable
+class OwnHead(Protocol):
+    """A head that was fine-tuned elsewhere, on the states that the model gives to be fine-tuned."""
+
+    @property
+    def layers(self) -> nn.Module:
+        """The head: [b d] -> [b z]."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """What its outputs are called."""
+
+
 @dataclass(frozen=True)
 class LossSums:
     """An objective on one batch over all ranks: the sum of its loss in nats, its terms, and how many of them
@@ -197,8 +210,8 @@ CAPABILITIES: dict[type, str] = {
     Losses: "the losses of its training",
 }
 """Every capability that a task may need of any family, described."""
-SPECIAL: dict[type, str] = {ObjectFinder: "boxes of objects"}
-"""Those that only families with such a task can have."""
+SPECIAL: dict[type, str] = {ObjectFinder: "boxes of objects", OwnHead: "a head that was fine-tuned elsewhere"}
+"""Those that only families with such a task, or files with such a head, can have."""
 
 
 Unit = Literal["share", "nats", "correlation"]

@@ -7,13 +7,13 @@ from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flava_ds.config import Config
 from flava_ds.config.objectives import ObjectiveConfig, in_use
 from flava_ds.data.tokenizer import SPECIAL_TOKENS, WordPieceTokenizer
 from flava_ds.errors import CheckpointError
-from flava_ds.layouts import Entry, Foreign, renamed, to_ours, to_theirs
+from flava_ds.layouts import Entry, Foreign, renamed, to_ours, to_theirs, tuned_head
 from flava_ds.objectives.masked_text import MaskedTextConfig
 
 BLOCK = (
@@ -133,6 +133,9 @@ class BertLayouts:
     """The objectives whose heads the first class has; that of masked words comes first."""
     unused: ClassVar[tuple[str, ...]] = ()
     """Beginnings of the names of tensors without a place here."""
+    tuned: ClassVar[tuple[str | nn.Module, ...]] = ()
+    """The head of the class for one task, as of `tuned_head`; empty for none."""
+    tuned_eps: ClassVar[float] = 1e-5
 
     def model_of(self, raw: Mapping[str, Any], where: str) -> Any:
         """Builds our configuration from theirs. Raises: CheckpointError.
@@ -170,15 +173,19 @@ class BertLayouts:
 
     def read(self, settings: Mapping[str, Any] | None, tensors: Mapping[str, Tensor], where: str) -> Foreign:
         """Converts a model of the class with heads, or of the other, which brings none: a run that starts
-        from it draws them anew.
+        from it draws them anew. The class for one task brings the head of that.
         """
-        model = self.model_of(settings or {}, where)
+        model, head = self.model_of(settings or {}, where), None
         own = cleaned(tensors, where, f"{self.prefix}embeddings.word_embeddings.weight")
+        if self.tuned and not any(name.startswith("cls.") for name in own):
+            head = tuned_head(own, self.tuned, settings or {}, where, eps=self.tuned_eps)
+        if head is not None:
+            own = {name.removeprefix(self.prefix): tensor for name, tensor in own.items()}
         dropped = tuple(sorted(name for name in own if name.startswith(self.unused)))
         own = {name: tensor for name, tensor in own.items() if name not in dropped}
         heads = any(name.startswith("cls.") for name in own)
         weights = to_ours(own, self.entries(model, heads=heads), where)
-        return Foreign(model, dict(self.heads), weights, dropped=dropped)
+        return Foreign(model, dict(self.heads), weights, dropped=dropped, head=head)
 
     def write(
         self, config: Config, weights: Mapping[str, Tensor]

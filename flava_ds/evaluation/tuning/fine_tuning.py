@@ -5,6 +5,7 @@ Source: paper, section 4 and supplement: GLUE with RoBERTa's settings, multimoda
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -16,10 +17,11 @@ from torch import nn
 from flava_ds.errors import DataError
 from flava_ds.evaluation.frozen_model import FrozenModel
 from flava_ds.evaluation.probe import refuse_training_split
-from flava_ds.evaluation.protocols import EvaluationData, PairStates, Score, Splits, TextStates
-from flava_ds.evaluation.tuning.fitting import Fitting, Inputs, Network, inputs_of
+from flava_ds.evaluation.protocols import EvaluationData, OwnHead, PairStates, Score, Splits, TextStates
+from flava_ds.evaluation.tuning.fitting import Fitting, Inputs, Network, inputs_of, outputs_of
 from flava_ds.evaluation.tuning.goals import Goal, mean_of
 from flava_ds.evaluation.tuning.heads import MakeHead, PairHead, SentenceHead, build_head
+from flava_ds.evaluation.tuning.own_head import named
 from flava_ds.evaluation.tuning.recipe import Recipe
 from flava_ds.evaluation.tuning.saved import Progress, Saved
 from flava_ds.tensor_hash import hash_of_tensors
@@ -32,6 +34,9 @@ class FineTuning(ABC):
     The first split of `chosen_on` that exists chooses the weights; of equal ones the later wins, as in
     fairseq. If `chosen_on` is empty, the last weights are reported. `also` names more splits to report on;
     their numbers are then averaged too.
+
+    With `own_head` nothing is trained: the head that the model came with tells the classes, which are called
+    `head_classes`, or as the model's files call them.
     """
 
     name: str
@@ -40,6 +45,8 @@ class FineTuning(ABC):
     recipe: Recipe
     chosen_on: tuple[str, ...] = ()
     also: tuple[str, ...] = ()
+    own_head: bool = False
+    head_classes: tuple[str, ...] = ()
     make_head: ClassVar[MakeHead]
 
     def reported(self, data: Splits) -> tuple[str, ...]:
@@ -50,6 +57,8 @@ class FineTuning(ABC):
         """Returns what ran on `data`, the updates made and the split that chose the weights included, and the
         published settings beside it, which are for the published size of the training split.
         """
+        if self.own_head:
+            return {"own_head": True, **({"classes": self.head_classes} if self.head_classes else {})}
         ran = self.recipe.fitted(len(data.read("train")))
         published = {**dataclasses.asdict(self.recipe), "last_update": self.recipe.last_update}
         return {
@@ -67,6 +76,8 @@ class FineTuning(ABC):
         """Returns the goal's numbers. Raises: DataError, UserError."""
         refuse_training_split(self.name, data)
         splits = {split: data.read(split) for split in self.reported(data)}
+        if self.own_head:
+            return self._as_it_came(model, splits)
         chooses = self._choosing(data)
         read = splits | ({chooses: data.read(chooses)} if chooses else {})
         train = data.read("train")
@@ -92,6 +103,19 @@ class FineTuning(ABC):
         if model.share.is_main:
             saved.finish(scores)
         return scores
+
+    def _as_it_came(self, model: FrozenModel, splits: dict[str, Any]) -> dict[str, Score]:
+        """Scores the model with its own head, untrained. Raises: DataError, UserError."""
+        head = model.need(OwnHead, f"task {self.name} with --own-head")
+        encoder = self.encoder(model)
+        names = named(head.class_names, self.head_classes, self.name)
+        network = Network(encoder, copy.deepcopy(head.layers)).to(model.device).eval()
+        parts = {}
+        for split, samples in splits.items():
+            inputs = inputs_of(model, samples, encoder)
+            logits = outputs_of(self.name, network, inputs, self.recipe.rows_at_once, model.share)
+            parts[split] = self.goal.scores(*self.goal.of_own_head(logits, names, samples))
+        return combined(parts)
 
     def _choosing(self, data: Splits) -> str | None:
         """Returns the split that chooses the weights. Raises: DataError if none of them exists."""
@@ -169,7 +193,8 @@ class TextFineTuning(FineTuning):
 @dataclass(frozen=True)
 class PairFineTuning(FineTuning):
     """Fine-tunes all encoders on images with a text. Images are `enlarged` times as large as in
-    pre-training, or have `image_size` pixels an edge for any model."""
+    pre-training, or have `image_size` pixels an edge for any model; with the model's own head, as large as
+    its configuration says."""
 
     enlarged: float = 1.0
     image_size: int | None = None
@@ -182,6 +207,8 @@ class PairFineTuning(FineTuning):
     def encoder(self, model: FrozenModel) -> Any:
         """Returns a copy of all encoders."""
         pairs = model.need(PairStates, f"task {self.name}")
+        if self.own_head:
+            return pairs.pair_states()
         return pairs.pair_states(self.image_size / model.image_size if self.image_size else self.enlarged)
 
 

@@ -197,25 +197,8 @@ class Fitting:
                 parameter.copy_(self.masters[name])
 
     def predict(self, inputs: Inputs) -> np.ndarray:
-        """Returns the head's outputs for a split: [N outputs] fp32.
-
-        Raises: UserError if one is not finite.
-        """
-        starts = range(0, len(inputs.ids), self.recipe.rows_at_once)
-        places = np.arange(len(inputs.ids))
-        mine = [places[start : start + self.recipe.rows_at_once] for start in self.share.mine(starts)]
-        read = ahead(inputs.read, mine) if mine else iter(())
-        logits = torch.cat([part.cpu() for part in self.share.join(starts, map(self._predicted, read))])
-        if not torch.isfinite(logits).all():
-            raise UserError(
-                f"task {self.name}: the fine-tuned model's outputs are not finite; use --precision fp32, or "
-                "check the model's weights"
-            )
-        return logits.numpy()
-
-    @torch.inference_mode()
-    def _predicted(self, batch: tuple[list[np.ndarray], Any]) -> Tensor:
-        return self.network(*batch)
+        """Returns the head's outputs for a split, see `outputs_of`."""
+        return outputs_of(self.name, self.network, inputs, self.recipe.rows_at_once, self.share)
 
     def tensors(self) -> dict[str, Tensor]:
         """Returns the weights and moments to save."""
@@ -235,3 +218,23 @@ class Fitting:
             }
             self.optimizer.state[master] = {"step": torch.tensor(float(update)), **moments}
         self._publish()
+
+
+def outputs_of(name: str, network: Network, inputs: Inputs, rows_at_once: int, share: Share) -> np.ndarray:
+    """Returns the outputs of a fine-tuned network for a split: [N outputs] fp32.
+
+    Raises: UserError if one is not finite.
+    """
+    starts = range(0, len(inputs.ids), rows_at_once)
+    places = np.arange(len(inputs.ids))
+    mine = [places[start : start + rows_at_once] for start in share.mine(starts)]
+    read = ahead(inputs.read, mine) if mine else iter(())
+    with torch.inference_mode():
+        parts = share.join(starts, (network(*batch) for batch in read))
+        logits = torch.cat([part.cpu() for part in parts])
+    if not torch.isfinite(logits).all():
+        raise UserError(
+            f"task {name}: the fine-tuned model's outputs are not finite; use --precision fp32, or check the "
+            "model's weights"
+        )
+    return logits.numpy()

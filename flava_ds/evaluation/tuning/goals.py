@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -12,13 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flava_ds.errors import DataError
+from flava_ds.errors import DataError, UserError
 from flava_ds.evaluation import agreement
 from flava_ds.evaluation.datasets.scenes import TextsOfScenes
 from flava_ds.evaluation.datasets.vqav2 import Questions
 from flava_ds.evaluation.labelled import LabelledPairs, LabelledTexts
 from flava_ds.evaluation.protocols import Score, Unit
 from flava_ds.evaluation.statistics import mean_interval, roc_area, share
+from flava_ds.evaluation.tuning.own_head import columns
 from flava_ds.evaluation.vqa_answers import accuracy, targets
 
 METRICS: dict[str, tuple[agreement.Statistic, Unit]] = {
@@ -51,6 +53,11 @@ class Goal(Protocol):
 
     def merit(self, logits: np.ndarray, samples: Any) -> float:
         """Returns the number that chooses the weights; higher is better."""
+
+    def of_own_head(self, logits: np.ndarray, names: Sequence[str], samples: Any) -> tuple[np.ndarray, Any]:
+        """Returns the outputs [N z] of a head that was fine-tuned elsewhere and names its classes, with the
+        samples, as `scores` takes them. Raises: UserError if they do not fit.
+        """
 
 
 @dataclass(frozen=True)
@@ -110,6 +117,10 @@ class Classes:
             return roc_area(_odds(logits), samples.labels).value
         return float(np.mean(logits.argmax(1) == samples.labels))
 
+    def of_own_head(self, logits: np.ndarray, names: Sequence[str], samples: Any) -> tuple[np.ndarray, Any]:
+        """Returns the outputs in the order of the samples' classes. Raises: UserError."""
+        return logits[:, columns(names, samples.class_names)], samples
+
 
 def _odds(logits: np.ndarray) -> np.ndarray:
     return logits[:, 1] - logits[:, 0]
@@ -149,6 +160,12 @@ class Regression:
         """Returns the negative mean squared error."""
         return -float(np.mean((logits[:, 0] - samples.labels / self.highest) ** 2))
 
+    def of_own_head(self, logits: np.ndarray, names: Sequence[str], samples: Any) -> tuple[np.ndarray, Any]:
+        """Returns the outputs as they are: correlations ask for no scale. Raises: UserError."""
+        if len(names) != 1:
+            raise UserError(f"the model's head tells {len(names)} classes, and the task wants one number")
+        return logits, samples
+
 
 @dataclass(frozen=True)
 class Answers:
@@ -187,6 +204,10 @@ class Answers:
     def merit(self, logits: np.ndarray, samples: Questions) -> float:
         """Returns the official accuracy."""
         return self.scores(logits, samples)["vqa_accuracy"].value
+
+    def of_own_head(self, logits: np.ndarray, names: Sequence[str], samples: Any) -> tuple[np.ndarray, Any]:
+        """Returns the samples with the head's answers in place of the frequent ones."""
+        return logits, dataclasses.replace(samples, class_names=tuple(names))
 
 
 def mean_of(scores: list[Score]) -> Score:

@@ -41,6 +41,8 @@ class OfBert(BertLayouts):
         "nsp": NextSentenceConfig(),
     }
 
+    tuned = ("classifier",)  # BertForSequenceClassification
+
     def model_of(self, raw: Mapping[str, Any], where: str) -> BertConfig:
         require(raw, _SUPPORTED, where)
         return BertConfig(text=take(BertTextConfig, raw))

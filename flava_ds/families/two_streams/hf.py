@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from torch import nn
+
 from flava_ds.config.objectives import ObjectiveConfig
 from flava_ds.errors import CheckpointError
 from flava_ds.families.bert_layouts import (
@@ -73,6 +75,13 @@ class OfLxmert(BertLayouts):
         "detected_regions": DetectedRegionsConfig(),
     }
     unused = ("answer_head.", "obj_predict_head.decoder_dict.attr.")
+    tuned = (  # LxmertForQuestionAnswering
+        "answer_head.logit_fc.0",
+        nn.GELU(),
+        "answer_head.logit_fc.2",
+        "answer_head.logit_fc.3",
+    )
+    tuned_eps = _EPS
 
     def model_of(self, raw: Mapping[str, Any], where: str) -> LxmertConfig:
         require(raw, _SUPPORTED, where)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flava_ds.config import Config
 from flava_ds.config.objectives import ObjectiveConfig, in_use
@@ -22,7 +22,7 @@ from flava_ds.families.bert_layouts import (
 )
 from flava_ds.families.vilt.config import StreamConfig, ViltConfig, WordsConfig, vilt_of
 from flava_ds.families.vilt.task import ViltTask
-from flava_ds.layouts import Entry, Foreign, renamed, take, to_ours, to_theirs
+from flava_ds.layouts import Entry, Foreign, renamed, take, to_ours, to_theirs, tuned_head
 from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig
 
 _RENAMES = (
@@ -45,6 +45,7 @@ _RENAMES = (
     (r"^objectives\.mmm_text\.head\.bias$", "mlm_score.decoder.bias"),
 )
 _DECODER, _WORDS = "mlm_score.decoder.weight", "vilt.embeddings.text_embeddings.word_embeddings.weight"
+_ANSWERS = ("classifier.0", "classifier.1", nn.GELU(), "classifier.3")
 _SUPPORTED = {"hidden_act": "gelu", "qkv_bias": True}
 
 
@@ -81,7 +82,7 @@ class ViltLayouts:
         return False
 
     def read(self, settings: Mapping[str, Any] | None, tensors: Mapping[str, Tensor], where: str) -> Foreign:
-        """Converts a ViltForMaskedLM, or a ViltModel.
+        """Converts a ViltForMaskedLM, a ViltForQuestionAnswering, or a ViltModel.
 
         A decoder that differs from the word embeddings, as in the published code, becomes one of its own.
         """
@@ -93,12 +94,16 @@ class ViltLayouts:
             if not name.endswith(("position_ids", "token_type_ids"))
         }
         heads: dict[str, ObjectiveConfig] = {}
+        head = tuned_head(own, _ANSWERS, settings or {}, where)
+        if head is not None:
+            own = {name.removeprefix("vilt."): tensor for name, tensor in own.items()}
         if any(name.startswith("mlm_score.") for name in own):
             tied = _DECODER not in own or torch.equal(own[_DECODER], own.get(_WORDS, own[_DECODER]))
             heads = heads_of(tied)
             own = {name: tensor for name, tensor in own.items() if not (tied and name == _DECODER)}
         # A ViltModel alone brings no head; a run that starts from it draws it anew.
-        return Foreign(model, heads or heads_of(False), to_ours(own, entries(model, heads), where))
+        weights = to_ours(own, entries(model, heads), where)
+        return Foreign(model, heads or heads_of(False), weights, head=head)
 
     def write(
         self, config: Config, weights: Mapping[str, Tensor]

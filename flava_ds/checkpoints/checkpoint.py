@@ -328,19 +328,11 @@ def load_initial_weights(module: nn.Module, path: str, family: str) -> None:
         path,
         len(unused),
     )
-    modules = {name for name, _ in module.named_modules()}
-    if lacking := [name for name in unused if name.rpartition(".")[0] in modules]:
-        log.warning(
-            "initial_weights %s: '%s'%s: modules of that name are here, but without such a tensor, so they "
-            "compute something else than in that file's model; compare the options of both models",
-            path,
-            lacking[0],
-            f" and {len(lacking) - 1} more" if len(lacking) > 1 else "",
-        )
 
 
 def initial_weights(module: nn.Module, path: str, family: str) -> tuple[dict[str, Tensor], list[str]]:
-    """Reads the tensors of `path` that the module has, and names the others.
+    """Reads the tensors of `path` that the module has, and names the others. Warns of those that a module of
+    their name here lacks.
 
     Raises: CheckpointError as load_initial_weights.
     """
@@ -355,4 +347,14 @@ def initial_weights(module: nn.Module, path: str, family: str) -> tuple[dict[str
         )
     shapes = {name: tuple(tensor.shape) for name, tensor in known.items()}
     check_shapes(shapes, {name: tuple(own[name].shape) for name in known}, f"initial_weights '{path}'")
-    return known, [name for name in weights if name not in own]
+    unused = [name for name in weights if name not in own]
+    modules = {name for name, _ in module.named_modules()}
+    if lacking := [name for name in unused if name.rpartition(".")[0] in modules]:
+        log.warning(
+            "initial_weights %s: '%s'%s: modules of that name are here, but without such a tensor, so they "
+            "compute something else than in that file's model; compare the options of both models",
+            path,
+            lacking[0],
+            f" and {len(lacking) - 1} more" if len(lacking) > 1 else "",
+        )
+    return known, unused

@@ -89,6 +89,8 @@ def latest(place: Place) -> Place | None:
     Raises: CheckpointError when `latest` names no checkpoint and there is none before it.
     """
     name, names = named(place), complete(place)
+    while name not in names and (again := named(place)) != name:
+        name, names = again, complete(place)  # a run published another one meanwhile, and deleted this one
     if name is None or name in names:
         return place / (name or names[-1]) if names else None
     before = [other for other in names if other < name]

@@ -58,6 +58,21 @@ def test_a_checkpoint_without_its_manifest_is_none(place):
     assert place.names() == ["latest", final.name]
 
 
+def test_a_run_that_publishes_and_prunes_while_another_process_looks(place, monkeypatch):
+    write_checkpoint(place, 5, small_weights())
+    named, deleted = files.named, []
+
+    def named_in_between(place):
+        found = named(place)
+        if not deleted:
+            write_checkpoint(place, 10, small_weights())
+            deleted.extend(files.prune(place, CheckpointConfig(keep_last=1)))
+        return found
+
+    monkeypatch.setattr(files, "named", named_in_between)
+    assert files.latest(place).name == "step_00000010" and deleted == ["step_00000005"]
+
+
 @pytest.mark.parametrize("stage", ["manifest", "rename", "latest"])
 def test_a_publication_cut_short_leaves_the_old_or_the_new(tmp_path, monkeypatch, stage):
     """What a kill would leave: the next start finds a whole checkpoint and removes the rest, and the step can

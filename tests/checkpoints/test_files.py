@@ -62,14 +62,14 @@ def test_a_run_that_publishes_and_prunes_while_another_process_looks(place, monk
     write_checkpoint(place, 5, small_weights())
     named, deleted = files.named, []
 
-    def named_in_between(place):
+    def named_before(place):
+        monkeypatch.setattr(files, "named", named)
         found = named(place)
-        if not deleted:
-            write_checkpoint(place, 10, small_weights())
-            deleted.extend(files.prune(place, CheckpointConfig(keep_last=1)))
+        write_checkpoint(place, 10, small_weights())
+        deleted.extend(files.prune(place, CheckpointConfig(keep_last=1)))
         return found
 
-    monkeypatch.setattr(files, "named", named_in_between)
+    monkeypatch.setattr(files, "named", named_before)
     assert files.latest(place).name == "step_00000010" and deleted == ["step_00000005"]
 
 

@@ -1,4 +1,4 @@
-"""docs/comparison.md: what each family reached by the results of `flava-ds compare`, and the paper's table."""
+"""docs/comparison.md: what each family reached in `flava-ds compare`, and the table of the paper."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ def member(number: int) -> bytes:
     return save(regions(number), metadata={"tags": tags(number)})
 
 
-def write_regions(folder: Path, numbers=range(24)) -> Path:
+def write_regions(folder: Path, numbers=range(24), member: Callable[[int], bytes] = member) -> Path:
     """Writes a shard of captions, regions, and images that nobody can decode."""
     folder.mkdir(parents=True)
     members = []

@@ -1,4 +1,4 @@
-"""docs/comparison.md: what each family reached, from the results of `flava-ds compare`."""
+"""docs/comparison.md: what each family reached in `flava-ds compare`, and the table of the paper."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from pathlib import Path
 from blocks import markdown_table
 from flava_ds.campaigns.campaign import read_results
 from flava_ds.campaigns.comparison import ROWS, table_rows
+from flava_ds.evaluation.paper_table import RIVAL_NUMBERS
+from flava_ds.evaluation.paper_table import ROWS as OF_PAPER
+
+SAME_CODE = ("CLIP-400M", "CLIP on PMD", "FLAVA")
+"""Columns of the paper's table of all tasks, for which its authors ran the evaluations."""
 
 
 def comparison(root: Path) -> str:
@@ -21,4 +26,31 @@ def comparison(root: Path) -> str:
     return f"{table}\n\n{runs} of {3 * len(ROWS)} runs are finished."
 
 
-BLOCKS = {"comparison": comparison}
+def comparison_paper(root: Path) -> str:
+    """Lists what the paper has of the families, in per cent."""
+    columns = {
+        "VQAv2": ("vqav2", "vqa_accuracy"),
+        "SNLI-VE": ("snli_ve", "accuracy"),
+        "SST-2": ("glue_sst2", "accuracy"),
+        "MNLI": ("glue_mnli", "accuracy"),
+        "ImageNet, linear": ("imagenet_probe", "accuracy"),
+        "COCO, caption to image, R@1": ("coco_retrieval", "text_to_image_recall_at_1"),
+    }
+    shown: dict[str, dict[str, float]] = {}
+    for (task, number, _), (system, share) in RIVAL_NUMBERS.items():
+        shown.setdefault(system, {})[f"{task} {number}"] = share
+    for row in OF_PAPER:
+        for system in SAME_CODE:
+            if (share := row.values[system]) is not None:
+                shown.setdefault(system, {})[f"{row.task} {row.number}"] = share
+    rows = [
+        [
+            system,
+            *(f"{100 * own[name]:.1f}" if name in own else "" for name in map(" ".join, columns.values())),
+        ]
+        for system, own in shown.items()
+    ]
+    return markdown_table(["system", *columns], rows)
+
+
+BLOCKS = {"comparison": comparison, "comparison_paper": comparison_paper}

@@ -58,6 +58,8 @@ class ObjectiveConfig(Variant, built_in=BUILT_IN):
 
     predicts_region_classes: ClassVar[bool] = False
     """Whether its targets are a detector's probabilities of classes for regions."""
+    reads_tags: ClassVar[bool] = False
+    """Whether it learns from the tags that are stored with regions."""
     drawn_once: ClassVar[tuple[str, ...]] = ()
     """Fields that say how a batch is corrupted, which happens once for all objectives of this class."""
     targets: ClassVar[Literal["labels", "boxes"] | None] = None

@@ -37,7 +37,7 @@ class BatchTokenizer:
         if self.vocab_size > most:
             raise ConfigError(
                 f"model.text.vocab_size {most} is smaller than the {self.vocab_size} entries of "
-                f"{self.file}; raise it"
+                f"{self.file}; raise it, or name the model's own vocabulary with --data.vocabulary"
             )
         return self
 

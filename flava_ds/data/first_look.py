@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from flava_ds.config import Config
+from flava_ds.config.objectives import in_use
 from flava_ds.config.plain_files import loads
 from flava_ds.data.indexed import IndexedShards
+from flava_ds.data.samples import tags_of
 from flava_ds.errors import DataError
 from flava_ds.storage import faults
 from flava_ds.storage.faults import SampleFault
@@ -39,18 +41,30 @@ def look_over(config: Config, sources: Mapping[str, Any]) -> None:
 
 
 def _look_for_members(source: IndexedShards) -> None:
-    """Raises DataError when none of the first samples has regions, labels, identities as the run needs."""
-    own = source.source
+    """Raises DataError when none of the first samples has regions, labels, identities as the run needs, or
+    tags that an objective contrasts.
+    """
+    own, used = source.source, in_use(source.config.objectives)
+    of_tags = next((name for name, each in used.items() if each.reads_tags and own.regions_key), None)
     keys = {"regions": own.regions_key, "targets": own.targets_key, "metadata": own.identity_key}
     names = tuple(name for name, key in keys.items() if key)
     fault: SampleFault | None = None
+    untagged = False
     for number in range(min(LOOKED_AT, len(source)) if names else 0):
         try:
-            source.decode(source.read(number, names), number, 0, draw=0.0)
+            sample = source.decode(source.read(number, names), number, 0, draw=0.0)
         except SampleFault as caught:
             fault = caught
             continue
-        return
+        if of_tags is None or tags_of(sample):
+            return
+        untagged = True
+    if untagged:
+        raise DataError(
+            f"source '{source.name}': objectives.{of_tags} contrasts captions with tags of regions, and none "
+            f"of the first {min(LOOKED_AT, len(source))} samples has any; store them as the metadata `tags` "
+            f"of KEY.{own.regions_key}, or leave that objective out"
+        )
     if fault is not None:
         raise DataError(
             f"source '{source.name}': none of the first {min(LOOKED_AT, len(source))} samples can be used: "

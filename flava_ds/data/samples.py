@@ -147,6 +147,8 @@ class SampleDecoder:
         value = metadata.get(key)
         if not isinstance(value, str | int) or isinstance(value, bool):
             raise SampleFault(faults.NO_IDENTITY, f"field '{key}' holds {type(value).__name__}")
+        if isinstance(value, str) and SURROGATE.search(value):
+            raise SampleFault(faults.NOT_UTF8, f"half of a surrogate pair in field '{key}'")
         digest = hashlib.blake2b(f"{value}".encode(), digest_size=8).digest()
         return int.from_bytes(digest, "little") >> 1
 

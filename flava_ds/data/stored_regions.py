@@ -130,12 +130,16 @@ def of_row(data: bytes, *, feature_size: int, whole: bool) -> SampleRegions:
     fields = data.rstrip(b"\r\n").split(b"\t")
     row = dict(zip(COLUMNS[len(fields)], fields, strict=True))
     sizes = {name[-1]: int(value) for name, value in row.items() if name.endswith(("_w", "_h"))}
+    if min(sizes.values()) < 1:
+        raise ValueError(f"its image has {sizes['w']} x {sizes['h']} pixels")
     count = int(row["num_boxes"])
     boxes = _floats(row["boxes"], count, 4, "boxes") / np.array([sizes["w"], sizes["h"]] * 2, dtype="<f4")
     features = _floats(row["features"], count, feature_size, "features")
     boxes = boxes.clip(0, 1)
     if not (np.isfinite(features).all() and np.isfinite(boxes).all()):
         raise ValueError("boxes or features hold infinities or no numbers")
+    if (boxes[:, :2] > boxes[:, 2:]).any():
+        raise ValueError("a box ends before it begins; boxes are x1 y1 x2 y2, in pixels")
     if whole:
         boxes = np.concatenate([np.array([[0, 0, 1, 1]], dtype="<f4"), boxes])
         features = np.concatenate([features.mean(0, keepdims=True), features])

@@ -61,14 +61,22 @@ class WordPieceTokenizer(BatchTokenizer):
     """
 
     def __init__(self, vocabulary: str) -> None:
-        """Loads a vocabulary. Raises: DataError when it lacks a special token or lists a token twice."""
+        """Loads a vocabulary.
+
+        Raises: DataError when it is no text, lacks a special token or lists a token twice.
+        """
         if clip_bpe.is_meant(vocabulary):
             raise DataError(
                 f"data.vocabulary '{vocabulary}' holds CLIP's byte pairs, but WordPiece is needed here; "
                 "name a vocab.txt"
             )
         self.file = vocabulary_file(vocabulary)
-        words = self.file.read_text(encoding="utf-8").split("\n")
+        try:
+            words = self.file.read_text(encoding="utf-8").split("\n")
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{self.file}: byte {error.start} is not UTF-8; name a WordPiece vocab.txt, one token a line"
+            ) from error
         words = [word.rstrip("\r") for word in (words[:-1] if words and not words[-1] else words)]
         ids = {word: number for number, word in enumerate(words)}
         missing = [token for token in SPECIAL_TOKENS if token not in ids]

@@ -150,11 +150,10 @@ def for_pairs(
     return list(found.values()), {name: why for name, why in reasons.items() if name not in found}
 
 
-NO_DETECTOR = dict.fromkeys(
-    ("Matcher", "Scorer", "PairStates"),
-    "it reads regions of images and has no detector to find them; give model.detector, or --regions with a "
-    "folder of regions that were found before",
-)
+_BLIND = "it reads regions of images and has no detector to find them; give model.detector"
+NO_DETECTOR = dict.fromkeys(("Matcher", "Scorer"), _BLIND) | {
+    "PairStates": f"{_BLIND}, or --regions with a folder of regions that were found before"
+}
 """What a model that reads regions lacks without a detector: protocol -> reason."""
 STORED_ALONE = dict.fromkeys(
     ("Matcher", "Scorer"), "with stored regions it can only be fine-tuned; give a detector as model.detector"

@@ -33,6 +33,7 @@ class TagContrastConfig(ObjectiveConfig, type="tag_contrast"):
 
     kinds: ClassVar[frozenset[str]] = frozenset({"pair"})
     title: ClassVar[str] = "Captions, tags, images"
+    reads_tags: ClassVar[bool] = True
     drawn_once: ClassVar[tuple[str, ...]] = ("wrong_tags_probability", "wrong_caption_probability")
 
     def classes(self, config: Any) -> int:

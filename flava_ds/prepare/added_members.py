@@ -161,10 +161,7 @@ def _check(place: str, shards: list[Path], out: Path | None) -> None:
             "convert them separately"
         )
     if out is not None and any(shard.parent.resolve() == out.resolve() for shard in shards):
-        raise DataError(
-            f"'{place}': out '{out}' is the folder of the shards themselves; choose another, or None to "
-            "replace them in place"
-        )
+        raise DataError(f"'{place}': out '{out}' is the folder of the shards themselves; choose another")
 
 
 def _finished(target: Path, record: Path, shard: Path, member: AddedMember) -> dict[str, int] | None:

@@ -64,6 +64,8 @@ def test_shards_are_read_as_training_reads_them(tmp_path):
         ([row(6, "7", features=FEATURES[:, 1:])], "numbers of features, but 2 regions of"),
         ([row(6, "7", features=FEATURES * np.nan)], "image '7' .* infinities or no numbers"),
         ([row(6, "7").replace("\t100\t", "\twide\t")], "image '7' cannot be used: invalid literal"),
+        ([row(6, "7").replace("\t50\t", "\t0\t")], "image '7' cannot be used: its image has 100 x 0 pixels"),
+        ([row(6, "7", BOXES[:, [2, 1, 0, 3]])], "image '7' cannot be used: a box ends before it begins"),
         ([row(6, "8")], "has no regions of image '7'; run the detector on it"),
     ],
 )

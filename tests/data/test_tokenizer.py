@@ -110,9 +110,10 @@ def test_unusable_vocabularies_are_named(tmp_path):
     for words, message in (
         (["a", "b"], r"lacks \[PAD\], \[UNK\]"),
         ([*PIECES, "cat"], "'cat' is listed twice"),
+        (["a", "\udcff"], "byte 2 is not UTF-8"),
     ):
         path = tmp_path / "bad.txt"
-        path.write_text("\n".join(words), encoding="utf-8")
+        path.write_bytes("\n".join(words).encode("utf-8", "surrogateescape"))
         with pytest.raises(DataError, match=message):
             WordPieceTokenizer(str(path))
     with pytest.raises(DataError, match="data.vocabulary 'no_such' is neither"):

@@ -115,19 +115,16 @@ class PairPart:
         return found
 
     def tagged(self, texts: Sequence[np.ndarray], tags: Sequence[str]) -> list[np.ndarray]:
-        """Returns texts with the tags of their images as second segments, where there are any.
-
-        Raises: ValueError when both are longer than the model reads.
+        """Returns texts with the tags of their images as second segments, where there are any. Tags beyond
+        what the model reads are left out, the last ones first.
         """
         most = self.model.config.max_tokens
-        words = self.tokenizer.encode_batch(tags, most)
-        whole = [
-            np.concatenate([text, own[1:]]) if len(own) > 2 else text
-            for text, own in zip(texts, words, strict=True)
+        words = [own[1:-1] for own in self.tokenizer.encode_batch(tags, most)]
+        room = [max(0, most - len(text) - 1) for text in texts]
+        return [
+            np.concatenate([text, own[:left], text[-1:]]) if len(own[:left]) else text
+            for text, own, left in zip(texts, words, room, strict=True)
         ]
-        if max(map(len, whole)) > most:
-            raise ValueError(f"a text with its tags is longer than model.text.max_position_embeddings {most}")
-        return whole
 
     def pooled(self, pixels: Tensor, pairings: Sequence[Sequence[np.ndarray]]) -> list[Tensor]:
         """Returns the pooled CLS of the texts: one [b d] for each pairing."""
@@ -136,9 +133,13 @@ class PairPart:
 
     def pooled_second(self, pixels: Tensor, pairings: Sequence[Sequence[np.ndarray]]) -> list[Tensor]:
         """Returns the pooled CLS of texts whose first segment is empty: sentence-image prediction asks about
-        the second.
+        the second, which is cut to what the model reads.
         """
-        second = [[np.concatenate([ids[:1], ids[-1:], ids[1:]]) for ids in texts] for texts in pairings]
+        words = self.model.config.max_tokens - 3
+        second = [
+            [np.concatenate([ids[:1], ids[-1:], ids[1:-1][:words], ids[-1:]]) for ids in texts]
+            for texts in pairings
+        ]
         return self.pooled(pixels, second)
 
     def read(self, head: nn.Module, pixels: Tensor, texts: Sequence[np.ndarray]) -> WordReading:

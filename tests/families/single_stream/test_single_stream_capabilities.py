@@ -24,7 +24,7 @@ from flava_ds.evaluation.protocols import (
     TextStates,
 )
 from flava_ds.families.bert.capabilities import types_of_texts
-from flava_ds.families.single_stream.capabilities import offers
+from flava_ds.families.single_stream.capabilities import PairPart, offers
 from flava_ds.families.single_stream.task import build_task
 from flava_ds.objectives.masked_text import MaskedLanguageModeling
 from flava_ds.prepare.regions import encoded
@@ -122,6 +122,23 @@ def test_scores_are_those_of_the_training_model(family, found, tmp_path):
     assert all(own.grad is None for own in task.parameters()) and tunable.image_size == 96
 
 
+@pytest.mark.parametrize("family", ["vinvl", "visualbert"])
+def test_texts_as_long_as_the_model_reads_leave_no_room_for_more(family, found, tmp_path):
+    """For tags, or for the end of an empty first segment."""
+    (pixels, _), config = found, config_of(family, tmp_path, detector="demo")
+    task, longest = randomize(build_task(config), std=0.05), TEXT.max_position_embeddings
+    generator = torch.Generator().manual_seed(0)
+    texts = [words_of((longest - 2 - less,), generator).numpy() for less in (0, 1, 2, 3)]
+    assert {len(own) for own in texts} == {longest - less for less in range(4)}
+    (odds,) = parts_of(task, config)[0][Matcher].log_odds(pixels, [texts])
+    assert odds.isfinite().all()
+    part = PairPart(task.model, None, config.model.load_tokenizer(config))
+    tagged = part.tagged(texts, ["w150 w151 w152"] * 4)
+    assert [len(own) for own in tagged] == [longest, longest - 1, longest, longest]
+    for own, text in zip(tagged, texts, strict=True):
+        assert np.array_equal(own[: len(text)], text) and own[-1] == SEP
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_predictions_are_those_of_the_training_model(family, found, tmp_path):
     (pixels, regions), config = found, config_of(family, tmp_path, detector="demo")
@@ -156,6 +173,7 @@ def test_without_a_detector_texts_are_all_that_it_reads(family, tmp_path):
     assert parts.keys() == {TextFeatures, TextStates} and config.model.image_size == 0
     for name in ("Matcher", "Scorer", "PairStates"):
         assert "give model.detector" in lacks[name]
+        assert ("--regions" in lacks[name]) == (name == "PairStates")  # the others take no stored regions
     texts = [words_of((n,), torch.Generator()).numpy() for n in (3, 6, 2, 4)]
     assert parts[TextFeatures].text_features(texts).shape == (4, TEXT.hidden_size)
 

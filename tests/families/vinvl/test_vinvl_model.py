@@ -18,12 +18,14 @@ from families.single_stream.single_stream_peers import (
     rows_of,
 )
 from families.single_stream.test_single_stream_runs import make
-from region_files import tags
+from region_files import member, regions, tags, write_regions
+from safetensors.numpy import save
 
 from flava_ds.config import Config
+from flava_ds.data.first_look import look_over
 from flava_ds.data.reader import BatchReader
 from flava_ds.data.sources import open_source
-from flava_ds.errors import ConfigError
+from flava_ds.errors import ConfigError, DataError
 from flava_ds.families.single_stream.task import SingleStreamTask, build_task
 from flava_ds.families.vinvl.config import VinvlConfig
 from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig
@@ -90,6 +92,18 @@ def test_captions_and_tags_are_own_or_anothers_as_their_labels_say(reading, tmp_
     assert {0, 1, 2} == set(found) and 6 < found.count(0) < 18
     kinds = batch["token_types"].split(batch["cu_seqlens"].diff().tolist())
     assert all(own[0] == 0 and own[-1] == 1 for own in kinds)
+
+
+def test_shards_without_any_tags_are_refused_while_they_are_contrasted(tmp_path):
+    """Otherwise no sample would ever have wrong ones. One with tags is enough."""
+    write_regions(tmp_path / "none" / "regions", member=lambda number: save(regions(number)))
+    write_regions(tmp_path / "one" / "regions", member=lambda n: member(n) if n == 23 else save(regions(n)))
+    config = make(tmp_path / "none", "vinvl")
+    with pytest.raises(DataError, match=r"objectives.tag_contrast contrasts .* none of the first 24 samples"):
+        look_over(config, {"pair": open_source(config, "pair")})
+    words = {"mmm_text": config.objectives["mmm_text"]}
+    for fine in (dataclasses.replace(config, objectives=words), make(tmp_path / "one", "vinvl")):
+        look_over(fine, {"pair": open_source(fine, "pair")})
 
 
 def test_shares_above_one_and_models_without_tags_are_refused():

@@ -36,10 +36,10 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--regions",
-        metavar="DIR",
+        metavar="DIR|FILE",
         type=local_path,
-        help="regions that a detector found in the data's images before, for a model that reads regions: "
-        "shards with KEY.regions.safetensors, or published tables (*.tsv)",
+        help="for a model that reads regions: those that a detector found in the data's images before "
+        "(shards with KEY.regions.safetensors, or published tables, *.tsv), or a detector's weights",
     )
     command.add_argument(
         "--suite",

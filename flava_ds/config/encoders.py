@@ -17,6 +17,8 @@ Epsilon = Annotated[float, AtLeast(0), AtMost(1)]
 """Epsilon of a LayerNorm."""
 Dropped = Annotated[float, AtLeast(0), Below(1)]
 """Probability that an element is dropped."""
+DETECTORS = ("demo",)
+"""Detectors of regions that the package contains, by name."""
 Deviation = Annotated[float, Above(0), AtMost(10)]
 """A standard deviation."""
 

@@ -16,7 +16,7 @@ from flava_ds.checkpoints.files import CONFIG, MANIFEST, latest, place_of, step_
 from flava_ds.checkpoints.place import Place
 from flava_ds.checkpoints.reader import WEIGHTS, load_weights
 from flava_ds.config import Config, DataConfig
-from flava_ds.config.encoders import RegionTextConfig
+from flava_ds.config.encoders import DETECTORS, RegionTextConfig
 from flava_ds.config.plain_files import loads, read_small
 from flava_ds.data.tokenizer import load_tokenizer
 from flava_ds.errors import CheckpointError, UserError
@@ -131,14 +131,20 @@ def open_model(
 
 
 def with_regions(config: Config, folder: Path) -> Config:
-    """Returns the configuration of a model that takes its regions from a folder. Raises: UserError."""
+    """Returns the configuration of a model that takes its regions from a folder, or from a detector.
+
+    Raises: UserError.
+    """
     model = config.model
     if not isinstance(model, RegionTextConfig):
         raise UserError(
             f"--regions {folder}: models of family '{model.type}' read pictures and no regions; leave it out"
         )
-    if not folder.is_dir():
-        raise UserError(f"--regions {folder}: no such folder; give one with shards of regions, or with *.tsv")
+    if not (folder.is_dir() or folder.is_file() or str(folder) in DETECTORS):
+        raise UserError(
+            f"--regions {folder}: no such folder; give one with shards of regions, or with *.tsv, or the "
+            f"weights of a detector: a file, or {', '.join(DETECTORS)}"
+        )
     return dataclasses.replace(config, model=dataclasses.replace(model, detector=str(folder)))
 
 

@@ -150,13 +150,17 @@ def for_pairs(
     return list(found.values()), {name: why for name, why in reasons.items() if name not in found}
 
 
-_BLIND = "it reads regions of images and has no detector to find them; give model.detector"
+_BLIND = (
+    "it reads regions of images and has no detector to find them; give its weights as model.detector, or to "
+    "this evaluation with --regions"
+)
 NO_DETECTOR = dict.fromkeys(("Matcher", "Scorer"), _BLIND) | {
-    "PairStates": f"{_BLIND}, or --regions with a folder of regions that were found before"
+    "PairStates": f"{_BLIND}, or there a folder of regions that were found before"
 }
 """What a model that reads regions lacks without a detector: protocol -> reason."""
 STORED_ALONE = dict.fromkeys(
-    ("Matcher", "Scorer"), "with stored regions it can only be fine-tuned; give a detector as model.detector"
+    ("Matcher", "Scorer"),
+    "with stored regions it can only be fine-tuned; give a detector's weights with --regions",
 )
 """What a model lacks whose regions were found before: protocol -> reason."""
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flava_ds.config import Config
+from flava_ds.config.encoders import DETECTORS
 from flava_ds.errors import ConfigError, DataError, UserError
 from flava_ds.ranks import safe_path
 from flava_ds.storage.shards import list_shards
@@ -240,6 +241,12 @@ def check_inputs(config: Config) -> None:
         raise ConfigError(
             f"codebook_weights '{weights}': no such file; train one with `flava-ds codebook train SHARDS "
             f"--out {weights}`"
+        )
+    detector = getattr(config.model, "detector", None)
+    if detector not in (None, *DETECTORS) and not Path(detector).exists():
+        raise ConfigError(
+            f"model.detector '{detector}': no such file or folder; evaluations on images need it, so name a "
+            f"detector's weights or {', '.join(DETECTORS)}, or leave it out"
         )
     if config.initial_weights is not None and not Path(config.initial_weights).exists():
         raise ConfigError(f"initial_weights '{config.initial_weights}': no such file or folder")

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from flava_ds.config import from_dict
 from flava_ds.config.bounds import AtLeast, AtMost, Between, check_bounds
+from flava_ds.config.encoders import DETECTORS
 from flava_ds.config.plain_files import loads
 from flava_ds.errors import CheckpointError, ConfigError, DataError, did_you_mean
 from flava_ds.storage.atomic import replacing
@@ -28,7 +29,7 @@ from flava_ds.tensor_hash import hash_of_tensors
 STRIDE = 8
 """Pixels of a cell of the feature map."""
 METADATA_KEY = "detector_config"
-NAMED = {"demo": Path(__file__).parents[1] / "demo" / "detector.safetensors"}
+NAMED = {name: Path(__file__).parents[1] / name / "detector.safetensors" for name in DETECTORS}
 """Detectors that the package contains, by name."""
 Width = Annotated[int, AtLeast(1), AtMost(2**14)]
 _RARE_CENTRES = -2.19

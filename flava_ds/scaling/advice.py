@@ -136,7 +136,7 @@ def nearest_that_fits(setting: Setting, recompute: Recompute) -> tuple[str, str]
         if setting.checkpointing and not checkpointing:
             continue
         base = replace(setting, model=model, checkpointing=checkpointing)
-        words = "--training.activation-checkpointing" if checkpointing else ""
+        words = "--training.activation-checkpointing" if checkpointing and not setting.checkpointing else ""
         for stage, offload in _stages(setting):
             file = f"zero{stage}_offload" if offload else f"zero{stage}"
             same = stage == setting.zero.stage and offload == setting.zero.offload

@@ -53,7 +53,9 @@ def offers(module: Task, config: Any) -> tuple[tuple[object, ...], dict[str, str
     if model.detector is None:
         return (texts,), LACKS | NO_DETECTOR
     detector = detector_of(model, module.model.word_table().device)
-    part = PairPart(module.model, detector, model.load_tokenizer(config))
+    trained = [source.max_tokens for source in config.data.sources.values() if source.kind == "pair"]
+    most = min([model.max_tokens, *trained[:1]])
+    part = PairPart(module.model, detector, model.load_tokenizer(config), most)
     if isinstance(detector, FoundBefore):
         return (texts, RegionPairStates(part)), LACKS | STORED_ALONE
     parts, lacks = for_pairs(module, config, ImageTextMatchingConfig, part.pooled, part.read)
@@ -85,9 +87,14 @@ class Chosen(nn.Module):
 class PairPart:
     """Runs a model on images and texts, without a training batch."""
 
-    def __init__(self, model: SingleStream, detector: Any, tokenizer: WordPieceTokenizer) -> None:
-        """`detector` finds regions in images [b c H W] uint8, and their tags (flava_ds/regions)."""
+    def __init__(
+        self, model: SingleStream, detector: Any, tokenizer: WordPieceTokenizer, most_tokens: int
+    ) -> None:
+        """`detector` finds regions in images [b c H W] uint8, and their tags (flava_ds/regions);
+        `most_tokens` is the longest text with tags of its training.
+        """
         self.model, self.detector, self.tokenizer = model, detector, tokenizer
+        self.most_tokens = most_tokens
 
     def encode(
         self, pixels: Tensor, pairings: Sequence[Sequence[np.ndarray]], *, first_only: bool = False
@@ -116,9 +123,9 @@ class PairPart:
 
     def tagged(self, texts: Sequence[np.ndarray], tags: Sequence[str]) -> list[np.ndarray]:
         """Returns texts with the tags of their images as second segments, where there are any. Tags beyond
-        what the model reads are left out, the last ones first.
+        the longest text of its training are left out, the last ones first.
         """
-        most = self.model.config.max_tokens
+        most = self.most_tokens
         words = [own[1:-1] for own in self.tokenizer.encode_batch(tags, most)]
         room = [max(0, most - len(text) - 1) for text in texts]
         return [

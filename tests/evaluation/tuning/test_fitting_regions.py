@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from evaluation.language_world import write_vqav2
 from families.two_streams.two_stream_peers import FEATURES, difference, lxmert, randomize
 
 from flava_ds.cli import main
-from flava_ds.errors import DataError, UserError
+from flava_ds.errors import ConfigError, DataError, UserError
 from flava_ds.evaluation.opening import freeze, open_model, with_regions
+from flava_ds.evaluation.protocols import Matcher
 from flava_ds.evaluation.registry import tasks
 from flava_ds.evaluation.runner import find_data
 from flava_ds.evaluation.tuning.recipe import Recipe
@@ -87,7 +89,21 @@ def test_the_command_prints_the_published_row_beside_it(world, capsys):
     assert result["family"] == "lxmert" and "LXMERT 72.4 %, FLAVA 72.5 %" in said.err
     assert result["scores"]["vqa_accuracy"]["published"][0]["value"] == pytest.approx(0.724)
     assert main(given) != 0
-    assert "give model.detector, or --regions" in capsys.readouterr().err
+    assert (
+        "give its weights as model.detector, or to this evaluation with --regions" in capsys.readouterr().err
+    )
+
+
+def test_a_detectors_weights_serve_tasks_that_take_no_stored_regions(world):
+    """Of another width than the model reads, they are refused; of its own, they find regions."""
+    with pytest.raises(ConfigError, match="'demo' gives features of width 64, and the model reads 6"):
+        open_model(world / "lxmert", regions=Path("demo")).frozen()
+    config = open_model(world / "lxmert").config
+    image = dataclasses.replace(config.model.image, feature_size=64)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, image=image))
+    export(config, randomize(build_task(config)).state_dict(), world / "wide")
+    model = open_model(world / "wide", regions=Path("demo")).frozen()
+    assert model.offered(Matcher) is not None and model.image_size == 224
 
 
 def test_images_without_regions_are_named_before_anything_is_read(world):

@@ -132,9 +132,12 @@ def test_texts_as_long_as_the_model_reads_leave_no_room_for_more(family, found, 
     assert {len(own) for own in texts} == {longest - less for less in range(4)}
     (odds,) = parts_of(task, config)[0][Matcher].log_odds(pixels, [texts])
     assert odds.isfinite().all()
-    part = PairPart(task.model, None, config.model.load_tokenizer(config))
+    part = PairPart(task.model, None, config.model.load_tokenizer(config), longest)
     tagged = part.tagged(texts, ["w150 w151 w152"] * 4)
     assert [len(own) for own in tagged] == [longest, longest - 1, longest, longest]
+    part.most_tokens = longest - 2  # as long as the texts of its training
+    assert [len(own) for own in part.tagged(texts[3:], ["w150 w151 w152"])] == [longest - 3]
+    part.most_tokens = longest
     for own, text in zip(tagged, texts, strict=True):
         assert np.array_equal(own[: len(text)], text) and own[-1] == SEP
 
@@ -172,8 +175,8 @@ def test_without_a_detector_texts_are_all_that_it_reads(family, tmp_path):
     parts, lacks = parts_of(task, config)
     assert parts.keys() == {TextFeatures, TextStates} and config.model.image_size == 0
     for name in ("Matcher", "Scorer", "PairStates"):
-        assert "give model.detector" in lacks[name]
-        assert ("--regions" in lacks[name]) == (name == "PairStates")  # the others take no stored regions
+        assert "give its weights as model.detector" in lacks[name]
+        assert ("a folder of regions" in lacks[name]) == (name == "PairStates")  # the others take none
     texts = [words_of((n,), torch.Generator()).numpy() for n in (3, 6, 2, 4)]
     assert parts[TextFeatures].text_features(texts).shape == (4, TEXT.hidden_size)
 

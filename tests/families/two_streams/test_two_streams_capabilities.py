@@ -118,8 +118,8 @@ def test_without_a_detector_or_its_objectives_it_says_why(family, detector):
     config = family()
     parts, lacks = offers(build_task(config), config)
     assert [type(own).__name__ for own in parts] == ["TextPart"]
-    assert lacks["Matcher"] == lacks["Scorer"] and lacks["Scorer"].endswith("give model.detector")
-    assert "give model.detector, or --regions" in lacks["PairStates"]
+    assert lacks["Matcher"] == lacks["Scorer"] and lacks["Scorer"].endswith("with --regions")
+    assert "or there a folder of regions that were found before" in lacks["PairStates"]
     name = next(name for name in config.objectives if name not in ("mmm_text", "itm"))
     model = dataclasses.replace(config.model, detector=str(detector))
     alone = dataclasses.replace(config, model=model, objectives={name: config.objectives[name]})

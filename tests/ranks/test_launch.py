@@ -74,6 +74,19 @@ def test_initial_weights_have_to_exist(tmp_path):
         launch.check_inputs(alone)
 
 
+def test_a_detector_has_to_exist_before_training(tmp_path):
+    """It is only read when the model is evaluated, after days."""
+    (tmp_path / "0.tar").touch()
+    config = resolve("uniter_base", ["--model.detector", str(tmp_path / "gone")])
+    (name,) = config.data.sources
+    source = dataclasses.replace(config.data.sources[name], shards=str(tmp_path / "0.tar"))
+    config = config.with_sources({name: source})
+    with pytest.raises(ConfigError, match=r"model.detector '.*gone': no such file or folder"):
+        launch.check_inputs(config)
+    model = dataclasses.replace(config.model, detector="demo")
+    launch.check_inputs(dataclasses.replace(config, model=model))
+
+
 def test_supervised_run_is_torchruns():
     command = launch.plan_supervised("demo", ["--seed", "1"], ranks=2, gpus=2, restarts=3)
     supervisor = [

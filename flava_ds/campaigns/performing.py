@@ -7,12 +7,16 @@ import os
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flava_ds import config as configuration
 from flava_ds.campaigns.campaign import RANKS, Run, code
 from flava_ds.campaigns.course import checkpoints_on_the_way, losses_of
 from flava_ds.storage.atomic import write_whole
+
+if TYPE_CHECKING:
+    from flava_ds.demo.evaluation.inputs import Inputs
+    from flava_ds.evaluation.frozen_model import FrozenModel
 
 
 def perform(run: Run) -> None:
@@ -83,10 +87,42 @@ def _measured_on_the_way(run: Run) -> list[dict[str, float]]:
 
 
 def _measured_at(run: Run, path: Path | None, domains: tuple[str, ...]) -> dict[str, Any]:
-    """Measures a run or one of its checkpoints, or without one a row's model that is not trained."""
+    """Measures a run or one of its checkpoints, or without one a row's model that is not trained.
+
+    Each domain's part is kept in the run's folder, so that a command which was stopped goes on after it.
+    """
+    from flava_ds.campaigns.measure import measure
+
+    stamp = [run.settings, run.added, code()["sources"]]
+    folder = run.folder / "measured" / (path.name if path is not None else run.row)
+    names = ("metrics", "counts", "lacks") if run.table.some_lack else ("metrics", "counts")
+    parts: list[dict[str, Any]] = []
+    model: tuple[FrozenModel, Inputs] | None = None
+    for domain in domains:
+        file = folder / f"{domain}.json"
+        part = _kept(file, stamp)
+        if part is None:
+            model = model or _opened(run, path)
+            part = measure(*model, (domain,), some_lack=run.table.some_lack)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(file, json.dumps({"stamp": stamp, "part": part}))
+        parts.append(part)
+    return {name: {key: own for part in parts for key, own in part[name].items()} for name in names}
+
+
+def _kept(file: Path, stamp: list[Any]) -> dict[str, Any] | None:
+    """Returns what was measured before under the same stamp, None for nothing."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found["part"] if found.get("stamp") == stamp else None
+
+
+def _opened(run: Run, path: Path | None) -> tuple[FrozenModel, Inputs]:
+    """Opens the model to measure, and what it is measured on."""
     import torch
 
-    from flava_ds.campaigns.measure import measure
     from flava_ds.demo.dataset import unpack
     from flava_ds.demo.evaluation.inputs import build_inputs
     from flava_ds.evaluation.opening import open_model
@@ -99,5 +135,4 @@ def _measured_at(run: Run, path: Path | None, domains: tuple[str, ...]) -> dict[
     else:
         opened = open_model(path, device="cpu", precision="fp32")
         config, model = opened.config, opened.frozen()
-    inputs = build_inputs(config, unpack(DATA).root)
-    return measure(model, inputs, domains, some_lack=run.table.some_lack)
+    return model, build_inputs(config, unpack(DATA).root)

@@ -2,8 +2,13 @@
 
 import dataclasses
 
+import numpy as np
+import pytest
+
+from flava_ds.campaigns import performing
 from flava_ds.campaigns.ablation import ONLY, RAW_PIXELS, TABLE
 from flava_ds.campaigns.campaign import plan, read_results, unfinished
+from flava_ds.campaigns.measure import MEASURES
 from flava_ds.campaigns.performing import perform
 
 
@@ -29,3 +34,35 @@ def test_a_row_without_training_is_measured_and_finished(tmp_path, monkeypatch):
     (result,) = read_results(run.file.parent)[RAW_PIXELS]
     assert (result["steps"], result["training_flops"], result["metrics"]) == ({}, 0, {})
     assert not list(unfinished([run]))
+
+
+def test_a_run_that_is_stopped_while_it_is_measured_goes_on_after_the_last_domain(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(ONLY, RAW_PIXELS, ("one", "two"))
+    monkeypatch.setattr(performing, "_opened", lambda run, path: (None, None))
+    (run,) = plan(TABLE, [RAW_PIXELS], 3, "tiny", tmp_path)
+    run = dataclasses.replace(run, runs=tmp_path / "runs")
+    asked = []
+
+    def hits(name):
+        def found(model, inputs):
+            asked.append(name)
+            if name == "two" and asked.count("two") == 1:
+                raise KeyboardInterrupt
+            return {f"{name}/number": ("items", np.array([0, 0, 1]), np.array([1.0, 0.0, 1.0]))}
+
+        return found
+
+    for name in ("one", "two"):
+        monkeypatch.setitem(MEASURES, name, hits(name))
+    with pytest.raises(KeyboardInterrupt):
+        perform(run)
+    assert not run.file.exists() and not list(run.file.parent.glob("*.json"))
+    perform(run)
+    (result,) = read_results(run.file.parent)[RAW_PIXELS]
+    assert asked == ["one", "two", "two"] and not run.folder.exists()
+    assert {name: own["sums"] for name, own in result["metrics"].items()} == {
+        "one/number": [1, 1],
+        "two/number": [1, 1],
+    }
+    assert result["counts"] == {"items": [2, 1]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from flava_ds.config.variants import choices, find
 from flava_ds.errors import CheckpointError
 from flava_ds.hf.files import read_file, read_folder, read_json, write_tensors
 from flava_ds.layouts import Foreign, Layouts
+
+log = logging.getLogger(__name__)
 
 OPEN_CLIP = "open_clip_config.json", "open_clip_"
 """The configuration in an open_clip folder, and the prefix of its weight files."""
@@ -111,8 +114,15 @@ def config_of(found: Foreign, name: str = "imported") -> Config:
 
 def write_imported(found: Foreign, out: Path) -> Path:
     """Writes a folder for initial_weights: model.safetensors in our names, config.json and any
-    image_codebook/. Returns `out`.
+    image_codebook/. Returns `out`. A head of one task is dropped, which a warning says.
     """
+    if found.head is not None:
+        log.warning(
+            "%s: dropped the head of %d classes, for which a run has no place; `flava-ds evaluate --own-head` "
+            "uses it",
+            out,
+            len(found.head.class_names),
+        )
     out.mkdir(parents=True, exist_ok=True)
     save(config_of(found), out / "config.json")
     write_tensors(found.weights, out)

@@ -1,6 +1,7 @@
 """Folders of Hugging Face with a head that was fine-tuned elsewhere: scores are of transformers' outputs."""
 
 import json
+import logging
 import re
 
 import numpy as np
@@ -10,6 +11,7 @@ from evaluation.language_world import write_cola, write_mnli, write_stsb, write_
 from evaluation.tuning.test_fitting_regions import write_table
 from families.two_streams.two_stream_peers import lxmert, their_lxmert
 from families.vilt.vilt_peers import difference, randomize, their_vilt, tiny_config
+from safetensors.torch import load_file
 
 from flava_ds.cli import main
 from flava_ds.errors import UserError
@@ -19,6 +21,7 @@ from flava_ds.evaluation.registry import tasks
 from flava_ds.evaluation.runner import find_data
 from flava_ds.evaluation.tuning.own_head import read_classes, with_own_head
 from flava_ds.evaluation.vqa_answers import accuracy
+from flava_ds.hf.convert import convert_folder
 
 transformers = pytest.importorskip("transformers")
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -76,6 +79,14 @@ def test_bert_judges_pairs_of_texts_as_transformers_does(root, tmp_path):
         expected = np.mean([own == row[-1] for own, row in zip(named, rows, strict=True)])
         assert found[name].value == pytest.approx(expected)
     assert 0 < found["accuracy"].value < 1
+
+
+def test_a_run_that_starts_from_it_has_no_place_for_the_head(tmp_path, caplog):
+    folder, _ = bert(tmp_path / "bert", ("a", "b"))
+    with caplog.at_level(logging.WARNING):
+        convert_folder(folder, tmp_path / "ours")
+    assert "dropped the head of 2 classes" in caplog.text
+    assert not any("classifier" in name for name in load_file(tmp_path / "ours" / "model.safetensors"))
 
 
 def test_a_number_has_its_correlation(root, tmp_path):

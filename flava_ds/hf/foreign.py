@@ -118,8 +118,8 @@ def write_imported(found: Foreign, out: Path) -> Path:
     """
     if found.head is not None:
         log.warning(
-            "%s: dropped the head of %d classes, for which a run has no place; `flava-ds evaluate --own-head` "
-            "uses it",
+            "%s: dropped the head of %d classes, for which a run has no place; `flava-ds evaluate "
+            "--own-head` uses it",
             out,
             len(found.head.class_names),
         )

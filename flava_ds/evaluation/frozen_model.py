@@ -17,6 +17,7 @@ from flava_ds.errors import DataError, UserError
 from flava_ds.evaluation.feature_cache import PART_BATCHES, FeatureCache, Identified
 from flava_ds.evaluation.protocols import (
     CAPABILITIES,
+    OF_FILES,
     SPECIAL,
     Embedder,
     ImageFeatures,
@@ -121,7 +122,7 @@ class FrozenModel:
             return part
         name, described = capability.__name__, self.described
         reason = self._reasons.get(name, f"models of family '{described.family}' have none")
-        about = (CAPABILITIES | SPECIAL)[capability]
+        about = (CAPABILITIES | SPECIAL | OF_FILES)[capability]
         raise Lacking(
             f"{asked_by} needs {name} ({about}), which {described.name} (family "
             f"'{described.family}') does not offer: {reason}"

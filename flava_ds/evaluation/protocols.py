@@ -210,8 +210,10 @@ CAPABILITIES: dict[type, str] = {
     Losses: "the losses of its training",
 }
 """Every capability that a task may need of any family, described."""
-SPECIAL: dict[type, str] = {ObjectFinder: "boxes of objects", OwnHead: "a head that was fine-tuned elsewhere"}
-"""Those that only families with such a task, or files with such a head, can have."""
+SPECIAL: dict[type, str] = {ObjectFinder: "boxes of objects"}
+"""Those that only families with such a task can have."""
+OF_FILES: dict[type, str] = {OwnHead: "a head that was fine-tuned elsewhere"}
+"""Those that a model's files may bring, whatever its family."""
 
 
 Unit = Literal["share", "nats", "correlation"]

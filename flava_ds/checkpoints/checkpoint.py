@@ -254,7 +254,7 @@ def _check_fits(engine: Engine, reader: CheckpointReader) -> None:
                 raise CheckpointError(f"{folder} has no '{key}' of '{absent[0]}', which this run keeps")
         if lacking := lacked(reader.shapes, engine.shapes(), engine.module):
             raise CheckpointError(
-                f"{folder} has '{lacking[0]}', which the module of that name lacks in this configuration's model"
+                f"{folder} has '{lacking[0]}', which the module of that name lacks in this model"
             )
     except CheckpointError as error:
         raise CheckpointError(

@@ -146,7 +146,7 @@ def _of_beit(state: Mapping[str, Tensor], image: VisionEncoderConfig, where: str
     found = {name: tensor for name, tensor in state.items() if not name.endswith("relative_position_index")}
     shared = found.pop(_SHARED_TABLE, None)
     depth = len({name.split(".")[1] for name in found if name.startswith("blocks.")})
-    if depth != image.num_hidden_layers:
+    if depth not in (0, image.num_hidden_layers):
         raise CheckpointError(
             f"{where}: a BEiT of {depth} blocks, but the configuration has {image.num_hidden_layers}"
         )

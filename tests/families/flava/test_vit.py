@@ -223,9 +223,10 @@ def test_a_beit_that_is_damaged_or_of_another_depth_is_refused(changed, said, tm
         read_vit(tmp_path / "beit.pth", vit_config(1e-6))
 
 
-def test_factors_of_a_file_in_half_precision_are_multiplied_in_full():
+def test_factors_of_a_file_in_half_precision_are_multiplied_in_full(tmp_path):
     shape = transformers.BeitConfig(**TINY, use_relative_position_bias=True)
-    state = randomized(transformers.BeitModel(shape)).half().state_dict()
+    randomized(transformers.BeitModel(shape)).half().save_pretrained(tmp_path)
+    state = read_file(tmp_path / "model.safetensors")
     ours = vit_weights(state, vit_config(1e-6), "here")
     factor, name = state["encoder.layer.0.lambda_2"].float(), "encoder.layer.0.output.dense.weight"
     expected = factor[:, None] * state[name].float()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import signal
 import sys
@@ -27,6 +28,7 @@ from flava_ds.commands.runs import require_run
 from flava_ds.commands.standard_output import reader_is_gone
 from flava_ds.errors import UserError, did_you_mean
 from flava_ds.plain_text import one_line
+from flava_ds.processes import leave
 from flava_ds.ranks.safe_path import leave_out_working_directory
 
 
@@ -338,4 +340,7 @@ def convert(options: argparse.Namespace, _: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    if "WORLD_SIZE" in os.environ:  # one of a launcher's ranks
+        leave(status)
+    sys.exit(status)

@@ -158,11 +158,12 @@ def tuned_head(
     `parts` are its layers, by the names of their tensors, linear or LayerNorm (with `eps`), and its
     activations. A class is called as id2label says, or LABEL_0 and so on.
 
-    Raises: CheckpointError if a tensor is missing.
+    Raises: CheckpointError if a tensor is missing, or does not fit the layer before.
     """
     if f"{parts[-1]}.weight" not in tensors:
         return None
     layers: list[nn.Module] = []
+    width = None
     for part in parts:
         if isinstance(part, nn.Module):
             layers.append(part)
@@ -172,6 +173,13 @@ def tuned_head(
         except KeyError as error:
             raise CheckpointError(f"{where}: tensor {error} of the head is missing") from error
         weight = own["weight"]
+        shapes = list(weight.shape), list(own["bias"].shape)
+        if not (len(shapes[0]) in (1, 2) and shapes[1] == shapes[0][:1] and width in (None, shapes[0][-1])):
+            raise CheckpointError(
+                f"{where}: tensor '{part}.weight' of the head has shape {shapes[0]}, which does not fit its "
+                f"bias of {shapes[1]}{f' and the {width} numbers before it' if width else ''}"
+            )
+        width = shapes[0][0]
         with torch.device("meta"):
             linear = weight.dim() == 2
             layer = nn.Linear(*weight.shape[::-1]) if linear else nn.LayerNorm(len(weight), eps=eps)

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 
 from flava_ds.errors import UserError
 from flava_ds.plain_text import one_line
+from flava_ds.processes import leave
 from flava_ds.ranks import orphans
 from flava_ds.ranks.safe_path import leave_out_working_directory
 
@@ -127,9 +128,4 @@ def run(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    status = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # everything is closed; in a normal exit, a gloo thread that wants the interpreter while it shuts down
-    # would sometimes abort the process
-    os._exit(status)
+    leave(main())

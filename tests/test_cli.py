@@ -342,3 +342,16 @@ def test_readme_shows_commands_that_are_understood():
             check_option_names(load_recipe(recipe), rest)
         else:
             assert rest == [], words
+
+
+def test_a_rank_of_a_launcher_skips_the_interpreters_own_exit():
+    """There, a gloo thread sometimes aborts a process whose work is done."""
+    program = (
+        "import atexit, runpy, sys; atexit.register(print, 'late'); sys.argv[1:] = ['evaluate']; "
+        "runpy.run_module('flava_ds.cli', run_name='__main__')"
+    )
+    rank = os.environ | {"WORLD_SIZE": "2"}
+    ended = subprocess.run(
+        [sys.executable, "-c", program], env=rank, capture_output=True, text=True, timeout=60
+    )
+    assert (ended.returncode, ended.stdout) == (2, "") and "RUN is missing" in ended.stderr

@@ -6,8 +6,6 @@ Started on every rank, like flava_ds.train, with FILE RECIPE overrides... Rank 0
 from __future__ import annotations
 
 import json
-import os
-import sys
 import time
 from collections import Counter
 from contextlib import closing
@@ -15,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from flava_ds import train
+from flava_ds.processes import leave
 from flava_ds.storage.atomic import write_whole
 
 OF_EACH = 4
@@ -79,7 +78,4 @@ def run(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    status = train.main(take=run)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)  # for the reason that flava_ds.train gives
+    leave(train.main(take=run))

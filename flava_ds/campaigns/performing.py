@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from flava_ds.demo.evaluation.inputs import Inputs
     from flava_ds.evaluation.frozen_model import FrozenModel
 
+MEASURED = "measured"
+"""Of a run's folder: what has been measured of it so far."""
+
 
 def perform(run: Run) -> None:
     """Trains and measures one run and writes its result. Raises: UserError when training fails."""
@@ -37,6 +40,7 @@ def perform(run: Run) -> None:
     for stage in run.sequence.stages:
         if finished(stage.config) is not None:
             continue
+        shutil.rmtree(run.folder / MEASURED, ignore_errors=True)  # of weights that are gone
         provide_demo_data(stage.config)
         config = with_inherited(run.sequence, stage) if stage.inherits else run.table.begin(run, stage)
         file = run.folder / f"{stage.name}.json"
@@ -94,7 +98,7 @@ def _measured_at(run: Run, path: Path | None, domains: tuple[str, ...]) -> dict[
     from flava_ds.campaigns.measure import measure
 
     stamp = [run.settings, run.added, code()["sources"]]
-    folder = run.folder / "measured" / (path.name if path is not None else run.row)
+    folder = run.folder / MEASURED / (path.name if path is not None else run.row)
     names = ("metrics", "counts", "lacks") if run.table.some_lack else ("metrics", "counts")
     parts: list[dict[str, Any]] = []
     model: tuple[FrozenModel, Inputs] | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -252,6 +252,10 @@ def _check_fits(engine: Engine, reader: CheckpointReader) -> None:
         for key, average in engine.averages.items():
             if absent := [name for name in sorted(average.followed) if not reader.holds(key, name)]:
                 raise CheckpointError(f"{folder} has no '{key}' of '{absent[0]}', which this run keeps")
+        if lacking := lacked(reader.shapes, engine.shapes(), engine.module):
+            raise CheckpointError(
+                f"{folder} has '{lacking[0]}', which the module of that name lacks in this model"
+            )
     except CheckpointError as error:
         raise CheckpointError(
             f"{error}; go on with the settings in {folder / files.CONFIG}, or start a new run with "
@@ -348,8 +352,7 @@ def initial_weights(module: nn.Module, path: str, family: str) -> tuple[dict[str
     shapes = {name: tuple(tensor.shape) for name, tensor in known.items()}
     check_shapes(shapes, {name: tuple(own[name].shape) for name in known}, f"initial_weights '{path}'")
     unused = [name for name in weights if name not in own]
-    modules = {name for name, _ in module.named_modules()}
-    if lacking := [name for name in unused if name.rpartition(".")[0] in modules]:
+    if lacking := lacked(unused, own, module):
         log.warning(
             "initial_weights %s: '%s'%s: modules of that name are here, but without such a tensor, so they "
             "compute something else than in that file's model; compare the options of both models",
@@ -358,3 +361,11 @@ def initial_weights(module: nn.Module, path: str, family: str) -> tuple[dict[str
             f" and {len(lacking) - 1} more" if len(lacking) > 1 else "",
         )
     return known, unused
+
+
+def lacked(names: Iterable[str], own: Collection[str], module: nn.Module) -> list[str]:
+    """Returns the tensors whose module is here and has none of that name, so that it computes something else
+    than it did with them.
+    """
+    modules = {name for name, _ in module.named_modules()}
+    return [name for name in names if name not in own and name.rpartition(".")[0] in modules]

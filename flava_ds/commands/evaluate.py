@@ -122,7 +122,7 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"{given} needs --data ROOT, the folder with the data sets; --list names them")
     if options.own_head and options.suite:
         raise UserError("--own-head is for --task: a head was fine-tuned for one task")
-    if options.head_classes and not options.own_head:
+    if options.head_classes is not None and not options.own_head:
         raise UserError("--head-classes says what the outputs of --own-head are; give that too")
     if options.limit is not None and options.limit < 1:
         raise UserError(f"--limit {options.limit}: use at least 1")

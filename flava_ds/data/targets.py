@@ -27,7 +27,7 @@ class SampleTargets:
         labels  [o]    int64
         boxes   [o 4]  float32, x1 y1 x2 y2 as shares of width and height; None unless they are wanted
         scores  [o]    float32 in [0, 1], how right each label is
-        attributes  [o a]  int64, those of an object first and then -1; None unless they are wanted
+        attributes  [o a]  int64, -1 in columns without one; None unless they are wanted
     """
 
     labels: np.ndarray

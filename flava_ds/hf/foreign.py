@@ -50,7 +50,7 @@ def open_folder(path: Path) -> Foreign:
             )
         return layouts.read(settings, tensors, str(path))
     settings = read_json(path / "config.json")
-    model_type = settings.get("model_type", "flava")
+    model_type = str(settings.get("model_type", "flava"))
     readable = {
         find(FamilyConfig, name, "family").model_type or name: name
         for name in choices(FamilyConfig)

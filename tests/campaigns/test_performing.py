@@ -1,13 +1,14 @@
 """One run of a campaign: trained, measured and written, or measured alone."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 
 from flava_ds.campaigns import performing
 from flava_ds.campaigns.ablation import ONLY, RAW_PIXELS, TABLE
-from flava_ds.campaigns.campaign import plan, read_results, unfinished
+from flava_ds.campaigns.campaign import code, plan, read_results, unfinished
 from flava_ds.campaigns.measure import MEASURES
 from flava_ds.campaigns.performing import perform
 
@@ -19,6 +20,10 @@ def test_a_run_from_nothing_to_its_result(tmp_path, monkeypatch):
     (run,) = (
         dataclasses.replace(run, runs=tmp_path / "runs") for run in plan(TABLE, ["clip"], 1, "tiny", tmp_path)
     )
+    gone = run.folder / "measured" / "joint" / "vision.json"  # of a training whose folder was deleted
+    gone.parent.mkdir(parents=True)
+    stamp = [run.settings, run.added, code()["sources"]]
+    gone.write_text(json.dumps({"stamp": stamp, "part": {"metrics": {}, "counts": {}}}))
     perform(run)
     (result,) = read_results(run.file.parent)["clip"]
     assert result["steps"] == {"joint": 2} and result["settings"] == run.settings

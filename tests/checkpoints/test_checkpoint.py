@@ -132,6 +132,9 @@ def refusals(folder: str) -> dict[str, str]:
     wider = Toy()
     wider.mim.decoder = torch.nn.Linear(12, 8)
     attempt("shape", module=wider)
+    narrower = Toy()
+    narrower.mim.dense = torch.nn.Linear(12, 12, bias=False)
+    attempt("lacked", module=narrower)
     merged = Toy()
     everywhere = merged.users() | {"mim.dense.weight": frozenset({Kind.TEXT})}
     merged.users = lambda: everywhere
@@ -178,6 +181,7 @@ def _refresh_manifest(world: World, folder: Place) -> None:
 def test_unusable_checkpoints_are_refused_in_one_line_on_every_rank(run_ranks, tmp_path):
     for said in run_ranks(refusals, 2, str(tmp_path)):
         assert "'mim.decoder.weight' is [7, 12], but this configuration's model has [8, 12]" in said["shape"]
+        assert "has 'mim.dense.bias', which the module of that name lacks" in said["lacked"]
         assert (
             "'mim.dense.weight' has had 2 updates and 'mlm.dense.weight' 1, but this configuration "
             "trains them as one group"

@@ -48,6 +48,13 @@ class FineTuning(ABC):
     own_head: bool = False
     head_classes: tuple[str, ...] = ()
     make_head: ClassVar[MakeHead]
+    reads: ClassVar[str]
+    """What its samples are, for messages."""
+
+    @property
+    def about(self) -> str:
+        """Says how it learns, if it does, and on what."""
+        return f"{'the own head, untrained,' if self.own_head else 'fine-tuning'} on {self.reads}"
 
     def reported(self, data: Splits) -> tuple[str, ...]:
         """Returns the split to report on, then those of `also`."""
@@ -110,6 +117,8 @@ class FineTuning(ABC):
         encoder = self.encoder(model)
         names = named(head.class_names, self.head_classes, self.name)
         network = Network(encoder, copy.deepcopy(head.layers)).to(model.device).eval()
+        for samples in splits.values():  # before hours of encoding
+            self.goal.of_own_head(np.empty((0, len(names)), np.float32), names, samples)
         parts = {}
         for split, samples in splits.items():
             inputs = inputs_of(model, samples, encoder)
@@ -179,7 +188,7 @@ class FineTuning(ABC):
 class TextFineTuning(FineTuning):
     """Fine-tunes the text encoder on texts or pairs of texts."""
 
-    about: ClassVar[str] = "fine-tuning on texts"
+    reads: ClassVar[str] = "texts"
     suite: ClassVar[str] = "text"
     group: ClassVar[str] = "language"
     needs: ClassVar[tuple[type, ...]] = (TextStates,)
@@ -198,7 +207,7 @@ class PairFineTuning(FineTuning):
 
     enlarged: float = 1.0
     image_size: int | None = None
-    about: ClassVar[str] = "fine-tuning on images with a text"
+    reads: ClassVar[str] = "images with a text"
     suite: ClassVar[str] = "pairs"
     group: ClassVar[str] = "vision-language"
     needs: ClassVar[tuple[type, ...]] = (PairStates,)

@@ -65,9 +65,15 @@ def named(own: Sequence[str], given: Sequence[str], task: str) -> tuple[str, ...
 def columns(names: Sequence[str], wanted: Sequence[str]) -> np.ndarray:
     """Returns the output of a head for each class of a data set, by name without regard to case: [z].
 
-    Raises: UserError naming a class that the head lacks.
+    Raises: UserError naming a class that the head lacks, or has twice.
     """
-    places = {name.casefold(): place for place, name in enumerate(names)}
+    folded = [name.casefold() for name in names]
+    places = {name: place for place, name in enumerate(folded)}
+    if twice := [name for name in wanted if folded.count(name.casefold()) > 1]:
+        raise UserError(
+            f"the model's head has two outputs of class '{twice[0]}' ({', '.join(names[:10])}); say with "
+            "--head-classes which one it is, and call the other one something else"
+        )
     if lacking := [name for name in wanted if name.casefold() not in places]:
         raise UserError(
             f"the model's head has no class '{lacking[0]}'; it has {', '.join(names[:10])}, the data set "

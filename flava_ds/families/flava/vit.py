@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,6 +63,13 @@ _TRANSFORMERS_RENAMES = (
     (r"^pooler\.layernorm\.", "fc_norm."),
 )
 """From transformers' names to timm's."""
+
+
+def vit_settings(image: VisionEncoderConfig) -> dict[str, Any]:
+    """Returns what transformers' ViT or BEiT must have in its config.json, if it has it at all, so that the
+    same weights compute the same here."""
+    shape = ("image_size", "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+    return {name: getattr(image, name) for name in shape} | {"hidden_act": "gelu"}
 
 
 def vit_weights(state: Mapping[str, Tensor], image: VisionEncoderConfig, where: str) -> dict[str, Tensor]:
@@ -133,16 +141,22 @@ def _of_beit(state: Mapping[str, Tensor], image: VisionEncoderConfig, where: str
     """Writes a BEiT in a ViT's terms: factors of what a layer adds go into the last product before them, a
     table that all layers share into each, and absolute positions, which it lacks, are zero.
 
-    Raises: CheckpointError if something is missing.
+    Raises: CheckpointError if something is missing, or has another shape.
     """
     found = {name: tensor for name, tensor in state.items() if not name.endswith("relative_position_index")}
     shared = found.pop(_SHARED_TABLE, None)
+    depth = len({name.split(".")[1] for name in found if name.startswith("blocks.")})
+    if depth not in (0, image.num_hidden_layers):
+        raise CheckpointError(
+            f"{where}: a BEiT of {depth} blocks, but the configuration has {image.num_hidden_layers}"
+        )
     try:
         for block in range(image.num_hidden_layers):
             for scale, product in _SCALES.items():
                 factor = found.pop(f"blocks.{block}.{scale}", None)
                 if factor is not None:
                     weight, bias = (f"blocks.{block}.{product}.{kind}" for kind in ("weight", "bias"))
+                    factor = factor.float()
                     found[weight], found[bias] = factor[:, None] * found[weight], factor * found[bias]
             attention = f"blocks.{block}.attn."
             if shared is not None:
@@ -152,6 +166,10 @@ def _of_beit(state: Mapping[str, Tensor], image: VisionEncoderConfig, where: str
                 found[f"{attention}qkv.bias"] = torch.cat([q, torch.zeros_like(q), v])
     except KeyError as error:
         raise CheckpointError(f"{where}: tensor {error} of a BEiT is missing; copy the file again") from error
+    except (IndexError, RuntimeError) as error:  # factors or biases of another shape
+        raise CheckpointError(
+            f"{where}: a tensor of 'blocks.{block}' has another shape than the others of a BEiT ({error})"
+        ) from error
     if "pos_embed" not in found:
         found["pos_embed"] = torch.zeros(1, 1 + image.num_patches, image.hidden_size)
     if "norm.weight" not in found and "fc_norm.weight" in found:

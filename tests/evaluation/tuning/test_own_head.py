@@ -14,14 +14,16 @@ from families.vilt.vilt_peers import difference, randomize, their_vilt, tiny_con
 from safetensors.torch import load_file
 
 from flava_ds.cli import main
-from flava_ds.errors import UserError
+from flava_ds.errors import CheckpointError, UserError
 from flava_ds.evaluation.opening import open_model
 from flava_ds.evaluation.protocols import OwnHead
 from flava_ds.evaluation.registry import tasks
 from flava_ds.evaluation.runner import find_data
+from flava_ds.evaluation.tuning import fine_tuning
 from flava_ds.evaluation.tuning.own_head import read_classes, with_own_head
 from flava_ds.evaluation.vqa_answers import accuracy
 from flava_ds.hf.convert import convert_folder
+from flava_ds.layouts import tuned_head
 
 transformers = pytest.importorskip("transformers")
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -137,10 +139,11 @@ def test_lxmert_answers_from_stored_regions(root, tmp_path, capsys):
     assert main([*given, "--regions", str(tmp_path / "regions")]) == 0
     result = json.loads(capsys.readouterr().out)["vqav2"]
     assert result["scores"]["vqa_accuracy"]["value"] == pytest.approx(np.mean(found))
+    assert result["protocol"] == "the own head, untrained, on images with a text"
     assert result["fine_tuning"] == {"own_head": True} and result["samples"] == 9
 
 
-def test_what_does_not_fit_is_said(root, tmp_path):
+def test_what_does_not_fit_is_said_before_anything_is_encoded(root, tmp_path, monkeypatch):
     unnamed, _ = bert(tmp_path / "unnamed", ("LABEL_0", "LABEL_1", "LABEL_2"))
     for name, folder, classes, message in (
         ("glue_mnli", unnamed, (), "the 3 classes of the model's head have no names"),
@@ -151,10 +154,12 @@ def test_what_does_not_fit_is_said(root, tmp_path):
             ("0", "2", "3"),
             "has no class 'unacceptable'; it has 0, 2, 3, the data set unac",
         ),
+        ("glue_mnli", unnamed, ("neutral", "Neutral", "entailment"), "has two outputs of class 'neutral'"),
         ("glue_stsb", unnamed, ("a", "b", "c"), "tells 3 classes, and the task wants one number"),
         ("vqav2", unnamed, (), "needs PairStates"),
     ):
-        with pytest.raises(UserError, match=re.escape(message)):
+        with monkeypatch.context() as patched, pytest.raises(UserError, match=re.escape(message)):
+            patched.setattr(fine_tuning, "outputs_of", None)
             run(name, folder, root, classes)
     assert run("glue_mnli", unnamed, root, ("neutral", "contradiction", "entailment"))
     bare, _ = bert(tmp_path / "bare", (), "BertModel")
@@ -170,6 +175,26 @@ def test_what_does_not_fit_is_said(root, tmp_path):
         read_classes(str(file))
 
 
+@pytest.mark.parametrize(
+    ("name", "shape", "said"),
+    [
+        (
+            "classifier.bias",
+            (5,),
+            "'classifier.weight' of the head has shape [3, 24], which does not fit its",
+        ),
+        ("classifier.weight", (3, 7), "shape [3, 7], which does not fit its bias of [3] and the 24 numbers"),
+        ("classifier.weight", (3, 7, 2), "of the head has shape [3, 7, 2]"),
+        ("classifier.weight", (), "of the head has shape []"),
+    ],
+)
+def test_a_head_whose_layers_do_not_fit_is_refused(tmp_path, name, shape, said):
+    tensors = {"classifier.weight": torch.zeros(3, 24), "classifier.bias": torch.zeros(3)}
+    tensors |= {"dense.weight": torch.zeros(24, 8), "dense.bias": torch.zeros(24), name: torch.zeros(shape)}
+    with pytest.raises(CheckpointError, match=re.escape(said)):
+        tuned_head(tensors, ("dense", torch.nn.Tanh(), "classifier"), {}, "here")
+
+
 def test_options_that_contradict_each_other_are_refused(root, tmp_path, capsys):
     folder, _ = bert(tmp_path / "bert", ("a", "b"))
     given = ["evaluate", str(folder), "--data", str(root)]
@@ -179,6 +204,7 @@ def test_options_that_contradict_each_other_are_refused(root, tmp_path, capsys):
             ["--task", "glue_cola", "--head-classes", "0,1"],
             "--head-classes says what the outputs of --own",
         ),
+        (["--task", "glue_cola", "--head-classes", ""], "--head-classes says what the outputs of --own"),
     ):
         assert main([*given, *more]) != 0
         assert message in capsys.readouterr().err

@@ -2,7 +2,9 @@
 
 import argparse
 import dataclasses
+import json
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from flava_ds.families.flava.image_encoder import ImageEncoder
 from flava_ds.families.flava.task import build_task
 from flava_ds.families.flava.views import Kind, View
 from flava_ds.families.flava.vit import vit_weights
+from flava_ds.hf.convert import convert_folder
 from flava_ds.hf.files import read_file
 
 TINY = dict(
@@ -196,15 +199,53 @@ def test_a_beit_fine_tuned_on_means_says_whose_norm_it_has(tmp_path, caplog):
     assert "model.image_encoder.final_norm.weight" in weights
 
 
-def test_a_beit_without_a_bias_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"blocks.1.attn.q_bias": None}, "beit.pth: tensor 'blocks.1.attn.q_bias' of a BEiT is missing"),
+        (
+            {"blocks.2.norm1.weight": torch.ones(24)},
+            "beit.pth: a BEiT of 3 blocks, but the configuration has 2",
+        ),
+        ({"blocks.1.gamma_2": torch.ones(3)}, "beit.pth: a tensor of 'blocks.1' has another shape"),
+        ({"blocks.0.gamma_1": torch.ones(())}, "beit.pth: a tensor of 'blocks.0' has another shape"),
+    ],
+)
+def test_a_beit_that_is_damaged_or_of_another_depth_is_refused(changed, said, tmp_path):
     beit = pytest.importorskip("timm.models.beit")
     state = beit.Beit(
         img_size=12, patch_size=4, embed_dim=24, depth=2, num_heads=3, mlp_ratio=2, use_rel_pos_bias=True
     ).state_dict()
-    del state["blocks.1.attn.q_bias"]
-    torch.save(state, tmp_path / "beit.pth")
-    with pytest.raises(CheckpointError, match="beit.pth: tensor 'blocks.1.attn.q_bias' of a BEiT is"):
+    torch.save(
+        {name: own for name, own in (state | changed).items() if own is not None}, tmp_path / "beit.pth"
+    )
+    with pytest.raises(CheckpointError, match=re.escape(said)):
         read_vit(tmp_path / "beit.pth", vit_config(1e-6))
+
+
+def test_factors_of_a_file_in_half_precision_are_multiplied_in_full(tmp_path):
+    shape = transformers.BeitConfig(**TINY, use_relative_position_bias=True)
+    randomized(transformers.BeitModel(shape)).half().save_pretrained(tmp_path)
+    state = read_file(tmp_path / "model.safetensors")
+    ours = vit_weights(state, vit_config(1e-6), "here")
+    factor, name = state["encoder.layer.0.lambda_2"].float(), "encoder.layer.0.output.dense.weight"
+    expected = factor[:, None] * state[name].float()
+    own = ours["model.image_encoder.transformer.blocks.0.mlp_down.weight"]
+    torch.testing.assert_close(own, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"model_type": "vit", "num_attention_heads": 6}, "num_attention_heads is 6; only 12 is supported"),
+        ({"model_type": "beit", "hidden_act": "relu"}, "hidden_act is 'relu'; only 'gelu' is supported"),
+        ({"model_type": ["vit"]}, "model_type is '['vit']'; supported are"),
+    ],
+)
+def test_settings_with_which_the_weights_compute_something_else_are_refused(settings, said, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(CheckpointError, match=re.escape(said)):
+        convert_folder(tmp_path, tmp_path / "out")
 
 
 def test_vit_weights_fit_the_whole_model(vit, tmp_path):

@@ -28,7 +28,8 @@ class RelativeAttention(Attention):
     """Attention within images of [CLS | patches], square and all of one size, with a learned bias for each
     head and offset between two patches. Images of another size have the table interpolated.
 
-    The bias is dense, so this is torch's attention and not the packed kernel, which has no bias.
+    Biases start at zero, as BEiT's do, so that other weights compute the same with them. They are dense, so
+    this is torch's attention and not the packed kernel, which has no bias.
 
     Shapes:
         offset_biases  [(2g-1)^2 + 3, h], of a grid of g x g patches

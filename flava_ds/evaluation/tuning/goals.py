@@ -21,7 +21,7 @@ from flava_ds.evaluation.labelled import LabelledPairs, LabelledTexts
 from flava_ds.evaluation.protocols import Score, Unit
 from flava_ds.evaluation.statistics import mean_interval, roc_area, share
 from flava_ds.evaluation.tuning.own_head import columns
-from flava_ds.evaluation.vqa_answers import accuracy, targets
+from flava_ds.evaluation.vqa_answers import accuracy, label_of, targets
 
 METRICS: dict[str, tuple[agreement.Statistic, Unit]] = {
     "f1": (agreement.f1, "share"),
@@ -206,7 +206,15 @@ class Answers:
         return self.scores(logits, samples)["vqa_accuracy"].value
 
     def of_own_head(self, logits: np.ndarray, names: Sequence[str], samples: Any) -> tuple[np.ndarray, Any]:
-        """Returns the samples with the head's answers in place of the frequent ones."""
+        """Returns the samples with the head's answers in place of the frequent ones.
+
+        Raises: UserError if no question has one of them as its commonest answer.
+        """
+        if not any(label_of(name) in samples.places for name in names):
+            raise UserError(
+                f"none of the {len(names)} answers of the model's head ({', '.join(names[:5])}, ...) is a "
+                "frequent answer of the data set; give its answers in order with --head-classes FILE.json"
+            )
         return logits, dataclasses.replace(samples, class_names=tuple(names))
 
 

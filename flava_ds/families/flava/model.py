@@ -187,7 +187,7 @@ def initialize(module: nn.Module, initializer_range: float) -> None:
     times, and Adam's second moments then freeze them for hundreds of steps.
     """
     for name, parameter in module.named_parameters():
-        if name.endswith(("cls_token", "mask_token", "position_embeddings", "offset_biases")):
+        if name.endswith(("cls_token", "mask_token", "position_embeddings")):
             nn.init.normal_(parameter, std=initializer_range)
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Embedding):

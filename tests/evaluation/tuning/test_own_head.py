@@ -195,6 +195,14 @@ def test_a_head_whose_layers_do_not_fit_is_refused(tmp_path, name, shape, said):
         tuned_head(tensors, ("dense", torch.nn.Tanh(), "classifier"), {}, "here")
 
 
+def test_answers_that_no_question_has_are_refused(root, tmp_path):
+    theirs = their_vilt(tiny_config(), "ViltModel").config
+    theirs.id2label = {0: "maybe", 1: "perhaps"}
+    folder = saved(tmp_path / "vilt", transformers.ViltForQuestionAnswering(theirs))
+    with pytest.raises(UserError, match="none of the 2 answers of the model's head .* is a frequent answer"):
+        run("vqav2", folder, root)
+
+
 def test_options_that_contradict_each_other_are_refused(root, tmp_path, capsys):
     folder, _ = bert(tmp_path / "bert", ("a", "b"))
     given = ["evaluate", str(folder), "--data", str(root)]

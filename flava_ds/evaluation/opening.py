@@ -33,6 +33,8 @@ MOST_TOKENS = {"pair": 77, "text": 512}
 VOCABULARIES = ("vocab.txt", "merges.txt")
 """Of transformers' BertTokenizer and CLIPTokenizer."""
 Precision = Literal["fp32", "bf16"]
+Read = tuple[Config, dict[str, torch.Tensor], Described, Path | None, OwnHead | None]
+"""A model's configuration, weights and description, its run's folder, and its own head."""
 
 
 @dataclass(frozen=True)
@@ -80,34 +82,8 @@ def open_model(
     path, device = Path(path), _device(device)
     if precision not in (None, "fp32", "bf16"):
         raise UserError(f"precision {precision!r}: use 'fp32' or 'bf16'")
-    head = None
-    if is_huggingface(path):
-        config, weights, described, head = _read_huggingface(path)
-        run_path = None
-    elif Place(path).has(MANIFEST):
-        config = configuration.load(path / CONFIG)
-        place, run_path = Place(path), path.resolve().parent.parent
-        run_path = run_path if (run_path / CONFIG).is_file() else None
-        weights, described = (
-            load_weights(place),
-            Described(config.name, config.model.type, step_of(place.name)),
-        )
-    else:
-        config, run_path = configuration.load(path / CONFIG), path
-        found = latest(place_of(path, config))
-        if found is None and (path / WEIGHTS).is_file():
-            raise CheckpointError(
-                f"{path}: holds weights to start a run from, with --initial-weights {path}; to use the model "
-                "as it is, give the folder that these were converted from, or a run that began with them"
-            )
-        if found is None:
-            raise CheckpointError(
-                f"{path}: no checkpoint yet; one is written every checkpoint.every_steps and at the end"
-            )
-        weights, described = (
-            load_weights(found),
-            Described(config.name, config.model.type, step_of(found.name)),
-        )
+    read = _read_huggingface if is_huggingface(path) else _read
+    config, weights, described, run_path, head = read(path)
     if regions is not None:
         config = with_regions(config, regions)
     module = config.model.build(config)
@@ -128,6 +104,28 @@ def open_model(
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     module = module.to(device, dtype).eval().requires_grad_(False)
     return Opened(config, module, described, run_path, head)
+
+
+def _read(path: Path) -> Read:
+    """Reads a checkpoint, or the latest one of a run. Raises: CheckpointError."""
+    config, place = configuration.load(path / CONFIG), Place(path)
+    run_path: Path | None = path
+    if place.has(MANIFEST):
+        above = path.resolve().parent.parent
+        found, run_path = place, above if (above / CONFIG).is_file() else None
+    else:
+        found = latest(place_of(path, config))
+    if found is None and (path / WEIGHTS).is_file():
+        raise CheckpointError(
+            f"{path}: holds weights to start a run from, with --initial-weights {path}; to use the model "
+            "as it is, give the folder that these were converted from, or a run that began with them"
+        )
+    if found is None:
+        raise CheckpointError(
+            f"{path}: no checkpoint yet; one is written every checkpoint.every_steps and at the end"
+        )
+    described = Described(config.name, config.model.type, step_of(found.name))
+    return config, load_weights(found), described, run_path, None
 
 
 def with_regions(config: Config, folder: Path) -> Config:
@@ -209,9 +207,7 @@ def _device(name: torch.device | str | None) -> torch.device:
     return device
 
 
-def _read_huggingface(
-    path: Path,
-) -> tuple[Config, dict[str, torch.Tensor], Described, OwnHead | None]:
+def _read_huggingface(path: Path) -> Read:
     """Reads a Hugging Face folder, with its vocabulary and pixel statistics if it has them, and the head of a
     class for one task. Objectives whose heads it lacks are left out."""
     found = open_folder(path)
@@ -233,7 +229,7 @@ def _read_huggingface(
         statistics = _pixel_statistics(path / "preprocessor_config.json")
         image = dataclasses.replace(config.model.image, **statistics)
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, image=image))
-    return config, found.weights, Described(config.name, config.model.type), found.head
+    return config, found.weights, Described(config.name, config.model.type), None, found.head
 
 
 def _pixel_statistics(file: Path) -> dict[str, tuple[float, ...]]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from flava_kernels.bench.machine import gemm_rate
 
-from flava_ds.checkpoints import checkpoint
+from flava_ds.checkpoints import checkpoint, initial_weights
 from flava_ds.checkpoints.keeper import CheckpointKeeper
 from flava_ds.codebook.frozen import add_codebook
 from flava_ds.config import Config
@@ -51,13 +51,13 @@ def build(config: Config) -> Trainer:
     task = config.model.build(config)
     if config.initial_weights is not None:
         assert config.model.type is not None  # every family has a tag; only FamilyConfig itself has none
-        checkpoint.load_initial_weights(task, config.initial_weights, config.model.type)
+        initial_weights.load_initial_weights(task, config.initial_weights, config.model.type)
     add_codebook(task, config, world.device)
     if config.balance is not None:
         task.states["balance"] = config.balance.build(task)
     note_vocabulary(task, config)
     if config.initial_weights is not None:
-        checkpoint.warn_of_vocabulary(config.initial_weights, task.fingerprints)
+        initial_weights.warn_of_vocabulary(config.initial_weights, task.fingerprints)
     with explained(config, world, "while model and optimizer were set up"):
         engine = Engine(task, config, world)
     resumed = checkpoint.resume(engine, config) if config.checkpoint.resume else None

@@ -1,4 +1,4 @@
-"""Prepares a run's folder, resumes from its latest checkpoint, and loads initial weights; on all ranks."""
+"""Prepares a run's folder and resumes from its latest checkpoint, on all ranks."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from flava_ds import config as configuration
 from flava_ds.checkpoints import files
 from flava_ds.checkpoints.contents import verify
 from flava_ds.checkpoints.place import Place
-from flava_ds.checkpoints.reader import CheckpointReader, check_shapes, load_weights, locate
+from flava_ds.checkpoints.reader import CheckpointReader, check_shapes
 from flava_ds.config import Config, to_dict
 from flava_ds.config.earlier import modernised
 from flava_ds.config.plain_files import loads
@@ -297,70 +297,6 @@ def check_family(found: Place | Path, family: str) -> None:
             "run with another --name, or give --initial-weights bare tensors, from `flava-ds convert FROM "
             "--to safetensors OUT`"
         )
-
-
-def warn_of_vocabulary(path: str, fingerprints: Mapping[str, str]) -> None:
-    """Warns if initial weights are those of a run that read texts with another vocabulary than this one."""
-    found = locate(path)
-    if not isinstance(found, Place):
-        return
-    try:
-        known = json.loads(found.read(files.STATE))["frozen"].get("vocabulary")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return  # converted weights, which do not tell
-    if known and fingerprints.get("vocabulary", known) != known:
-        log.warning(
-            "initial_weights '%s' come from a run with another vocabulary than data.vocabulary names: in its "
-            "tables of words, rows stand for other words",
-            path,
-        )
-
-
-def load_initial_weights(module: nn.Module, path: str, family: str) -> None:
-    """Copies the tensors of `path` into the module's parameters and buffers of the same name.
-
-    All others keep their initial values.
-
-    Raises: CheckpointError when another family wrote them, a shape differs, or no name fits.
-    """
-    known, unused = initial_weights(module, path, family)
-    module.load_state_dict(known, strict=False)
-    log.info(
-        "%d of the model's %d tensors come from %s, %d tensors of that file are unused",
-        len(known),
-        len(module.state_dict()),
-        path,
-        len(unused),
-    )
-
-
-def initial_weights(module: nn.Module, path: str, family: str) -> tuple[dict[str, Tensor], list[str]]:
-    """Reads the tensors of `path` that the module has, and names the others. Warns of those that a module of
-    their name here lacks.
-
-    Raises: CheckpointError as load_initial_weights.
-    """
-    check_family(locate(path), family)
-    weights, own = load_weights(path), module.state_dict()
-    known = {name: tensor for name, tensor in weights.items() if name in own}
-    if not known:
-        raise CheckpointError(
-            f"initial_weights '{path}': none of its {len(weights)} tensors belongs to this model, e.g. "
-            f"'{next(iter(weights), '')}' against '{next(iter(own))}'; convert other layouts with "
-            "`flava-ds convert FROM --to flava_ds OUT` first"
-        )
-    shapes = {name: tuple(tensor.shape) for name, tensor in known.items()}
-    check_shapes(shapes, {name: tuple(own[name].shape) for name in known}, f"initial_weights '{path}'")
-    unused = [name for name in weights if name not in own]
-    if lacking := lacked(unused, own, module):
-        log.warning(
-            "initial_weights %s: '%s'%s: modules of that name are here, but without such a tensor, so they "
-            "compute something else than in that file's model; compare the options of both models",
-            path,
-            lacking[0],
-            f" and {len(lacking) - 1} more" if len(lacking) > 1 else "",
-        )
-    return known, unused
 
 
 def lacked(names: Iterable[str], own: Collection[str], module: nn.Module) -> list[str]:

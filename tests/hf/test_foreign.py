@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from sample_batches import tiny_config
 
 from flava_ds import cli
-from flava_ds.checkpoints.checkpoint import load_initial_weights
+from flava_ds.checkpoints.initial_weights import load_initial_weights
 from flava_ds.codebook.image_codebook import ImageCodebook, huggingface_name, load_codebook
 from flava_ds.config import load
 from flava_ds.errors import CheckpointError

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from sample_batches import make_batch, tiny_config
 from transformers.models.beit.modeling_beit import BeitRelativePositionBias
 
-from flava_ds.checkpoints.checkpoint import load_initial_weights
+from flava_ds.checkpoints.initial_weights import load_initial_weights
 from flava_ds.errors import CheckpointError
 from flava_ds.families.flava.hf import LAYOUTS
 from flava_ds.families.flava.task import build_task

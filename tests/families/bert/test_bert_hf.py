@@ -8,7 +8,7 @@ from families.bert.bert_peers import difference, inputs_of, make_batch, randomiz
 from safetensors.torch import save_file
 
 from flava_ds import config as configuration
-from flava_ds.checkpoints.checkpoint import load_initial_weights
+from flava_ds.checkpoints.initial_weights import load_initial_weights
 from flava_ds.errors import CheckpointError
 from flava_ds.families.bert.hf import LAYOUTS
 from flava_ds.families.bert.task import build_task

@@ -10,7 +10,7 @@ from families.clip.peers import difference, make_batch, normalized, padded_ids, 
 from safetensors.torch import save_file
 
 from flava_ds import config as configuration
-from flava_ds.checkpoints.checkpoint import load_initial_weights
+from flava_ds.checkpoints.initial_weights import load_initial_weights
 from flava_ds.errors import CheckpointError
 from flava_ds.evaluation.opening import open_model
 from flava_ds.families.clip.hf import LAYOUTS, entries

@@ -15,7 +15,7 @@ from families.two_streams.two_stream_peers import (
 )
 
 from flava_ds import config as configuration
-from flava_ds.checkpoints.checkpoint import load_initial_weights
+from flava_ds.checkpoints.initial_weights import load_initial_weights
 from flava_ds.errors import CheckpointError
 from flava_ds.families.two_streams.hf import LAYOUTS
 from flava_ds.families.two_streams.task import build_task

@@ -15,7 +15,7 @@ from families.vilt.vilt_peers import (
 )
 
 from flava_ds import config as configuration
-from flava_ds.checkpoints.checkpoint import load_initial_weights
+from flava_ds.checkpoints.initial_weights import load_initial_weights
 from flava_ds.config.objectives import in_use
 from flava_ds.errors import CheckpointError
 from flava_ds.families.vilt.hf import LAYOUTS

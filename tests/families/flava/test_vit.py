@@ -45,13 +45,7 @@ def vit():
     model = timm.models.vision_transformer.VisionTransformer(
         img_size=12, patch_size=4, embed_dim=24, depth=2, num_heads=3, mlp_ratio=2, num_classes=5
     )
-    draw = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.normal_(std=0.2, generator=draw)
-            if "norm" in name and name.endswith("weight"):
-                parameter.add_(1.0)
-    return model.eval()
+    return randomized(model)
 
 
 def vit_config(layer_norm_eps: float) -> VisionEncoderConfig:

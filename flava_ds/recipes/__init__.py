@@ -95,6 +95,7 @@ RECIPES = Recipes(
     "ablation/flava_mm_equal_compute",
     "ablation/flava_no_init_equal_compute",
     "ablation/flava_no_init_uncertainty",
+    "ablation/flava_no_init_gradnorm",
     "ablation/untrained",
 )
 SEQUENCES = Recipes(

@@ -10,6 +10,7 @@ Source: paper, section 5 and table 4.
 import dataclasses
 
 from flava_ds.config import Config, ObjectiveConfig
+from flava_ds.objectives.gradnorm import GradNormConfig
 from flava_ds.objectives.local_contrastive import LocalContrastiveConfig
 from flava_ds.objectives.uncertainty import UncertaintyConfig
 from flava_ds.recipes.demo import demo, demo_objectives, demo_sources
@@ -23,11 +24,13 @@ PAIR_STEPS = 700
 CONTRASTIVE_WEIGHT = 3.0
 """As in the demo; of all rows, so that they differ in nothing else."""
 MULTIMODAL = ("global_contrastive", "mmm_image", "mmm_text", "itm")
+BALANCED = {"flava_no_init_uncertainty": UncertaintyConfig(), "flava_no_init_gradnorm": GradNormConfig()}
+"""Rows whose objectives' weights are learned."""
 ROWS = (
     *("mim", "mlm", "flava_c_local", "flava_c", "flava_mm", "flava_no_init", "flava", "clip"),
-    *("flava_mm_equal_compute", "flava_no_init_equal_compute", "flava_no_init_uncertainty", "untrained"),
+    *("flava_mm_equal_compute", "flava_no_init_equal_compute", *BALANCED, "untrained"),
 )
-"""As in the paper's table 4, and four more."""
+"""As in the paper's table 4, and five more."""
 EQUAL_COMPUTE = {"flava_mm_equal_compute": 1.69, "flava_no_init_equal_compute": 1.49}
 """Rows with as many training FLOPs as `flava` and its initialisation -> their steps, in those of the row
 without the suffix. A test counts the FLOPs.
@@ -44,8 +47,7 @@ def ablation(row: str, pair_steps: int = PAIR_STEPS) -> Config | Stages:
         return _at_rest()
     shared = EQUAL_COMPUTE.get(row, 1.0)
     if row.startswith("flava_no_init"):
-        balance = UncertaintyConfig() if row == "flava_no_init_uncertainty" else None
-        config = dataclasses.replace(demo(), balance=balance)
+        config = dataclasses.replace(demo(), balance=BALANCED.get(row))
         return _of_length(config, row, 20 * round(shared * pair_steps / 14))
     base, sources = demo(), demo_sources()
     pairs, contrastive = dataclasses.replace(sources["pair"], weight=1.0), {}

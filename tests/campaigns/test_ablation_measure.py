@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from flava_ds.campaigns import measure
+from flava_ds.campaigns import fine_tuned, measure
 from flava_ds.campaigns.ablation import DOMAINS
+from flava_ds.campaigns.measures import labels_that_fit, reciprocal_ranks
 from flava_ds.demo.dataset import unpack
 from flava_ds.demo.evaluation.inputs import build_inputs
 from flava_ds.evaluation.frozen_model import Described
@@ -30,12 +31,12 @@ def test_reciprocal_ranks_by_hand():
     keys = torch.tensor([[1.0, 0], [0.8, 0.6], [0, 1], [0.6, 0.8]])
     labels = np.array(["a", "b", "c", "b"])
     # a finds itself first; the second finds itself, or the other b, first; c is first of its own.
-    assert measure.reciprocal_ranks(keys, keys, labels).tolist() == [1, 1, 1, 1]
+    assert reciprocal_ranks(keys, keys, labels).tolist() == [1, 1, 1, 1]
     queries = torch.tensor([[0.0, 1], [1, 0], [1, 0], [1, 0]])
     # Orders c b2 b1 a, then a b1 b2 c: a is fourth, b second, c fourth.
-    assert measure.reciprocal_ranks(queries, keys, labels).tolist() == [1 / 4, 1 / 2, 1 / 4, 1 / 2]
+    assert reciprocal_ranks(queries, keys, labels).tolist() == [1 / 4, 1 / 2, 1 / 4, 1 / 2]
     # Of equal keys, half of the wrong ones come first: 1 + 3 / 2, and 1 + 2 / 2 for the two of b.
-    flat = measure.reciprocal_ranks(torch.zeros(4, 2), keys, labels)
+    flat = reciprocal_ranks(torch.zeros(4, 2), keys, labels)
     assert flat.tolist() == [1 / 2.5, 1 / 2, 1 / 2.5, 1 / 2]
 
 
@@ -43,7 +44,7 @@ def test_labels_fit_as_their_classes_say():
     concepts = [f"c{number // 2}" for number in range(40)]
     subgroups = [f"s{number // 10}" for number in range(40)]
     names = {concept: f"the {concept}" for concept in concepts}
-    pairs = measure._fits(samples(concepts, subgroups), names)
+    pairs = labels_that_fit(samples(concepts, subgroups), names)
     group = dict(zip(names.values(), subgroups[::2], strict=True))
     for number, (text, label) in enumerate(zip(pairs.texts, pairs.labels, strict=True)):
         assert label == number % 3
@@ -56,7 +57,7 @@ def test_labels_fit_as_their_classes_say():
 
 
 def test_a_drawing_alone_in_its_subgroup_gets_no_near_label():
-    pairs = measure._fits(samples(["a", "b", "c"], ["s", "t", "u"]), {"a": "a", "b": "b", "c": "c"})
+    pairs = labels_that_fit(samples(["a", "b", "c"], ["s", "t", "u"]), {"a": "a", "b": "b", "c": "c"})
     assert pairs.labels.tolist() == [0, 0, 2] and pairs.texts[1] != "b"
 
 
@@ -82,8 +83,8 @@ def test_every_domain_of_a_real_model(row, monkeypatch):
     for name in ("train", "unseen_style", "texts"):
         inputs.__dict__[name] = getattr(inputs, name).select(np.arange(0, 600, 5), name)
     small = dataclasses.replace(measure.TEXTS, samples=64, updates=4, warmup_updates=1, epochs=2)
-    monkeypatch.setattr(measure, "TEXTS", small)
-    monkeypatch.setattr(measure, "PAIRS", small)
+    monkeypatch.setattr(fine_tuned, "TEXTS", small)
+    monkeypatch.setattr(fine_tuned, "PAIRS", small)
     found = measure.measure(model, inputs, DOMAINS)
     assert found["counts"]["concepts"] and sum(found["counts"]["concepts"]) == 120
     assert sum(found["counts"]["words"]) == 3 * len(inputs.texts)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from flava_ds.campaigns.ablation import DOMAINS, MACRO, ORDERINGS, Ordering, difference, domain_parts, judge
-from flava_ds.recipes.ablation import EQUAL_COMPUTE, ROWS
+from flava_ds.recipes.ablation import BALANCED, EQUAL_COMPUTE, ROWS
 
 CONCEPTS, WORDS = 40, 60
 
@@ -82,6 +82,6 @@ def test_seeds_are_paired_by_number_whatever_the_order():
 
 def test_orderings_are_about_rows_of_the_paper():
     rows = {row for ordering in ORDERINGS for row in (ordering.higher, ordering.lower)}
-    assert rows == set(ROWS) - {*EQUAL_COMPUTE, "flava_no_init_uncertainty", "untrained"}
+    assert rows == set(ROWS) - {*EQUAL_COMPUTE, *BALANCED, "untrained"}
     assert all(ordering.paper_gap > 0 for ordering in ORDERINGS)
     assert len({dataclasses.astuple(ordering)[:3] for ordering in ORDERINGS}) == len(ORDERINGS)

@@ -16,7 +16,7 @@ from flava_ds.campaigns.campaign import (
     read_results,
     unfinished,
 )
-from flava_ds.campaigns.measure import PAIRS
+from flava_ds.campaigns.fine_tuned import PAIRS
 from flava_ds.cli import main
 from flava_ds.errors import UserError
 from flava_ds.recipes.ablation import ROWS
@@ -33,7 +33,7 @@ def finish(run, **changes):
 def test_all_rows_of_a_seed_come_before_the_next(tmp_path):
     runs = plan(TABLE, ["clip", "mim"], 2, "tiny", tmp_path)
     assert [(run.row, run.seed) for run in runs] == [("mim", 0), ("clip", 0), ("mim", 1), ("clip", 1)]
-    assert len({run.file for run in plan(TABLE, list(ROWS), 3, "small", tmp_path)}) == 36
+    assert len({run.file for run in plan(TABLE, list(ROWS), 3, "small", tmp_path)}) == 39
     assert [run.seed for run in plan(TABLE, [RAW_PIXELS], 3, "small", tmp_path)] == [0]
 
 

@@ -33,7 +33,7 @@ class Inputs:
 
     config: Config
     root: Path
-    """Folder with pairs-train, pairs-unseen-style, pairs-unseen-concepts, text-test and concepts.json."""
+    """Folder of the demo's data: shards of pairs and texts, and concepts.json."""
     tokenizer: WordPieceTokenizer
     codebook: ImageCodebook | None = None
     codebook_problem: str = ""
@@ -53,6 +53,11 @@ class Inputs:
     def unseen_concepts(self) -> Samples:
         """Pairs of unseen concepts, in all styles."""
         return read_samples(self.root / "pairs-unseen-concepts")
+
+    @cached_property
+    def train_texts(self) -> Samples:
+        """Glosses of training."""
+        return read_samples(self.root / "text", images=False)
 
     @cached_property
     def texts(self) -> Samples:

@@ -30,6 +30,8 @@ class TunedHead:
 
     layers: nn.Sequential
     class_names: tuple[str, ...]
+    made_for: str = ""
+    """The class that it is of, as its files say; empty if they do not."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,7 @@ def tuned_head(
         layers.append(layer)
     names = settings.get("id2label") or {}
     classes = tuple(str(names.get(str(number), f"LABEL_{number}")) for number in range(len(weight)))
-    return TunedHead(nn.Sequential(*layers), classes)
+    return TunedHead(nn.Sequential(*layers), classes, " ".join(settings.get("architectures") or ()))
 
 
 def take(kind: type, values: Mapping[str, Any]) -> Any:

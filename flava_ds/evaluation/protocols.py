@@ -174,6 +174,10 @@ class OwnHead(Protocol):
     def class_names(self) -> tuple[str, ...]:
         """What its outputs are called."""
 
+    @property
+    def made_for(self) -> str:
+        """The class of transformers that it is of; empty if that is not known."""
+
 
 @dataclass(frozen=True)
 class LossSums:

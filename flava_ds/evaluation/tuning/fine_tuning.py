@@ -21,7 +21,7 @@ from flava_ds.evaluation.protocols import EvaluationData, OwnHead, PairStates, S
 from flava_ds.evaluation.tuning.fitting import Fitting, Inputs, Network, inputs_of, outputs_of
 from flava_ds.evaluation.tuning.goals import Goal, mean_of
 from flava_ds.evaluation.tuning.heads import MakeHead, PairHead, SentenceHead, build_head
-from flava_ds.evaluation.tuning.own_head import named
+from flava_ds.evaluation.tuning.own_head import check_made_for, named
 from flava_ds.evaluation.tuning.recipe import Recipe
 from flava_ds.evaluation.tuning.saved import Progress, Saved
 from flava_ds.tensor_hash import hash_of_tensors
@@ -114,6 +114,7 @@ class FineTuning(ABC):
     def _as_it_came(self, model: FrozenModel, splits: dict[str, Any]) -> dict[str, Score]:
         """Scores the model with its own head, untrained. Raises: DataError, UserError."""
         head = model.need(OwnHead, f"task {self.name} with --own-head")
+        check_made_for(head.made_for, self.name)
         encoder = self.encoder(model)
         names = named(head.class_names, self.head_classes, self.name)
         network = Network(encoder, copy.deepcopy(head.layers)).to(model.device).eval()

@@ -15,6 +15,8 @@ from flava_ds.errors import UserError
 
 UNNAMED = re.compile(r"LABEL_\d+")
 """How transformers calls a class that has no name."""
+CLASSIFYING = ("ForSequenceClassification", "ForQuestionAnswering")
+"""How those of transformers' classes end whose head tells classes."""
 
 
 def with_own_head(tasks: Sequence[Any], classes: Sequence[str] = ()) -> list[Any]:
@@ -60,6 +62,17 @@ def named(own: Sequence[str], given: Sequence[str], task: str) -> tuple[str, ...
             "config.json); give them in order with --head-classes NAME,NAME or FILE.json"
         )
     return tuple(given or own)
+
+
+def check_made_for(architecture: str, task: str) -> None:
+    """Raises UserError for a head that does not tell the class of one text or pair, e.g. one that scores each
+    of several choices.
+    """
+    if architecture and not architecture.endswith(CLASSIFYING):
+        raise UserError(
+            f"task {task}: the model's head is that of a {architecture}, but --own-head takes those of "
+            f"{' and '.join(f'...{name}' for name in CLASSIFYING)}; leave it out, and a head is trained"
+        )
 
 
 def columns(names: Sequence[str], wanted: Sequence[str]) -> np.ndarray:

@@ -83,6 +83,12 @@ def test_bert_judges_pairs_of_texts_as_transformers_does(root, tmp_path):
     assert 0 < found["accuracy"].value < 1
 
 
+def test_a_head_that_scores_choices_is_refused(root, tmp_path):
+    folder, _ = bert(tmp_path / "bert", (), kind="BertForMultipleChoice")
+    with pytest.raises(UserError, match="glue_stsb: .* a BertForMultipleChoice, but --own-head takes those"):
+        run("glue_stsb", folder, root)
+
+
 def test_a_run_that_starts_from_it_has_no_place_for_the_head(tmp_path, caplog):
     folder, _ = bert(tmp_path / "bert", ("a", "b"))
     with caplog.at_level(logging.WARNING):

@@ -108,10 +108,16 @@ class Entry:
 def to_ours(tensors: Mapping[str, Tensor], entries: Collection[Entry], where: str) -> dict[str, Tensor]:
     """Converts their tensors to ours, with none missing or left over. `where` names the file in messages.
 
-    Raises: CheckpointError that names the first tensor that is missing, unknown or of another shape.
+    Raises: CheckpointError that names the first tensor that is missing, unknown, of another shape, or holds
+    infinities or no numbers.
     """
     expected = {name: entry.their_shape for entry in entries for name in entry.theirs}
     check_tensors(tensors, expected, where)
+    if wrong := next((name for name in expected if not tensors[name].isfinite().all()), None):
+        raise CheckpointError(
+            f"{where}: tensor '{wrong}' holds infinities or no numbers; the model has diverged or the file is "
+            "damaged, so take another"
+        )
     return {entry.ours: entry.to_ours(tensors) for entry in entries}
 
 

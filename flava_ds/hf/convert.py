@@ -9,9 +9,9 @@ from torch import Tensor
 
 from flava_ds.config.encoders import VisionEncoderConfig
 from flava_ds.families.bert_layouts import require
-from flava_ds.families.flava.vit import MODEL_TYPES, vit_settings, vit_weights
+from flava_ds.families.flava.vit import vit_settings, vit_weights
 from flava_ds.hf.files import read_file, read_folder, read_json, write_tensors
-from flava_ds.hf.foreign import open_file, open_folder, write_imported
+from flava_ds.hf.foreign import ENCODERS, open_file, open_folder, write_imported
 
 
 def convert_folder(path: Path, out: Path) -> Path:
@@ -21,7 +21,7 @@ def convert_folder(path: Path, out: Path) -> Path:
     """
     file = path / "config.json"
     settings = read_json(file) if file.is_file() else {}
-    if settings.get("model_type") in MODEL_TYPES:
+    if settings.get("model_type") in ENCODERS:
         require(settings, vit_settings(VisionEncoderConfig()), str(file))
         return _write_vit(read_folder(path), path, out)
     return write_imported(open_folder(path), out)

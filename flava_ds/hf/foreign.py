@@ -19,6 +19,8 @@ from flava_ds.hf.files import read_file, read_folder, read_json, write_tensors
 from flava_ds.layouts import Foreign, Layouts
 
 log = logging.getLogger(__name__)
+ENCODERS = ("vit", "beit")
+"""What transformers calls models that only convert, to an image encoder."""
 
 OPEN_CLIP = "open_clip_config.json", "open_clip_"
 """The configuration in an open_clip folder, and the prefix of its weight files."""
@@ -58,7 +60,10 @@ def open_folder(path: Path) -> Foreign:
     }
     if model_type not in readable:
         known = ", ".join(readable)
-        raise CheckpointError(f"{path / 'config.json'}: model_type is '{model_type}'; supported are {known}")
+        raise CheckpointError(
+            f"{path / 'config.json'}: model_type is '{model_type}'; supported are {known}, and of "
+            f"{' and '.join(ENCODERS)} the image encoder, with `flava-ds convert`"
+        )
     layouts = layouts_of(readable[model_type])
     assert layouts is not None
     tensors, classes = read_folder(path), settings.get("architectures")

@@ -21,8 +21,6 @@ log = logging.getLogger(__name__)
 VIT_LAYER_NORM_EPS = 1e-6
 """What DINO, BEiT and timm trained with."""
 
-MODEL_TYPES = ("vit", "beit")
-"""What transformers calls these models."""
 _TABLE = "relative_position_bias_table"
 _SHARED_TABLE = f"rel_pos_bias.{_TABLE}"
 _WRAPPERS = ("module.", "backbone.", "vit.", "beit.")

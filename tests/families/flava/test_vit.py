@@ -242,6 +242,13 @@ def test_settings_with_which_the_weights_compute_something_else_are_refused(sett
         convert_folder(tmp_path, tmp_path / "out")
 
 
+def test_weights_that_are_no_numbers_are_refused(vit):
+    state = dict(vit.state_dict())
+    state["norm.bias"] = torch.full_like(state["norm.bias"], torch.nan)
+    with pytest.raises(CheckpointError, match="here: tensor 'norm.bias' holds infinities or no numbers"):
+        vit_weights(state, vit_config(1e-6), "here")
+
+
 def test_vit_weights_fit_the_whole_model(vit, tmp_path):
     tiny = tiny_config()
     config: Config = dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, image=vit_config(1e-6)))

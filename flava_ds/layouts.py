@@ -115,8 +115,8 @@ def to_ours(tensors: Mapping[str, Tensor], entries: Collection[Entry], where: st
     check_tensors(tensors, expected, where)
     if wrong := next((name for name in expected if not tensors[name].isfinite().all()), None):
         raise CheckpointError(
-            f"{where}: tensor '{wrong}' holds infinities or no numbers; the model has diverged or the file is "
-            "damaged, so take another"
+            f"{where}: tensor '{wrong}' holds infinities or no numbers: the model has diverged, or the "
+            "file is damaged; take another"
         )
     return {entry.ours: entry.to_ours(tensors) for entry in entries}
 

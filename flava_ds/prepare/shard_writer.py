@@ -10,6 +10,7 @@ with an owner: long names would become pax headers, and equal inputs would not g
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import tarfile
@@ -118,11 +119,13 @@ class ShardWriter:
         return self.counts
 
     def abandon(self) -> None:
-        """Deletes the unfinished shard."""
+        """Deletes the unfinished shard, and the folder if it is empty."""
         if self._tar is not None:
             self._tar.close()
             self._tar = None
         self._temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it holds finished shards
+            self.out.rmdir()
 
     @property
     def _temporary(self) -> Path:

@@ -89,10 +89,15 @@ def test_second_sample_of_a_key_is_left_out(tmp_path):
 
 
 def test_abandoned_shard_leaves_nothing(tmp_path):
-    writer = ShardWriter(tmp_path, "f")
+    writer = ShardWriter(tmp_path / "out", "f", samples_per_shard=1)
     writer.write("a", {"txt": b"a"}, ())
     writer.abandon()
-    assert contents(tmp_path) == {}
+    assert not (tmp_path / "out").exists()
+    kept = ShardWriter(tmp_path / "kept", "f", samples_per_shard=1)
+    for key in "ab":
+        kept.write(key, {"txt": b"a"}, ())
+    kept.abandon()
+    assert sorted(contents(tmp_path / "kept")) == ["00000.tar", "00000_stats.json"]
 
 
 def test_folder_of_something_else_is_refused(whole, tmp_path):

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 MEASURED = "measured"
 """Of a run's folder: what has been measured of it so far."""
+SETTINGS = "settings.txt"
+"""Of a run's folder: the hash of the settings that it is trained with."""
 
 
 def perform(run: Run) -> None:
@@ -39,6 +41,7 @@ def perform(run: Run) -> None:
     unpack(DATA)
     wider.provide(run.domains)
     print(f"\n== {run.row}, seed {run.seed}, in {run.folder}", flush=True)
+    _begin_anew_if_other(run)
     for stage in run.sequence.stages:
         if finished(stage.config) is not None:
             continue
@@ -77,6 +80,17 @@ def perform(run: Run) -> None:
     print(
         f"{run.file}: " + ", ".join(f"{k} {m['value']:.3f}" for k, m in result["metrics"].items()), flush=True
     )
+
+
+def _begin_anew_if_other(run: Run) -> None:
+    """Deletes what was trained with other settings; a finished stage would be taken as it is otherwise."""
+    stamp = run.folder / SETTINGS
+    if stamp.is_file() and stamp.read_text(encoding="utf-8") != run.settings:
+        print(f"{run.folder}: was trained with other settings, and is begun anew", flush=True)
+        shutil.rmtree(run.folder)
+    if run.sequence.stages:
+        stamp.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(stamp, run.settings)
 
 
 def _measured(run: Run) -> dict[str, Any]:

@@ -31,6 +31,19 @@ def test_a_run_from_nothing_to_its_result(tmp_path, monkeypatch):
     assert not list(unfinished([run])) and not run.folder.exists()
 
 
+def test_what_was_trained_with_other_settings_is_begun_anew(tmp_path, capsys):
+    (run,) = plan(TABLE, ["clip"], 1, "tiny", tmp_path)
+    run = dataclasses.replace(run, runs=tmp_path / "runs")
+    performing._begin_anew_if_other(run)
+    (run.folder / "joint").mkdir()
+    performing._begin_anew_if_other(run)
+    assert (run.folder / "joint").exists() and not capsys.readouterr().out
+    (run.folder / "settings.txt").write_text("of before")
+    performing._begin_anew_if_other(run)
+    assert not (run.folder / "joint").exists() and "begun anew" in capsys.readouterr().out
+    assert (run.folder / "settings.txt").read_text() == run.settings
+
+
 def test_a_row_without_training_is_measured_and_finished(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(ONLY, RAW_PIXELS, ())  # measuring it in earnest takes minutes

@@ -3,15 +3,17 @@ on the demo's data, beside the untrained network and raw pixels.
 
     python benchmarks/encoder_neighbours.py runs/demo_simclr runs/demo_full/joint runs/my_dino:dino.teacher
 
-A name behind the colon takes that training state's running average in place of the weights. Writes
-benchmarks/results/encoder_neighbours.json.
+A name behind the colon takes that training state's running average in place of the weights. Runs NAME, NAME-1
+and NAME-2 with the seeds 0, 1 and 2 are one row. Writes benchmarks/results/encoder_neighbours.json.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -58,34 +60,56 @@ def encoded(config: Config, weights: dict[str, Tensor], samples: Samples) -> tup
     return F.normalize(first, dim=1), float((-torch.xlogy(shares, shares).sum()).exp())
 
 
+@dataclass(frozen=True)
+class Encoder:
+    """One image encoder to measure."""
+
+    name: str
+    """The same for all seeds."""
+    config: Config
+    weights: dict[str, Tensor]
+    steps: int
+    flops: float
+
+
+def of_run(place: str) -> list[Encoder]:
+    """Returns a run's encoder, or its average, and the one that it began with. Raises: CheckpointError."""
+    run, _, average = place.partition(":")
+    config = configuration.load(Path(run) / "config.json")
+    folder = latest(place_of(Path(run), config))
+    if folder is None:
+        raise CheckpointError(f"{run} has no checkpoint; train it first")
+    weights = passed_on(folder, ("model.image_encoder.",), average or None)
+    name = config.name.removesuffix(f"-{config.seed}") + (f", {average}" if average else "")
+    work = float(results(Path(run))["flops_with_targets"])
+    trained = Encoder(name, config, weights, step_of(folder.name), work)
+    return [Encoder("untrained", config, {}, 0, 0.0), trained]
+
+
 def main() -> None:
-    """Measures each run that the command line names."""
-    rows, places = [], sys.argv[1:]
+    """Measures each run that the command line names; those of other seeds are one row."""
+    places = sys.argv[1:]
     first = configuration.load(Path(places[0].partition(":")[0]) / "config.json")
     inputs = build_inputs(first, unpack().root)
     test = inputs.styles_of(inputs.unseen_style)[STYLE]
     pixels = [pixel_vectors(samples.pixels(EDGE)) for samples in (inputs.train, test)]
-    rows.append({"encoder": "raw pixels", **accuracies(inputs, test, *pixels)})
-    untrained: dict[str, Tensor] = {}
-    models = [("untrained", first, untrained, 0, 0.0)]
-    for place in places:
-        run, _, average = place.partition(":")
-        config = configuration.load(Path(run) / "config.json")
-        folder = latest(place_of(Path(run), config))
-        if folder is None:
-            raise CheckpointError(f"{run} has no checkpoint; train it first")
-        weights = passed_on(folder, ("model.image_encoder.",), average or None)
-        what = f"{config.name}{', ' + average if average else ''}"
-        work = float(results(Path(run))["flops_with_targets"])
-        models.append((what, config, weights, step_of(folder.name), work))
-    for what, config, weights, steps, work in models:
-        keys, _ = encoded(config, weights, inputs.train)
-        queries, rank = encoded(config, weights, test)
-        found = accuracies(inputs, test, keys, queries)
-        rows.append({"encoder": what, "steps": steps, "flops": work, "effective_rank": rank, **found})
-        print(rows[-1], flush=True)
+    rows: dict[str, dict[str, Any]] = {
+        "raw pixels": {"encoder": "raw pixels", "seeds": {"": accuracies(inputs, test, *pixels)}}
+    }
+    for encoder in (each for place in places for each in of_run(place)):
+        row = rows.setdefault(
+            encoder.name,
+            {"encoder": encoder.name, "steps": encoder.steps, "flops": encoder.flops, "seeds": {}},
+        )
+        if (seed := str(encoder.config.seed)) in row["seeds"]:  # the same start of two runs
+            continue
+        keys, _ = encoded(encoder.config, encoder.weights, inputs.train)
+        queries, rank = encoded(encoder.config, encoder.weights, test)
+        row["seeds"][seed] = {"effective_rank": rank, **accuracies(inputs, test, keys, queries)}
+        print(encoder.name, seed, row["seeds"][seed], flush=True)
     command = f"python benchmarks/encoder_neighbours.py {' '.join(places)}"
-    OUT.write_text(json.dumps({"command": command, "style": STYLE, "k": K, "rows": rows}, indent=1) + "\n")
+    found = {"command": command, "style": STYLE, "k": K, "rows": list(rows.values())}
+    OUT.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,10 +11,10 @@ from typing import Any
 from blocks import markdown_table
 from flava_ds.campaigns.ablation import (
     DOMAINS,
+    LARGE,
     MACRO,
     ORDERINGS,
     TABLE,
-    WIDE,
     Judged,
     Ordering,
     domain_parts,
@@ -195,11 +195,11 @@ def campaign(root: Path) -> str:
     machines = sorted({result["machine"]["processor"] for result in found})
     seconds = [sum(result["seconds_since_last_start"].values()) for result in found]
     of = len(plan(TABLE, list(TABLE.rows), 3, "small", root))
-    wide = sum(map(len, read_results(root / "benchmarks" / "results" / "ablation" / WIDE).values()))
+    large = sum(map(len, read_results(root / "benchmarks" / "results" / "ablation" / LARGE).values()))
     return (
         f"{len(found)} of {of} runs are finished, by commit{'s' * (len(commits) > 1)} {', '.join(commits)} "
         f"on {', '.join(machines)}, whose cores were shared with other work: a run took "
-        f"{min(seconds) / 60:.0f} to {max(seconds) / 60:.0f} minutes there. The wide\nmeasurement has {wide}."
+        f"{min(seconds) / 60:.0f} to {max(seconds) / 60:.0f} minutes there.\nOf the work `large`, {large} are."
     )
 
 

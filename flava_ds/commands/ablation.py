@@ -15,7 +15,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     campaign_runs.add_arguments(
         command,
         rows=("--rows", "rows of the table (default: all, and six that the paper lacks)"),
-        work="small: 700 pair steps a run (default), wide: the same with more measurements, on data that is "
+        work="small: 700 pair steps a run (default), large: 1,400 and more measurements, on data that is "
         "fetched first, or tiny: 14",
         out=OUT,
     )

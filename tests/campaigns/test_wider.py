@@ -7,7 +7,7 @@ import pytest
 from evaluation.color_world import COLORS, png
 
 from flava_ds.campaigns import fine_tuned, wider
-from flava_ds.campaigns.ablation import DOMAINS, ONLY, WIDE, WIDER, domains_of
+from flava_ds.campaigns.ablation import DOMAINS, LARGE, ONLY, WIDER, domains_of
 from flava_ds.campaigns.measure import measure, wider_protocols
 from flava_ds.demo.dataset import unpack
 from flava_ds.demo.evaluation.inputs import build_inputs
@@ -118,7 +118,7 @@ def test_words_of_training_are_left_out(model_and_inputs):
 
 def test_rows_are_measured_more_widely_in_the_domains_that_they_have():
     for row in ROWS:
-        wide, usual = domains_of(row, WIDE), domains_of(row, "small")
+        wide, usual = domains_of(row, LARGE), domains_of(row, "small")
         assert wide == tuple(own for domain in usual for own in WIDER[domain])
         assert not wider_protocols(usual) and len(wider_protocols(wide)) == len(set(wide) & set(wider.READ))
-    assert domains_of("mim", WIDE) == ("vision", "other_pictures") and ONLY["mim"] == ("vision",)
+    assert domains_of("mim", LARGE) == ("vision", "other_pictures") and ONLY["mim"] == ("vision",)

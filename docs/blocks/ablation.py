@@ -199,7 +199,8 @@ def campaign(root: Path) -> str:
     return (
         f"{len(found)} of {of} runs are finished, by commit{'s' * (len(commits) > 1)} {', '.join(commits)} "
         f"on {', '.join(machines)}, whose cores were shared with other work: a run took "
-        f"{min(seconds) / 60:.0f} to {max(seconds) / 60:.0f} minutes there.\nOf the work `large`, {large} are."
+        f"{min(seconds) / 60:.0f} to {max(seconds) / 60:.0f} minutes there.\n"
+        f"Of the work `large`, {large} are."
     )
 
 

@@ -24,6 +24,8 @@ REGIONS = ("demo_uniter", "demo_visualbert", "demo_vinvl", "demo_vlbert", "demo_
 ROWS = (*PIXELS, *REGIONS, "demo_unit")
 EXTRA_LABELS = dict.fromkeys(REGIONS, "subgroups") | {"demo_unit": "boxes, subgroups, answers, entailment"}
 """Labels that a row, or the detector whose regions it reads, has learned from."""
+DETECTOR_TFLOP = 22.4
+"""Of training the detector that rows of regions share: three times its forward passes, counted by a test."""
 MEASURED = ("vision", "language", "retrieval", "fit")
 COLUMNS = {
     "vision/group": "group",
@@ -66,8 +68,8 @@ TABLE = Table(
 def table_rows(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[list[str]]:
     """Returns the table so far, header first: per cent with standard errors over seeds and items, from two
     seeds on, and the number of seeds in brackets where not all were measured so; training TFLOP with those of
-    frozen networks, and minutes of training, both of a run. A last row is what the most frequent answer
-    scores.
+    frozen networks, beside the detector's own, and minutes of training, both of a run. A last row is what the
+    most frequent answer scores.
     """
     rows = [["recipe", "seeds", "extra labels", *COLUMNS.values(), "TFLOP", "minutes"]]
     every = [result for own in results.values() for result in own]
@@ -84,7 +86,7 @@ def table_rows(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[list[
                 str(len(own)),
                 EXTRA_LABELS.get(row, ""),
                 *cells,
-                f"{work / 1e12:.1f}",
+                f"{work / 1e12:.1f}{f' + {DETECTOR_TFLOP:.0f}' * (row in REGIONS)}",
                 f"{seconds / 60:.0f}",
             ]
         )

@@ -6,16 +6,28 @@ import numpy as np
 import pytest
 import torch
 from demo_flops import flops_of
+from torch.utils.flop_counter import FlopCounterMode
 
 from flava_ds import config as configuration
 from flava_ds.campaigns import measure
-from flava_ds.campaigns.comparison import COLUMNS, PIXELS, REGIONS, ROWS, TABLE, recipe, table_rows
+from flava_ds.campaigns.comparison import (
+    COLUMNS,
+    DETECTOR_TFLOP,
+    PIXELS,
+    REGIONS,
+    ROWS,
+    TABLE,
+    recipe,
+    table_rows,
+)
 from flava_ds.cli import main
 from flava_ds.demo.dataset import unpack
 from flava_ds.demo.evaluation.inputs import build_inputs
 from flava_ds.evaluation.frozen_model import Described
 from flava_ds.evaluation.opening import freeze
 from flava_ds.evaluation.tasks.scenes import TASKS
+from flava_ds.regions.detector import load_detector, weights_of
+from flava_ds.regions.training import DetectorTrainingConfig
 
 LACKS = {
     "demo_bert": {"vision", "retrieval", "fit", "scenes"},
@@ -37,6 +49,15 @@ def test_every_row_has_the_flops_of_the_first(row):
 def flops_of_row(row: str) -> float:
     """Counts a row's training FLOPs; each once."""
     return flops_of(recipe(row, 100), 40)
+
+
+def test_the_detector_has_cost_what_the_table_says():
+    detector, training = load_detector(weights_of("demo")), DetectorTrainingConfig()
+    size = detector.config.image_size
+    with FlopCounterMode(display=False) as counted:
+        detector(torch.zeros(training.batch_size, 3, size, size, dtype=torch.uint8))
+    flops = 3 * training.total_steps * counted.get_total_flops()
+    assert flops / 1e12 == pytest.approx(DETECTOR_TFLOP, rel=0.01)
 
 
 @pytest.mark.parametrize("row", ROWS)

@@ -251,7 +251,9 @@ def _check_fits(engine: Engine, reader: CheckpointReader) -> None:
         )
         for key, average in engine.averages.items():
             if absent := [name for name in sorted(average.followed) if not reader.holds(key, name)]:
-                raise CheckpointError(f"{folder} has no '{key}' of '{absent[0]}', which this run keeps")
+                raise CheckpointError(
+                    f"{folder} has no '{key}' of '{absent[0]}', the teacher's weights, which this run keeps"
+                )
         if lacking := lacked(reader.shapes, engine.shapes(), engine.module):
             raise CheckpointError(
                 f"{folder} has '{lacking[0]}', which the module of that name lacks in this model"

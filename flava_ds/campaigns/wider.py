@@ -27,7 +27,7 @@ from flava_ds.campaigns.measures import Hits, Measure
 from flava_ds.demo.evaluation.inputs import Inputs
 from flava_ds.demo.evaluation.linear_probe import MAX_ITERATIONS, choose_penalty, fit
 from flava_ds.demo.evaluation.matching import draw_mismatches
-from flava_ds.errors import DataError
+from flava_ds.errors import DataError, UserError
 from flava_ds.evaluation.datasets.own_text import OwnText
 from flava_ds.evaluation.frozen_model import FrozenModel
 from flava_ds.evaluation.labelled import LabelledImages, LabelledPairs, LabelledTexts, Seen, limited
@@ -69,7 +69,14 @@ def provide(measures: tuple[str, ...]) -> None:
     from flava_ds.prepare.fetch import fetch_set
 
     for own in (own for name in measures for own in READ.get(name, ())):
-        fetch_set(SETS[own.name], ROOT)
+        wanted = SETS[own.name]
+        if not (ROOT / own.name).is_dir():
+            print(f"{own.name}: {wanted.title}, fetched to {ROOT}", flush=True)
+        try:
+            fetch_set(wanted, ROOT)
+        except UserError as error:
+            command = f"flava-ds prepare fetch {own.name} --data {ROOT} --from FILE"
+            raise UserError(f"{error}: {command}") from error
 
 
 def other_pictures(model: FrozenModel, inputs: Inputs) -> Hits:

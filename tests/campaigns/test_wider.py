@@ -1,6 +1,7 @@
 """The wider measures, on the fetched sets in miniature."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from flava_ds.campaigns.ablation import DOMAINS, LARGE, ONLY, WIDER, domains_of
 from flava_ds.campaigns.measure import measure, wider_protocols
 from flava_ds.demo.dataset import unpack
 from flava_ds.demo.evaluation.inputs import build_inputs
-from flava_ds.errors import DataError
+from flava_ds.errors import DataError, UserError
 from flava_ds.evaluation.frozen_model import Described
 from flava_ds.evaluation.opening import freeze
 from flava_ds.prepare.fetch import LabelledPicture, LabelledText, write, write_texts
@@ -87,9 +88,15 @@ def test_glosses_of_other_categories_are_refused(model_and_inputs, sets):
         measure(*model_and_inputs, ("glosses",))
 
 
-def test_a_set_that_is_there_is_not_fetched(model_and_inputs, sets, monkeypatch):
+def test_a_set_that_is_there_is_not_fetched_and_how_to_bring_another(sets, monkeypatch, capsys):
     monkeypatch.setenv("PATH", "")
     wider.provide(tuple(wider.READ))
+    assert not capsys.readouterr().out
+    shutil.rmtree(sets[0] / "product_reviews")
+    said = "npm.*--from FILE: flava-ds prepare fetch product_reviews --data .* --from FILE"
+    with pytest.raises(UserError, match=said):
+        wider.provide(("reviews",))
+    assert "product_reviews: 1,000 sentences" in capsys.readouterr().out
 
 
 def test_questions_are_half_about_the_own_subgroup(model_and_inputs):

@@ -4,10 +4,10 @@ that learned balances end with.
     flava-ds train ablation/flava_no_init --name measured \\
         --logging.objective-gradient-cosines-every 20 --logging.objective-gradient-norms-every 20
     flava-ds train ablation/flava_no_init_gradnorm --name gradnorm
-    flava-ds train ablation/flava_no_init_uncertainty --name uncertainty
-    python benchmarks/objective_gradients.py runs/measured runs/gradnorm runs/uncertainty && make docs
+    python benchmarks/objective_gradients.py runs/measured runs/gradnorm && make docs
 
-The first run is measured, weights are read of all. Writes benchmarks/results/objective_gradients.json.
+The first run is measured; of the others the weights at the end are read. Writes
+benchmarks/results/objective_gradients.json.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main() -> None:
         "cosines": cosines,
         "norms": {name: halves(log, NORM + name) for name in log.names(NORM)},
         "weights": {
-            own.name: {name: of_run.series(WEIGHT + name)[1][-1] for name in of_run.names(WEIGHT)}
+            own.balance.type: {name: of_run.series(WEIGHT + name)[1][-1] for name in of_run.names(WEIGHT)}
             for own, of_run in logs
             if own.balance is not None
         },

@@ -26,7 +26,7 @@ from flava_ds.campaigns.fine_tuned import (
 )
 from flava_ds.campaigns.measures import Hits, Measure
 from flava_ds.demo.evaluation.inputs import Inputs
-from flava_ds.demo.evaluation.linear_probe import MAX_ITERATIONS, choose_penalty, fit
+from flava_ds.demo.evaluation.linear_probe import standardised
 from flava_ds.demo.evaluation.matching import draw_mismatches
 from flava_ds.errors import DataError, UserError
 from flava_ds.evaluation.datasets.own_text import OwnText
@@ -176,10 +176,8 @@ def _every(data: OwnText) -> LabelledTexts:
     """Reads both splits of a set of texts as one."""
     parts = [data.read(ROOT / data.name, split) for split in ("train", "test")]
     texts = tuple(text for part in parts for text in part.texts)
-    pairs = parts[0].second is not None
-    second = tuple(text for part in parts for text in part.second or ()) if pairs else None
     labels = np.concatenate([part.labels for part in parts])
-    return LabelledTexts(data.name, texts, labels, parts[0].class_names, second)
+    return LabelledTexts(data.name, texts, labels, parts[0].class_names)
 
 
 def _unseen(inputs: Inputs, told: tuple[str, ...]) -> np.ndarray:
@@ -193,9 +191,6 @@ def _features(model: FrozenModel, samples: LabelledImages) -> Tensor:
 
 
 def _probed(train: Tensor, labels: np.ndarray, test: Tensor) -> np.ndarray:
-    """Fits a probe on standardised features, as the demo's; returns the classes of the test features."""
+    """Fits a probe like the demo's; returns the classes of the test features."""
     learned, seen = (part.float().cpu().numpy() for part in (train, test))
-    mean, scale = learned.mean(axis=0), learned.std(axis=0) + 1e-6
-    learned = (learned - mean) / scale
-    penalty = choose_penalty(learned, labels, np.zeros(len(labels)))
-    return fit(learned, labels, penalty, MAX_ITERATIONS).predict((seen - mean) / scale)
+    return standardised(learned, labels, np.zeros(len(labels)))(seen)

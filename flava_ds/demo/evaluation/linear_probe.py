@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -52,19 +52,22 @@ class LinearProbe(Measurement):
         [N] bool.
         """
         train = self.inputs.train
-        features = self.features(model, train)
-        mean, scale = features.mean(axis=0), features.std(axis=0) + 1e-6
-        features, labels = (features - mean) / scale, train.column(field)
-        penalty = choose_penalty(features, labels, train.column("style"))
-        probe = fit(features, labels, penalty, MAX_ITERATIONS)
-        return [
-            probe.predict((self.features(model, samples) - mean) / scale) == samples.column(field)
-            for samples in sets
-        ]
+        predict = standardised(self.features(model, train), train.column(field), train.column("style"))
+        return [predict(self.features(model, samples)) == samples.column(field) for samples in sets]
 
     def features(self, model: FrozenModel, samples: Samples) -> np.ndarray:
         """Returns the image encoder's CLS: [N d] fp32."""
         return model.image_features(samples, self.asked_by).float().cpu().numpy()
+
+
+def standardised(
+    features: np.ndarray, labels: np.ndarray, styles: np.ndarray
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Fits a probe on standardised features, with the best penalty; returns what tells features' classes."""
+    mean, scale = features.mean(axis=0), features.std(axis=0) + 1e-6
+    features = (features - mean) / scale
+    probe = fit(features, labels, choose_penalty(features, labels, styles), MAX_ITERATIONS)
+    return lambda others: probe.predict((others - mean) / scale)
 
 
 def fit(

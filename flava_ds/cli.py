@@ -232,7 +232,7 @@ def add_data_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         add("codebook", codebook_command.run_train, "train an image codebook, or store the codes of shards")
     )
     purpose = "index, check and convert data, and list samples that a run must not see"
-    prepare_command.add_actions(add("prepare", prepare_command.index, purpose))
+    prepare_command.add_actions(add("prepare", prepare_command.index.run, purpose))
 
 
 def train(options: argparse.Namespace, overrides: list[str]) -> int:

@@ -7,14 +7,14 @@ from data.shard_files import picture
 from own_photos import write_photos, write_texts
 from test_cli import status_of
 
-from flava_ds.commands import prepare as prepare_command
+from flava_ds.commands.prepare.corpus import describe
 from flava_ds.prepare import check
 from flava_ds.prepare.corpora import CORPORA
 from flava_ds.prepare.shard_writer import Counts
 
 
 @pytest.fixture
-def corpus(tmp_path, monkeypatch):
+def sbu(tmp_path, monkeypatch):
     """SBU with one image of two, in the working directory."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "images").mkdir()
@@ -26,7 +26,7 @@ def corpus(tmp_path, monkeypatch):
     )
 
 
-def test_converts_and_prints_the_papers_count_beside_its_own(corpus, capsys):
+def test_converts_and_prints_the_papers_count_beside_its_own(sbu, capsys):
     assert status_of(["prepare", "sbu", "sbu.json", "--images", "images", "--out", "out"]) == 0
     printed = capsys.readouterr().out
     assert "SBU Captions: 1 samples from 2 entries" in printed and "left out: no image file 1" in printed
@@ -42,7 +42,7 @@ def test_converts_and_prints_the_papers_count_beside_its_own(corpus, capsys):
     )
 
 
-def test_writes_the_list_for_a_download(corpus, tmp_path, capsys):
+def test_writes_the_list_for_a_download(sbu, tmp_path, capsys):
     assert status_of(["prepare", "sbu", "sbu.json", "--urls", "urls.tsv"]) == 0
     assert (tmp_path / "urls.tsv").read_text().splitlines()[1] == "http://x/1.jpg\ta red car\tsbu-0000000"
 
@@ -74,7 +74,7 @@ def test_writes_the_list_for_a_download(corpus, tmp_path, capsys):
         (["cocoo"], "did you mean 'coco'?"),
     ],
 )
-def test_slip_is_one_line_and_status_2(corpus, words, message, capfd):
+def test_slip_is_one_line_and_status_2(sbu, words, message, capfd):
     assert status_of(["prepare", *words]) == 2
     printed = capfd.readouterr()
     assert (
@@ -86,7 +86,7 @@ def test_slip_is_one_line_and_status_2(corpus, words, message, capfd):
 
 
 def test_description_of_images_counts_samples():
-    text = prepare_command.describe(CORPORA["imagenet"], Counts(entries=3, samples=2))
+    text = describe(CORPORA["imagenet"], Counts(entries=3, samples=2))
     assert [line.split() for line in text.splitlines()[1:4]] == [
         ["images", "words", "each"],
         ["found", "2", "-"],
@@ -94,7 +94,7 @@ def test_description_of_images_counts_samples():
     ]
 
 
-def test_debug_shows_the_traceback_after_an_action(corpus, capfd):
+def test_debug_shows_the_traceback_after_an_action(sbu, capfd):
     assert status_of(["prepare", "sbu", "gone.json", "--out", "b", "--images", "images", "--debug"]) == 2
     assert "Traceback" in capfd.readouterr().err
 

@@ -9,7 +9,6 @@ import hashlib
 import json
 import math
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -266,18 +265,6 @@ def check_others(table: Table, planned: list[Run], work: str, out: Path) -> None
                 "of that name; move it elsewhere"
             )
         checked_result(run)
-
-
-def check_writable(folder: Path) -> None:
-    """Raises UserError if results cannot be written there: better now than after the training."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"--out: {folder} cannot be written ({error.strerror}); give another folder"
-        ) from error
 
 
 def unfinished(planned: list[Run]) -> Iterator[Run]:

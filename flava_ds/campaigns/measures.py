@@ -26,6 +26,7 @@ from flava_ds.evaluation.frozen_model import FrozenModel
 from flava_ds.evaluation.labelled import LabelledPairs
 from flava_ds.evaluation.protocols import PairStates
 from flava_ds.evaluation.samples import Samples
+from flava_ds.evaluation.statistics import around_best
 from flava_ds.evaluation.tasks.scenes import PIXELS, QUESTIONS, STATEMENTS
 from flava_ds.evaluation.tasks.scenes import RECIPE as SCENES
 from flava_ds.evaluation.tuning.heads import PairHead
@@ -119,8 +120,7 @@ def reciprocal_ranks(queries: Tensor, keys: Tensor, labels: np.ndarray) -> np.nd
     for rows in torch.arange(len(queries), device=queries.device).split(512):
         scores = queries[rows] @ keys.T
         right = number[rows][:, None] == number
-        best = scores.masked_fill(~right, -torch.inf).amax(dim=1, keepdim=True)
-        above, ties = (scores > best).sum(1), ((scores == best) & ~right).sum(1)
+        above, _, ties = around_best(scores, right)
         found.append(1 / (1 + above.double() + ties.double() / 2))
     return torch.cat(found).cpu().numpy()
 

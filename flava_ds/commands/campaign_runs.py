@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from flava_ds.commands.local_path import local_path
 from flava_ds.errors import UserError
+from flava_ds.storage.atomic import check_writable
 
 if TYPE_CHECKING:
     from flava_ds.campaigns.campaign import Table
@@ -45,7 +46,7 @@ def run_left(options: argparse.Namespace, table: Table) -> Path:
     todo = list(campaign.unfinished(planned))
     campaign.check_others(table, planned, options.work, options.out)
     if todo[: options.most]:
-        campaign.check_writable(options.out / options.work)
+        check_writable(options.out / options.work, "--out")
     for number, each in enumerate(todo[: options.most]):
         print(f"{len(todo) - number} runs are left", flush=True)
         perform(each)

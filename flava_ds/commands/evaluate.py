@@ -103,6 +103,7 @@ def run(options: argparse.Namespace) -> int:
     """
     from flava_ds.evaluation import registry
     from flava_ds.evaluation.table import task_list
+    from flava_ds.storage.atomic import check_writable
 
     names = [name for name in (options.task or "").split(",") if name]
     if options.list:
@@ -128,6 +129,9 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"--limit {options.limit}: use at least 1")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and options.suite:
         raise UserError("--suite runs in a single process; start it without a launcher, or use --task")
+    for option in ("out", "features", "keep"):
+        if (folder := getattr(options, option)) is not None:
+            check_writable(folder, f"--{option}")
     require_model(options.model)
     return run_suite(options) if options.suite else run_tasks(options, names)
 
@@ -207,7 +211,7 @@ def run_tasks(options: argparse.Namespace, names: list[str]) -> int:
     from flava_ds.evaluation.feature_cache import FeatureCache
     from flava_ds.evaluation.frozen_model import Workplace
     from flava_ds.evaluation.opening import freeze, open_model
-    from flava_ds.evaluation.runner import check_needs, evaluate, find_all
+    from flava_ds.evaluation.runner import check_needs, evaluate, find_all, read_results
     from flava_ds.evaluation.shares import launched
     from flava_ds.evaluation.suite import with_splits
     from flava_ds.evaluation.tuning.own_head import read_classes, with_own_head
@@ -230,6 +234,8 @@ def run_tasks(options: argparse.Namespace, names: list[str]) -> int:
             precision=options.precision,
             regions=options.regions,
         )
+        if opened.run_path is not None:
+            read_results(opened.run_path)  # a damaged file is told before the work
         cache = FeatureCache(options.features, opened.weights, tell) if options.features else None
         model = freeze(opened.config, opened.module, opened.described, share, cache, opened.head)
         model = model.at(Workplace(_states(options, opened), tell))
@@ -266,9 +272,9 @@ def report(options: argparse.Namespace, opened: Opened, results: dict[str, TaskR
     family = opened.described.family
     facts = {"model": str(options.model), **_facts(opened), **conditions()}
     found = {task: facts | result.to_json(task, family) for task, result in results.items()}
+    _tell("\n" + result_table(results, family))
     if opened.run_path is not None:
         write_results(opened.run_path, found)
-    _tell("\n" + result_table(results, family))
     return found
 
 

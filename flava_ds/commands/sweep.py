@@ -58,6 +58,11 @@ def run(options: argparse.Namespace) -> int:
     if options.status:
         return show(Sweep.open(options.sweep), options.parquet)
     sweep, spec = planned(options)
+    if options.slurm and spec is not None and spec.asked is not None:
+        raise UserError(
+            f"--slurm: {options.sweep} asks for runs one by one, by what the earlier ones reached, and "
+            "a job array is written beforehand; run it without --slurm, or over --hostfile"
+        )
     configs = {name: config_of(sweep, own) for name, own in sweep.runs.items()}
     names = waiting(sweep, options)
     check_start({name: configs[name] for name in names}, options)

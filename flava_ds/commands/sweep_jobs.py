@@ -37,7 +37,8 @@ def run_all(sweep: Sweep, spec: Spec | None, names: list[str], options: argparse
                 return status
         if spec is None or spec.asked is None:
             return 0
-        while len(sweep.runs) < spec.asked.runs:
+        most = len(sweep.runs) + options.most - len(names) if options.most else spec.asked.runs
+        while len(sweep.runs) < min(most, spec.asked.runs):
             sweep, name = asked(sweep, spec)
             where = f"run {len(sweep.runs)} of {spec.asked.runs}"
             if (status := run_one(sweep, name, where, options)) > 128:

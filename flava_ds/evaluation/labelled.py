@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
@@ -16,13 +16,12 @@ from torch import Tensor
 from flava_ds.data.decode import decode_image
 from flava_ds.errors import DataError
 from flava_ds.evaluation.preprocessing import Transform
+from flava_ds.evaluation.stored import Load, chosen, state_of
 from flava_ds.storage.faults import SampleFault
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 """For a data set without templates; CLIP's choice of a single one."""
 
-Load = Callable[[int], Tensor | bytes]
-"""Returns a row's image: decoded [3 H W] uint8, or encoded bytes. Called from several threads."""
 Set = TypeVar("Set", "LabelledImages", "CaptionedImages", "LabelledObjects", "LabelledTexts", "LabelledPairs")
 
 
@@ -207,8 +206,8 @@ class Seen:
 
     @property
     def identity(self) -> str:
-        """Hashes which pictures these are, and how they are transformed."""
-        return f"{self.images.fingerprint} {self.transform!r}"
+        """Hashes which pictures these are, as they lie in their files, and how they are transformed."""
+        return f"{self.images.fingerprint} {state_of(self.images.load)} {self.transform!r}"
 
     def batch(self, rows: Sequence[int], size: int) -> Tensor:
         """Decodes and transforms some images: [k 3 size size] uint8.
@@ -230,6 +229,11 @@ class Seen:
             ) from fault
 
 
+def state_of_pictures(samples: Any) -> str:
+    """Hashes the state of the files that a set's pictures lie in; empty for sets without any."""
+    return state_of(getattr(samples, "load", None))
+
+
 def limited(samples: Set, limit: int | None) -> Set:
     """Keeps at most `limit` evenly spaced samples, so that sorted classes keep about equal shares."""
     if limit is None or len(samples) <= limit:
@@ -248,9 +252,11 @@ def _present(places: np.ndarray) -> np.ndarray:
 
 def _chosen(samples: LabelledImages | CaptionedImages | LabelledPairs, rows: np.ndarray) -> dict:
     """Returns the fields that all kinds of images select alike."""
-    load, where = samples.load, np.asarray(rows, dtype=np.int64)
-    return {"keys": tuple(samples.keys[row] for row in where), "load": lambda row: load(int(where[row]))}
+    where = np.asarray(rows, dtype=np.int64).tolist()
+    return {"keys": tuple(samples.keys[row] for row in where), "load": chosen(samples.load, where)}
 
 
 def _hash(*columns: object) -> str:
-    return hashlib.sha256(json.dumps(columns, ensure_ascii=False, default=list).encode()).hexdigest()[:16]
+    return hashlib.sha256(
+        json.dumps(columns, ensure_ascii=False, default=list).encode("utf-8", "surrogatepass")
+    ).hexdigest()[:16]

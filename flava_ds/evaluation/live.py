@@ -44,8 +44,9 @@ class LiveEvaluation:
         self.config, self.world, self._lend = config, world, lend
         settings = config.evaluation
         with together(world):
-            self.tasks = registry.find(settings.tasks)
-            self.data = find_all(self.tasks, Path(settings.data_root or "."), limit=settings.limit)
+            root = Path(settings.data_root or ".")
+            self.tasks = registry.find(settings.tasks, root)
+            self.data = find_all(self.tasks, root, limit=settings.limit)
             check_needs(self.tasks, self._frozen(module))
             self._check_best_metric()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -19,8 +20,17 @@ def top_k(queries: Tensor, keys: Tensor, k: int, *, chunk_rows: int = CHUNK_ROWS
         keys     [m r]
         returns  [q min(k, m)]  int64
     """
+    return torch.cat([found for _, found in best_of(queries, keys, k, chunk_rows=chunk_rows)])
+
+
+def best_of(
+    queries: Tensor, keys: Tensor, k: int, *, chunk_rows: int = CHUNK_ROWS
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields, for some queries after the others, the k largest inner products and their keys, best first.
+
+    Shapes: as for top_k; yields [rows min(k, m)] twice, the keys int64
+    """
     k = min(k, keys.shape[0])
-    found = []
     for rows in queries.split(chunk_rows):
         values = torch.empty(rows.shape[0], 0, dtype=rows.dtype, device=rows.device)
         indices = torch.empty(rows.shape[0], 0, dtype=torch.long, device=rows.device)
@@ -31,8 +41,7 @@ def top_k(queries: Tensor, keys: Tensor, k: int, *, chunk_rows: int = CHUNK_ROWS
                 min(k, values.shape[1] + best.shape[1]), dim=1
             )
             indices = torch.cat([indices, where + start], dim=1).gather(1, order)
-        found.append(indices)
-    return torch.cat(found)
+        yield values, indices
 
 
 def recall(found: np.ndarray, right: np.ndarray, k: int) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flava_ds.evaluation.frozen_model import FrozenModel
 from flava_ds.evaluation.labelled import LabelledImages, Seen
-from flava_ds.evaluation.nearest import CHUNK_ROWS
+from flava_ds.evaluation.nearest import best_of
 from flava_ds.evaluation.preprocessing import DINO_TRANSFORM, Transform
 from flava_ds.evaluation.probe import check_classes, refuse_training_split
 from flava_ds.evaluation.protocols import EvaluationData, ImageFeatures, Score, Splits
@@ -62,8 +62,7 @@ def vote(queries: Tensor, keys: Tensor, labels: Tensor, k: int, classes: int) ->
         returns  [q]    int64
     """
     found = []
-    for rows in queries.split(CHUNK_ROWS):
-        similarity, nearest = (rows @ keys.T).topk(min(k, len(keys)), dim=1)
-        votes = torch.zeros(len(rows), classes, device=rows.device)
+    for similarity, nearest in best_of(queries, keys, k):
+        votes = torch.zeros(len(nearest), classes, device=nearest.device)
         found.append(votes.scatter_add(1, labels[nearest], (similarity / TEMPERATURE).exp()).argmax(1))
     return torch.cat(found)

@@ -50,13 +50,13 @@ class Opened:
 
     @cached_property
     def weights(self) -> str:
-        """Hashes the weights, as features and results of them are marked, and those of the detector whose
-        regions the model reads.
+        """Hashes the weights, as features and results of them are marked, with the vocabulary, the lengths of
+        texts, and the weights of the detector whose regions the model reads.
         """
-        model = self.config.model
-        if getattr(model, "detector", None) is None:
-            return hash_of_weights(self.module, model)
-        return hash_of_weights(self.module, (model, fingerprint_of_regions(model)))
+        model, config = self.config.model, self.config
+        words = (model.load_tokenizer(config).fingerprint(), most_tokens_of(config))
+        regions = None if getattr(model, "detector", None) is None else fingerprint_of_regions(model)
+        return hash_of_weights(self.module, (model, *words, regions))
 
     def frozen(self, cache: FeatureCache | None = None) -> FrozenModel:
         """Returns the model for evaluation."""
@@ -174,7 +174,7 @@ def freeze(
         (parts, lacks),
         config.model.load_tokenizer(config),
         image_size=config.model.image_size,
-        most_tokens={kind: most_tokens(config, kind) for kind in MOST_TOKENS},
+        most_tokens=most_tokens_of(config),
         device=next(module.parameters()).device,
         share=share,
         cache=cache,
@@ -185,6 +185,11 @@ def most_tokens(config: Config, kind: str) -> int:
     """Returns the longest text the model was trained on, from its first source of `kind` ('pair', 'text')."""
     limits = [source.max_tokens for source in config.data.sources.values() if source.kind == kind]
     return min(limits[0] if limits else MOST_TOKENS[kind], config.model.max_tokens)
+
+
+def most_tokens_of(config: Config) -> dict[str, int]:
+    """Returns the longest text of each kind that the model was trained on."""
+    return {kind: most_tokens(config, kind) for kind in MOST_TOKENS}
 
 
 def is_huggingface(path: Path) -> bool:

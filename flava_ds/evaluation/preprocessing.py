@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+LONGEST = 16
+"""Of a picture's sides: the longer one over the shorter, beyond which its ends are cut off first."""
+
 
 @dataclass(frozen=True)
 class Transform:
@@ -28,11 +31,21 @@ class Transform:
         target = (
             [short, int(short * width / height)] if height <= width else [int(short * height / width), short]
         )
-        target = [size, size] if self.whole else target
+        if self.whole:
+            target = [size, size]
+        elif max(height, width) > LONGEST * min(height, width):
+            return self(self._middle(image), size)
         if [height, width] != target:
             image = interpolate(image[None], size=target, mode="bicubic", antialias=True)[0]
         top, left = (round((edge - size) / 2) for edge in image.shape[1:])
         return image[:, top : top + size, left : left + size].to(torch.uint8)
+
+    @staticmethod
+    def _middle(image: Tensor) -> Tensor:
+        """Cuts the ends off a strip, of which the crop shows nothing, before it is enlarged."""
+        edges = [min(edge, LONGEST * min(image.shape[1:])) for edge in image.shape[1:]]
+        top, left = ((whole - edge) // 2 for whole, edge in zip(image.shape[1:], edges, strict=True))
+        return image[:, top : top + edges[0], left : left + edges[1]]
 
 
 CLIP_TRANSFORM = Transform()

@@ -149,5 +149,10 @@ class TextProbe(Probe):
     needs: ClassVar[tuple[type, ...]] = (TextFeatures,)
 
     def features(self, model: FrozenModel, samples: LabelledTexts) -> Tensor:
-        """Encodes the texts."""
+        """Encodes the texts. Raises: DataError for pairs of texts."""
+        if samples.second is not None:
+            raise DataError(
+                f"task {self.name}: {samples.name} has pairs of texts, and a probe reads one; fine-tune "
+                "instead (see --list), or leave the second column out"
+            )
         return model.text_features(samples.texts, f"task {self.name}")

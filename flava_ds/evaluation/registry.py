@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import pkgutil
+import re
 import sys
 from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
@@ -18,6 +19,7 @@ from flava_ds.evaluation.protocols import Evaluator
 
 _TASKS: dict[str, Evaluator] = {}
 OTHERS = "others"
+_FILE = re.compile(r"(?P<file>.+\.py)(:(?P<task>.*))?")
 GROUPS = ("vision probes", "zero-shot", "retrieval", "language", "vision-language", "validation", OTHERS)
 """In the order in which they are listed."""
 SHOWN, MOST_NAMED = 2, 10
@@ -60,12 +62,11 @@ def find(names: Iterable[str], root: Path | None = None) -> list[Evaluator]:
     """
     found: list[Evaluator] = []
     for name in names:
-        file, _, task = name.partition(".py")
-        if file != name:
-            added = {entry.name: entry for entry in _load(Path(f"{file}.py")).TASKS}
+        if (own := _FILE.fullmatch(name)) is not None:
+            added = {entry.name: entry for entry in _load(Path(own["file"])).TASKS}
             for entry in added.values():
                 register(entry)
-            found += list(added.values()) if not task else [_pick(task.removeprefix(":"), added)]
+            found += list(added.values()) if not own["task"] else [_pick(own["task"], added)]
         elif root is not None and name in methods.METHODS:
             found.append(methods.task_on(name, root, tasks()))
         else:

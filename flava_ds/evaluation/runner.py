@@ -12,8 +12,9 @@ from typing import Any
 
 from flava_ds.config.plain_files import loads, read_small
 from flava_ds.errors import DataError
+from flava_ds.evaluation import registry
 from flava_ds.evaluation.frozen_model import FrozenModel
-from flava_ds.evaluation.labelled import limited
+from flava_ds.evaluation.labelled import limited, state_of_pictures
 from flava_ds.evaluation.protocols import EvaluationData, Evaluator, Progress, Score, Trained, Varied
 from flava_ds.evaluation.published import published
 from flava_ds.storage.atomic import write_whole
@@ -108,13 +109,15 @@ def expected(data: EvaluationData) -> str:
 def find_data(
     data: EvaluationData, root: Path, split: str | None = None, limit: int | None = None
 ) -> FoundData:
-    """Finds a data set in ROOT/<its folder>, or in ROOT itself.
+    """Finds a data set in ROOT/<its folder>, or in ROOT itself, unless that is another set of its name.
 
     Raises: DataError saying what was expected and how to get it, or listing the existing splits.
     """
     if split is not None and split not in data.splits:
         raise DataError(f"{data.name} has no split '{split}'; there are {', '.join(data.splits)}")
     for folder in (root / data.folder, root):
+        if folder == root and _is_another(data, root):
+            continue
         if not folder.is_dir() or not data.is_here(folder):
             continue
         wanted = [split] if split else [name for name in data.splits if name != "train"]
@@ -125,6 +128,13 @@ def find_data(
             )
         return FoundData(data, folder, there[0], limit)
     raise DataError(f"no {data.name} in {root / data.folder} or {root}: {expected(data)}")
+
+
+def _is_another(data: EvaluationData, root: Path) -> bool:
+    """Returns whether a folder is that of another set, by its name and its content."""
+    known = {task.data for task in registry.tasks().values()}
+    named = [own for own in known if own.folder == root.absolute().name]
+    return data not in named and any(own.is_here(root) for own in named)
 
 
 def find_all(
@@ -138,6 +148,12 @@ def find_all(
     for task in tasks:
         if task.data not in found:
             found[task.data] = find_data(task.data, root, split, limit)
+    there = sorted({own.data.folder for own in found.values() if own.folder == root})
+    if len(there) > 1:
+        raise DataError(
+            f"{root}: would be read as {' and as '.join(there)}; put each set into a folder of its name, and "
+            "give the folder above them"
+        )
     return {task.name: found[task.data] for task in tasks}
 
 
@@ -175,6 +191,7 @@ def evaluate(
             },
             **{"limit": found.limit, "fingerprint": found.test().fingerprint},
             "fingerprints": {split: read.fingerprint for split, read in found.read_so_far().items()},
+            "files": {split: state_of_pictures(read) for split, read in found.read_so_far().items()},
             **({"splits": task.data.variant} if isinstance(task.data, Varied) else {}),
             **({"fine_tuning": task.settings(found)} if isinstance(task, Trained) else {}),
         }

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flava_ds.errors import DataError
 from flava_ds.evaluation.protocols import Score
 
 CHUNK_ROWS = 1024
@@ -16,6 +17,8 @@ RESAMPLES, SEED = 1000, 0
 """Of every bootstrap interval."""
 Z = 1.959964
 """Standard deviations of a normal on either side that hold 95 %."""
+ROUNDED_BITS = 8
+"""Units in the last place of the largest score by which equal scores may differ."""
 DRAWN_COUNTS = 2**22
 """Most counts of an area's resamples that exist at one time."""
 
@@ -44,13 +47,20 @@ def mean_of_batches(sums: Sequence[float], terms: Sequence[int]) -> Score:
 def share_over_folds(hits: Sequence[np.ndarray], rows: Sequence[np.ndarray]) -> Score:
     """Returns the mean over folds of each fold's accuracy; `rows` says which samples a fold's hits are of.
 
-    A sample that several folds test counts once in `n`, and with all of its hits in the error.
+    A sample that several folds test counts once in `n`, and with all of its hits in the error, which takes
+    them from their fold's mean: how many folds test a sample is no chance.
     """
     tested = np.unique(np.concatenate(rows))
-    contributions = np.zeros(len(tested))
+    mean, deviations = float(np.mean([fold.mean() for fold in hits])), np.zeros(len(tested))
     for fold, of in zip(hits, rows, strict=True):
-        contributions[np.searchsorted(tested, of)] += fold * (len(tested) / (len(hits) * len(of)))
-    return share(contributions)
+        weight = len(tested) / (len(hits) * len(of))
+        deviations[np.searchsorted(tested, of)] += (fold - fold.mean()) * weight
+    if not deviations.any():
+        return Score(mean, len(tested), None, interval=wilson(mean, len(tested)))
+    found = share(deviations)
+    low, high = found.interval or (-1.0, 1.0)  # of a mean of 0
+    ends = max(0.0, mean + low), min(1.0, mean + high)
+    return Score(mean, len(tested), found.standard_error, interval=ends)
 
 
 def mean_per_class(hits: np.ndarray, labels: np.ndarray) -> Score:
@@ -126,8 +136,12 @@ def roc_area(scores: np.ndarray, labels: np.ndarray) -> Score:
     """Returns the area under the ROC curve; ties count half: [N] float, [N] of 0 and 1.
 
     Source: the standard error is from Hanley and McNeil (1982).
+    Raises: DataError for samples of one class.
     """
     from sklearn.metrics import roc_auc_score
+
+    if np.ptp(labels) == 0:
+        raise DataError(f"the {len(labels)} samples reported on are all of one class; take more of them")
 
     area = float(roc_auc_score(labels, scores))
     positive = int(labels.sum())
@@ -159,10 +173,11 @@ def hits_at(queries: Tensor, keys: Tensor, right: list[np.ndarray], ks: tuple[in
     Keys of equal score come in random order, so a model with constant embeddings scores chance.
 
     Shapes:
-        queries  [q r]
+        queries  [q r]  fp32 or fp64
         keys     [m r]
         right    q arrays of key numbers, none empty
         returns  [q len(ks)]  float64
+    Raises: DataError for scores that are not finite.
     """
     found = np.zeros((len(queries), len(ks)))
     for start in range(0, len(queries), CHUNK_ROWS):
@@ -172,13 +187,28 @@ def hits_at(queries: Tensor, keys: Tensor, right: list[np.ndarray], ks: tuple[in
         query = torch.from_numpy(np.repeat(np.arange(len(rows)), [len(row) for row in rows]))
         places = query.to(scores.device), torch.from_numpy(np.concatenate(rows)).long().to(scores.device)
         is_right[places] = True
-        best = scores.masked_fill(~is_right, -math.inf).amax(dim=1, keepdim=True)
-        ties = scores == best
-        counts = ((scores > best).sum(1), (ties & is_right).sum(1), (ties & ~is_right).sum(1))
-        columns = zip(*(part.tolist() for part in counts), strict=True)
+        columns = zip(*(part.tolist() for part in around_best(scores, is_right)), strict=True)
         for number, (above, right_ties, wrong_ties) in enumerate(columns):
             found[start + number] = [_hit_within(k - above, right_ties, wrong_ties) for k in ks]
     return found
+
+
+def around_best(scores: Tensor, is_right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns for each query how many keys score above its best right one, and how many right and wrong ones
+    as much as it, up to rounding.
+
+    Shapes:
+        scores    [q m]  fp32 or fp64
+        is_right  [q m]  bool
+        returns   [q] each
+    Raises: DataError for scores that are not finite.
+    """
+    if not scores.isfinite().all():
+        raise DataError("scores of the model are not finite; use --precision fp32, or check the weights")
+    best = scores.masked_fill(~is_right, -math.inf).amax(dim=1, keepdim=True)
+    slack = ROUNDED_BITS * torch.finfo(scores.dtype).eps * scores.abs().amax(dim=1, keepdim=True)
+    ties = (scores - best).abs() <= slack
+    return (scores > best + slack).sum(1), (ties & is_right).sum(1), (ties & ~is_right).sum(1)
 
 
 def _hit_within(places: int, right: int, wrong: int) -> float:

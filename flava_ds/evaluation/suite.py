@@ -16,12 +16,12 @@ from flava_ds.config.plain_files import loads, read_small
 from flava_ds.errors import DataError, UserError
 from flava_ds.evaluation import registry
 from flava_ds.evaluation.frozen_model import FrozenModel, Lacking
+from flava_ds.evaluation.labelled import state_of_pictures
 from flava_ds.evaluation.protocols import EvaluationData, Evaluator, Progress, Varied
 from flava_ds.evaluation.runner import FoundData, evaluate, expected, find_data
 from flava_ds.evaluation.statistics import RESAMPLES, SEED
 from flava_ds.storage.atomic import write_whole
 
-SUITES = ("vision", "text", "pairs", "all")
 FILE = "suite.json"
 DISTRIBUTIONS = ("flava_ds", "torch", "torchvision", "numpy", "scikit-learn")
 IDENTITY = ("weights", "precision", "device", "data", "limit", "splits")
@@ -161,8 +161,10 @@ class Suite:
         prints = known.get("fingerprints")
         if not isinstance(prints, dict) or known.get("splits") != getattr(task.data, "variant", None):
             return None
-        now = {split: found.read(split).fingerprint for split in prints if split in task.data.splits}
-        return known if now and now == prints else None
+        read = {split: found.read(split) for split in prints if split in task.data.splits}
+        now = {split: own.fingerprint for split, own in read.items()}
+        files = {split: state_of_pictures(own) for split, own in read.items()}
+        return known if now and now == prints and files == known.get("files") else None
 
     def _earlier(self) -> dict[str, Any]:
         """Returns an earlier run's results if they are of this model and these settings."""

@@ -48,6 +48,6 @@ class ZeroShot:
 def classifier(model: FrozenModel, names: Sequence[str], templates: Sequence[str], asked_by: str) -> Tensor:
     """Embeds each name in every template, averages and renormalises: [len(names) r]."""
     embedded = model.text_embeddings(
-        [template.format(name) for name in names for template in templates], asked_by
+        [template.replace("{}", name) for name in names for template in templates], asked_by
     )
     return F.normalize(embedded.unflatten(0, (len(names), len(templates))).mean(dim=1), dim=-1)

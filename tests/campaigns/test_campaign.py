@@ -10,7 +10,6 @@ from flava_ds.campaigns.ablation import RAW_PIXELS, TABLE, with_common_start
 from flava_ds.campaigns.campaign import (
     Run,
     check_others,
-    check_writable,
     code,
     plan,
     read_results,
@@ -20,6 +19,7 @@ from flava_ds.campaigns.fine_tuned import PAIRS
 from flava_ds.cli import main
 from flava_ds.errors import UserError
 from flava_ds.recipes.ablation import ROWS
+from flava_ds.storage.atomic import check_writable
 
 
 def finish(run, **changes):
@@ -86,7 +86,7 @@ def test_a_damaged_result_and_those_beside_the_planned_ones_are_refused(tmp_path
     with pytest.raises(UserError, match="mim-0.json: says that it is row 'clip', seed 1, which is no run of"):
         check_others(TABLE, [one], "tiny", tmp_path)
     with pytest.raises(UserError, match="--out: .*mim-0.json/tiny cannot be written .Not a directory"):
-        check_writable(one.file.with_name("mim-0.json") / "tiny")
+        check_writable(one.file.with_name("mim-0.json") / "tiny", "--out")
 
 
 def test_a_result_from_before_a_domain_was_added_remains_and_another_protocol_is_refused(

@@ -15,7 +15,8 @@ from flava_ds.demo.evaluation.inputs import build_inputs
 from flava_ds.errors import DataError, UserError
 from flava_ds.evaluation.frozen_model import Described
 from flava_ds.evaluation.opening import freeze
-from flava_ds.prepare.fetch import LabelledPicture, LabelledText, write, write_texts
+from flava_ds.prepare.fetch import SOURCE, LabelledPicture, LabelledText, source_of, write, write_texts
+from flava_ds.prepare.fetchable import SETS
 from flava_ds.prepare.wordnet import word_of
 from flava_ds.recipes.ablation import ROWS, ablation
 
@@ -55,6 +56,8 @@ def sets(model_and_inputs, tmp_path, monkeypatch):
     write_texts([LabelledText(categories[0], seen), *told], tmp_path / "wordnet_glosses")
     rated = [LabelledText(kind, f"a {kind} one, {n}") for kind in ("negative", "positive") for n in range(20)]
     write_texts(rated, tmp_path / "product_reviews")
+    for own in (own for names in wider.READ.values() for own in names):
+        (tmp_path / own.name / SOURCE).write_text(source_of(SETS[own.name]))
     return tmp_path, told
 
 

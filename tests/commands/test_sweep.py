@@ -140,7 +140,7 @@ def test_a_hostfile_is_the_deepspeed_launchers(tmp_path):
     assert made.arguments[-4:] == ["--logging.run-directory", str(sweep.folder), "--name", name]
 
 
-def test_optuna_asks_by_what_has_finished(tmp_path):
+def test_optuna_asks_by_what_has_finished(tmp_path, capsys, monkeypatch):
     pytest.importorskip("optuna")
     data = {"base": "flava_debug", "search": {"by": "optuna", "runs": 12, "fields": {
         "optimizer.lr": {"from": 1e-5, "to": 1e-1, "log": True}}}}  # fmt: skip
@@ -156,6 +156,15 @@ def test_optuna_asks_by_what_has_finished(tmp_path):
     assert len(sweep.runs) == 12 and Sweep.open(tmp_path).runs == sweep.runs
     assert sum(found[10:]) / 2 > sorted(found[:10])[5], "it goes to where the loss was low"
     assert next(iter(sweep.facts.values()))["parameters"] == 1_124_675
+    path = tmp_path / "asked.yaml"
+    path.write_text(json.dumps(data | {"name": "asked"}))
+    assert cli.main(["sweep", str(path), "--folder", str(tmp_path / "new"), "--slurm", "--yes"]) == 2
+    assert "asks for runs one by one" in capsys.readouterr().err
+    begun: list[str] = []
+    monkeypatch.setattr(sweep_jobs, "run_one", lambda sweep, name, *_: begun.append(name) or 0)
+    empty = Sweep(tmp_path / "new", "flava_debug", spec.metric, "c", {})
+    sweep_jobs.run_all(empty, spec, [], options_of("new", "--most", "2"))
+    assert len(begun) == 2
 
 
 @pytest.mark.parametrize(

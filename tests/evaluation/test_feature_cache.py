@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from evaluation.color_world import KnowsColors, color_model, write_image_folder
+from evaluation.color_world import KnowsColors, color_model, png, write_image_folder
 
 from flava_ds.evaluation import frozen_model
 from flava_ds.evaluation.datasets.image_folder import ImageFolder
@@ -70,6 +70,20 @@ def test_other_pictures_and_transforms_have_files_of_their_own(tmp_path, picture
     fewer = Seen(pictures().images.select(np.arange(6)), CLIP_TRANSFORM)
     assert encoded(tmp_path, fewer)[1] == 6
     assert encoded(tmp_path, pictures())[1] == 0
+
+
+def test_another_picture_under_its_name_is_encoded_anew(tmp_path):
+    root = write_image_folder(tmp_path / "data", {"test": 2})
+    files = sorted((root / "test").rglob("*.png"))
+
+    def seen():
+        return Seen(ImageFolder().read(root, "test").select(np.arange(4)), CLIP_TRANSFORM)
+
+    assert encoded(tmp_path, seen())[1] > 0 and encoded(tmp_path, seen())[1] == 0
+    files[-1].write_bytes(png("red", 20))  # not among the first four
+    assert encoded(tmp_path, seen())[1] == 0
+    files[0].write_bytes(png("red", 20))
+    assert encoded(tmp_path, seen())[1] > 0
 
 
 def test_a_damaged_file_is_said_and_written_again(tmp_path, pictures):

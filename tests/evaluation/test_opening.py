@@ -1,7 +1,9 @@
 """A run, each of its checkpoints and its Hugging Face export open as the same model."""
 
+import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,13 +23,19 @@ def run(tmp_path_factory):
     return write_run(tmp_path_factory.mktemp("run"))[0]
 
 
-def test_a_run_opens_at_its_latest_checkpoint(run):
+def test_a_run_opens_at_its_latest_checkpoint(run, tmp_path):
     opened = open_model(run)
     assert opened.described.step == 12 and opened.described.family == "flava" and opened.run_path == run
     assert not opened.module.training and not any(p.requires_grad for p in opened.module.parameters())
     assert next(opened.module.parameters()).dtype == torch.bfloat16  # as it was trained
     assert next(open_model(run, precision="fp32").module.parameters()).dtype == torch.float32
     assert next(open_model(run, device="meta").module.parameters()).device.type == "meta"
+    words = tmp_path / "vocab.txt"
+    *before, last = Path(opened.config.data.vocabulary).read_text().split()
+    words.write_text("\n".join([*before, f"{last}x"]) + "\n")
+    data = dataclasses.replace(opened.config.data, vocabulary=str(words))
+    other = dataclasses.replace(opened, config=dataclasses.replace(opened.config, data=data))
+    assert other.weights != opened.weights == open_model(run).weights
 
 
 def test_an_earlier_checkpoint_opens_by_its_folder(run, tmp_path):
@@ -112,8 +120,6 @@ def test_a_vocabulary_larger_than_the_models_is_refused(run, tmp_path):
     opened = open_model(run)
     big = tmp_path / "vocab.txt"
     big.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{n}" for n in range(300))]))
-    import dataclasses
-
     data = dataclasses.replace(opened.config.data, vocabulary=str(big))
     with pytest.raises(ConfigError, match="model.text.vocab_size 200 is smaller than the 305 entries"):
         freeze(dataclasses.replace(opened.config, data=data), opened.module, opened.described)

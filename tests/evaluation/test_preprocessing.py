@@ -28,6 +28,12 @@ def test_a_picture_of_the_right_size_is_left_alone():
     assert torch.equal(Transform()(image, 28), image)
 
 
+def test_the_middle_of_a_strip_is_shown_without_enlarging_the_rest():
+    strip = torch.zeros(3, 1, 60_000, dtype=torch.uint8)
+    strip[:, :, 29_990:30_010] = 255
+    assert (Transform()(strip, 28) == 255).all() and Transform()(strip.mT, 28).shape == (3, 28, 28)
+
+
 def test_a_whole_picture_is_squeezed():
     image = torch.zeros(3, 20, 60, dtype=torch.uint8)
     image[:, :, -30:] = 255

@@ -7,6 +7,7 @@ from evaluation.color_world import KnowsColors, color_model, write_image_folder,
 from flava_ds.errors import DataError
 from flava_ds.evaluation import probe as probes
 from flava_ds.evaluation.datasets.image_folder import ImageFolder
+from flava_ds.evaluation.datasets.own_text import OwnText
 from flava_ds.evaluation.logistic import one_by_one
 from flava_ds.evaluation.probe import ImageProbe, TextProbe
 from flava_ds.evaluation.runner import find_data
@@ -61,6 +62,13 @@ def test_sentences_have_the_area_under_the_curve_too(tmp_path):
     write_sst2(tmp_path, {"train": 40, "dev": 12})
     scores = TextProbe("s", SST2).run(color_model(), find_data(SST2, tmp_path))
     assert scores["accuracy"].value == 1 == scores["roc_area"].value and scores["roc_area"].n == 12
+
+
+def test_pairs_of_texts_are_refused(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.tsv").write_text("text\tsecond\tlabel\nred\tblue\tx\nred\tred\ty\n")
+    with pytest.raises(DataError, match="task s: own_text has pairs of texts, and a probe reads one"):
+        TextProbe("s", OwnText()).run(color_model(), find_data(OwnText(), tmp_path))
 
 
 def test_of_features_that_say_nothing_half_is_right(tmp_path):

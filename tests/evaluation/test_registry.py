@@ -91,7 +91,8 @@ def test_a_task_can_be_added_and_taken_away():
 
 
 def test_a_file_of_ones_own_adds_its_tasks(tmp_path):
-    file = tmp_path / "own_tasks.py"
+    file = tmp_path / "proj.pytorch" / "own_tasks.py"
+    file.parent.mkdir()
     file.write_text(OWN)
     try:
         assert [task.name for task in find([str(file)])] == ["mine", "mine_too"]

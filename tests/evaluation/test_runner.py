@@ -32,6 +32,20 @@ def test_data_lies_in_its_folder_or_is_the_root(tmp_path):
     )
 
 
+def test_a_set_is_not_read_as_another(tmp_path):
+    tweets, news = find(["tweets_probe", "bbc_news_probe"])
+    folder = tmp_path / "bbc_news"
+    folder.mkdir()
+    for split in ("train", "test"):
+        (folder / f"{split}.tsv").write_text("text\tlabel\na\tsport\n")
+    with pytest.raises(DataError, match="no tweets in"):
+        find_data(tweets.data, folder)
+    assert find_data(news.data, folder).folder == folder
+    other = folder.rename(tmp_path / "here")
+    with pytest.raises(DataError, match="here: would be read as bbc_news and as tweets; put each set into"):
+        find_all([tweets, news], other)
+
+
 def test_absent_data_is_one_line_that_says_what_to_get(tmp_path):
     [task] = find(["cifar10_zero_shot"])
     with pytest.raises(DataError) as absent:

@@ -6,7 +6,9 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
+from flava_ds.errors import DataError
 from flava_ds.evaluation import statistics
 from flava_ds.evaluation.statistics import hits_at, mean_per_class, roc_area, share, share_over_folds
 
@@ -67,6 +69,21 @@ def test_a_collapsed_model_scores_chance_in_whatever_order_the_keys_are():
     assert share(hits[:, 0]).value == pytest.approx(1 / 40) and share(hits[:, 1]).value == pytest.approx(
         5 / 40
     )
+    # Equal vectors whose products differ in the last bits, as kernels sum in other orders.
+    draw = torch.Generator().manual_seed(0)
+    rounded = F.normalize(torch.ones(1, 64) + 0.1, dim=1).expand(40, 64) * (
+        1 + 1e-7 * torch.randint(-1, 2, (40, 1), generator=draw)
+    )
+    hits = hits_at(same[:, :1].expand(40, 64) / 8, rounded, [np.array([row]) for row in range(40)], (1,))
+    assert share(hits[:, 0]).value == pytest.approx(1 / 40)
+
+
+def test_scores_that_are_no_numbers_and_areas_of_one_class_are_refused():
+    scores = torch.tensor([[0.0, float("nan")], [1.0, 0.0]])
+    with pytest.raises(DataError, match="scores of the model are not finite"):
+        hits_at(scores, torch.eye(2), [np.array([0]), np.array([1])], (1,))
+    with pytest.raises(DataError, match="the 3 samples reported on are all of one class"):
+        roc_area(np.arange(3.0), np.ones(3, dtype=int))
 
 
 def test_an_interval_is_that_of_drawing_the_samples_again():
@@ -96,6 +113,20 @@ def test_the_mean_over_folds_weighs_folds_alike():
     found = share_over_folds(hits, [np.array([0, 3]), np.array([3, 5, 7, 9])])
     assert found.value == pytest.approx(0.625) and found.n == 5
     assert found.interval[0] < 0.625 < found.interval[1]
+    # How often a sample is tested is no chance: folds that are all right have no spread.
+    right = share_over_folds([np.ones(2), np.ones(4)], [np.array([0, 3]), np.array([3, 5, 7, 9])])
+    assert (
+        right.value == 1
+        and right.standard_error is None
+        and right.interval == pytest.approx((5 / (5 + 3.8415), 1), abs=1e-4)
+    )
+    draw, found = np.random.default_rng(0), []
+    rows = [draw.choice(120, 50, replace=False) for _ in range(6)]
+    for _ in range(300):
+        hits = draw.random(120) < 0.8
+        found.append(share_over_folds([hits[own] for own in rows], rows))
+    spread = np.std([score.value for score in found])
+    assert spread == pytest.approx(np.mean([score.standard_error for score in found]), rel=0.1)
 
 
 def test_an_interval_has_a_width_where_all_are_right_or_all_wrong():

@@ -73,6 +73,9 @@ def test_all_data_that_is_there_makes_one_page(run, root, tmp_path, capsys):
     status, _, again = suite(capsys, *words)
     kept = set(re.findall(r"^(\w+): kept from an earlier run", again, re.M))
     assert status == 0 and scored - kept == {"dtd_probe"} and kept < scored
+    pictures = sorted((root / "dtd/dtd/images").rglob("*.jpg"))
+    pictures[0].write_bytes(pictures[-1].read_bytes())  # another picture under its name
+    assert "dtd_probe: kept from an earlier run" not in suite(capsys, *words)[2]
     assert "dtd_probe: logistic" in again
     other = json.loads((tmp_path / "out/suite.json").read_text())["tasks"]
     assert other["food101_probe"] == report["tasks"]["food101_probe"]

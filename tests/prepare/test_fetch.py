@@ -70,6 +70,9 @@ def test_a_set_is_written_once_and_its_tasks_read_it(name, packages, tmp_path):
     classes = sorted(ANIMALS) if name == "animal_silhouettes" else [str(digit) for digit in range(10)]
     assert sorted(path.name for path in (folder / "train").iterdir()) == classes
     assert fetch_set(wanted, root, tmp_path / "gone") == (folder, {})
+    later = dataclasses.replace(wanted, version="9.9")
+    with pytest.raises(DataError, match=r"source.txt names .*, where this set is made of .* 9.9 "):
+        fetch_set(later, root, packages[name])
     [task] = find([f"{name}_probe"])
     samples = find_all([task], root, "train")[task.name].read("train")
     assert len(samples) == 39 and samples.class_names == tuple(classes)

@@ -11,6 +11,7 @@ import torch
 
 from flava_ds.errors import DataError
 from flava_ds.evaluation.labelled import DEFAULT_TEMPLATES, LabelledImages
+from flava_ds.evaluation.stored import Parts
 from flava_ds.storage.pickled_arrays import load_arrays
 
 EDGE = 32
@@ -56,7 +57,8 @@ class Cifar:
         images = images.view(-1, 3, EDGE, EDGE)
         keys = tuple(f"{name}/{row}" for name, (_, found) in parts.items() for row in range(len(found)))
         labels = np.concatenate([found for _, found in parts.values()])
-        return LabelledImages(self.name, keys, lambda row: images[row], labels, tuple(names), self.templates)
+        load = Parts(images.__getitem__, [folder / name for name in parts])
+        return LabelledImages(self.name, keys, load, labels, tuple(names), self.templates)
 
 
 def read_batch(file: Path, labels_field: str, classes: int) -> tuple[np.ndarray, np.ndarray]:

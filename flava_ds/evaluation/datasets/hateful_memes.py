@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from flava_ds.evaluation.datasets.image_folder import read_bytes
 from flava_ds.evaluation.datasets.json_lines import find_images, read_lines
 from flava_ds.evaluation.labelled import LabelledPairs
+from flava_ds.evaluation.stored import Files
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class HatefulMemes:
         numbers = np.array(labels, dtype=np.int64)
         pictures = tuple(Path(name).stem for name in names)
         return LabelledPairs(
-            *(self.name, keys, lambda row: read_bytes(files[row]), texts, numbers, self.class_names),
+            *(self.name, keys, Files(files), texts, numbers, self.class_names),
             pictures=pictures,
         )
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from flava_ds.errors import DataError
 from flava_ds.evaluation.labelled import DEFAULT_TEMPLATES, LabelledImages
+from flava_ds.evaluation.stored import Files
 from flava_ds.storage.index import IMAGE_SUFFIXES
 
 CLASSES, TEMPLATES = "classes.json", "templates.txt"
@@ -70,9 +71,7 @@ def read_classes(name: str, root: Path, described_in: Path, classes: list[str]) 
     names = class_names(described_in / CLASSES, classes)
     keys = tuple(path.relative_to(root).as_posix() for path in files)
     templates = read_templates(described_in / TEMPLATES)
-    return LabelledImages(
-        name, keys, lambda row: read_bytes(files[row]), np.array(labels, dtype=np.int64), names, templates
-    )
+    return LabelledImages(name, keys, Files(files), np.array(labels, dtype=np.int64), names, templates)
 
 
 def class_names(file: Path, classes: list[str]) -> tuple[str, ...]:
@@ -101,7 +100,7 @@ def read_templates(file: Path) -> tuple[str, ...]:
     if not file.is_file():
         return DEFAULT_TEMPLATES
     try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, ValueError) as error:
         raise DataError(
             f"{file}: not readable ({error}); write one prompt per line, with a {{}} for the class"
@@ -112,14 +111,6 @@ def read_templates(file: Path) -> tuple[str, ...]:
             f"{file}: {wrong[0] if wrong else 'the file'!r} must have exactly one {{}}, for the class name"
         )
     return tuple(lines)
-
-
-def read_bytes(file: Path) -> bytes:
-    """Reads an image file. Raises: DataError."""
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror}); get the file again") from error
 
 
 def _class_folders(root: Path) -> list[str]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flava_ds.errors import DataError
-from flava_ds.evaluation.datasets.image_folder import read_bytes
 from flava_ds.evaluation.labelled import CaptionedImages
+from flava_ds.evaluation.stored import Files
 
 CAPTIONS = 5
 """Captions per image. A few of COCO's have six or seven; the published protocols use the first five."""
@@ -59,7 +59,7 @@ class KarpathySplit:
             raise DataError(f"{file}: image {bare[0]} has no caption; get the file again")
         files = [_find(folder, self.image_folders, name) for name in names]
         keys = tuple(name.as_posix() for name in names)
-        return CaptionedImages(self.name, keys, lambda row: read_bytes(files[row]), captions)
+        return CaptionedImages(self.name, keys, Files(files), captions)
 
 
 def _find(folder: Path, places: tuple[str, ...], name: Path) -> Path:

@@ -11,6 +11,7 @@ from flava_ds.errors import DataError
 from flava_ds.evaluation.datasets.image_folder import CLASSES, TEMPLATES, class_names, read_templates
 from flava_ds.evaluation.labelled import CaptionedImages, LabelledImages
 from flava_ds.evaluation.samples import Samples, read_samples
+from flava_ds.evaluation.stored import Parts
 
 LABEL = "label"
 
@@ -43,10 +44,12 @@ class OwnShards:
         """
         if not self.is_here(folder, split):
             raise DataError(f"{_place(folder, split)}: no *.tar of split '{split}'; expected {self.layout}")
-        samples = read_samples(_place(folder, split), captions=self.captioned)
+        place = _place(folder, split)
+        samples = read_samples(place, captions=self.captioned)
+        load = Parts(samples.encoded_images.__getitem__, sorted(place.glob("*.tar")))
         if self.captioned:
             captions = tuple((caption,) for caption in samples.captions)
-            return CaptionedImages(self.name, samples.keys, samples.encoded_images.__getitem__, captions)
+            return CaptionedImages(self.name, samples.keys, load, captions)
         # Classes come from all splits, so that a label means the same in each of them.
         labels = {
             name: _labels(_place(folder, name), samples if name == split else None)
@@ -58,7 +61,7 @@ class OwnShards:
         return LabelledImages(
             self.name,
             samples.keys,
-            samples.encoded_images.__getitem__,
+            load,
             numbers,
             names,
             read_templates(folder / TEMPLATES),

@@ -38,7 +38,14 @@ class OwnText:
         found = [name for name in self.splits if self.is_here(folder, name)]
         columns = {name: _columns(folder / f"{name}.tsv", self.layout) for name in found}
         classes = sorted(set().union(*(labels for _, labels in columns.values())))
-        texts = (TEXT, SECOND) if split in columns and SECOND in columns[split][0] else (TEXT,)
+        paired = {name: SECOND in header for name, (header, _) in columns.items()}
+        if len(set(paired.values())) > 1:
+            lacking = next(name for name, has in paired.items() if not has)
+            raise DataError(
+                f"{folder / lacking}.tsv: has no column '{SECOND}', which another split has; give pairs of "
+                "texts in every split, or in none"
+            )
+        texts = (TEXT, SECOND) if paired.get(split) else (TEXT,)
         published = Glue(
             name=self.name,
             folder=self.folder,

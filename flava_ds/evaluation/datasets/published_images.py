@@ -18,8 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 from flava_ds.errors import DataError, UserError, did_you_mean
-from flava_ds.evaluation.datasets.image_folder import read_bytes
-from flava_ds.evaluation.labelled import Fold, LabelledImages, Load
+from flava_ds.evaluation.labelled import Fold, LabelledImages
+from flava_ds.evaluation.stored import Files, Load, Parts, read_bytes
 
 MAGIC = (b"\x89PNG", b"\xff\xd8", b"RIFF")
 """How the formats begin that the training decoder reads; the rest goes to Pillow: some sets hold PPM, and the
@@ -156,18 +156,21 @@ def of_files(
                 "pictures are missing); unpack the whole archive there"
             )
     labels = np.array([label for _, label in pairs], dtype=np.int64)
-    return Listing(keys, lambda row: read_picture(root / keys[row]), labels, tuple(class_names))
+    load = Files([root / key for key in keys], read_picture)
+    return Listing(keys, load, labels, tuple(class_names))
 
 
-def of_array(pixels: np.ndarray, labels: np.ndarray, class_names: Sequence[str], prefix: str) -> Listing:
-    """Lists pictures that one array holds: [N H W] for grey or [N 3 H W] for colour, uint8."""
+def of_array(
+    pixels: np.ndarray, labels: np.ndarray, class_names: Sequence[str], prefix: str, files: Sequence[Path]
+) -> Listing:
+    """Lists pictures that one array holds, read from `files`: [N H W] grey or [N 3 H W] in colour, uint8."""
     keys = tuple(f"{prefix}/{row}" for row in range(len(labels)))
 
     def load(row: int) -> Tensor:
         picture = torch.from_numpy(np.array(pixels[row]))
         return picture.expand(3, *picture.shape[-2:]).contiguous()
 
-    return Listing(keys, load, np.asarray(labels, dtype=np.int64), tuple(class_names))
+    return Listing(keys, Parts(load, files), np.asarray(labels, dtype=np.int64), tuple(class_names))
 
 
 def pictures_in(folder: Path, suffixes: tuple[str, ...] = (".jpg", ".jpeg", ".png", ".ppm")) -> list[str]:

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from flava_ds.evaluation.datasets.image_folder import read_bytes
 from flava_ds.evaluation.datasets.json_lines import find_images, read_lines
 from flava_ds.evaluation.labelled import LabelledPairs
+from flava_ds.evaluation.stored import Files
 
 PICTURE_FIELDS = ("Flickr30K_ID", "Flikr30kID")
 """Field with the picture's name in different versions of the files; with or without .jpg."""
@@ -50,7 +50,7 @@ class SnliVe:
         files = find_images(places, [f"{key}.jpg" for key in keys], self.origin)
         numbers = np.array(labels, dtype=np.int64)
         return LabelledPairs(
-            *(self.name, keys, lambda row: read_bytes(files[row]), texts, numbers, self.class_names),
+            *(self.name, keys, Files(files), texts, numbers, self.class_names),
             pictures=keys,
         )
 

@@ -13,9 +13,9 @@ from typing import Any, Self
 import numpy as np
 
 from flava_ds.errors import DataError
-from flava_ds.evaluation.datasets.image_folder import read_bytes
 from flava_ds.evaluation.datasets.json_lines import find_images
 from flava_ds.evaluation.labelled import LabelledPairs
+from flava_ds.evaluation.stored import Files
 from flava_ds.evaluation.vqa_answers import frequent_answers, label_of
 
 QUESTIONS = "v2_OpenEnded_mscoco_{}2014_questions.json"
@@ -87,7 +87,7 @@ class VqaV2:
         return Questions(
             name=self.name,
             keys=tuple(f"{key}" for key, _, _ in asked),
-            load=lambda row: read_bytes(files[row]),
+            load=Files(files),
             texts=tuple(question for _, _, question in asked),
             labels=np.array(labels, dtype=np.int64),
             class_names=answers,

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from flava_ds.errors import DataError
-from flava_ds.evaluation.datasets.image_folder import read_bytes
 from flava_ds.evaluation.datasets.published_images import lines_of
 from flava_ds.evaluation.labelled import CaptionedImages
+from flava_ds.evaluation.stored import Files
 
 EXAMPLES = "data/examples.jsonl"
 FIELDS = ("image_0", "image_1", "caption_0", "caption_1")
@@ -65,4 +65,4 @@ class Winoground:
         if missing:
             raise DataError(f"{missing[0]} is missing; unpack all of Winoground's images there")
         said = tuple((caption,) for caption in captions)
-        return Contrasts(self.name, tuple(keys), lambda row: read_bytes(files[row]), said)
+        return Contrasts(self.name, tuple(keys), Files(files), said)

@@ -36,12 +36,12 @@ def read(folder: Path, split: str) -> Listing:
                 if row["Usage"] in USAGE[split]:
                     labels.append(int(row["emotion"]))
                     pixels.append(np.array(row["pixels"].split(), dtype=np.uint8).reshape(EDGE, EDGE))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, csv.Error) as error:
         raise DataError(
             f"{file}: face {len(pixels)} of {split} has no emotion, {EDGE * EDGE} pixels and Usage "
             f"({type(error).__name__}: {error}); Kaggle's test.csv has no labels and will not do"
         ) from error
-    return of_array(np.array(pixels, dtype=np.uint8), np.array(labels), CLASSES, split)
+    return of_array(np.array(pixels, dtype=np.uint8), np.array(labels), CLASSES, split, [file])
 
 
 class Fer2013(PublishedImages):

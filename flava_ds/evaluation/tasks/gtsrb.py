@@ -42,7 +42,7 @@ def read(folder: Path, split: str) -> Listing:
                 (row["Filename"], int(row["ClassId"]))
                 for row in csv.DictReader(file, delimiter=";", skipinitialspace=True)
             ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise DataError(
             f"{folder / LABELS}: no columns Filename and ClassId ({error}); it is in GTSRB_Final_Test_GT.zip"
         ) from error

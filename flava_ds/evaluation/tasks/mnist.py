@@ -19,14 +19,14 @@ PREFIX = {"test": "t10k", "train": "train"}
 
 def read(folder: Path, split: str) -> Listing:
     """Reads a split's two idx files. Raises: DataError when they do not fit."""
-    pictures = idx_of(folder / f"{PREFIX[split]}-images-idx3-ubyte")
-    labels = idx_of(folder / f"{PREFIX[split]}-labels-idx1-ubyte")
+    files = [folder / f"{PREFIX[split]}-{part}-ubyte" for part in ("images-idx3", "labels-idx1")]
+    pictures, labels = map(idx_of, files)
     if pictures.ndim != 3 or labels.shape != pictures.shape[:1]:
         raise DataError(
             f"{folder}: {PREFIX[split]} has pictures {list(pictures.shape)} and labels {list(labels.shape)}, "
             "which do not belong together; get both again"
         )
-    return of_array(pictures, labels, [str(digit) for digit in range(10)], PREFIX[split])
+    return of_array(pictures, labels, [str(digit) for digit in range(10)], PREFIX[split], files)
 
 
 DATA = PublishedImages(

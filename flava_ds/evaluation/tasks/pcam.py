@@ -14,6 +14,7 @@ from torch import Tensor
 from flava_ds.errors import DataError, UserError
 from flava_ds.evaluation.datasets.published_images import Listing, PublishedImages, split_as_published
 from flava_ds.evaluation.probe import ImageProbe
+from flava_ds.evaluation.stored import Parts
 
 NAME = {"test": "test", "val": "valid", "train": "train"}
 
@@ -43,7 +44,7 @@ def read(folder: Path, split: str) -> Listing:
         return torch.from_numpy(np.ascontiguousarray(stored[row].transpose(2, 0, 1)))
 
     keys = tuple(f"{NAME[split]}/{row}" for row in range(len(found)))
-    return Listing(keys, load, found, ("normal tissue", "tumour tissue"))
+    return Listing(keys, Parts(load, [pictures]), found, ("normal tissue", "tumour tissue"))
 
 
 DATA = PublishedImages(

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 
 from flava_ds.errors import DataError
-from flava_ds.evaluation.datasets.image_folder import read_bytes
 from flava_ds.evaluation.datasets.published_images import (
     Listing,
     PublishedImages,
@@ -18,6 +17,7 @@ from flava_ds.evaluation.datasets.published_images import (
 )
 from flava_ds.evaluation.labelled import Fold
 from flava_ds.evaluation.probe import ImageProbe
+from flava_ds.evaluation.stored import read_bytes
 
 SHAPE = (3, 96, 96)
 FILES = ("train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin", "class_names.txt", "fold_indices.txt")
@@ -28,6 +28,7 @@ def read(folder: Path, split: str) -> Listing:
 
     Raises: DataError when a file has another length, or a fold names an image that is not there.
     """
+    files = [folder / f"{part}_{kind}.bin" for part in ("train", "test") for kind in "Xy"]
     pixels, labels = zip(*(_part(folder, part) for part in ("train", "test")), strict=True)
     listed = folder / "fold_indices.txt"
     try:
@@ -37,7 +38,7 @@ def read(folder: Path, split: str) -> Listing:
     if not folds or any(rows.max() >= len(labels[0]) or rows.min() < 0 for rows in folds):
         raise DataError(f"{listed}: names images beyond {len(labels[0])}; get it again")
     names = lines_of(folder / "class_names.txt")
-    found = of_array(np.concatenate(pixels), np.concatenate(labels), names, "train and test")
+    found = of_array(np.concatenate(pixels), np.concatenate(labels), names, "train and test", files)
     test = np.arange(len(labels[0]), len(found.labels))
     return Listing(
         found.keys, found.load, found.labels, found.class_names, tuple(Fold(f, test) for f in folds)

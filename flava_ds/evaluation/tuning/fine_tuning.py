@@ -16,6 +16,7 @@ from torch import nn
 
 from flava_ds.errors import DataError
 from flava_ds.evaluation.frozen_model import FrozenModel
+from flava_ds.evaluation.labelled import state_of_pictures
 from flava_ds.evaluation.probe import refuse_training_split
 from flava_ds.evaluation.protocols import EvaluationData, OwnHead, PairStates, Score, Splits, TextStates
 from flava_ds.evaluation.tuning.fitting import Fitting, Inputs, Network, inputs_of, outputs_of
@@ -96,7 +97,7 @@ class FineTuning(ABC):
         identity = self._identity(encoder, outputs, recipe, train, read)
         saved = Saved(model.workplace.states, self.name, identity)
         tell = model.workplace.tell
-        if (known := saved.finished()) is not None:
+        if (known := model.share.from_main(saved.finished)) is not None:
             tell(f"{self.name}: finished before with the same weights, samples and recipe")
             return known
         held_out = {split: inputs_of(model, samples, encoder) for split, samples in read.items()}
@@ -180,6 +181,7 @@ class FineTuning(ABC):
             "weights": hash_of_tensors(encoder.state_dict()),
             "training samples": train.fingerprint,
             "samples": {split: samples.fingerprint for split, samples in read.items()},
+            "files of pictures": {name: state_of_pictures(own) for name, own in {"": train, **read}.items()},
             "recipe": dataclasses.asdict(recipe),
             "goal": repr(self.goal),
         }

@@ -124,7 +124,7 @@ class Fitting:
         for `tell`.
         """
         progress = Progress()
-        if (found := saved.load()) is not None:
+        if (found := self.share.from_main(saved.load)) is not None:
             tensors, progress = found
             self.restore(tensors, progress.update)
             tell(f"{self.name}: resumes after update {progress.update:,}")

@@ -20,6 +20,9 @@ def test_two_texts(tmp_path):
     (tmp_path / "test.tsv").write_text("text\tsecond\tlabel\na\tb\tx\n")
     samples = DATA.read(tmp_path, "test")
     assert samples.texts == ("a",) and samples.second == ("b",)
+    (tmp_path / "train.tsv").write_text("text\tlabel\na\tx\n")
+    with pytest.raises(DataError, match="train.tsv: has no column 'second', which another split has"):
+        DATA.read(tmp_path, "test")
 
 
 @pytest.mark.parametrize(

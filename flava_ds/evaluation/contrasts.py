@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import torch
 
 from flava_ds.evaluation.datasets.winoground import Contrasts
-from flava_ds.evaluation.frozen_model import BATCH_ROWS, FrozenModel
+from flava_ds.evaluation.frozen_model import FrozenModel
 from flava_ds.evaluation.labelled import Seen
 from flava_ds.evaluation.preprocessing import CLIP_TRANSFORM, Transform
 from flava_ds.evaluation.protocols import Embedder, EvaluationData, Matcher, Score, Splits
@@ -70,13 +69,7 @@ class MatchingContrast(Contrast):
 
     def scores(self, model: FrozenModel, samples: Contrasts) -> np.ndarray:
         """Scores every image against both captions of its example."""
-        matcher = model.need(Matcher, f"task {self.name}")
-        pictures = Seen(samples, self.transform)
         ids = model.tokenizer.encode_batch([said[0] for said in samples.captions], model.most_tokens["pair"])
-        found = []
-        for start in range(0, len(samples), BATCH_ROWS):
-            rows = range(start, min(start + BATCH_ROWS, len(samples)))
-            pairings = [[ids[row - row % 2 + caption] for row in rows] for caption in (0, 1)]
-            odds = matcher.log_odds(pictures.batch(rows, model.image_size).to(model.device), pairings)
-            found.append(torch.stack([each.float() for each in odds], dim=1))
-        return torch.cat(found).unflatten(0, (-1, 2)).cpu().numpy()
+        pairings = [[ids[row - row % 2 + caption] for row in range(len(ids))] for caption in (0, 1)]
+        found = model.log_odds(Seen(samples, self.transform), pairings, f"task {self.name}")
+        return found.unflatten(0, (-1, 2)).cpu().numpy()

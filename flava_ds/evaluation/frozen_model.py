@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, Self, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from flava_ds.evaluation.protocols import (
     SPECIAL,
     Embedder,
     ImageFeatures,
+    Matcher,
     Progress,
     TextFeatures,
 )
@@ -183,6 +185,24 @@ class FrozenModel:
         features = self.text_features(texts, asked_by, "pair")
         return torch.cat([embedder.project_texts(rows).float() for rows in features.split(BATCH_ROWS)])
 
+    def log_odds(self, pictures: Pictures, pairings: Sequence[Sequence[np.ndarray]], asked_by: str) -> Tensor:
+        """Scores how well images and texts fit, a column for each pairing: [N len(pairings)] fp32.
+
+        Shapes:
+            pairings  each N arrays of ids, of the text that each image is read with
+        Raises: DataError for scores that are no numbers; Lacking.
+        """
+        matcher = self.need(Matcher, asked_by)
+        starts = range(0, len(pictures), BATCH_ROWS)
+
+        def scored(start: int) -> Tensor:
+            rows = range(start, min(start + BATCH_ROWS, len(pictures)))
+            texts = [texts[start : rows.stop] for texts in pairings]
+            odds = matcher.log_odds(pictures.batch(rows, self.image_size).to(self.device), texts)
+            return torch.stack(odds, dim=1).float()
+
+        return self._encode(starts, map(scored, self._share.mine(starts)))
+
     def _encode(self, starts: range, mine: Iterator[Tensor]) -> Tensor:
         """Encodes this rank's batches and joins those of all ranks in the set's order.
 
@@ -192,7 +212,7 @@ class FrozenModel:
         found = torch.cat([part.to(self.device) for part in self._share.join(starts, mine)])
         if wrong := int((~found.isfinite().all(1)).sum()):
             raise DataError(
-                f"{self.described.name}: {wrong} of {len(found)} features hold infinities or no numbers; the "
+                f"{self.described.name}: {wrong} of {len(found)} features or scores hold infinities or no numbers; the "
                 "model has diverged or is damaged, so take an earlier checkpoint"
             )
         return found

@@ -18,7 +18,7 @@ from flava_ds.evaluation.pixels import pixel_model
 from flava_ds.evaluation.protocols import Evaluator, ImageFeatures, Score
 from flava_ds.evaluation.runner import check_needs, evaluate, find_all
 from flava_ds.evaluation.shares import AmongRanks
-from flava_ds.ranks.distributed import World, raise_together, together
+from flava_ds.ranks.distributed import World, together
 
 
 class LiveEvaluation:
@@ -62,7 +62,9 @@ class LiveEvaluation:
 
     def _evaluated(self, model: FrozenModel, tasks: Sequence[Evaluator]) -> dict[str, dict[str, Score]]:
         return {
-            task.name: self._together(lambda task=task: evaluate([task], model, self.data)[task.name].scores)
+            task.name: AmongRanks(self.world).together(
+                lambda task=task: evaluate([task], model, self.data)[task.name].scores
+            )
             for task in tasks
         }
 
@@ -70,23 +72,6 @@ class LiveEvaluation:
         return freeze(
             self.config, module, Described(self.config.name, self.config.model.type), AmongRanks(self.world)
         )
-
-    def _together(self, run: Callable[[], dict[str, Score]]) -> dict[str, Score]:
-        """Runs a task. Other ranks see an error where they next wait for this one, or at the end."""
-        try:
-            scores = run()
-        except Exception as problem:
-            if getattr(problem, "on_all_ranks", False):
-                raise
-            told = (
-                problem
-                if isinstance(problem, UserError)
-                else RuntimeError(f"rank {self.world.rank}: {type(problem).__name__}: {problem}")
-            )
-            raise_together(self.world, told)
-            raise
-        raise_together(self.world, None)
-        return scores
 
     def _check_best_metric(self) -> None:
         """Raises UserError if checkpoint.best_metric names a task that does not run."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flava_ds.evaluation.frozen_model import BATCH_ROWS, FrozenModel
+from flava_ds.evaluation.frozen_model import FrozenModel
 from flava_ds.evaluation.labelled import CaptionedImages, Seen
 from flava_ds.evaluation.preprocessing import CLIP_TRANSFORM, Transform
 from flava_ds.evaluation.protocols import Embedder, EvaluationData, Matcher, Score, Splits
@@ -85,12 +85,7 @@ class MatchingRetrieval(Retrieval):
         self, model: FrozenModel, samples: CaptionedImages, captions: Sequence[str]
     ) -> tuple[Tensor, Tensor]:
         """Returns log odds, and the captions as unit vectors: [m m] each."""
-        matcher = model.need(Matcher, f"task {self.name}")
         ids = model.tokenizer.encode_batch(captions, model.most_tokens["pair"])
-        pictures, found = Seen(samples, self.transform), []
-        for start in range(0, len(captions), BATCH_ROWS):
-            rows = range(start, min(start + BATCH_ROWS, len(captions)))
-            pixels = pictures.batch(rows, model.image_size).to(model.device)
-            odds = matcher.log_odds(pixels, [[text] * len(rows) for text in ids])
-            found.append(torch.stack(odds, dim=1).float())
-        return torch.cat(found), torch.eye(len(captions), device=model.device)
+        pictures = Seen(samples.select(np.arange(len(captions))), self.transform)
+        odds = model.log_odds(pictures, [[text] * len(captions) for text in ids], f"task {self.name}")
+        return odds, torch.eye(len(captions), device=model.device)

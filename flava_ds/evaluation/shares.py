@@ -85,7 +85,7 @@ class AmongRanks:
 
         Raises: the error of the first rank that failed.
         """
-        parts = self._together(lambda: [part.cpu() for part in mine])
+        parts = self.together(lambda: [part.cpu() for part in mine])
         everyone = gather_objects(self.world, parts)
         return [
             everyone[number % self.world.size][number // self.world.size] for number in range(len(starts))
@@ -96,7 +96,7 @@ class AmongRanks:
 
         Raises: the error of the first rank that failed.
         """
-        tensors = self._together(mine)
+        tensors = self.together(mine)
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
         dist.all_reduce(flat, group=None if flat.is_cuda else self.world.host_group)
         sizes = [tensor.numel() for tensor in tensors]
@@ -107,21 +107,22 @@ class AmongRanks:
 
         Raises: its error, on all ranks.
         """
-        made = self._together(make if self.is_main else lambda: None)
+        made = self.together(make if self.is_main else lambda: None)
         found: Result = gather_objects(self.world, made)[0]
         return found
 
-    def _together(self, run: Callable[[], Any]) -> Any:
-        """Runs this rank's work; raises an error of any rank on all of them."""
+    def together(self, run: Callable[[], Result]) -> Result:
+        """Runs this rank's work; raises an error of any rank on all of them, where they next wait for it."""
         found: Any = None
         error: Exception | None = None
         try:
             found = run()
-        except UserError as problem:
-            error = problem
         except Exception as problem:  # the other ranks must not wait forever for this one
+            if getattr(problem, "on_all_ranks", False):
+                raise
             # RuntimeError pickles; an arbitrary exception may not
-            error = RuntimeError(f"rank {self.world.rank}: {type(problem).__name__}: {problem}")
+            told = RuntimeError(f"rank {self.world.rank}: {type(problem).__name__}: {problem}")
+            error = problem if isinstance(problem, UserError) else told
         raise_together(self.world, error)
         return found
 

@@ -59,5 +59,5 @@ def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(DataError, match="ex_1_img_0.png is missing"):
         find_data(DATA, tmp_path).test()
     (tmp_path / "winoground/data/examples.jsonl").write_text('{"image_0": "a"}\n')
-    with pytest.raises(DataError, match="line 1 is no JSON with image_0, image_1"):
+    with pytest.raises(DataError, match="line 1 has no 'image_1'; expected data.examples.jsonl with"):
         find_data(DATA, tmp_path).test()

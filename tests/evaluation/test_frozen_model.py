@@ -90,7 +90,7 @@ def test_features_that_are_no_numbers_are_refused():
         def text_features(self, ids):
             return super().text_features(ids) * torch.tensor([[1.0], [float("nan")]])
 
-    with pytest.raises(DataError, match="colors: 1 of 2 features hold infinities or no numbers"):
+    with pytest.raises(DataError, match="colors: 1 of 2 features or scores hold infinities or no numbers"):
         color_model(Diverged()).text_features(["red", "blue"], "a test")
 
 

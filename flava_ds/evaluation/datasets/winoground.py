@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from flava_ds.errors import DataError
-from flava_ds.evaluation.datasets.published_images import lines_of
+from flava_ds.evaluation.datasets.json_lines import read_lines
 from flava_ds.evaluation.labelled import CaptionedImages
 from flava_ds.evaluation.stored import Files
 
@@ -49,17 +48,12 @@ class Winoground:
 
         Raises: DataError naming the line of another form, or an image that is not there.
         """
-        keys, captions = [], []
-        for number, line in enumerate(lines_of(folder / EXAMPLES), start=1):
-            try:
-                entry = json.loads(line)
-                found = [str(entry[field]) for field in FIELDS]
-            except (ValueError, KeyError, TypeError) as error:
-                raise DataError(
-                    f"{folder / EXAMPLES}: line {number} is no JSON with {', '.join(FIELDS)} ({error})"
-                ) from error
-            keys += found[:2]
-            captions += found[2:]
+        examples = read_lines(
+            folder / EXAMPLES, lambda entry: [str(entry[field]) for field in FIELDS], self.layout
+        )
+        keys, captions = (
+            [text for own in examples for text in own[part]] for part in (slice(2), slice(2, 4))
+        )
         files = [folder / "data/images" / (key if Path(key).suffix else f"{key}.png") for key in keys]
         missing = [file for file in files if not file.is_file()]
         if missing:

@@ -212,8 +212,8 @@ class FrozenModel:
         found = torch.cat([part.to(self.device) for part in self._share.join(starts, mine)])
         if wrong := int((~found.isfinite().all(1)).sum()):
             raise DataError(
-                f"{self.described.name}: {wrong} of {len(found)} features or scores hold infinities or no numbers; "
-                "the model has diverged or is damaged, so take an earlier checkpoint"
+                f"{self.described.name}: {wrong} of {len(found)} features or scores hold infinities or "
+                "no numbers; the model has diverged or is damaged, so take an earlier checkpoint"
             )
         return found
 

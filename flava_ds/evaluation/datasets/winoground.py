@@ -51,9 +51,8 @@ class Winoground:
         examples = read_lines(
             folder / EXAMPLES, lambda entry: [str(entry[field]) for field in FIELDS], self.layout
         )
-        keys, captions = (
-            [text for own in examples for text in own[part]] for part in (slice(2), slice(2, 4))
-        )
+        keys = [key for example in examples for key in example[:2]]
+        captions = [text for example in examples for text in example[2:]]
         files = [folder / "data/images" / (key if Path(key).suffix else f"{key}.png") for key in keys]
         missing = [file for file in files if not file.is_file()]
         if missing:

@@ -163,3 +163,18 @@ def test_names_that_are_not_utf8_keep_their_bytes(source, codebook, tmp_path):
         f"{name}.txt",
     ]
     assert b"x/caf\xe9.codes.npy\0" in (tmp_path / "out" / "00003.tar").read_bytes()
+
+
+def test_a_joined_shard_is_copied_whole_and_a_cut_one_up_to_the_cut(source, codebook, tmp_path, caplog):
+    joined, cut = tmp_path / "in" / "00000.tar", tmp_path / "in" / "00001.tar"
+    joined.write_bytes(joined.read_bytes() + cut.read_bytes())
+    cut.write_bytes(cut.read_bytes()[: 4 * 1024 + 100])
+    report = write_codes(source, codebook, CONFIG, out=tmp_path / "out")
+    assert (report.shards_written, report.samples) == (3, 10 + 2 + 5)
+    assert [len(members(tmp_path / "out" / f"0000{shard}.tar")) for shard in range(3)] == [30, 5, 15]
+    assert "00000.tar': zeros inside a shard 1; copied whole" in caplog.text
+    assert "00001.tar': truncated shard 1; copied up to there" in caplog.text
+    before = cut.read_bytes()
+    with pytest.raises(DataError, match="in its place would lose all that comes after"):
+        write_codes(source, codebook, CONFIG, out=None)
+    assert cut.read_bytes() == before

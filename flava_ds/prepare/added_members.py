@@ -14,6 +14,7 @@ from torch import Tensor
 
 from flava_ds.data.decode import decode_image
 from flava_ds.data.samples import printable
+from flava_ds.data.transforms import CHUNK_BYTES
 from flava_ds.errors import DataError
 from flava_ds.prepare.shard_writer import add_member
 from flava_ds.storage import faults
@@ -38,7 +39,8 @@ class AddedMember:
     maker: tuple[str, str]
     """What computes it, and a fingerprint of that."""
     compute: Callable[[list[Tensor]], Sequence[bytes]]
-    """From decoded images, each [3 H W] uint8, to the members' bytes."""
+    """From decoded images, each [3 H W] uint8, to the members' bytes. Gets no more images at a time than fill
+    CHUNK_BYTES."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +73,7 @@ def add_members(
     with the next shard. `out` None replaces the shards in place. Of a damaged shard the members that training
     reads are copied, with a warning.
 
-    Raises: DataError for unreadable or clashing shards, and for a damaged one that would be replaced in place.
+    Raises: DataError for unreadable or clashing shards, and for a damaged one to be replaced in place.
     """
     shards = expand_shards(place)
     _check(place, shards, out)
@@ -135,6 +137,12 @@ def _add_group(
 ) -> None:
     """Writes a group of members, with the added one after each image."""
     images: dict[int, Tensor] = {}
+    added: dict[int, bytes] = {}
+
+    def compute() -> None:
+        added.update(zip(images, member.compute(list(images.values())), strict=True))
+        images.clear()
+
     for number, (name, data) in enumerate(group):
         if _split(name)[1] in IMAGE_SUFFIXES:
             try:
@@ -142,8 +150,11 @@ def _add_group(
             except SampleFault as fault:
                 counts["failed"] += 1
                 log.warning("shard '%s': '%s' gets no %s: %s", shard, printable(name), member.what, fault)
-    added = dict(zip(images, member.compute(list(images.values())), strict=True)) if images else {}
-    counts["samples"] += len(images)
+            if sum(image.nbytes for image in images.values()) >= CHUNK_BYTES:
+                compute()
+    if images:
+        compute()
+    counts["samples"] += len(added)
     for number, (name, data) in enumerate(group):
         add_member(tar, name, data)
         if number in added:
@@ -153,11 +164,12 @@ def _add_group(
 def _groups(
     shard: Path, suffix: str, batch_size: int, found: Counter[str]
 ) -> Iterator[list[tuple[str, bytes]]]:
-    """Yields a shard's files in order, in groups of at most `batch_size` images; skips those of `suffix`.
+    """Yields a shard's files in order, without those of `suffix`, in groups that end at `batch_size` images
+    or at CHUNK_BYTES.
 
     Reads what the index reads and counts damage in `found`. Raises: DataError when the shard cannot be read.
     """
-    group, pictures = [], 0
+    group, pictures, held = [], 0, 0
     file = LocalFile(shard)
     try:
         for raw, offset, size in tar_members(file, found):
@@ -169,9 +181,10 @@ def _groups(
                 raise DataError(f"shard '{shard}': {len(data)} of {size} bytes of '{printable(name)}' read")
             group.append((name, data))
             pictures += _split(name)[1] in IMAGE_SUFFIXES
-            if pictures == batch_size:
+            held += size
+            if pictures == batch_size or held >= CHUNK_BYTES:
                 yield group
-                group, pictures = [], 0
+                group, pictures, held = [], 0, 0
     finally:
         file.close()
     if group:

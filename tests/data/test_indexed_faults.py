@@ -13,6 +13,7 @@ from flava_ds.config import UNCHANGED, SourceConfig
 from flava_ds.data.indexed import IndexedShards
 from flava_ds.data.loader import StepLoader, iterate_once
 from flava_ds.data.samples import MAX_CHARACTERS
+from flava_ds.data.sources import Lane
 from flava_ds.errors import ConfigError, DataError
 from flava_ds.storage.faults import SampleFault
 
@@ -118,6 +119,14 @@ def test_one_of_several_captions_is_drawn_by_the_seed(source_of):
     assert [source.decode(fields, 0, seed).text for seed in range(300)] == drawn
     assert all(abs(drawn.count(word) - 100) < 4 * (300 * 2 / 9) ** 0.5 for word in ("one", "two", "three"))
     assert source.decode(fields, 0, 0).captions == ("one", "two", "three")
+
+
+def test_keys_with_dots_are_counted_and_an_empty_source_says_why(source_of):
+    dotted = [("at 10.15.jpg", picture(0)), ("at 10.15.txt", b"red")]
+    source = source_of([("b.webp", picture(1)), ("b.txt", b"blue"), *dotted])
+    assert "1 usable samples; left out: suffix with a dot 2" in source.notes(Lane())[1]
+    with pytest.raises(DataError, match="suffix with a dot 2; .*take the dots out of keys"):
+        source_of(dotted)
 
 
 def test_a_shard_cut_after_indexing_is_reported_as_truncated(source_of):

@@ -73,6 +73,9 @@ def test_members_are_found_by_sample_and_suffix(make_shard):
         ("x.pkl", b"no"),
         ("1.jpg", b"pixels"),
         ("._1.txt", b"mac"),
+        ("1.seg.png", b"a mask"),
+        ("at 10.15.30.jpg", b"a key with dots"),
+        ("1.cls", b"7"),
         ("1.txt", b"again"),
     ]
     path = make_shard("a.tar", members)
@@ -81,7 +84,7 @@ def test_members_are_found_by_sample_and_suffix(make_shard):
     data = path.read_bytes()
     assert [data[o : o + s] for o, s in zip(offset, size, strict=True)] == [b"two", b"one"]
     assert index.column(("webp", "jpg"))[0].tolist()[0] == -1
-    assert index.faults == {"duplicate member": 1, "pickled member": 1}
+    assert index.faults == {"duplicate member": 1, "pickled member": 1, "suffix with a dot": 2}
     assert "pkl" not in index.suffixes
 
 

@@ -71,12 +71,12 @@ class ShardWriter:
     ) -> None:
         """Opens folder `out`, and finds what an earlier run has finished there.
 
-        Raises: DataError when `out` contains shards of another conversion, or shards without records.
+        Raises: DataError when `out` contains shards of another conversion, shards without records, or not
+        all that a finished conversion wrote.
         """
         self.out, self.fingerprint = out, fingerprint
         self.samples_per_shard, self.bytes_per_shard = samples_per_shard, bytes_per_shard
         out.mkdir(parents=True, exist_ok=True)
-        self.counts, self.shards, self.complete = Counts(), 0, False
         self._resume()
         self._shard, self._tar, self._bytes, self._keys = Counts(), None, 0, set()
 
@@ -147,12 +147,24 @@ class ShardWriter:
         write_whole(path, text + "\n")
 
     def _resume(self) -> None:
-        """Adds up the records of finished shards; a shard without a record is written again."""
+        """Adds up the records of finished shards; a shard without a record is written again.
+
+        Raises: DataError for shards of another conversion, or a finished one that lacks shards.
+        """
+        self.counts, self.shards, self.complete = Counts(), 0, False
         while (record := self.out / f"{self.shards:05d}_stats.json").is_file() and (
             self.out / f"{self.shards:05d}.tar"
         ).is_file():
             self.counts.add(self._read(record))
             self.shards += 1
+        if (summary := self.out / SUMMARY).is_file():
+            total = self._read(summary)
+            if total.samples != self.counts.samples:
+                raise DataError(
+                    f"folder '{self.out}': {SUMMARY} counts {total.samples} samples, but the shards from "
+                    f"00000.tar on hold {self.counts.samples}; delete the folder to prepare it again"
+                )
+            self.counts, self.complete = total, True
         names = [path.name for path in sorted(self.out.glob("*.tar")) if not self._own(path)]
         strange = [name for name in names if name != f"{self.shards:05d}.tar"]
         if strange:
@@ -160,8 +172,6 @@ class ShardWriter:
                 f"folder '{self.out}' contains {strange[0]}, which this conversion did not write; choose "
                 "an empty folder"
             )
-        if (summary := self.out / SUMMARY).is_file():
-            self.counts, self.complete = self._read(summary), True
 
     def _own(self, shard: Path) -> bool:
         return shard.stem.isdigit() and int(shard.stem) < self.shards

@@ -256,6 +256,12 @@ class SequentialReader:
             self._digest.update(self._chunk)
 
 
+def sha256_of(path: Path) -> str:
+    """Returns a local file's SHA-256 in hexadecimal. Raises: OSError when it cannot be read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def fetch(file: RemoteShard, most: int = MOST_BYTES) -> bytes:
     """Returns a whole small object of at most `most` bytes. Raises: DataError when it is not there, cannot be
     read, or is longer.

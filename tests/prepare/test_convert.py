@@ -90,12 +90,30 @@ def test_a_file_named_by_the_row_of_another_list_is_not_taken(tmp_path):
     assert counts.samples == 2 and counts.dropped == {"empty caption": 1, OTHER_URL: 1}
 
 
-def test_second_call_returns_the_same_counts_without_reading(coco, tmp_path):
+def test_second_call_returns_the_same_counts_without_reading_and_says_so(coco, tmp_path, caplog):
     annotations, images = coco
+    caplog.set_level("INFO")
     first = write_shards(CORPORA["coco"], [annotations], images, tmp_path / "out")
     for path in images.rglob("*.jpg"):
         path.unlink()
     assert write_shards(CORPORA["coco"], [annotations], images, tmp_path / "out") == first
+    assert "out' was finished before, nothing is read; delete it to prepare it again" in caplog.text
+
+
+def test_second_call_on_other_inputs_or_without_its_shards_is_refused(coco, tmp_path):
+    annotations, images = coco
+    out = tmp_path / "out"
+    write_shards(CORPORA["coco"], [annotations], images, out, samples_per_shard=3)
+    text = annotations.read_text()
+    annotations.write_text(text.replace(caption(1), caption(1).swapcase()))
+    with pytest.raises(DataError, match="was prepared from other annotations or with other options"):
+        write_shards(CORPORA["coco"], [annotations], images, out, samples_per_shard=3)
+    annotations.write_text(text)
+    with pytest.raises(DataError, match="was prepared from other annotations or with other options"):
+        write_shards(CORPORA["coco"], [annotations], tmp_path, out, samples_per_shard=3)
+    (out / "00000.tar").unlink()
+    with pytest.raises(DataError, match="counts 4 samples, but .* hold 0; delete the folder"):
+        write_shards(CORPORA["coco"], [annotations], images, out, samples_per_shard=3)
 
 
 def test_interrupted_conversion_goes_on(coco, tmp_path, monkeypatch):

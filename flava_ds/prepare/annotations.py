@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
+from urllib.parse import urlsplit
 
 from flava_ds.errors import DataError
 
@@ -162,6 +163,14 @@ def table(path: Path, columns: Sequence[str], *, quoted: bool = False) -> Iterat
                     f"({', '.join(names)})"
                 )
             yield dict(zip(names, row, strict=True))
+
+
+def name_in(url: str) -> str:
+    """Returns the last part of a URL's path; "" for what is no URL."""
+    try:
+        return Path(urlsplit(url.strip()).path).name
+    except ValueError:  # a bracket that opens no address of IPv6
+        return ""
 
 
 def position_paths(position: int, per_shard: int = 10_000) -> tuple[str, ...]:

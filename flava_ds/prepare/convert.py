@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import errno
 import hashlib
 import json
 import logging
@@ -179,6 +180,8 @@ def _image_of(entry: Annotated | Dropped, images: Path | None) -> bytes | str:
 
     Ignores names that lead out of the image folder. img2dataset names files by their rows in its list, which
     may differ from this one, so the .json next to a file must have the same URL.
+
+    Raises: DataError when a file exists and cannot be read.
     """
     if isinstance(entry, Dropped):
         return NO_FILE
@@ -190,8 +193,12 @@ def _image_of(entry: Annotated | Dropped, images: Path | None) -> bytes | str:
     for path in candidates:
         try:
             image = path.read_bytes()
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):  # a NUL in the name
             continue
+        except OSError as error:
+            if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+                continue
+            raise DataError(f"image '{path}' cannot be read: {error.strerror}") from error
         if not entry.url or _downloaded_from(path) in (None, entry.url):
             return image
         reason = OTHER_URL

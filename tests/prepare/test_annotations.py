@@ -15,10 +15,16 @@ from flava_ds.prepare.annotations import (
     json_array,
     json_lines,
     load_json,
+    name_in,
     open_text,
     position_paths,
     table,
 )
+
+
+def test_names_in_urls():
+    assert name_in(" http://x/a/b.jpg?size=1 ") == "b.jpg"
+    assert name_in("http://[broken/1.jpg") == name_in("") == ""
 
 
 def test_clean_makes_one_line_that_utf8_can_store():

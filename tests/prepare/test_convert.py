@@ -125,8 +125,8 @@ def test_interrupted_conversion_goes_on(coco, tmp_path, monkeypatch):
     broken = images / "val2014" / f"COCO_val2014_{5:012d}.jpg"
     data = broken.read_bytes()
     broken.unlink()
-    broken.symlink_to(broken)  # reading it fails with "too many levels of symbolic links"
-    with pytest.raises(OSError):
+    broken.symlink_to("/proc/self/mem")  # reading it fails as a broken disk does
+    with pytest.raises(DataError, match=f"image '{broken}' cannot be read: Input/output error"):
         write_shards(CORPORA["coco"], [annotations], images, tmp_path / "out", samples_per_shard=1)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["00000.tar", "00000_stats.json"]
     broken.unlink()
@@ -135,6 +135,16 @@ def test_interrupted_conversion_goes_on(coco, tmp_path, monkeypatch):
     assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == {
         p.name: p.read_bytes() for p in (tmp_path / "whole").iterdir()
     }
+
+
+def test_a_row_that_names_no_file_that_could_exist_is_counted(tmp_path):
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    (tmp_path / "there.jpg").write_bytes(encode(GREY, "jpeg"))
+    names = ("x" * 300 + ".jpg", "loop.jpg", "nul\0.jpg", "there.jpg")
+    rows = [json.dumps({"file_name": name, "text": "a dog"}) for name in names]
+    (tmp_path / "a.jsonl").write_text("\n".join(rows))
+    counts = write_shards(CORPORA["own"], [tmp_path / "a.jsonl"], tmp_path, tmp_path / "out")
+    assert (counts.samples, counts.dropped) == (1, {NO_FILE: 3})
 
 
 def test_missing_inputs_are_named(coco, tmp_path):

@@ -106,8 +106,8 @@ def _write_shard(shard: Path, target: Path, member: AddedMember, batch_size: int
             for group in _groups(shard, member.suffix, batch_size, found):
                 _add_group(tar, shard, group, member, counts)
             _check_damage(shard, target, found, empty=not tar.offset)
-    except (OSError, tarfile.TarError) as error:
-        raise DataError(f"shard '{target}' cannot be written: {error}") from error
+    except OSError as error:
+        raise DataError(f"shard '{target}' cannot be written: {error.strerror or error}") from error
     return counts
 
 

@@ -111,12 +111,20 @@ def write_urls(corpus: Corpus, annotations: Sequence[Path], out: Path) -> Counts
 
     The list is tab-separated, with a header: url, caption, id.
 
-    Raises: DataError when the corpus has no URLs.
+    Raises: DataError when the corpus has no URLs, or the list cannot be written.
     """
     if not corpus.urls:
         raise DataError(
             f"{corpus.name}: its published form has no list of URLs; download its archives of images"
         )
+    try:
+        return _write_list(corpus, annotations, out)
+    except OSError as error:
+        raise DataError(f"list '{out}': {error.strerror or error}") from error
+
+
+def _write_list(corpus: Corpus, annotations: Sequence[Path], out: Path) -> Counts:
+    """Writes the list. Raises: OSError when that fails."""
     counts, progress = Counts(), _Progress(corpus.name)
     with replacing(out, alone=True) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
         rows = csv.writer(stream, delimiter="\t", lineterminator="\n")

@@ -74,8 +74,8 @@ class ShardWriter:
 
         Holds the folder until `close` or `abandon`.
 
-        Raises: DataError when another process writes to `out`, or it contains shards of another conversion, shards without records, or not
-        all that a finished conversion wrote.
+        Raises: DataError when another process writes to `out`, or when it contains shards of another
+        conversion, shards without records, or not all that a finished conversion wrote.
         """
         self.out, self.fingerprint = out, fingerprint
         self.samples_per_shard, self.bytes_per_shard = samples_per_shard, bytes_per_shard

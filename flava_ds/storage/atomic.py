@@ -28,7 +28,8 @@ def replacing(path: Path, *, durable: bool = False, alone: bool = False) -> Iter
     Creates the folder if needed. An error removes the temporary file and leaves `path` as it was. The
     temporary name is unique, so processes can write the same file concurrently: the last one wins. With
     `alone`, the temporary name is fixed, a second writer is refused, and the next attempt overwrites a large
-    file that a kill left behind. With `durable`, the file and its folder entry are on disk before this returns.
+    file that a kill left behind. With `durable`, the file and its folder entry are on disk before this
+    returns.
 
     Raises: OSError when the file cannot be written; BlockingIOError, which is one, for a second writer.
     """

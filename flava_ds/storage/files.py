@@ -119,7 +119,9 @@ class LocalFile:
             raise DataError(
                 f"shard '{path}' cannot be read: {error.strerror}; was it moved during the run?"
             ) from error
-        self.path, self.size = path, os.fstat(self._descriptor).st_size
+        stat = os.fstat(self._descriptor)
+        self.path, self.size = path, stat.st_size
+        self.stamp: Stamp = stat.st_size, stat.st_mtime_ns
 
     def pread(self, size: int, offset: int) -> bytes:
         """Returns `size` bytes at `offset`, fewer at the end of the file.

@@ -41,13 +41,14 @@ def decode(source, index=0, **options):
 
 
 def test_large_members_and_pictures_are_refused_unread_and_undecoded(make_config, make_shard):
-    """The shard is cut to nothing behind the index's back, so a member that was read would be truncated."""
+    """The shard is cut to nothing after it was opened, so a member that was read would be truncated."""
     image, text = picture(0), b"a caption of thirty-one letters"
     path = make_shard("case/0.tar", [("a.webp", image), ("a.txt", text)])
 
     def fault(**limits):
         config = make_config(data=limits).with_sources({"case": SourceConfig(kind="pair", shards=str(path))})
         source = IndexedShards(config, "case")
+        source._files.read(0, 0, 1)
         with open(path, "r+b") as file:
             whole = file.read()
             file.truncate(0)
@@ -131,13 +132,16 @@ def test_keys_with_dots_are_counted_and_an_empty_source_says_why(source_of):
 
 def test_a_shard_cut_after_indexing_is_reported_as_truncated(source_of):
     source = source_of(pair_members(range(4)))
+    decode(source, 0)
     with source.table.shards[0].open("r+b") as stream:
         stream.truncate(int(source.table.columns["caption"][0][2]) + 3)
     decode(source, 1)
     with pytest.raises(SampleFault, match="truncated"):
         decode(source, 2)
-    source.table.shards[0].unlink()
     source._files = pickle.loads(pickle.dumps(source._files))  # as in a new process, with no file open
+    with pytest.raises(DataError, match="was changed or replaced while a run reads it"):
+        decode(source, 0)
+    source.table.shards[0].unlink()
     with pytest.raises(DataError, match="cannot be read"):
         decode(source, 0)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from flava_ds.config import Config
 from flava_ds.data.order import hash64, permuted, sample_seed, source_seed
-from flava_ds.data.samples import Sample, SampleDecoder, member_fields, tags_of
+from flava_ds.data.samples import Sample, SampleDecoder, member_fields, printable, tags_of
 from flava_ds.data.skip_log import SkipLog
 from flava_ds.data.sources import Lane, Promises
 from flava_ds.data.stream_pipeline import (
@@ -203,7 +203,7 @@ class StreamDraws:
     def _decode(self, epoch: int, raw: dict[str, Any], attempt: int) -> Sample:
         """Selects the fields that the source needs from a webdataset sample and decodes them.
 
-        Raises: SampleFault with the reason.
+        Raises: SampleFault with the reason; DataError for what a user's pipeline has decoded already.
         """
         source, key, shard = self.source, str(raw["__key__"]), str(raw.get("__url__", ""))
         source.decoder.check_key(key, shard)
@@ -212,8 +212,14 @@ class StreamDraws:
             value = next((raw[suffix] for suffix in suffixes if suffix in raw), None)
             if value is None:
                 raise SampleFault(source.required[field])
+            value = value.encode() if isinstance(value, str) else value
+            if not isinstance(value, bytes | bytearray | Unread):
+                raise DataError(
+                    f"source '{source.name}': pipeline '{source.source.pipeline}' yields a "
+                    f"{type(value).__name__} as {field} of '{printable(key)}'; yield undecoded bytes"
+                )
             source.decoder.check_size(field, value.size if isinstance(value, Unread) else len(value))
-            fields[field] = value.encode() if isinstance(value, str) else value
+            fields[field] = value
         index = _hash_text(f"{shard.rsplit('/', 1)[-1]}\n{key}")
         seed = int(sample_seed(self.config.seed, source.seed, epoch, index, attempt))
         return source.decoder(fields, key, index, seed)

@@ -252,6 +252,8 @@ def samples(part):
                     yield {"__key__": member.name[:-5], "__url__": str(shard), **sample}
 def broken(part):
     yield {"webp": b""}
+def decoded(part):
+    yield {"__key__": "a", "webp": [1, 2], "json": '{"captions": ["a cat"]}'}
 def failing(part):
     raise OSError("no such bucket")
 """
@@ -276,6 +278,7 @@ def test_a_pipeline_of_the_users_own_is_read_in_its_order(streams, tmp_path):
     assert len(set(keys[:44])) == 44 and equal(run(of("samples"), start=17), whole[17:])
     for function, said in (
         ("broken", "expected a dictionary with '__key__'"),
+        ("decoded", "mine.py:decoded' yields a list as image of 'a'; yield undecoded bytes"),
         ("failing", "failed: OSError: no such bucket"),
         ("gone", "has no function 'gone'"),
     ):

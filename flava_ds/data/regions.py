@@ -99,13 +99,15 @@ def read_regions(data: bytes, *, feature_size: int, num_classes: int, most: int)
     boxes = tensors.boxes()
     count = len(boxes)
     if not 0 < count <= most:
-        raise _fault(f"{count} regions, but there must be at least one and at most max_regions {most}")
+        raise tensors.fault(f"{count} regions, but there must be at least one and at most max_regions {most}")
     features = tensors.take("features", count, feature_size)
     classes = tensors.take("classes", count, num_classes) if num_classes else None
     if tuple(boxes[0]) != (0, 0, 1, 1):
-        raise _fault("the first region is not the whole image, 0 0 1 1")
-    if classes is not None and ((classes < 0).any() or (_sums(classes) > 1 + _TOLERANCE).any()):
-        raise _fault("rows of `classes` are no probabilities: negative, or more than 1 together")
+        raise tensors.fault("the first region is not the whole image, 0 0 1 1")
+    if classes is not None and (
+        (classes < 0).any() or (classes.sum(axis=1, dtype=np.float32) > 1 + _TOLERANCE).any()
+    ):
+        raise tensors.fault("rows of `classes` are no probabilities: negative, or more than 1 together")
     return SampleRegions(features=features, boxes=boxes, classes=classes, tags=tensors.tags)
 
 
@@ -185,11 +187,3 @@ class MemberTensors:
 def _are_sizes(value: Any) -> bool:
     """Returns whether a value of the header is a list of non-negative integers."""
     return isinstance(value, list) and all(type(size) is int and size >= 0 for size in value)
-
-
-def _sums(classes: np.ndarray) -> np.ndarray:
-    return classes.sum(axis=1, dtype=np.float32)
-
-
-def _fault(detail: str) -> SampleFault:
-    return SampleFault(faults.BAD_REGIONS, detail)

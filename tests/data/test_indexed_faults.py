@@ -8,10 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from data.shard_files import caption, pair_members, picture
+from data.whole_sources import iterate_once
 
 from flava_ds.config import UNCHANGED, SourceConfig
 from flava_ds.data.indexed import IndexedShards
-from flava_ds.data.loader import StepLoader, iterate_once
+from flava_ds.data.loader import StepLoader
 from flava_ds.data.samples import MAX_CHARACTERS
 from flava_ds.data.sources import Lane
 from flava_ds.errors import ConfigError, DataError

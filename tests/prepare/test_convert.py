@@ -9,11 +9,11 @@ import tarfile
 import numpy as np
 import pytest
 from data.shard_files import caption, encode, pair_members, picture, write_tar
+from data.whole_sources import iterate_once
 from prepare.test_coco import image, write
 
 from flava_ds.config import Config, SourceConfig
 from flava_ds.data.indexed import IndexedShards
-from flava_ds.data.loader import iterate_once
 from flava_ds.errors import DataError
 from flava_ds.prepare.annotations import TOO_SHORT
 from flava_ds.prepare.convert import NO_FILE, OTHER_URL, filter_shards, write_shards, write_urls

@@ -70,9 +70,7 @@ class PackedRegions:
 
     def at(self, rows: np.ndarray) -> PackedRegions:
         """Returns the regions of some samples: [m] sorted rows."""
-        chosen = np.zeros(len(self.lengths), dtype=bool)
-        chosen[rows] = True
-        kept = np.repeat(chosen, self.lengths)
+        kept = packed_at(rows, self.lengths)
         return PackedRegions(
             features=self.features[kept],
             boxes=self.boxes[kept],
@@ -85,6 +83,16 @@ class PackedRegions:
         """The number of each region within its sample, 0 for the whole image: [O]."""
         starts = np.cumsum(self.lengths) - self.lengths
         return np.arange(len(self.boxes)) - np.repeat(starts, self.lengths)
+
+
+def packed_at(rows: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Returns which of the items that lie end to end belong to some samples: [m], [b] -> [O] bool.
+
+    `rows` are sorted, `lengths` are the items of each sample.
+    """
+    chosen = np.zeros(len(lengths), dtype=bool)
+    chosen[rows] = True
+    return np.repeat(chosen, lengths)
 
 
 def read_regions(data: bytes, *, feature_size: int, num_classes: int, most: int) -> SampleRegions:

@@ -228,15 +228,13 @@ def _samples(shards: Sequence[Path]) -> Iterator[tuple[str, dict[str, bytes]]]:
             log.warning("%s: %s; the samples that the index leaves out are missing", shard, counted(damage))
         order = np.argsort(index.member_sample, kind="stable")
         starts = np.searchsorted(index.member_sample[order], np.arange(len(index) + 1))
-        ends = [0, *index.key_ends.tolist()]
         with shard.open("rb") as stream:
-            for sample in range(len(index)):
+            for sample, key in enumerate(index.names()):
                 members = {}
                 for row in order[starts[sample] : starts[sample + 1]]:
                     stream.seek(int(index.member_offset[row]))
                     suffix, size = index.suffixes[index.member_suffix[row]], int(index.member_size[row])
                     members[suffix] = stream.read(size)
-                key = index.keys[ends[sample] : ends[sample + 1]].tobytes().decode("utf-8", "replace")
                 yield key, members
 
 

@@ -76,6 +76,12 @@ class ShardIndex:
     def __len__(self) -> int:
         return len(self.key_ends)
 
+    def names(self) -> list[str]:
+        """Returns every sample's key; bytes that are not UTF-8 become replacement characters."""
+        keys, ends = self.keys.tobytes(), self.key_ends.tolist()
+        starts = [0, *ends[:-1]]
+        return [keys[start:end].decode("utf-8", "replace") for start, end in zip(starts, ends, strict=False)]
+
     def column(self, suffixes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Returns offset and size of each sample's first member with one of the suffixes: [n], [n].
 

@@ -59,10 +59,13 @@ def transparent_color(data: bytes) -> tuple[int, int, int] | None:
 
 
 def plain(data: bytes) -> bytes:
-    """Returns the picture without the chunks that do not decide its pixels."""
+    """Returns the picture without the chunks that do not decide its pixels, nor a transparent colour: libpng
+    warns of some, and decodes none.
+    """
     parts, all_decide = [SIGNATURE], True
+    deciding = _DECIDES if data[25] == 3 else _DECIDES - {b"tRNS"}
     for kind, start, end in chunks(data):
-        if kind in _DECIDES:
+        if kind in deciding:
             parts.append(data[start:end])
         else:
             all_decide = False

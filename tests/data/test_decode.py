@@ -174,7 +174,7 @@ def test_sixteen_bits_are_scaled_to_eight(color_type, channels):
 
 
 @pytest.mark.parametrize(("color_type", "bits"), [(0, 1), (0, 2), (0, 4), (0, 8), (0, 16), (2, 8), (2, 16)])
-def test_a_transparent_colour_becomes_white_at_every_depth_and_no_other_does(color_type, bits):
+def test_a_transparent_colour_becomes_white_at_every_depth_and_no_other_does(color_type, bits, capfd):
     channels = 3 if color_type == 2 else 1
     values = RNG.integers(0, 2**bits, (9, 17, channels), dtype=np.uint16)
     color = values[4, 8]
@@ -187,6 +187,10 @@ def test_a_transparent_colour_becomes_white_at_every_depth_and_no_other_does(col
     assert np.abs(decode_image(data).numpy() - expected).max() <= (0 if bits <= 8 else 1)
     assert (decode_image(data)[:, 0, 0] == 255).all()
     absent = data.replace(chunk(b"tRNS", color.astype(">u2").tobytes()), b"")
+    if bits < 8:  # only the lowest bits count, as Pillow writes 255 for white of one bit
+        beyond = chunk(b"tRNS", (color | 0xFF00).astype(">u2").tobytes())
+        assert torch.equal(decode_image(absent[:33] + beyond + absent[33:]), decode_image(data))
+        assert not any(capfd.readouterr())
     assert torch.equal(decode_image(data)[:, 0, 1], decode_image(absent)[:, 0, 1])
 
 

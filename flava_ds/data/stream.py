@@ -29,6 +29,7 @@ from flava_ds.errors import ConfigError, DataError
 from flava_ds.storage import faults
 from flava_ds.storage.faults import SampleFault
 from flava_ds.storage.files import Shard
+from flava_ds.storage.index import counted
 from flava_ds.storage.retry import policy_of
 from flava_ds.storage.shards import list_shards
 
@@ -147,6 +148,7 @@ class StreamDraws:
             self.pipeline = load_pipeline(source.source.pipeline, f"source '{source.name}'")
         self._skips: SkipLog | None = None
         self._epoch_length: int | None = None
+        self._left_out: Counter[str] = Counter()
         self._begin(0, 0)
 
     def samples(self, positions: np.ndarray, skips: SkipLog) -> Iterator[Sample]:
@@ -263,14 +265,15 @@ class StreamDraws:
         """Yields the lane's samples, epoch after epoch, with the epoch's number."""
         for epoch in itertools.count(first):
             count = 0
+            self._left_out.clear()
             for sample in self._pipeline(self.source.part(self.lane, epoch)):
                 count += 1
                 yield epoch, sample
             if not count:
                 raise DataError(
                     f"source '{self.source.name}': stream {self.lane.index} of {self.lane.total} finds no "
-                    f"sample in {len(self.source.shards)} shards; add shards, or read with fewer ranks or "
-                    "loader processes"
+                    f"sample in {len(self.source.shards)} shards (left out: {counted(self._left_out)}); add "
+                    "shards, or read with fewer ranks or loader processes"
                 )
             self._epoch_length = count
 
@@ -286,6 +289,7 @@ class StreamDraws:
 
     def _tell(self, shard: Shard, found: Counter[str]) -> None:
         """Counts the losses of a shard, unless it is only being skipped."""
+        self._left_out.update(found)
         if self._skips is not None:
             entry = {"source": self.source.name, "shard": str(shard), "key": "", "offset": -1}
             for reason in Counter(faults.lossy(found)).elements():

@@ -203,8 +203,9 @@ def test_too_much_damage_stops_a_run_and_so_does_a_stream_without_samples(
         ),
     ):
         run(config.with_sources({"pairs": config.data.sources["pairs"]}))
-    (tmp_path / "images" / "0.tar").write_bytes(b"\0" * 10240)
-    with pytest.raises(DataError, match="source 'images': stream 0 of 1 finds no sample in 1 shards"):
+    write_tar(tmp_path / "images" / "0.tar", [("at 10.15.webp", picture(0))])
+    said = r"source 'images': stream 0 of 1 finds no sample in 1 shards \(left out: suffix with a dot 1\)"
+    with pytest.raises(DataError, match=said):
         run(config.with_sources({"images": config.data.sources["images"]}))
 
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from flava_ds.checkpoints import files
 from flava_ds.checkpoints.contents import optimizer_name, weights_name
 from flava_ds.checkpoints.place import Place
-from flava_ds.checkpoints.tensor_files import HashingWriter, write_tensors
 from flava_ds.config import Config, to_dict
+from flava_ds.storage.tensor_files import HashingWriter, write_tensors
 
 UNEVENTFUL = {
     **{

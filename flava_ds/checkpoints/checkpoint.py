@@ -34,8 +34,8 @@ from flava_ds.watching.environment import flat
 def prepare(config: Config, world: World) -> None:
     """Locks the run's folder and removes what an interrupted save left behind.
 
-    With checkpoint.resume off, moves the checkpoints and the log of an earlier run of this name into
-    `previous_<n>` next to them.
+    With checkpoint.resume off, moves the checkpoints, the log and the results of an earlier run of this name
+    into `previous_<n>` next to them.
 
     Raises: CheckpointError on every rank when another run holds the folder, or its files cannot be moved.
     """

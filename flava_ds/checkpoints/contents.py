@@ -15,10 +15,10 @@ from typing import Any
 
 from flava_ds.checkpoints.files import CONFIG, MANIFEST, STATE, is_name, published_digest, step_of
 from flava_ds.checkpoints.place import Place
-from flava_ds.checkpoints.tensor_files import CHUNK_BYTES
 from flava_ds.config.plain_files import loads
 from flava_ds.errors import CheckpointError, DataError
 from flava_ds.storage.files import Readable
+from flava_ds.storage.tensor_files import CHUNK_BYTES
 from flava_ds.training.engine import LOSS_SCALE, SKIP_COUNTERS
 
 MOST_STEPS = 10**9

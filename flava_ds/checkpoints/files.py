@@ -17,6 +17,9 @@ from flava_ds.storage.atomic import PARTIAL, sync
 
 FOLDER, LATEST, MANIFEST = "checkpoints", "latest", "manifest.json"
 STATE, CONFIG = "state.json", "config.json"
+_LOGS = ("log.jsonl", "environment.json", "metrics.prom", "tensorboard", "wandb", "profile", "quarantine")
+_RESULTS = ("evaluations.json", "suites", "fine_tuning", "evaluation.json", "report.html")
+"""What a run, and evaluations of it, write into its folder."""
 _NAME = re.compile(r"step_\d{8}")
 
 
@@ -122,9 +125,9 @@ def remove_leftovers(place: Place) -> list[str]:
 
 
 def set_aside(run_path: Path, place: Place) -> Path | None:
-    """Moves an earlier run's checkpoints, logs and configuration into a new folder `previous_<n>`.
+    """Moves an earlier run's checkpoints, logs, results and configuration into a new folder `previous_<n>`.
 
-    Returns the folder, None when there is nothing to move.
+    Returns the folder, None when there is nothing to move. Other files stay, as the new run may read them.
 
     Raises: CheckpointError when the checkpoints are not in the run's folder.
     """
@@ -133,9 +136,7 @@ def set_aside(run_path: Path, place: Place) -> Path | None:
             f"{place} holds checkpoints of an earlier run and checkpoint.resume is off; move them away, "
             "or give another --name"
         )
-    logs = ("log.jsonl", "environment.json", "metrics.prom", "tensorboard", "wandb", "profile")
-    names = (FOLDER, *logs, CONFIG)
-    old = [path for name in names if (path := run_path / name).exists()]
+    old = [path for name in (FOLDER, *_LOGS, *_RESULTS, CONFIG) if (path := run_path / name).exists()]
     if not old or not (complete(Place(run_path / FOLDER)) or (run_path / "log.jsonl").exists()):
         return None
     number = next(n for n in range(1, 1_000_000) if not (run_path / f"previous_{n}").exists())

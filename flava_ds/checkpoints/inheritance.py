@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from flava_ds.checkpoints.contents import read_state, verify
@@ -16,7 +15,7 @@ from flava_ds.checkpoints.reader import CheckpointReader
 from flava_ds.config import Config
 from flava_ds.config.evaluation import EVALUATED
 from flava_ds.errors import CheckpointError
-from flava_ds.storage.atomic import replacing
+from flava_ds.storage.tensor_files import save_tensors
 
 
 def finished(config: Config) -> Place | None:
@@ -78,9 +77,8 @@ def passed_on(folder: Place, prefixes: Sequence[str], average: str | None = None
 
 
 def write_inherited(weights: dict[str, Tensor], out: Path) -> None:
-    """Writes what `initial_weights` reads; the file appears whole or not at all."""
-    try:
-        with replacing(out) as temporary:
-            save_file(weights, temporary, metadata={"format": "pt"})
-    except OSError as error:
-        raise CheckpointError(f"{out} cannot be written ({error}); make room") from error
+    """Writes what `initial_weights` reads; the file appears whole or not at all.
+
+    Raises: CheckpointError when it cannot be written.
+    """
+    save_tensors(weights, out)

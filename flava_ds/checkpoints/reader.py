@@ -13,17 +13,15 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from flava_ds import config as configuration
 from flava_ds.checkpoints.contents import compare, complete_manifest, optimizer_name, read_state, weights_name
 from flava_ds.checkpoints.files import CONFIG, FOLDER, MANIFEST, complete, latest, place_of
 from flava_ds.checkpoints.place import Place
-from flava_ds.checkpoints.tensor_files import Entry, TensorFile
 from flava_ds.config.plain_files import loads
 from flava_ds.errors import CheckpointError
-from flava_ds.storage.atomic import replacing
+from flava_ds.storage.tensor_files import Entry, TensorFile, save_tensors
 
 WEIGHTS = "model.safetensors"
 """Name of the file of whole weights in folders that are not checkpoints."""
@@ -309,14 +307,7 @@ def write_weights(source: str | Path | Place, out: Path) -> None:
 
     Raises: CheckpointError when the checkpoint is damaged or the file cannot be written.
     """
-    contiguous = {name: tensor.contiguous() for name, tensor in load_weights(source).items()}
-    try:
-        with replacing(out) as temporary:
-            save_file(contiguous, temporary, metadata={"format": "pt"})
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{out} cannot be written ({error}); make room, or name another file"
-        ) from error
+    save_tensors(load_weights(source), out)
 
 
 def check_shapes(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]], where: str) -> None:

@@ -23,11 +23,11 @@ from flava_ds.checkpoints import files
 from flava_ds.checkpoints.contents import optimizer_name, weights_name
 from flava_ds.checkpoints.place import Place
 from flava_ds.checkpoints.reader import good_checkpoints, tensor_name
-from flava_ds.checkpoints.tensor_files import HashingWriter, write_tensors
 from flava_ds.config import Config
 from flava_ds.errors import CheckpointError
 from flava_ds.ranks import run_lock
 from flava_ds.ranks.distributed import gather_numbers, log, raise_together
+from flava_ds.storage.tensor_files import HashingWriter, write_tensors
 from flava_ds.training import fragments
 from flava_ds.training.engine import Engine
 

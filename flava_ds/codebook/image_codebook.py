@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from einops import rearrange
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from flava_ds.codebook.dvae import CodebookDecoder, CodebookEncoder, map_pixels, unmap_pixels
 from flava_ds.config import CodebookConfig, from_dict
 from flava_ds.config.plain_files import loads
 from flava_ds.errors import CheckpointError, ConfigError, DataError
-from flava_ds.storage.atomic import replacing, write_whole
+from flava_ds.storage.atomic import write_whole
+from flava_ds.storage.tensor_files import save_tensors
 from flava_ds.tensor_hash import hash_of_tensors
 
 METADATA_KEY = "codebook_config"
@@ -141,7 +141,7 @@ def save_codebook(codebook: ImageCodebook, path: Path) -> None:
     Raises: CheckpointError when the file cannot be written.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in codebook.state_dict().items()}
-    _write_tensors(tensors, path, {METADATA_KEY: json.dumps(dataclasses.asdict(codebook.config))})
+    save_tensors(tensors, path, {METADATA_KEY: json.dumps(dataclasses.asdict(codebook.config))})
 
 
 def save_huggingface_codebook(codebook: ImageCodebook, folder: Path) -> None:
@@ -169,7 +169,7 @@ def save_huggingface_codebook(codebook: ImageCodebook, folder: Path) -> None:
         huggingface_name(name): tensor.detach().cpu().contiguous()
         for name, tensor in codebook.encoder.state_dict().items()
     }
-    _write_tensors(tensors, folder / "model.safetensors", {"format": "pt"})
+    save_tensors(tensors, folder / "model.safetensors")
     write_whole(folder / "config.json", json.dumps(description, indent=2) + "\n")
 
 
@@ -310,14 +310,3 @@ def _read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             "safetensors"
         )
     return state, {}
-
-
-def _write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Writes a safetensors file atomically."""
-    try:
-        with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata=metadata)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{path}: cannot be written ({error}); check the folder and the free space"
-        ) from error

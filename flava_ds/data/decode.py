@@ -42,7 +42,8 @@ _WHERE = re.compile(r"\w+, \S+\.cpp:\d+, ")  # torchvision names its own source 
 class ImageHeader(NamedTuple):
     """The header of an encoded image.
 
-    `alpha` marks a stored alpha channel, `rare` an image that only Pillow decodes correctly.
+    `alpha` marks a stored alpha channel or palette with transparency, `transparent` is the one transparent
+    colour of a PNG (png.transparent_color), `rare` marks an image that only Pillow decodes correctly.
     """
 
     format: str
@@ -50,6 +51,7 @@ class ImageHeader(NamedTuple):
     height: int
     alpha: bool = False
     rare: bool = False
+    transparent: tuple[int, int, int] | None = None
 
 
 def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
@@ -81,8 +83,8 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
     except Exception as error:  # Pillow's plugins raise all kinds of errors on damaged files
         said = _WHERE.sub("", " ".join(str(error).split()))[:200] or type(error).__name__
         raise SampleFault(faults.UNDECODABLE, f"{header.format}: {said}") from error
-    if image.dtype == torch.uint16:
-        image = _by_strips(image, lambda strip: (strip.to(torch.int32) * 255 + 32767) // 65535, len(image))
+    if image.dtype == torch.uint16 or header.transparent:
+        image = _by_strips(image, functools.partial(_plain, transparent=header.transparent), len(image))
     return over_white(image) if header.alpha else image
 
 
@@ -105,6 +107,15 @@ def over_white(image: Tensor) -> Tensor:
         return (strip[:3].to(torch.int32) * alpha + 255 * (255 - alpha) + 127) // 255
 
     return _by_strips(image, blended, 3)
+
+
+def _plain(strip: Tensor, transparent: tuple[int, int, int] | None) -> Tensor:
+    """Scales 16 bits to 8 and makes a transparent colour white: [c h W] uint8 or uint16 -> [c h W] int32."""
+    wide = strip.to(torch.int32)
+    out = (wide * 255 + 32767) // 65535 if strip.dtype == torch.uint16 else wide.clone()
+    if transparent is not None:
+        out[:, (wide == torch.tensor(transparent)[:, None, None]).all(0)] = 255
+    return out
 
 
 def _by_strips(image: Tensor, function: Callable[[Tensor], Tensor], channels: int) -> Tensor:
@@ -143,20 +154,19 @@ def read_header(data: bytes) -> ImageHeader:
 
 
 def _png_header(data: bytes) -> ImageHeader:
-    """Reads IHDR. A transparent colour (tRNS without a palette) needs Pillow; torchvision ignores it."""
+    """Reads IHDR, and the transparency that torchvision ignores."""
     color_type = data[25]
     if data[12:16] != b"IHDR":
         raise SampleFault(
             faults.UNDECODABLE, "PNG that does not begin with IHDR: its decoder would look for another"
         )
-    transparent = color_type in (0, 2, 3) and png.is_transparent(data)
     width, height = (int.from_bytes(data[start : start + 4], "big") for start in (16, 20))
     return ImageHeader(
         "PNG",
         width,
         height,
-        alpha=color_type in (4, 6) or (transparent and color_type == 3),
-        rare=transparent and color_type != 3,
+        alpha=color_type in (4, 6) or (color_type == 3 and bool(png.transparency(data))),
+        transparent=png.transparent_color(data),
     )
 
 
@@ -226,7 +236,7 @@ def _webp_header(data: bytes) -> ImageHeader:
 
 
 def _decode_with_pillow(data: bytes, header: ImageHeader) -> Tensor:
-    """Decodes what torchvision gets wrong: PNG with a transparent colour, WebP with EXIF or animation.
+    """Decodes what torchvision gets wrong: WebP with EXIF or animation.
 
     Takes the first frame of an animation.
     """

@@ -187,6 +187,8 @@ class IndexedShards:
             elif key:
                 hint = f"; captions come from the .json's '{key}': set {option} None (null in a file) for "
                 hint += "the .txt"
+            if faults.DOTTED in self.table.faults:
+                hint += "; a key ends at the first dot of a name: take the dots out of keys"
             raise DataError(
                 f"{self._counts()}; kind '{self.kind}' needs {needs} in each sample, and no sample has that"
                 f"{where}{hint}"

@@ -12,19 +12,15 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from flava_ds.batch import Batch
 from flava_ds.config import Config
-from flava_ds.data.indexed import IndexedShards
 from flava_ds.data.lanes import LanePositions
 from flava_ds.data.prefetch import largest_batch, prefetch_batches
 from flava_ds.data.quarantine import Quarantine
 from flava_ds.data.reader import BatchReader
 from flava_ds.data.round_robin import RoundRobin, weight_stages
-from flava_ds.data.samples import Sample
-from flava_ds.data.skip_log import SkipLog
 from flava_ds.data.slots import SlotPool
 from flava_ds.data.sources import CONTENT, Lane, changed_content, open_source
 from flava_ds.data.workers import start_worker, watched
 from flava_ds.errors import CheckpointError, ConfigError, UserError
-from flava_ds.storage.faults import SampleFault
 
 log = logging.getLogger(__name__)
 
@@ -272,28 +268,6 @@ class StepLoader:
         """Returns how many samples of a source all ranks have read or jumped over before a step."""
         draws = self.round_robin.draws_before(source, self._drawn(step))
         return draws * self.config.global_batch_size(source)
-
-
-def iterate_once(config: Config, name: str, batch_size: int = 64) -> Iterator[list[Sample]]:
-    """Yields every usable sample of source `name` once, in shard order.
-
-    Samples are decoded but not augmented, and carry all captions and their .json.
-
-    Raises: DataError when the share of unusable samples exceeds the source's limit.
-    """
-    source = IndexedShards(config, name, metadata=True)
-    skips, samples = SkipLog(name, source.source.max_skipped_share), []
-    for index in range(len(source)):
-        try:
-            samples.append(source.decode(source.read(index), index, 0, draw=0.0))
-            skips.good()
-        except SampleFault as fault:
-            skips.bad(source.describe(index), fault)
-        if len(samples) == batch_size:
-            yield samples
-            samples = []
-    if samples:
-        yield samples
 
 
 def unusable_in(result: Batch | UserError) -> tuple[dict[str, Any], ...]:

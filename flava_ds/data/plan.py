@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 from flava_ds.config import ImageTransformConfig
 from flava_ds.config.objectives import targets_of
-from flava_ds.data.regions import PackedRegions
+from flava_ds.data.regions import PackedRegions, packed_at
 from flava_ds.data.targets import PackedTargets
 
 
@@ -75,9 +75,7 @@ class Draft:
 
 def _texts_at(rows: np.ndarray, ids: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns some of the packed texts, and their lengths: [m] sorted rows, [T], [b]."""
-    chosen = np.zeros(len(lengths), dtype=bool)
-    chosen[rows] = True
-    return ids[np.repeat(chosen, lengths)], lengths[rows]
+    return ids[packed_at(rows, lengths)], lengths[rows]
 
 
 class Tokenizer(Protocol):

@@ -32,19 +32,40 @@ def chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     raise SampleFault(faults.UNDECODABLE, f"PNG of more than {_MOST_CHUNKS} chunks")
 
 
-def is_transparent(data: bytes) -> bool:
-    """Says whether a palette or a colour has transparency: a tRNS chunk before the pixels."""
-    for kind, _, _ in chunks(data):
+def transparency(data: bytes) -> bytes:
+    """Returns the body of the tRNS chunk before the pixels, empty without one: the alpha of a palette's
+    colours, or the one transparent colour.
+    """
+    for kind, start, end in chunks(data):
         if kind in (b"tRNS", b"IDAT"):
-            return kind == b"tRNS"
-    return False
+            return data[start + 8 : end - 4] if kind == b"tRNS" else b""
+    return b""
+
+
+def transparent_color(data: bytes) -> tuple[int, int, int] | None:
+    """Returns the transparent colour of a picture without palette or alpha, None if there is none.
+
+    Red, green and blue are at the depth that torchvision decodes to: 16 bits, or 8 to which grey of fewer
+    bits is stretched.
+    """
+    depth, color_type, body = data[24], data[25], transparency(data)
+    if len(body) != {0: 2, 2: 6}.get(color_type) or depth not in (1, 2, 4, 8, 16):
+        return None  # libpng ignores a tRNS of another length, and refuses other depths
+    most = 2**depth - 1
+    stretch = 255 // most if depth < 8 else 1
+    shades = [(body[at] << 8 | body[at + 1]) & most for at in range(0, len(body), 2)]
+    red, green, blue = (shade * stretch for shade in (shades if color_type == 2 else 3 * shades))
+    return red, green, blue
 
 
 def plain(data: bytes) -> bytes:
-    """Returns the picture without the chunks that do not decide its pixels."""
+    """Returns the picture without the chunks that do not decide its pixels, nor a transparent colour: libpng
+    warns of some, and decodes none.
+    """
     parts, all_decide = [SIGNATURE], True
+    deciding = _DECIDES if data[25] == 3 else _DECIDES - {b"tRNS"}
     for kind, start, end in chunks(data):
-        if kind in _DECIDES:
+        if kind in deciding:
             parts.append(data[start:end])
         else:
             all_decide = False

@@ -1,18 +1,20 @@
 """The quarantine list of unusable samples that a run met. It converts into a skip list for the next run.
 
 Each rank appends to its own file, RUN/quarantine/rank_00000.jsonl, as JSON lines: source, shard, key, offset,
-reason, detail, epoch, step.
+reason, detail, epoch, step. A stream lists a damaged shard with an empty key.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from flava_ds.data.skip_list import shard_place
 from flava_ds.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -34,6 +36,7 @@ class Quarantine:
         """Raises: DataError when the existing file cannot be read."""
         self.path, self.most_lines = path, most_lines
         self._known = {_identity(entry) for entry in _lines(path)} if path.is_file() else set()
+        self._half_line = path.is_file() and not path.read_bytes().endswith(b"\n")
 
     def add(self, step: int, entries: Sequence[dict[str, Any]]) -> None:
         """Writes the new entries, with `step` as the optimizer step that met them.
@@ -47,8 +50,13 @@ class Quarantine:
         kept = list(new.items())[:room]
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self._half_line:
+                os.truncate(self.path, self.path.read_bytes().rfind(b"\n") + 1)
+                self._half_line = False
             with self.path.open("a", encoding="utf-8") as stream:
-                stream.writelines(json.dumps(entry | {"step": step}) + "\n" for _, entry in kept)
+                for _, entry in kept:
+                    listed = entry | {"shard": shard_place(entry["shard"]), "step": step}
+                    stream.write(json.dumps(listed) + "\n")
         except OSError as error:
             raise DataError(f"quarantine list '{self.path}' cannot be written: {error.strerror}") from error
         self._known.update(identity for identity, _ in kept)
@@ -74,9 +82,14 @@ def read_quarantine(run: Path) -> list[dict[str, Any]]:
 
 
 def skip_list_lines(entries: Iterable[dict[str, Any]]) -> list[str]:
-    """Formats entries for a skip list: 'sample SHARD KEY', percent-encoded, with the reason as a comment."""
+    """Formats entries for a skip list: 'sample SHARD KEY', percent-encoded, with the reason as a comment.
+
+    Leaves out entries without a key, which are damaged shards that a stream met.
+    """
     return [
-        f"sample {encoded(entry['shard'])} {encoded(entry['key'])}  # {entry['reason']}" for entry in entries
+        f"sample {encoded(entry['shard'])} {encoded(entry['key'])}  # {entry['reason']}"
+        for entry in entries
+        if entry["key"]
     ]
 
 
@@ -87,7 +100,7 @@ def encoded(text: str) -> str:
 
 def _identity(entry: dict[str, Any]) -> tuple[str, str, str]:
     """Returns the key that identifies a sample."""
-    return entry["source"], entry["shard"], entry["key"]
+    return entry["source"], shard_place(entry["shard"]), entry["key"]
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -100,5 +113,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
         except (ValueError, KeyError, TypeError) as error:
             if number == text.count("\n") + 1:
                 return
-            raise DataError(f"quarantine list '{path}', line {number}: '{line[:80]}' is malformed") from error
+            raise DataError(
+                f"quarantine list '{path}', line {number}: '{line[:80]}' is malformed; delete the line"
+            ) from error
         yield entry

@@ -70,9 +70,7 @@ class PackedRegions:
 
     def at(self, rows: np.ndarray) -> PackedRegions:
         """Returns the regions of some samples: [m] sorted rows."""
-        chosen = np.zeros(len(self.lengths), dtype=bool)
-        chosen[rows] = True
-        kept = np.repeat(chosen, self.lengths)
+        kept = packed_at(rows, self.lengths)
         return PackedRegions(
             features=self.features[kept],
             boxes=self.boxes[kept],
@@ -87,6 +85,16 @@ class PackedRegions:
         return np.arange(len(self.boxes)) - np.repeat(starts, self.lengths)
 
 
+def packed_at(rows: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Returns which of the items that lie end to end belong to some samples: [m], [b] -> [O] bool.
+
+    `rows` are sorted, `lengths` are the items of each sample.
+    """
+    chosen = np.zeros(len(lengths), dtype=bool)
+    chosen[rows] = True
+    return np.repeat(chosen, lengths)
+
+
 def read_regions(data: bytes, *, feature_size: int, num_classes: int, most: int) -> SampleRegions:
     """Reads a safetensors member with `features`, `boxes`, `classes` and the metadata `tags`.
 
@@ -99,13 +107,15 @@ def read_regions(data: bytes, *, feature_size: int, num_classes: int, most: int)
     boxes = tensors.boxes()
     count = len(boxes)
     if not 0 < count <= most:
-        raise _fault(f"{count} regions, but there must be at least one and at most max_regions {most}")
+        raise tensors.fault(f"{count} regions, but there must be at least one and at most max_regions {most}")
     features = tensors.take("features", count, feature_size)
     classes = tensors.take("classes", count, num_classes) if num_classes else None
     if tuple(boxes[0]) != (0, 0, 1, 1):
-        raise _fault("the first region is not the whole image, 0 0 1 1")
-    if classes is not None and ((classes < 0).any() or (_sums(classes) > 1 + _TOLERANCE).any()):
-        raise _fault("rows of `classes` are no probabilities: negative, or more than 1 together")
+        raise tensors.fault("the first region is not the whole image, 0 0 1 1")
+    if classes is not None and (
+        (classes < 0).any() or (classes.sum(axis=1, dtype=np.float32) > 1 + _TOLERANCE).any()
+    ):
+        raise tensors.fault("rows of `classes` are no probabilities: negative, or more than 1 together")
     return SampleRegions(features=features, boxes=boxes, classes=classes, tags=tensors.tags)
 
 
@@ -185,11 +195,3 @@ class MemberTensors:
 def _are_sizes(value: Any) -> bool:
     """Returns whether a value of the header is a list of non-negative integers."""
     return isinstance(value, list) and all(type(size) is int and size >= 0 for size in value)
-
-
-def _sums(classes: np.ndarray) -> np.ndarray:
-    return classes.sum(axis=1, dtype=np.float32)
-
-
-def _fault(detail: str) -> SampleFault:
-    return SampleFault(faults.BAD_REGIONS, detail)

@@ -5,7 +5,7 @@ A list is a text file with one entry per line, so lists can be joined with `cat`
     key 000000391895
     sha256 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
     phash 8f373714acfcf4d0 6        skips images whose hash differs in at most 6 of the 64 bits
-    sample /data/00012.tar 000120034    skips that key in that shard; both percent-encoded
+    sample /data/00012.tar 000120034    skips that key in that shard, by whatever path; both percent-encoded
 
     phash: bit (u, v) = D[u, v] > median(D),   D = C Y C^T on u, v < 8,   C[u, x] = cos(pi u (2x + 1) / 64),
     Y the luminance of the image at 32 x 32.
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,7 @@ class SkipList:
     hashes: np.ndarray
     distances: np.ndarray
     samples: frozenset[tuple[str, str]] = frozenset()
-    """Pairs of shard, as messages name it, and key."""
+    """Pairs of shard and key, as the list has them."""
 
     @property
     def reads_images(self) -> bool:
@@ -72,7 +73,12 @@ class SkipList:
 
     def has_key(self, key: str, shard: str) -> bool:
         """Looks up a sample by its key, and by its key and shard."""
-        return key in self.keys or (bool(self.samples) and (shard, key) in self.samples)
+        return key in self.keys or (bool(self.samples) and (shard_place(shard), key) in self._places)
+
+    @functools.cached_property
+    def _places(self) -> frozenset[tuple[str, str]]:
+        """`samples`, with each local shard where it lies."""
+        return frozenset((shard_place(shard), key) for shard, key in self.samples)
 
     def has_bytes(self, data: bytes) -> bool:
         """Looks up an encoded image."""
@@ -83,6 +89,18 @@ class SkipList:
         if not len(self.hashes):
             return False
         return bool((differing_bits(self.hashes, perceptual_hash(image)) <= self.distances).any())
+
+
+def shard_place(shard: str) -> str:
+    """Returns the one name of a shard: of a local file its absolute path without links, else `shard` itself.
+
+    A run may be started in another folder, or name its shards by another path, than the one before.
+    """
+    remote = "://" in shard or shard.startswith("pipe:") or not shard
+    return shard if remote else _without_links(os.path.abspath(shard))
+
+
+_without_links = functools.lru_cache(2**16)(os.path.realpath)
 
 
 def load_skip_list(path: str | Path) -> SkipList:

@@ -66,10 +66,9 @@ class StoredRegions:
             return found
         for number, index in enumerate(load_indexes(paths)):
             offsets, sizes = index.column((REGIONS_SUFFIX,))
-            names, starts = index.keys.tobytes(), [0, *index.key_ends.tolist()]
-            for row in np.flatnonzero(offsets >= 0).tolist():
-                name = names[starts[row] : starts[row + 1]].decode("utf-8", "replace").rpartition("/")[2]
-                found[name] = number, int(offsets[row]), int(sizes[row])
+            for name, offset, size in zip(index.names(), offsets.tolist(), sizes.tolist(), strict=True):
+                if offset >= 0:
+                    found[name.rpartition("/")[2]] = number, offset, size
         if not found:
             raise DataError(
                 f"{self.folder}: its shards have no KEY.{REGIONS_SUFFIX}; write them with `flava-ds prepare "

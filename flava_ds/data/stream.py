@@ -12,7 +12,7 @@ import numpy as np
 
 from flava_ds.config import Config
 from flava_ds.data.order import hash64, permuted, sample_seed, source_seed
-from flava_ds.data.samples import Sample, SampleDecoder, member_fields, tags_of
+from flava_ds.data.samples import Sample, SampleDecoder, member_fields, printable, tags_of
 from flava_ds.data.skip_log import SkipLog
 from flava_ds.data.sources import Lane, Promises
 from flava_ds.data.stream_pipeline import (
@@ -29,6 +29,7 @@ from flava_ds.errors import ConfigError, DataError
 from flava_ds.storage import faults
 from flava_ds.storage.faults import SampleFault
 from flava_ds.storage.files import Shard
+from flava_ds.storage.index import counted
 from flava_ds.storage.retry import policy_of
 from flava_ds.storage.shards import list_shards
 
@@ -147,6 +148,7 @@ class StreamDraws:
             self.pipeline = load_pipeline(source.source.pipeline, f"source '{source.name}'")
         self._skips: SkipLog | None = None
         self._epoch_length: int | None = None
+        self._left_out: Counter[str] = Counter()
         self._begin(0, 0)
 
     def samples(self, positions: np.ndarray, skips: SkipLog) -> Iterator[Sample]:
@@ -203,7 +205,7 @@ class StreamDraws:
     def _decode(self, epoch: int, raw: dict[str, Any], attempt: int) -> Sample:
         """Selects the fields that the source needs from a webdataset sample and decodes them.
 
-        Raises: SampleFault with the reason.
+        Raises: SampleFault with the reason; DataError for what a user's pipeline has decoded already.
         """
         source, key, shard = self.source, str(raw["__key__"]), str(raw.get("__url__", ""))
         source.decoder.check_key(key, shard)
@@ -212,8 +214,14 @@ class StreamDraws:
             value = next((raw[suffix] for suffix in suffixes if suffix in raw), None)
             if value is None:
                 raise SampleFault(source.required[field])
+            value = value.encode() if isinstance(value, str) else value
+            if not isinstance(value, bytes | bytearray | Unread):
+                raise DataError(
+                    f"source '{source.name}': pipeline '{source.source.pipeline}' yields a "
+                    f"{type(value).__name__} as {field} of '{printable(key)}'; yield undecoded bytes"
+                )
             source.decoder.check_size(field, value.size if isinstance(value, Unread) else len(value))
-            fields[field] = value.encode() if isinstance(value, str) else value
+            fields[field] = value
         index = _hash_text(f"{shard.rsplit('/', 1)[-1]}\n{key}")
         seed = int(sample_seed(self.config.seed, source.seed, epoch, index, attempt))
         return source.decoder(fields, key, index, seed)
@@ -257,14 +265,15 @@ class StreamDraws:
         """Yields the lane's samples, epoch after epoch, with the epoch's number."""
         for epoch in itertools.count(first):
             count = 0
+            self._left_out.clear()
             for sample in self._pipeline(self.source.part(self.lane, epoch)):
                 count += 1
                 yield epoch, sample
             if not count:
                 raise DataError(
                     f"source '{self.source.name}': stream {self.lane.index} of {self.lane.total} finds no "
-                    f"sample in {len(self.source.shards)} shards; add shards, or read with fewer ranks or "
-                    "loader processes"
+                    f"sample in {len(self.source.shards)} shards (left out: {counted(self._left_out)}); add "
+                    "shards, or read with fewer ranks or loader processes"
                 )
             self._epoch_length = count
 
@@ -280,6 +289,7 @@ class StreamDraws:
 
     def _tell(self, shard: Shard, found: Counter[str]) -> None:
         """Counts the losses of a shard, unless it is only being skipped."""
+        self._left_out.update(found)
         if self._skips is not None:
             entry = {"source": self.source.name, "shard": str(shard), "key": "", "offset": -1}
             for reason in Counter(faults.lossy(found)).elements():

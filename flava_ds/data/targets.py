@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flava_ds.data.regions import MemberTensors
+from flava_ds.data.regions import MemberTensors, packed_at
 from flava_ds.storage import faults
 
 if TYPE_CHECKING:
@@ -69,9 +69,7 @@ class PackedTargets:
 
     def at(self, rows: np.ndarray) -> PackedTargets:
         """Returns the labels of some samples: [m] sorted rows."""
-        chosen = np.zeros(len(self.lengths), dtype=bool)
-        chosen[rows] = True
-        kept = np.repeat(chosen, self.lengths)
+        kept = packed_at(rows, self.lengths)
         return PackedTargets(
             labels=self.labels[kept],
             boxes=None if self.boxes is None else self.boxes[kept],

@@ -32,10 +32,11 @@ import numpy as np
 from flava_ds.demo import pairs as pairing
 from flava_ds.demo.concepts import Concept, build_concepts, forbidden_phrases
 from flava_ds.demo.render import fingerprint, render_icon
-from flava_ds.demo.shards import as_json, pack, sha256_of, write_shards
+from flava_ds.demo.shards import as_json, pack, write_shards
 from flava_ds.demo.sources import Emoji, bare_hexcode, read_emojis, read_icon_set
 from flava_ds.demo.unpaired import build_images, build_texts
 from flava_ds.demo.vocabulary import train_vocabulary
+from flava_ds.storage.files import sha256_of
 
 ARCHIVES = {
     "pairs.tar.xz": ("pairs-train", "pairs-unseen-style", "pairs-unseen-concepts", "concepts.json"),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flava_ds.errors import DataError
-from flava_ds.storage.files import user_cache
+from flava_ds.storage.files import sha256_of, user_cache
 
 PACKAGE = Path(__file__).parent
 CHECKSUMS = PACKAGE / "checksums.json"
@@ -90,9 +90,7 @@ def _extract(staging: Path) -> None:
 
 
 def _verify(path: Path, expected: str) -> None:
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != expected:
+    if (found := sha256_of(path)) != expected:
         raise DataError(
             f"{path} has SHA-256 {found}, expected {expected}: the file is damaged, check it out again"
         )

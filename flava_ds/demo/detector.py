@@ -22,6 +22,7 @@ import torch
 from flava_ds.config import ImageTransformConfig
 from flava_ds.data.colors import apply_colors, draw_colors
 from flava_ds.demo.dataset import unpack
+from flava_ds.demo.scene_labels import objects_of
 from flava_ds.demo.scenes import CANVAS, Drawings, draw_scene, paint, read_drawings
 from flava_ds.errors import CheckpointError
 from flava_ds.regions.average_precision import Boxes, mean_average_precision, without_classes
@@ -51,13 +52,11 @@ def configuration(drawings: Drawings) -> DetectorConfig:
 def truths_of(drawings: Drawings, class_names: tuple[str, ...], seed: int, rows: range, **how: Any) -> Truths:
     """Paints scenes; `how` goes to `draw_scene`. Drawings of other classes have label -1."""
     scenes = [draw_scene(drawings, seed, row, **how) for row in rows]
-    number = {name: place for place, name in enumerate(class_names)}
-    labels = [number.get(drawings.subgroups[row], -1) for scene in scenes for row in scene.rows]
-    boxes = [box for scene in scenes for box in scene.boxes]
+    boxes, labels = zip(*(objects_of(drawings, scene, class_names) for scene in scenes), strict=True)
     return Truths(
         pixels=torch.stack([paint(drawings, scene) for scene in scenes]),
-        boxes=torch.tensor(boxes, dtype=torch.float32) / CANVAS,
-        labels=torch.tensor(labels),
+        boxes=torch.from_numpy(np.concatenate(boxes)),
+        labels=torch.from_numpy(np.concatenate(labels)),
         images=torch.repeat_interleave(torch.tensor([len(scene) for scene in scenes])),
     )
 

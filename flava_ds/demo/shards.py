@@ -1,6 +1,5 @@
 """Writes shards in img2dataset's layout and packs folders of shards, reproducibly to the byte."""
 
-import hashlib
 import json
 import lzma
 import tarfile
@@ -16,12 +15,6 @@ Sample = dict[str, bytes]
 def as_json(record: object) -> bytes:
     """Serialises a record compactly, keeping the order of its fields."""
     return json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode()
-
-
-def sha256_of(path: Path) -> str:
-    """Returns a file's SHA-256 in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_shards(folder: Path, samples: Iterable[Sample], per_shard: int) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import threading
@@ -17,7 +16,7 @@ from typing import IO, Any
 from flava_ds.config import to_dict
 from flava_ds.demo.works import WORKS, Work
 from flava_ds.recipes import resolve
-from flava_ds.storage.atomic import write_whole
+from flava_ds.storage.atomic import hold, write_whole
 
 STATE = "demo_state.json"
 SUMMARY = "demo.json"
@@ -150,12 +149,9 @@ def open_demo(plan: Plan, ranks: int, *, new: bool) -> Demo:
     return demo
 
 
-def _hold(run_path: Path) -> IO[str] | None:
+def _hold(run_path: Path) -> IO[bytes] | None:
     """Locks a run's folder for this process; returns None if another one uses it."""
-    file = (run_path / LOCK).open("w", encoding="utf-8")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return hold(run_path / LOCK)
     except BlockingIOError:
-        file.close()
         return None
-    return file

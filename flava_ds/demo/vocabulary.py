@@ -10,7 +10,8 @@ from collections.abc import Iterable
 
 from tokenizers import normalizers, pre_tokenizers
 
-SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+from flava_ds.data.tokenizer import SPECIAL_TOKENS
+
 VOCABULARY_SIZE = 4096
 ALPHABET_SIZE = 120  # rarer characters become [UNK]
 CONTINUATION = "##"

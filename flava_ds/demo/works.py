@@ -65,7 +65,6 @@ WORKS = {
 
 The last one shows that everything runs, and learns little.
 """
-DEFAULT_WORK = "ten-minutes"
 
 
 def expected_seconds(steps: int, gemm_rate: float) -> float:

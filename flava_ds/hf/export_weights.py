@@ -41,7 +41,9 @@ def export(run_path: Path, out: Path) -> Path:
     codebook = codebook_beside(config)  # first: a damaged one must not leave half an export
     foreign.export(config, weights, out)
     if codebook is not None:
-        save_huggingface_codebook(codebook, out / "image_codebook")
+        save_huggingface_codebook(codebook, out / foreign.CODEBOOK_FOLDER)
+    else:
+        foreign.drop_codebook(out)
     return out
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from flava_ds.checkpoints.reader import WEIGHTS
 from flava_ds.config.plain_files import loads, read_small
 from flava_ds.errors import CheckpointError
-from flava_ds.storage.atomic import replacing
+from flava_ds.storage.tensor_files import save_tensors
 
 
 def read_folder(path: Path, prefix: str = "") -> dict[str, Tensor]:
@@ -92,12 +92,4 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_tensors(tensors: Mapping[str, Tensor], out: Path) -> None:
     """Writes model.safetensors in fp32, atomically. Raises: CheckpointError if it cannot be written."""
-    # A split qkv gives views of one storage, which safetensors rejects: each gets its own.
-    own = {name: tensor.detach().cpu().float().contiguous().clone() for name, tensor in tensors.items()}
-    try:
-        with replacing(out / "model.safetensors") as temporary:
-            save_file(own, temporary, metadata={"format": "pt"})
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{out} cannot be written ({error}); make room, or name another folder"
-        ) from error
+    save_tensors({name: tensor.detach().float() for name, tensor in tensors.items()}, out / WEIGHTS)

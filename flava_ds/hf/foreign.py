@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from flava_ds.config import Config, save
@@ -17,11 +17,14 @@ from flava_ds.config.variants import choices, find
 from flava_ds.errors import CheckpointError
 from flava_ds.hf.files import read_file, read_folder, read_json, write_tensors
 from flava_ds.layouts import Foreign, Layouts
+from flava_ds.storage.tensor_files import save_tensors
 
 log = logging.getLogger(__name__)
 ENCODERS = ("vit", "beit")
 """What transformers calls models that only convert, to an image encoder."""
 
+CODEBOOK_FOLDER = "image_codebook"
+"""Where a folder of transformers' FLAVA has its image codebook."""
 OPEN_CLIP = "open_clip_config.json", "open_clip_"
 """The configuration in an open_clip folder, and the prefix of its weight files."""
 
@@ -111,6 +114,13 @@ def export(config: Config, weights: Mapping[str, Tensor], out: Path) -> None:
         (out / name).write_text(text, encoding="utf-8")
 
 
+def drop_codebook(out: Path) -> None:
+    """Deletes the image codebook of an earlier export to the same folder, which is of other weights."""
+    if (folder := out / CODEBOOK_FOLDER).is_dir():
+        shutil.rmtree(folder)
+        log.warning("%s: deleted, as these weights come without a codebook", folder)
+
+
 def config_of(found: Foreign, name: str = "imported") -> Config:
     """Returns a configuration whose model accepts the weights."""
     codebook = {} if found.codebook is None else {"codebook": found.codebook}
@@ -132,7 +142,7 @@ def write_imported(found: Foreign, out: Path) -> Path:
     save(config_of(found), out / "config.json")
     write_tensors(found.weights, out)
     if found.codebook_weights:
-        (out / "image_codebook").mkdir(exist_ok=True)
-        codebook = {name: tensor.contiguous() for name, tensor in found.codebook_weights.items()}
-        save_file(codebook, out / "image_codebook" / "model.safetensors", metadata={"format": "pt"})
+        save_tensors(found.codebook_weights, out / CODEBOOK_FOLDER / "model.safetensors")
+    else:
+        drop_codebook(out)
     return out

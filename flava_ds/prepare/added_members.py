@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,16 @@ from torch import Tensor
 
 from flava_ds.data.decode import decode_image
 from flava_ds.data.samples import printable
+from flava_ds.data.transforms import CHUNK_BYTES
 from flava_ds.errors import DataError
 from flava_ds.prepare.shard_writer import add_member
+from flava_ds.storage import faults
 from flava_ds.storage.atomic import replacing, write_whole
 from flava_ds.storage.faults import SampleFault
-from flava_ds.storage.index import IMAGE_SUFFIXES, sample_key
+from flava_ds.storage.files import LocalFile
+from flava_ds.storage.index import IMAGE_SUFFIXES, counted, sample_key
 from flava_ds.storage.shards import expand_shards
+from flava_ds.storage.tar_headers import tar_members
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +39,8 @@ class AddedMember:
     maker: tuple[str, str]
     """What computes it, and a fingerprint of that."""
     compute: Callable[[list[Tensor]], Sequence[bytes]]
-    """From decoded images, each [3 H W] uint8, to the members' bytes."""
+    """From decoded images, each [3 H W] uint8, to the members' bytes. Gets no more images at a time than fill
+    CHUNK_BYTES."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +70,10 @@ def add_members(
 
     Each shard is written under a temporary name and renamed. Its bytes depend only on the shard and on what
     computes the member, and shards finished earlier with the same are kept, so an interrupted run continues
-    with the next shard. `out` None replaces the shards in place.
+    with the next shard. `out` None replaces the shards in place. Of a damaged shard the members that training
+    reads are copied, with a warning.
 
-    Raises: DataError for unreadable or clashing shards.
+    Raises: DataError for unreadable or clashing shards, and for a damaged one to be replaced in place.
     """
     shards = expand_shards(place)
     _check(place, shards, out)
@@ -90,20 +97,35 @@ def add_members(
 
 def _write_shard(shard: Path, target: Path, member: AddedMember, batch_size: int) -> dict[str, int]:
     """Copies one shard with members added; returns the counts of their images and of undecodable ones."""
-    counts = {"samples": 0, "failed": 0}
+    counts, found = {"samples": 0, "failed": 0}, Counter[str]()
     try:
         with (
             replacing(target, alone=True) as temporary,
             tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar,
         ):
-            for group in _groups(shard, member.suffix, batch_size):
+            for group in _groups(shard, member.suffix, batch_size, found):
                 _add_group(tar, shard, group, member, counts)
-    except (OSError, tarfile.TarError) as error:
-        raise DataError(
-            f"shard '{shard}': {error}; check that it is an undamaged tar file and that "
-            f"'{target.parent}' is writable"
-        ) from error
+            _check_damage(shard, target, found, empty=not tar.offset)
+    except OSError as error:
+        raise DataError(f"shard '{target}' cannot be written: {error.strerror or error}") from error
     return counts
+
+
+def _check_damage(shard: Path, target: Path, found: Counter[str], *, empty: bool) -> None:
+    """Warns about a damaged shard. Raises: DataError if nothing of it can be copied, or if the copy is to
+    replace it.
+    """
+    if not found:
+        return
+    if empty:
+        raise DataError(f"shard '{shard}': no member can be read ({counted(found)}); is it a tar file?")
+    ends = {faults.TRUNCATED_SHARD, faults.BROKEN_HEADER} & found.keys()
+    if ends and target == shard:
+        raise DataError(
+            f"shard '{shard}': {counted(found)}; a copy in its place would lose all that comes after: give "
+            "another folder to write to"
+        )
+    log.warning("shard '%s': %s; %s", shard, counted(found), "copied up to there" if ends else "copied whole")
 
 
 def _add_group(
@@ -115,6 +137,12 @@ def _add_group(
 ) -> None:
     """Writes a group of members, with the added one after each image."""
     images: dict[int, Tensor] = {}
+    added: dict[int, bytes] = {}
+
+    def compute() -> None:
+        added.update(zip(images, member.compute(list(images.values())), strict=True))
+        images.clear()
+
     for number, (name, data) in enumerate(group):
         if _split(name)[1] in IMAGE_SUFFIXES:
             try:
@@ -122,26 +150,43 @@ def _add_group(
             except SampleFault as fault:
                 counts["failed"] += 1
                 log.warning("shard '%s': '%s' gets no %s: %s", shard, printable(name), member.what, fault)
-    added = dict(zip(images, member.compute(list(images.values())), strict=True)) if images else {}
-    counts["samples"] += len(images)
+            if sum(image.nbytes for image in images.values()) >= CHUNK_BYTES:
+                compute()
+    if images:
+        compute()
+    counts["samples"] += len(added)
     for number, (name, data) in enumerate(group):
         add_member(tar, name, data)
         if number in added:
             add_member(tar, f"{_split(name)[0]}.{member.suffix}", added[number])
 
 
-def _groups(shard: Path, suffix: str, batch_size: int) -> Iterator[list[tuple[str, bytes]]]:
-    """Yields a shard's files in order, in groups of at most `batch_size` images; skips those of `suffix`."""
-    group, pictures = [], 0
-    with tarfile.open(shard, "r:") as tar:
-        for entry in tar:
-            if not entry.isreg() or _split(entry.name)[1] == suffix:
+def _groups(
+    shard: Path, suffix: str, batch_size: int, found: Counter[str]
+) -> Iterator[list[tuple[str, bytes]]]:
+    """Yields a shard's files in order, without those of `suffix`, in groups that end at `batch_size` images
+    or at CHUNK_BYTES.
+
+    Reads what the index reads and counts damage in `found`. Raises: DataError when the shard cannot be read.
+    """
+    group, pictures, held = [], 0, 0
+    file = LocalFile(shard)
+    try:
+        for raw, offset, size in tar_members(file, found):
+            name = raw.decode("utf-8", "surrogateescape")
+            if _split(name)[1] == suffix:
                 continue
-            group.append((entry.name, tar.extractfile(entry).read()))
-            pictures += _split(entry.name)[1] in IMAGE_SUFFIXES
-            if pictures == batch_size:
+            data = file.pread(size, offset)
+            if len(data) < size:
+                raise DataError(f"shard '{shard}': {len(data)} of {size} bytes of '{printable(name)}' read")
+            group.append((name, data))
+            pictures += _split(name)[1] in IMAGE_SUFFIXES
+            held += size
+            if pictures == batch_size or held >= CHUNK_BYTES:
                 yield group
-                group, pictures = [], 0
+                group, pictures, held = [], 0, 0
+    finally:
+        file.close()
     if group:
         yield group
 

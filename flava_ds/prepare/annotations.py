@@ -6,10 +6,13 @@ import bz2
 import csv
 import gzip
 import json
+import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
+from urllib.parse import urlsplit
 
 from flava_ds.errors import DataError
 
@@ -49,13 +52,28 @@ def clean(text: Any) -> str:
     return " ".join(text.encode("utf-8", "ignore").decode().replace("\0", " ").split())
 
 
-def open_text(path: Path) -> TextIO:
-    """Opens a UTF-8 file, decompressing .gz and .bz2 on the fly. Raises: DataError that names the file."""
+@contextmanager
+def open_text(path: Path, *, strict: bool = False) -> Iterator[TextIO]:
+    """Opens a UTF-8 file, with or without a byte order mark, decompressing .gz and .bz2 on the fly.
+
+    Other bytes become replacement characters, as published files hold a few; with `strict` they are refused.
+
+    Raises: DataError that names the file, also while it is read.
+    """
     opener = {".gz": gzip.open, ".bz2": bz2.open}.get(path.suffix, open)
+    errors = "strict" if strict else "replace"
     try:
-        return opener(path, "rt", encoding="utf-8", errors="replace", newline="")
-    except OSError as error:
-        raise DataError(f"annotations '{path}' cannot be read: {error.strerror}") from error
+        with opener(path, "rt", encoding="utf-8-sig", errors=errors, newline="") as stream:
+            yield stream
+    except UnicodeDecodeError as error:
+        before = error.object[max(0, error.start - 20) : error.start].decode("utf-8", "replace")
+        raise DataError(
+            f"annotations '{path}': not UTF-8: byte {error.object[error.start]:#04x} after {before!r}; save "
+            "it as UTF-8 (a spreadsheet calls that 'CSV UTF-8')"
+        ) from error
+    except (OSError, EOFError, zlib.error) as error:
+        said = getattr(error, "strerror", None) or error
+        raise DataError(f"annotations '{path}' cannot be read: {said}") from error
 
 
 def load_json(path: Path, *fields: str) -> dict[str, Any]:
@@ -73,9 +91,12 @@ def load_json(path: Path, *fields: str) -> dict[str, Any]:
     return value
 
 
-def json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yields the object on every line. Raises: DataError that names the file and line."""
-    with open_text(path) as stream:
+def json_lines(path: Path, *, strict: bool = False) -> Iterator[dict[str, Any]]:
+    """Yields the object on every line; `strict` is that of `open_text`.
+
+    Raises: DataError that names the file and line.
+    """
+    with open_text(path, strict=strict) as stream:
         for number, line in enumerate(stream, 1):
             if line.strip():
                 try:
@@ -142,6 +163,14 @@ def table(path: Path, columns: Sequence[str], *, quoted: bool = False) -> Iterat
                     f"({', '.join(names)})"
                 )
             yield dict(zip(names, row, strict=True))
+
+
+def name_in(url: str) -> str:
+    """Returns the last part of a URL's path; "" for what is no URL."""
+    try:
+        return Path(urlsplit(url.strip()).path).name
+    except ValueError:  # a bracket that opens no address of IPv6
+        return ""
 
 
 def position_paths(position: int, per_shard: int = 10_000) -> tuple[str, ...]:

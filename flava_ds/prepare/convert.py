@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import errno
 import hashlib
 import json
 import logging
@@ -25,6 +26,7 @@ from flava_ds.prepare.shard_writer import Counts, ShardWriter
 from flava_ds.storage import faults
 from flava_ds.storage.atomic import replacing
 from flava_ds.storage.faults import SampleFault
+from flava_ds.storage.files import sha256_of
 from flava_ds.storage.index import IMAGE_SUFFIXES, counted, load_indexes
 from flava_ds.storage.shards import expand_shards
 
@@ -51,9 +53,10 @@ def write_shards(
             f"{corpus.name}: the folder of images '{images or ''}' does not exist; give --images FOLDER, "
             "or --shards for what img2dataset wrote"
         )
-    writer = ShardWriter(out, _fingerprint(corpus, annotations, limits), **limits)
+    inputs = [*map(_contents, _existing(corpus, annotations)), images and str(images.resolve())]
+    writer = ShardWriter(out, _fingerprint(corpus, inputs, limits), **limits)
     if writer.complete:
-        return writer.counts
+        return _finished_before(writer)
     entries = islice(corpus.read(annotations), writer.counts.entries, None)
     progress = _Progress(corpus.name)
     try:
@@ -77,9 +80,12 @@ def filter_shards(corpus: Corpus, shards: str, out: Path | None, **limits: int) 
     Raises: DataError when there are no shards, or `out` contains something else.
     """
     paths = expand_shards(shards)
-    writer = ShardWriter(out, _fingerprint(corpus, paths, limits), **limits) if out is not None else None
-    if writer is not None and writer.complete:
-        return writer.counts
+    writer = None
+    if out is not None:
+        inputs = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+        writer = ShardWriter(out, _fingerprint(corpus, inputs, limits), **limits)
+        if writer.complete:
+            return _finished_before(writer)
     counts, progress = Counts(), _Progress(corpus.name)
     done = writer.counts.entries if writer is not None else 0
     try:
@@ -105,12 +111,20 @@ def write_urls(corpus: Corpus, annotations: Sequence[Path], out: Path) -> Counts
 
     The list is tab-separated, with a header: url, caption, id.
 
-    Raises: DataError when the corpus has no URLs.
+    Raises: DataError when the corpus has no URLs, or the list cannot be written.
     """
     if not corpus.urls:
         raise DataError(
             f"{corpus.name}: its published form has no list of URLs; download its archives of images"
         )
+    try:
+        return _write_list(corpus, annotations, out)
+    except OSError as error:
+        raise DataError(f"list '{out}': {error.strerror or error}") from error
+
+
+def _write_list(corpus: Corpus, annotations: Sequence[Path], out: Path) -> Counts:
+    """Writes the list. Raises: OSError when that fails."""
     counts, progress = Counts(), _Progress(corpus.name)
     with replacing(out, alone=True) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
         rows = csv.writer(stream, delimiter="\t", lineterminator="\n")
@@ -174,6 +188,8 @@ def _image_of(entry: Annotated | Dropped, images: Path | None) -> bytes | str:
 
     Ignores names that lead out of the image folder. img2dataset names files by their rows in its list, which
     may differ from this one, so the .json next to a file must have the same URL.
+
+    Raises: DataError when a file exists and cannot be read.
     """
     if isinstance(entry, Dropped):
         return NO_FILE
@@ -185,8 +201,12 @@ def _image_of(entry: Annotated | Dropped, images: Path | None) -> bytes | str:
     for path in candidates:
         try:
             image = path.read_bytes()
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):  # a NUL in the name
             continue
+        except OSError as error:
+            if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+                continue
+            raise DataError(f"image '{path}' cannot be read: {error.strerror}") from error
         if not entry.url or _downloaded_from(path) in (None, entry.url):
             return image
         reason = OTHER_URL
@@ -208,15 +228,13 @@ def _samples(shards: Sequence[Path]) -> Iterator[tuple[str, dict[str, bytes]]]:
             log.warning("%s: %s; the samples that the index leaves out are missing", shard, counted(damage))
         order = np.argsort(index.member_sample, kind="stable")
         starts = np.searchsorted(index.member_sample[order], np.arange(len(index) + 1))
-        ends = [0, *index.key_ends.tolist()]
         with shard.open("rb") as stream:
-            for sample in range(len(index)):
+            for sample, key in enumerate(index.names()):
                 members = {}
                 for row in order[starts[sample] : starts[sample + 1]]:
                     stream.seek(int(index.member_offset[row]))
                     suffix, size = index.suffixes[index.member_suffix[row]], int(index.member_size[row])
                     members[suffix] = stream.read(size)
-                key = index.keys[ends[sample] : ends[sample + 1]].tobytes().decode("utf-8", "replace")
                 yield key, members
 
 
@@ -244,19 +262,40 @@ def _record(data: bytes) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _fingerprint(corpus: Corpus, files: Sequence[Path], limits: dict[str, int]) -> str:
-    """Hashes everything that determines the shards: corpus, names and sizes of the annotations, limits.
-
-    Raises: DataError for a missing file.
-    """
+def _existing(corpus: Corpus, files: Sequence[Path]) -> Sequence[Path]:
+    """Returns the files. Raises: DataError for a missing one."""
     for file in files:
         if not file.exists():
             raise DataError(
                 f"{corpus.name}: '{file}' does not exist; it should be {corpus.annotations}, see docs/data.md"
             )
-    stated = [(file.name, file.stat().st_size if file.is_file() else None) for file in files]
-    made_from = json.dumps([dataclasses.asdict(corpus), stated, sorted(limits.items())])
+    return files
+
+
+def _contents(file: Path) -> tuple[str, str]:
+    """Identifies annotations wherever they lie: a file's name and SHA-256, or that of the names in a folder.
+
+    Raises: DataError when they cannot be read.
+    """
+    try:
+        if not file.is_dir():
+            return file.name, sha256_of(file)
+        names = sorted(path.relative_to(file).as_posix() for path in file.rglob("*"))
+    except OSError as error:
+        raise DataError(f"annotations '{file}' cannot be read: {error.strerror}") from error
+    return file.name, hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _fingerprint(corpus: Corpus, inputs: Sequence[Any], limits: dict[str, int]) -> str:
+    """Hashes everything that determines the shards: corpus, what identifies the inputs, limits."""
+    made_from = json.dumps([dataclasses.asdict(corpus), inputs, sorted(limits.items())])
     return hashlib.sha256(made_from.encode()).hexdigest()[:16]
+
+
+def _finished_before(writer: ShardWriter) -> Counts:
+    """Says that nothing is read, and returns the counts of the earlier call."""
+    log.info("'%s' was finished before, nothing is read; delete it to prepare it again", writer.out)
+    return writer.counts
 
 
 class _Progress:

@@ -12,7 +12,8 @@ SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
 
 
 def read(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
-    """Yields every image in the order of classes and names.
+    """Yields every image in the order of classes and names. Keys begin with the class folder, as ImageNet's
+    file names do: in other sets of class folders each may have its 1.jpg.
 
     The .json holds the name of the class folder and its number among the folders.
 
@@ -27,4 +28,6 @@ def read(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
         for number, folder in enumerate(classes):
             for file in sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES):
                 record = {"wnid": folder.name, "class": number}
-                yield Annotated(key=file.stem.replace(".", "_"), file=file, record=record)
+                own = file.stem.startswith(f"{folder.name}_")
+                key = file.stem if own else f"{folder.name}_{file.stem}"
+                yield Annotated(key=key.replace(".", "_"), file=file, record=record)

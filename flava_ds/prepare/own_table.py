@@ -41,12 +41,12 @@ def read(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     if path.suffix == ".jsonl":
-        yield from json_lines(path)
+        yield from json_lines(path, strict=True)
         return
     if path.suffix not in (".csv", ".tsv"):
         raise DataError(f"own: '{path}' is no table; give a .csv, .tsv or .jsonl")
     csv.field_size_limit(2**27)
-    with open_text(path) as stream:
+    with open_text(path, strict=True) as stream:
         rows = csv.DictReader(stream, delimiter="," if path.suffix == ".csv" else "\t", strict=True)
         try:
             for row in rows:
@@ -55,7 +55,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
                         f"own: '{path}', line {rows.line_num}: not one value for each of the "
                         f"{len(rows.fieldnames or ())} columns; a caption with the separator needs quotes"
                     )
-                yield {key.lstrip("\ufeff"): value for key, value in row.items()}
+                yield row
         except csv.Error as error:
             raise DataError(f"own: '{path}', line {rows.line_num}: {error}") from error
 

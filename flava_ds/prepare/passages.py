@@ -85,7 +85,7 @@ def _numbered(name: str, texts: Iterable[str]) -> Iterator[Annotated]:
 
 
 def _files(paths: Sequence[Path], suffixes: tuple[str, ...]) -> Iterator[tuple[Path, str]]:
-    """Yields files, and the files in folders sorted by name, each with a prefix for its keys.
+    """Yields files, and the files in folders sorted by name, each with a prefix of its own for its keys.
 
     Raises: DataError for a folder without any.
     """
@@ -99,8 +99,11 @@ def _files(paths: Sequence[Path], suffixes: tuple[str, ...]) -> Iterator[tuple[P
         found = sorted(file for file in files if set(suffixes) & set(file.suffixes))
         if not found:
             raise DataError(f"folder '{path}' holds no {' or '.join(suffixes)} file")
-        for file in found:
-            yield file, _name(unlike + file.relative_to(path).as_posix())
+        places = [unlike + file.relative_to(path).as_posix() for file in found]
+        alike = Counter(map(_name, places))
+        for file, place in zip(found, places, strict=True):
+            own = f"-{hashlib.sha256(place.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
+            yield file, _name(place) + (own if alike[_name(place)] > 1 else "")
 
 
 def _name(place: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from flava_ds.errors import DataError
 from flava_ds.prepare.annotations import (
@@ -13,6 +12,7 @@ from flava_ds.prepare.annotations import (
     Dropped,
     clean,
     load_json,
+    name_in,
     open_text,
     position_paths,
 )
@@ -29,11 +29,10 @@ def read(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
         if not caption:
             yield Dropped(NO_CAPTION)
             continue
-        name = Path(urlsplit(url.strip()).path).name
         yield Annotated(
             key=f"sbu-{number:07d}",
             captions=(caption,),
-            images=(name, *position_paths(number)),
+            images=(name_in(url), *position_paths(number)),
             url=url.strip(),
         )
 

@@ -15,17 +15,18 @@ import io
 import json
 import tarfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from flava_ds.errors import DataError
-from flava_ds.storage.atomic import PARTIAL, write_whole
+from flava_ds.storage.atomic import PARTIAL, hold, write_whole
 
 SUCCESS = "success"
 DUPLICATE_KEY = "duplicate key"
 SUMMARY = "prepared.json"
+_LOCK = ".lock"
 
 
 @dataclass
@@ -71,13 +72,20 @@ class ShardWriter:
     ) -> None:
         """Opens folder `out`, and finds what an earlier run has finished there.
 
-        Raises: DataError when `out` contains shards of another conversion, or shards without records.
+        Holds the folder until `close` or `abandon`.
+
+        Raises: DataError when another process writes to `out`, or when it contains shards of another
+        conversion, shards without records, or not all that a finished conversion wrote.
         """
         self.out, self.fingerprint = out, fingerprint
         self.samples_per_shard, self.bytes_per_shard = samples_per_shard, bytes_per_shard
-        out.mkdir(parents=True, exist_ok=True)
-        self.counts, self.shards, self.complete = Counts(), 0, False
-        self._resume()
+        self._lock: IO[bytes] | None = None
+        with self._writing():
+            out.mkdir(parents=True, exist_ok=True)
+            self._resume()
+            if not self.complete:
+                self._lock = hold(out / _LOCK)
+                self._resume()  # another process may have gone on in between
         self._shard, self._tar, self._bytes, self._keys = Counts(), None, 0, set()
 
     @property
@@ -101,10 +109,11 @@ class ShardWriter:
         full = self._shard.samples >= self.samples_per_shard or self._bytes + size > self.bytes_per_shard
         if self._shard.samples and full:
             self._finish()
-        if self._tar is None:
-            self._tar = tarfile.open(self._temporary, "w", format=tarfile.USTAR_FORMAT)
-        for suffix, data in members.items():
-            add_member(self._tar, f"{key}.{suffix}", data)
+        with self._writing():
+            if self._tar is None:
+                self._tar = tarfile.open(self._temporary, "w", format=tarfile.USTAR_FORMAT)
+            for suffix, data in members.items():
+                add_member(self._tar, f"{key}.{suffix}", data)
         self._keys.add(key)
         self._bytes += size
         self._shard.add(Counts(1, 1, len(captions), sum(len(caption.split()) for caption in captions)))
@@ -115,17 +124,38 @@ class ShardWriter:
             self._finish()
         self.counts.add(self._shard)
         self._shard, self.complete = Counts(), True
-        self._record(self.out / SUMMARY, self.counts)
+        with self._writing():
+            self._record(self.out / SUMMARY, self.counts)
+        self._release()
         return self.counts
 
     def abandon(self) -> None:
         """Deletes the unfinished shard, and the folder if it is empty."""
         if self._tar is not None:
-            self._tar.close()
+            with contextlib.suppress(OSError):  # the disk is full, as the error before this one said
+                self._tar.close()
             self._tar = None
-        self._temporary.unlink(missing_ok=True)
+        if self._lock is not None:
+            with contextlib.suppress(OSError):
+                self._temporary.unlink(missing_ok=True)
+            self._release()
         with contextlib.suppress(OSError):  # it holds finished shards
             self.out.rmdir()
+
+    def _release(self) -> None:
+        """Lets other processes write to the folder."""
+        if self._lock is not None:
+            with self._lock, contextlib.suppress(OSError):
+                (self.out / _LOCK).unlink()
+            self._lock = None
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Raises: DataError that names the folder where something in it cannot be written."""
+        try:
+            yield
+        except OSError as error:
+            raise DataError(f"folder '{self.out}': {error.strerror or error}") from error
 
     @property
     def _temporary(self) -> Path:
@@ -134,9 +164,10 @@ class ShardWriter:
 
     def _finish(self) -> None:
         """Renames the shard, then writes its record."""
-        self._tar.close()
-        self._temporary.replace(self.out / f"{self.shards:05d}.tar")
-        self._record(self.out / f"{self.shards:05d}_stats.json", self._shard)
+        with self._writing():
+            self._tar.close()
+            self._temporary.replace(self.out / f"{self.shards:05d}.tar")
+            self._record(self.out / f"{self.shards:05d}_stats.json", self._shard)
         self.counts.add(self._shard)
         self.shards += 1
         self._shard, self._tar, self._bytes, self._keys = Counts(), None, 0, set()
@@ -147,12 +178,24 @@ class ShardWriter:
         write_whole(path, text + "\n")
 
     def _resume(self) -> None:
-        """Adds up the records of finished shards; a shard without a record is written again."""
+        """Adds up the records of finished shards; a shard without a record is written again.
+
+        Raises: DataError for shards of another conversion, or a finished one that lacks shards.
+        """
+        self.counts, self.shards, self.complete = Counts(), 0, False
         while (record := self.out / f"{self.shards:05d}_stats.json").is_file() and (
             self.out / f"{self.shards:05d}.tar"
         ).is_file():
             self.counts.add(self._read(record))
             self.shards += 1
+        if (summary := self.out / SUMMARY).is_file():
+            total = self._read(summary)
+            if total.samples != self.counts.samples:
+                raise DataError(
+                    f"folder '{self.out}': {SUMMARY} counts {total.samples} samples, but the shards from "
+                    f"00000.tar on hold {self.counts.samples}; delete the folder to prepare it again"
+                )
+            self.counts, self.complete = total, True
         names = [path.name for path in sorted(self.out.glob("*.tar")) if not self._own(path)]
         strange = [name for name in names if name != f"{self.shards:05d}.tar"]
         if strange:
@@ -160,8 +203,6 @@ class ShardWriter:
                 f"folder '{self.out}' contains {strange[0]}, which this conversion did not write; choose "
                 "an empty folder"
             )
-        if (summary := self.out / SUMMARY).is_file():
-            self.counts, self.complete = self._read(summary), True
 
     def _own(self, shard: Path) -> bool:
         return shard.stem.isdigit() and int(shard.stem) < self.shards

@@ -92,10 +92,8 @@ def _images(place: str) -> Iterator[tuple[str, bytes]]:
     for shard in expand_shards(place):
         index = load_index(shard)
         offsets, sizes = index.column(IMAGE_SUFFIXES)
-        ends = [0, *index.key_ends.tolist()]
         with shard.open("rb") as stream:
-            for sample, (offset, size) in enumerate(zip(offsets.tolist(), sizes.tolist(), strict=True)):
+            for key, offset, size in zip(index.names(), offsets.tolist(), sizes.tolist(), strict=True):
                 if offset >= 0:
                     stream.seek(offset)
-                    key = index.keys[ends[sample] : ends[sample + 1]].tobytes().decode("utf-8", "replace")
                     yield key, stream.read(size)

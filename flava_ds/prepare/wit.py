@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from flava_ds.prepare.annotations import (
     NO_CAPTION,
@@ -14,6 +14,7 @@ from flava_ds.prepare.annotations import (
     Annotated,
     Dropped,
     clean,
+    name_in,
     position_paths,
     table,
 )
@@ -54,7 +55,7 @@ def read(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
                 yield Dropped(NO_CAPTION)
             else:
                 key = hashlib.sha256(f"{row['image_url']}\n{row['page_url']}".encode()).hexdigest()[:24]
-                name = unquote(Path(urlsplit(row["image_url"]).path).name)
+                name = unquote(name_in(row["image_url"]))
                 record = {"page_url": row["page_url"], "page_title": row["page_title"]}
                 yield Annotated(
                     key=f"wit-{key}",

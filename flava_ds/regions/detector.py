@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from flava_ds.config import from_dict
@@ -23,7 +22,7 @@ from flava_ds.config.bounds import AtLeast, AtMost, Between, check_bounds
 from flava_ds.config.encoders import DETECTORS
 from flava_ds.config.plain_files import loads
 from flava_ds.errors import CheckpointError, ConfigError, DataError, did_you_mean
-from flava_ds.storage.atomic import replacing
+from flava_ds.storage.tensor_files import save_tensors
 from flava_ds.tensor_hash import hash_of_tensors
 
 STRIDE = 8
@@ -245,13 +244,7 @@ def save_detector(detector: Detector, path: Path) -> None:
         for name, tensor in detector.state_dict().items()
     }
     metadata = {METADATA_KEY: json.dumps(dataclasses.asdict(detector.config))}
-    try:
-        with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata=metadata)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{path}: cannot be written ({error}); check the folder and the free space"
-        ) from error
+    save_tensors(tensors, path, metadata)
 
 
 def weights_of(path_or_name: str | Path) -> Path:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import logging
 import os
 import secrets
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import IO
+
+log = logging.getLogger(__name__)
 
 from flava_ds.errors import UserError
 
 PARTIAL = ".partial"
 """Suffix of an incomplete file. Only a kill or a power failure leaves one behind; it may be deleted."""
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _SHOWN = 40
 """Characters of the file name that its temporary keeps; more could exceed the file system's limit."""
 
@@ -23,26 +30,56 @@ def replacing(path: Path, *, durable: bool = False, alone: bool = False) -> Iter
 
     Creates the folder if needed. An error removes the temporary file and leaves `path` as it was. The
     temporary name is unique, so processes can write the same file concurrently: the last one wins. With
-    `alone`, the caller guarantees that it is the only writer; the temporary name is then fixed, and the next
-    attempt overwrites a large file that a kill left behind. With `durable`, the file and its folder entry are
-    on disk before this returns.
+    `alone`, the temporary name is fixed, a second writer is refused, and the next attempt overwrites a large
+    file that a kill left behind. With `durable`, the file and its folder entry are on disk before this
+    returns.
 
-    Raises: OSError when the file cannot be written.
+    Raises: OSError when the file cannot be written; BlockingIOError, which is one, for a second writer.
     """
     unique = "" if alone else f".{os.getpid()}-{secrets.token_hex(4)}"
     temporary = path.with_name((path.name if alone else f".{path.name[:_SHOWN]}") + unique + PARTIAL)
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        yield temporary
-        if durable:
-            sync(temporary)
-        temporary.replace(path)
-    except BaseException:
-        with suppress(OSError):  # report the first error, not a failed cleanup
-            temporary.unlink(missing_ok=True)
-        raise
+    with hold(temporary) if alone else nullcontext():
+        try:
+            yield temporary
+            if durable:
+                sync(temporary)
+            temporary.replace(path)
+        except BaseException:
+            with suppress(OSError):  # report the first error, not a failed cleanup
+                temporary.unlink(missing_ok=True)
+            raise
     if durable:
         sync(path.parent)
+
+
+def hold(path: Path) -> IO[bytes]:
+    """Locks a file, made if needed, against other holders until it is closed or this process ends.
+
+    Whoever holds it may rename or delete it. On a file system without locks, warns and locks nothing.
+
+    Raises: BlockingIOError when another holds it; OSError when it cannot be made.
+    """
+    while True:
+        file = path.open("ab")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            if error.errno in _NO_LOCKS:
+                log.warning(
+                    "'%s' cannot be locked (%s): let no other process write there", path, error.strerror
+                )
+                return file
+            file.close()
+            if isinstance(error, BlockingIOError):
+                said = "another process is writing there"
+                raise BlockingIOError(error.errno, said, str(path)) from None
+            raise
+        file.close()  # its holder has renamed or deleted it in between
 
 
 def write_whole(path: Path, data: str | bytes, *, durable: bool = False) -> None:

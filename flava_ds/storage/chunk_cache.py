@@ -61,6 +61,11 @@ class ChunkCache:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError):
             pass
+        except OSError as error:
+            raise DataError(
+                f"the cache of remote shards '{self.folder}' cannot be read: {error.strerror}; set "
+                "data.cache_directory to a folder that no other user writes to"
+            ) from error
         else:
             try:
                 os.utime(descriptor)

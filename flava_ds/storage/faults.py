@@ -42,6 +42,7 @@ UNSAFE_NAME = "unsafe name"
 DUPLICATE = "duplicate member"
 PICKLED = "pickled member"
 PACKED = "packed member"
+DOTTED = "suffix with a dot"
 
 OF_A_SHARD = (
     TRUNCATED_SHARD,
@@ -53,29 +54,11 @@ OF_A_SHARD = (
     DUPLICATE,
     PICKLED,
     PACKED,
+    DOTTED,
 )
 """Found while a shard is indexed; counted per shard or per member when a run starts."""
-OF_INCOMPLETE_SAMPLES = (NO_IMAGE, MISSING_CAPTION, BAD_CODES, NO_REGIONS, NO_TARGETS, NO_IDENTITY)
-"""Counted per sample when a run starts; MISSING_CAPTION and BAD_CODES also while it reads."""
-OF_A_SAMPLE = (
-    TRUNCATED,
-    UNDECODABLE,
-    TOO_MANY_PIXELS,
-    TOO_MANY_BYTES,
-    MISSING_CAPTION,
-    EMPTY_CAPTION,
-    NOT_UTF8,
-    BAD_CODES,
-    NO_REGIONS,
-    BAD_REGIONS,
-    NO_TARGETS,
-    NO_IDENTITY,
-    BAD_TARGETS,
-    SKIP_LIST,
-)
-"""Counted per sample while a run reads; the sample is replaced."""
-HARMLESS = frozenset({DUPLICATE, PICKLED, PACKED})
-"""Members that are skipped without losing a sample: they never stop a run."""
+HARMLESS = frozenset({DUPLICATE, PICKLED, PACKED, DOTTED})
+"""Members that are skipped and, as far as can be known, lose no sample: they never stop a run."""
 
 
 def lossy(counts: Mapping[str, int]) -> dict[str, int]:

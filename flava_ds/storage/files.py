@@ -119,7 +119,9 @@ class LocalFile:
             raise DataError(
                 f"shard '{path}' cannot be read: {error.strerror}; was it moved during the run?"
             ) from error
-        self.path, self.size = path, os.fstat(self._descriptor).st_size
+        stat = os.fstat(self._descriptor)
+        self.path, self.size = path, stat.st_size
+        self.stamp: Stamp = stat.st_size, stat.st_mtime_ns
 
     def pread(self, size: int, offset: int) -> bytes:
         """Returns `size` bytes at `offset`, fewer at the end of the file.
@@ -254,6 +256,12 @@ class SequentialReader:
             raise DataError("a shard shrank while it was being read")
         if self._digest:
             self._digest.update(self._chunk)
+
+
+def sha256_of(path: Path) -> str:
+    """Returns a local file's SHA-256 in hexadecimal. Raises: OSError when it cannot be read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fetch(file: RemoteShard, most: int = MOST_BYTES) -> bytes:

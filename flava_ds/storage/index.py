@@ -76,6 +76,12 @@ class ShardIndex:
     def __len__(self) -> int:
         return len(self.key_ends)
 
+    def names(self) -> list[str]:
+        """Returns every sample's key; bytes that are not UTF-8 become replacement characters."""
+        keys, ends = self.keys.tobytes(), self.key_ends.tolist()
+        starts = [0, *ends[:-1]]
+        return [keys[start:end].decode("utf-8", "replace") for start, end in zip(starts, ends, strict=False)]
+
     def column(self, suffixes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Returns offset and size of each sample's first member with one of the suffixes: [n], [n].
 
@@ -102,14 +108,18 @@ def allowed(suffix: str) -> bool:
 
 
 def refusal(name: bytes, suffix: str, size: int) -> str | None:
-    """Returns why a member is skipped and counted; None if it is read, or ignored without counting."""
+    """Returns why a member is skipped and counted; None if it is read, or ignored without counting.
+
+    A picture or text with a longer suffix is counted: `10.15.jpg` may be the rest of a key that holds dots.
+    """
     last = suffix.rpartition(".")[2]
     if last in _PICKLED:
         return faults.PICKLED
     if last in _PACKED:
         return faults.PACKED
     if not allowed(suffix):
-        return None
+        hidden = name.rpartition(b"/")[2].startswith(b".")
+        return faults.DOTTED if last in SUFFIXES and not hidden else None
     if name.startswith(b"/") or b".." in name.split(b"/") or b"\0" in name:
         return faults.UNSAFE_NAME
     limit = MAX_IMAGE_BYTES if suffix in IMAGE_SUFFIXES else MAX_OTHER_BYTES

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flava_ds.config import DataConfig
+from flava_ds.errors import DataError
 from flava_ds.storage import faults
 from flava_ds.storage.chunk_cache import ChunkCache
 from flava_ds.storage.faults import SampleFault
@@ -29,13 +30,14 @@ class ShardReader:
     def read(self, number: int, offset: int, size: int) -> bytes:
         """Returns `size` bytes at `offset` of shard `number`.
 
-        Raises: SampleFault 'truncated' when there are fewer bytes; DataError when the shard cannot be read.
+        Raises: SampleFault 'truncated' when there are fewer bytes; DataError when the shard cannot be read,
+        or is not the one that was indexed.
         """
         shard = self.shards[number]
         if isinstance(shard, RemoteShard):
             data = self._cache.read(shard, self.stamps[number], offset, size)
         else:
-            file = self._open.pop(number, None) or LocalFile(shard)
+            file = self._open.pop(number, None) or self._opened(number)
             self._open[number] = file
             if len(self._open) > _OPEN_SHARDS:
                 self._open.popitem(last=False)[1].close()
@@ -43,6 +45,17 @@ class ShardReader:
         if len(data) < size:
             raise SampleFault(faults.TRUNCATED, f"{len(data)} of {size} bytes")
         return data
+
+    def _opened(self, number: int) -> LocalFile:
+        """Opens a shard. Raises: DataError when it is another version than the one whose index is in use."""
+        file = LocalFile(self.shards[number])
+        if file.stamp != self.stamps[number]:
+            file.close()
+            raise DataError(
+                f"shard '{self.shards[number]}' was changed or replaced while a run reads it, so its index "
+                "no longer fits; leave it alone and start again"
+            )
+        return file
 
     def __reduce__(self) -> tuple:
         return ShardReader, (self.shards, self.stamps, self.config)

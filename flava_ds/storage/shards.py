@@ -72,10 +72,13 @@ def _entries(shards: str, label: str, policy: ReadPolicy) -> Iterator[str]:
         return
     try:
         if _URL.match(shards):
-            text, folder = fetch(RemoteShard(shards, policy)).decode(), RemoteShard(shards).parent + "/"
+            text, folder = (
+                fetch(RemoteShard(shards, policy)).decode("utf-8-sig"),
+                RemoteShard(shards).parent + "/",
+            )
         else:
             path = Path(shards).expanduser()
-            text, folder = read_small(path).decode(), f"{path.parent}/"
+            text, folder = read_small(path).decode("utf-8-sig"), f"{path.parent}/"
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{label}list of shards '{shards}' cannot be read: {error}") from error
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]

@@ -28,8 +28,8 @@ class Member(NamedTuple):
 def tar_members(file: Readable, found: Counter[str]) -> Iterator[Member]:
     """Yields the regular files of a tar in order; stops at the first damage and counts it in `found`.
 
-    Reads ustar, GNU long names and base-256 sizes, and pax `path` and `size` records. Skips links, folders
-    and devices, and zeros between members, as in tars that were joined with cat.
+    Reads ustar, GNU long names and base-256 sizes, and pax `path` and `size` records. Skips links, folders,
+    devices and sparse files, and zeros between members, as in tars that were joined with cat.
     """
     position, end, name, size, zeros = 0, file.size, None, None, False
     while position + BLOCK <= end:
@@ -47,6 +47,10 @@ def tar_members(file: Readable, found: Counter[str]) -> Iterator[Member]:
             found[faults.COMPRESSED_SHARD if packed else faults.BROKEN_HEADER] += 1
             return
         kind, position = header[156:157], position + BLOCK
+        if kind == b"S" and header[482]:  # of a sparse file: further blocks of holes before the bytes
+            while (more := file.pread(BLOCK, position))[504:505] == b"\1":
+                position += BLOCK
+            position += len(more)
         extension = kind in b"xLgK"
         if not extension and size is not None:
             length = size

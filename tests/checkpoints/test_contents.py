@@ -16,9 +16,9 @@ from flava_ds.checkpoints import contents, files
 from flava_ds.checkpoints.checkpoint import newest_sound
 from flava_ds.checkpoints.place import Place
 from flava_ds.checkpoints.reader import load_weights
-from flava_ds.checkpoints.tensor_files import HashingWriter, TensorFile, write_tensors
 from flava_ds.errors import CheckpointError
 from flava_ds.ranks.distributed import World
+from flava_ds.storage.tensor_files import HashingWriter, TensorFile, write_tensors
 
 ALONE = World(rank=0, local_rank=0, size=1, device=None, host_group=None)
 

@@ -128,19 +128,21 @@ def chunk(kind, body):
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
+def packed(row, bits) -> bytes:
+    """Samples of 1 to 16 bits as a PNG stores a row of them."""
+    if bits >= 8:
+        return row.astype(">u2" if bits == 16 else "u1").tobytes()
+    return np.packbits((row.reshape(-1, 1) >> np.arange(bits)[::-1] & 1).astype(np.uint8)).tobytes()
+
+
 def png_of(values, color_type, bits=16, *, interlaced=False):
-    """Writes what Pillow cannot: 16-bit samples in colour, and interlaced pictures. `values` [H W
-    channels]."""
+    """Writes what Pillow cannot: 16-bit samples in colour, grey of 2 and 4 bits, and interlaced pictures.
+    `values` [H W channels]."""
     height, width = values.shape[:2]
     passes = (
         [values[top::down, left::across] for top, down, left, across in ADAM7] if interlaced else [values]
     )
-    rows = b"".join(
-        b"\0" + row.astype(">u2" if bits == 16 else "u1").tobytes()
-        for part in passes
-        if part.size
-        for row in part
-    )
+    rows = b"".join(b"\0" + packed(row, bits) for part in passes if part.size for row in part)
 
     header = struct.pack(">IIBBBBB", width, height, bits, color_type, 0, 0, interlaced)
     palette = chunk(b"PLTE", bytes(range(256)) * 3) if color_type == 3 else b""
@@ -169,6 +171,27 @@ def test_sixteen_bits_are_scaled_to_eight(color_type, channels):
     color, alpha = (grey[..., :-1], grey[..., -1:] / 255) if channels % 2 == 0 else (grey, 1.0)
     expected = np.broadcast_to(color * alpha + 255 * (1 - alpha), (5, 7, 3)).transpose(2, 0, 1)
     assert np.abs(decode_image(png_of(values, color_type)).numpy() - expected).max() <= 1.5
+
+
+@pytest.mark.parametrize(("color_type", "bits"), [(0, 1), (0, 2), (0, 4), (0, 8), (0, 16), (2, 8), (2, 16)])
+def test_a_transparent_colour_becomes_white_at_every_depth_and_no_other_does(color_type, bits, capfd):
+    channels = 3 if color_type == 2 else 1
+    values = RNG.integers(0, 2**bits, (9, 17, channels), dtype=np.uint16)
+    color = values[4, 8]
+    values[0, 0], values[0, 1] = color, color ^ 1  # its neighbour differs in the last bit
+    data = png_of(values, color_type, bits)
+    data = data[:33] + chunk(b"tRNS", color.astype(">u2").tobytes()) + data[33:]
+    expected = np.round(values / (2**bits - 1) * 255)
+    expected[(values == color).all(-1)] = 255
+    expected = np.broadcast_to(expected, (9, 17, 3)).transpose(2, 0, 1)
+    assert np.abs(decode_image(data).numpy() - expected).max() <= (0 if bits <= 8 else 1)
+    assert (decode_image(data)[:, 0, 0] == 255).all()
+    absent = data.replace(chunk(b"tRNS", color.astype(">u2").tobytes()), b"")
+    if bits < 8:  # only the lowest bits count, as Pillow writes 255 for white of one bit
+        beyond = chunk(b"tRNS", (color | 0xFF00).astype(">u2").tobytes())
+        assert torch.equal(decode_image(absent[:33] + beyond + absent[33:]), decode_image(data))
+        assert not any(capfd.readouterr())
+    assert torch.equal(decode_image(data)[:, 0, 1], decode_image(absent)[:, 0, 1])
 
 
 def png_with(picture, *chunks, **options):
@@ -372,6 +395,6 @@ def two_headed():
 )
 def test_no_second_header_leads_past_the_limit(name, data):
     with pytest.raises(
-        SampleFault, match="too many pixels|does not begin with IHDR|a second header says 600 x 600"
+        SampleFault, match="too many pixels|does not begin with IHDR|a second header says 600|PNG: "
     ):
         decode_image(data, max_pixels=100)

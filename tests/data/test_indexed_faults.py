@@ -8,11 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from data.shard_files import caption, pair_members, picture
+from data.whole_sources import iterate_once
 
 from flava_ds.config import UNCHANGED, SourceConfig
 from flava_ds.data.indexed import IndexedShards
-from flava_ds.data.loader import StepLoader, iterate_once
+from flava_ds.data.loader import StepLoader
 from flava_ds.data.samples import MAX_CHARACTERS
+from flava_ds.data.sources import Lane
 from flava_ds.errors import ConfigError, DataError
 from flava_ds.storage.faults import SampleFault
 
@@ -40,13 +42,14 @@ def decode(source, index=0, **options):
 
 
 def test_large_members_and_pictures_are_refused_unread_and_undecoded(make_config, make_shard):
-    """The shard is cut to nothing behind the index's back, so a member that was read would be truncated."""
+    """The shard is cut to nothing after it was opened, so a member that was read would be truncated."""
     image, text = picture(0), b"a caption of thirty-one letters"
     path = make_shard("case/0.tar", [("a.webp", image), ("a.txt", text)])
 
     def fault(**limits):
         config = make_config(data=limits).with_sources({"case": SourceConfig(kind="pair", shards=str(path))})
         source = IndexedShards(config, "case")
+        source._files.read(0, 0, 1)
         with open(path, "r+b") as file:
             whole = file.read()
             file.truncate(0)
@@ -120,15 +123,26 @@ def test_one_of_several_captions_is_drawn_by_the_seed(source_of):
     assert source.decode(fields, 0, 0).captions == ("one", "two", "three")
 
 
+def test_keys_with_dots_are_counted_and_an_empty_source_says_why(source_of):
+    dotted = [("at 10.15.jpg", picture(0)), ("at 10.15.txt", b"red")]
+    source = source_of([("b.webp", picture(1)), ("b.txt", b"blue"), *dotted])
+    assert "1 usable samples; left out: suffix with a dot 2" in source.notes(Lane())[1]
+    with pytest.raises(DataError, match="suffix with a dot 2; .*take the dots out of keys"):
+        source_of(dotted)
+
+
 def test_a_shard_cut_after_indexing_is_reported_as_truncated(source_of):
     source = source_of(pair_members(range(4)))
+    decode(source, 0)
     with source.table.shards[0].open("r+b") as stream:
         stream.truncate(int(source.table.columns["caption"][0][2]) + 3)
     decode(source, 1)
     with pytest.raises(SampleFault, match="truncated"):
         decode(source, 2)
-    source.table.shards[0].unlink()
     source._files = pickle.loads(pickle.dumps(source._files))  # as in a new process, with no file open
+    with pytest.raises(DataError, match="was changed or replaced while a run reads it"):
+        decode(source, 0)
+    source.table.shards[0].unlink()
     with pytest.raises(DataError, match="cannot be read"):
         decode(source, 0)
 

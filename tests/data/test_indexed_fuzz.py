@@ -10,6 +10,7 @@ import pytest
 import torch
 from data.shard_files import caption, picture
 from data.shard_mutations import END, RANDOM, SAMPLES, Mutation, known, members, places
+from data.whole_sources import OF_A_SAMPLE
 
 from flava_ds.config import SourceConfig
 from flava_ds.data.decode import decode_image
@@ -73,7 +74,7 @@ def read_shard(make_config, tmp_path, limited):
             except SampleFault as fault:
                 lost[fault.reason] += 1
                 assert str(fault).isprintable() and source.where(index).isprintable()
-        assert len(found) + sum(lost.values()) == len(source) and set(lost) <= set(faults.OF_A_SAMPLE)
+        assert len(found) + sum(lost.values()) == len(source) and set(lost) <= set(OF_A_SAMPLE)
         incomplete = sum(source.table.faults[reason] for reason in (faults.NO_IMAGE, faults.MISSING_CAPTION))
         assert len(source) + incomplete == len(load_index(path)), "every indexed key is usable or counted"
         if count % READ_AS_BATCHES == 0 and found:

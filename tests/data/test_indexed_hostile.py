@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from data.shard_files import caption, picture
 from data.shard_mutations import END, member, pax
+from data.whole_sources import iterate_once
 
 import flava_ds.data
 from flava_ds.config import UNCHANGED
 from flava_ds.data.indexed import IndexedShards
-from flava_ds.data.loader import StepLoader, iterate_once
+from flava_ds.data.loader import StepLoader
 from flava_ds.errors import DataError
 from flava_ds.prepare.index import build_indexes
 from flava_ds.storage.faults import SampleFault

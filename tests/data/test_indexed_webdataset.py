@@ -4,10 +4,10 @@ import io
 
 import numpy as np
 import webdataset as wds
+from data.whole_sources import iterate_once
 from PIL import Image
 
 from flava_ds.config import Config, SourceConfig
-from flava_ds.data.loader import iterate_once
 
 
 def test_reads_what_webdataset_writes(tmp_path):

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 from data.shard_files import pair_members
+from data.whole_sources import iterate_once
 
 from flava_ds.config import WeightChange
 from flava_ds.data import loader as loader_module
-from flava_ds.data.loader import StepLoader, iterate_once
+from flava_ds.data.loader import StepLoader
 from flava_ds.errors import DataError
 from flava_ds.families.flava.views import Kind
 

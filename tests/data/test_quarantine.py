@@ -11,7 +11,8 @@ from data.shard_files import pair_members
 
 from flava_ds import cli
 from flava_ds.data.loader import StepLoader
-from flava_ds.data.quarantine import Quarantine, quarantine_file, read_quarantine
+from flava_ds.data.quarantine import Quarantine, quarantine_file, read_quarantine, skip_list_lines
+from flava_ds.data.skip_list import load_skip_list
 from flava_ds.errors import DataError
 
 BAD = ("000000007", "key 10 #%\n")
@@ -113,6 +114,36 @@ def test_the_list_is_bounded_and_half_a_line_is_passed_over(tmp_path, caplog):
     assert len(read_quarantine(tmp_path)) == 6 and "is full with 6 lines" in caplog.text
     path.write_text(path.read_text() + '{"source": "s", "sha')
     assert len(read_quarantine(tmp_path)) == 6 and len(Quarantine(path)._known) == 6
+    Quarantine(path, most_lines=8).add(9, entries[8:])  # takes the half line out
+    assert len(read_quarantine(tmp_path)) == len(Quarantine(path)._known) == 8
     path.write_text("junk\n" + json.dumps(entries[0]) + "\n")
     with pytest.raises(DataError, match="line 1: 'junk' is malformed"):
         Quarantine(path)
+
+
+def test_a_damaged_shard_of_a_stream_is_no_line_of_a_skip_list(tmp_path, capsys):
+    shard = {"source": "s", "shard": "/d/1.tar", "key": "", "offset": -1, "reason": "truncated shard"}
+    sample = {**shard, "key": "a", "reason": "undecodable"}
+    Quarantine(quarantine_file(tmp_path, 0)).add(0, [shard, sample])
+    out = tmp_path / "bad.txt"
+    assert cli.main(["prepare", "skiplist", "--from-quarantine", str(tmp_path), "--out", str(out)]) == 0
+    assert load_skip_list(out).samples == {("/d/1.tar", "a")}
+    printed = capsys.readouterr().out
+    assert "1 entries (undecodable 1)" in printed
+    assert "not in the list, as it is no sample: truncated shard /d/1.tar" in printed
+
+
+def test_a_shard_is_the_same_by_every_path(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "link").symlink_to("data")
+    monkeypatch.chdir(tmp_path)
+    entry = {"source": "s", "shard": "link/0.tar", "key": "a", "offset": 0, "reason": "undecodable"}
+    remote = {**entry, "shard": "s3://b/0.tar"}
+    Quarantine(quarantine_file(tmp_path, 0)).add(0, [entry, remote])
+    Quarantine(quarantine_file(tmp_path, 0)).add(1, [{**entry, "shard": f"{tmp_path}/data/0.tar"}])
+    listed = read_quarantine(tmp_path)
+    assert {found["shard"] for found in listed} == {f"{tmp_path}/data/0.tar", "s3://b/0.tar"}
+    (tmp_path / "bad.txt").write_text("\n".join([*skip_list_lines(listed), "sample data/0.tar b"]))
+    found = load_skip_list(tmp_path / "bad.txt")
+    assert all(found.has_key("a", shard) for shard in ("data/0.tar", "link/0.tar", "s3://b/0.tar"))
+    assert found.has_key("b", f"{tmp_path}/data/0.tar") and not found.has_key("a", "data/1.tar")

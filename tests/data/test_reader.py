@@ -31,7 +31,8 @@ def reader_of(make_config, make_shard, tmp_path):
             members.append(
                 (f"{number:03d}.json", json.dumps({} if value is None else {"captions": value}).encode())
             )
-        make_shard("few/0.tar", members)
+        folder = f"few{len(list(tmp_path.iterdir()))}"
+        make_shard(f"{folder}/0.tar", members)
         config = make_config(data={"shuffle": shuffle}, training={"global_batch_size": global_batch})
         config = replace(
             config,
@@ -40,7 +41,7 @@ def reader_of(make_config, make_shard, tmp_path):
                 "itm": ImageTextMatchingConfig(mismatch_probability=probability),
             },
         )
-        pairs = replace(config.data.sources["pairs"], shards=str(tmp_path / "few"), max_skipped_share=1.0)
+        pairs = replace(config.data.sources["pairs"], shards=str(tmp_path / folder), max_skipped_share=1.0)
         config = config.with_sources({"pairs": pairs})
         return BatchReader(config, IndexedShards(config, "pairs"))
 

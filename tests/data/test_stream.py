@@ -203,8 +203,9 @@ def test_too_much_damage_stops_a_run_and_so_does_a_stream_without_samples(
         ),
     ):
         run(config.with_sources({"pairs": config.data.sources["pairs"]}))
-    (tmp_path / "images" / "0.tar").write_bytes(b"\0" * 10240)
-    with pytest.raises(DataError, match="source 'images': stream 0 of 1 finds no sample in 1 shards"):
+    write_tar(tmp_path / "images" / "0.tar", [("at 10.15.webp", picture(0))])
+    said = r"source 'images': stream 0 of 1 finds no sample in 1 shards \(left out: suffix with a dot 1\)"
+    with pytest.raises(DataError, match=said):
         run(config.with_sources({"images": config.data.sources["images"]}))
 
 
@@ -252,6 +253,8 @@ def samples(part):
                     yield {"__key__": member.name[:-5], "__url__": str(shard), **sample}
 def broken(part):
     yield {"webp": b""}
+def decoded(part):
+    yield {"__key__": "a", "webp": [1, 2], "json": '{"captions": ["a cat"]}'}
 def failing(part):
     raise OSError("no such bucket")
 """
@@ -276,6 +279,7 @@ def test_a_pipeline_of_the_users_own_is_read_in_its_order(streams, tmp_path):
     assert len(set(keys[:44])) == 44 and equal(run(of("samples"), start=17), whole[17:])
     for function, said in (
         ("broken", "expected a dictionary with '__key__'"),
+        ("decoded", "mine.py:decoded' yields a list as image of 'a'; yield undecoded bytes"),
         ("failing", "failed: OSError: no such bucket"),
         ("gone", "has no function 'gone'"),
     ):

@@ -2,17 +2,22 @@
 time knows.
 """
 
+import argparse
+
 import pytest
 
+from flava_ds.commands.demo import add_arguments
 from flava_ds.data.loader import StepLoader
 from flava_ds.demo.dataset import unpack
 from flava_ds.demo.evaluation.summary import ROWS
-from flava_ds.demo.works import DEFAULT_WORK, GFLOP_OF_A_STEP, WORKS, expected_seconds
+from flava_ds.demo.works import GFLOP_OF_A_STEP, WORKS, expected_seconds
 from flava_ds.recipes import resolve
 
 
 def test_works_ask_for_metrics_of_the_table_and_the_longest_asks_for_most():
-    assert DEFAULT_WORK in WORKS and all(work.name == name for name, work in WORKS.items())
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    assert parser.parse_args([]).work in WORKS and all(work.name == name for name, work in WORKS.items())
     assert all(set(work.thresholds) <= {metric for metric, _ in ROWS} for work in WORKS.values())
     short, hour = WORKS["ten-minutes"], WORKS["hour"]
     assert short.total_steps < hour.total_steps

@@ -89,8 +89,11 @@ def test_a_run_is_exported_and_verified(tmp_path):
 
 def test_a_run_is_exported_without_a_codebook_that_is_gone_or_random(tmp_path, caplog):
     config = make_run(tmp_path)
+    export(config.run_path, tmp_path / "hf")
+    assert (tmp_path / "hf" / "image_codebook" / "model.safetensors").is_file()
     (tmp_path / "codebook.safetensors").rename(tmp_path / "other.safetensors")
     out = export(config.run_path, tmp_path / "hf")
+    assert "hf/image_codebook: deleted, as these weights come without a codebook" in caplog.text
     assert f"is no longer at {tmp_path}/codebook.safetensors, where the run had it" in caplog.text
     assert (out / "model.safetensors").is_file() and not (out / "image_codebook").exists()
     assert codebook_beside(dataclasses.replace(config, codebook_weights="random")) is None

@@ -15,10 +15,16 @@ from flava_ds.prepare.annotations import (
     json_array,
     json_lines,
     load_json,
+    name_in,
     open_text,
     position_paths,
     table,
 )
+
+
+def test_names_in_urls():
+    assert name_in(" http://x/a/b.jpg?size=1 ") == "b.jpg"
+    assert name_in("http://[broken/1.jpg") == name_in("") == ""
 
 
 def test_clean_makes_one_line_that_utf8_can_store():
@@ -29,9 +35,26 @@ def test_clean_makes_one_line_that_utf8_can_store():
 @pytest.mark.parametrize(("suffix", "pack"), [("", bytes), (".gz", gzip.compress), (".bz2", bz2.compress)])
 def test_packed_files_are_read_on_the_fly(tmp_path, suffix, pack):
     path = tmp_path / f"a.txt{suffix}"
-    path.write_bytes(pack("größe\n".encode()))
+    for mark in (b"", b"\xef\xbb\xbf"):
+        path.write_bytes(pack(mark + "größe\n".encode()))
+        with open_text(path) as stream:
+            assert stream.read() == "größe\n"
+    if suffix:
+        path.write_bytes(path.read_bytes()[:-5])
+        with pytest.raises(DataError, match=f"a.txt{suffix}' cannot be read"), open_text(path) as stream:
+            stream.read()
+
+
+def test_bytes_of_another_encoding_are_replaced_or_refused(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes("ein großer Hund".encode("cp1252"))
     with open_text(path) as stream:
-        assert stream.read() == "größe\n"
+        assert stream.read() == "ein gro\ufffder Hund"
+    with (
+        pytest.raises(DataError, match="a.txt': not UTF-8: byte 0xdf after 'ein gro'; save it as UTF-8"),
+        open_text(path, strict=True) as stream,
+    ):
+        stream.read()
 
 
 def test_missing_file_is_named(tmp_path):

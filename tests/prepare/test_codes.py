@@ -4,6 +4,7 @@ reads them."""
 import dataclasses
 import io
 import tarfile
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from flava_ds.data.indexed import IndexedShards
 from flava_ds.data.transforms import center_pixels
 from flava_ds.errors import ConfigError, DataError
 from flava_ds.families.flava.config import FlavaConfig
+from flava_ds.prepare import added_members
+from flava_ds.prepare.added_members import AddedMember, add_members
 from flava_ds.prepare.codes import write_codes
 
 CODEBOOK = CodebookConfig(
@@ -163,3 +166,36 @@ def test_names_that_are_not_utf8_keep_their_bytes(source, codebook, tmp_path):
         f"{name}.txt",
     ]
     assert b"x/caf\xe9.codes.npy\0" in (tmp_path / "out" / "00003.tar").read_bytes()
+
+
+def test_a_joined_shard_is_copied_whole_and_a_cut_one_up_to_the_cut(source, codebook, tmp_path, caplog):
+    joined, cut = tmp_path / "in" / "00000.tar", tmp_path / "in" / "00001.tar"
+    joined.write_bytes(joined.read_bytes() + cut.read_bytes())
+    cut.write_bytes(cut.read_bytes()[: 4 * 1024 + 100])
+    report = write_codes(source, codebook, CONFIG, out=tmp_path / "out")
+    assert (report.shards_written, report.samples) == (3, 10 + 2 + 5)
+    assert [len(members(tmp_path / "out" / f"0000{shard}.tar")) for shard in range(3)] == [30, 5, 15]
+    assert "00000.tar': zeros inside a shard 1; copied whole" in caplog.text
+    assert "00001.tar': truncated shard 1; copied up to there" in caplog.text
+    before = cut.read_bytes()
+    with pytest.raises(DataError, match="in its place would lose all that comes after"):
+        write_codes(source, codebook, CONFIG, out=None)
+    assert cut.read_bytes() == before
+
+
+def test_no_more_is_held_than_a_chunk_of_decoded_pictures_or_of_members(source, tmp_path, monkeypatch):
+    given = []
+
+    def compute(images):
+        given.append(len(images))
+        return [b"x"] * len(images)
+
+    member = AddedMember(what="things", suffix="thing", maker=("maker", "1"), compute=compute)
+    tell = {"on_shard": lambda shard, samples: None}
+    monkeypatch.setattr(added_members, "CHUNK_BYTES", 3 * 20 * 20 + 3 * 21 * 21)  # the first two pictures
+    assert add_members(str(tmp_path / "in"), member, out=tmp_path / "out", **tell).samples == 15
+    assert given == [2, 2, 1, 2, 2, 1, 1, 1, 1, 1, 1]  # those of shard 2 have 30 and more pixels an edge
+    one = tmp_path / "in" / "00000.tar"
+    groups = list(added_members._groups(one, "thing", 64, Counter()))
+    sizes = [sum(len(data) for _, data in group) for group in groups]
+    assert len(groups) > 1 and all(size >= added_members.CHUNK_BYTES for size in sizes[:-1])

@@ -33,5 +33,6 @@ def test_cc12m_has_the_url_first_and_may_have_a_header(tmp_path):
     path.write_text(rows)
     plain = list(read_cc12m([path]))
     assert plain[1].captions == ('<PERSON> was the first "US" president',) and plain[0].url == URL
-    path.write_text("url\tcaption\n" + rows)
-    assert list(read_cc12m([path])) == plain
+    for mark in ("", "\ufeff"):
+        path.write_text(f"{mark}url\tcaption\n{rows}")
+        assert list(read_cc12m([path])) == plain

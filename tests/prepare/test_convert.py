@@ -9,11 +9,11 @@ import tarfile
 import numpy as np
 import pytest
 from data.shard_files import caption, encode, pair_members, picture, write_tar
+from data.whole_sources import iterate_once
 from prepare.test_coco import image, write
 
 from flava_ds.config import Config, SourceConfig
 from flava_ds.data.indexed import IndexedShards
-from flava_ds.data.loader import iterate_once
 from flava_ds.errors import DataError
 from flava_ds.prepare.annotations import TOO_SHORT
 from flava_ds.prepare.convert import NO_FILE, OTHER_URL, filter_shards, write_shards, write_urls
@@ -90,12 +90,30 @@ def test_a_file_named_by_the_row_of_another_list_is_not_taken(tmp_path):
     assert counts.samples == 2 and counts.dropped == {"empty caption": 1, OTHER_URL: 1}
 
 
-def test_second_call_returns_the_same_counts_without_reading(coco, tmp_path):
+def test_second_call_returns_the_same_counts_without_reading_and_says_so(coco, tmp_path, caplog):
     annotations, images = coco
+    caplog.set_level("INFO")
     first = write_shards(CORPORA["coco"], [annotations], images, tmp_path / "out")
     for path in images.rglob("*.jpg"):
         path.unlink()
     assert write_shards(CORPORA["coco"], [annotations], images, tmp_path / "out") == first
+    assert "out' was finished before, nothing is read; delete it to prepare it again" in caplog.text
+
+
+def test_second_call_on_other_inputs_or_without_its_shards_is_refused(coco, tmp_path):
+    annotations, images = coco
+    out = tmp_path / "out"
+    write_shards(CORPORA["coco"], [annotations], images, out, samples_per_shard=3)
+    text = annotations.read_text()
+    annotations.write_text(text.replace(caption(1), caption(1).swapcase()))
+    with pytest.raises(DataError, match="was prepared from other annotations or with other options"):
+        write_shards(CORPORA["coco"], [annotations], images, out, samples_per_shard=3)
+    annotations.write_text(text)
+    with pytest.raises(DataError, match="was prepared from other annotations or with other options"):
+        write_shards(CORPORA["coco"], [annotations], tmp_path, out, samples_per_shard=3)
+    (out / "00000.tar").unlink()
+    with pytest.raises(DataError, match="counts 4 samples, but .* hold 0; delete the folder"):
+        write_shards(CORPORA["coco"], [annotations], images, out, samples_per_shard=3)
 
 
 def test_interrupted_conversion_goes_on(coco, tmp_path, monkeypatch):
@@ -107,8 +125,8 @@ def test_interrupted_conversion_goes_on(coco, tmp_path, monkeypatch):
     broken = images / "val2014" / f"COCO_val2014_{5:012d}.jpg"
     data = broken.read_bytes()
     broken.unlink()
-    broken.symlink_to(broken)  # reading it fails with "too many levels of symbolic links"
-    with pytest.raises(OSError):
+    broken.symlink_to("/proc/self/mem")  # reading it fails as a broken disk does
+    with pytest.raises(DataError, match=f"image '{broken}' cannot be read: Input/output error"):
         write_shards(CORPORA["coco"], [annotations], images, tmp_path / "out", samples_per_shard=1)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["00000.tar", "00000_stats.json"]
     broken.unlink()
@@ -117,6 +135,16 @@ def test_interrupted_conversion_goes_on(coco, tmp_path, monkeypatch):
     assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == {
         p.name: p.read_bytes() for p in (tmp_path / "whole").iterdir()
     }
+
+
+def test_a_row_that_names_no_file_that_could_exist_is_counted(tmp_path):
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    (tmp_path / "there.jpg").write_bytes(encode(GREY, "jpeg"))
+    names = ("x" * 300 + ".jpg", "loop.jpg", "nul\0.jpg", "there.jpg")
+    rows = [json.dumps({"file_name": name, "text": "a dog"}) for name in names]
+    (tmp_path / "a.jsonl").write_text("\n".join(rows))
+    counts = write_shards(CORPORA["own"], [tmp_path / "a.jsonl"], tmp_path, tmp_path / "out")
+    assert (counts.samples, counts.dropped) == (1, {NO_FILE: 3})
 
 
 def test_missing_inputs_are_named(coco, tmp_path):

@@ -12,15 +12,23 @@ def test_walks_classes_in_order(tmp_path):
         "n01440764/n01440764_18.JPEG",
         "n01440764/n01440764_10026.JPEG",
         "n01440764/notes.txt",
+        "n01440764/1.jpg",
+        "n01443537/1.jpg",
     ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     found = list(read([tmp_path]))
-    assert [entry.key for entry in found] == ["n01440764_10026", "n01440764_18", "n01443537_2"]
+    assert [entry.key for entry in found] == [
+        "n01440764_1",
+        "n01440764_10026",
+        "n01440764_18",
+        "n01443537_1",
+        "n01443537_2",
+    ]
     assert (
-        found[2].record == {"wnid": "n01443537", "class": 1}
-        and found[2].file == tmp_path / "n01443537" / "n01443537_2.JPEG"
-        and found[2].captions == ()
+        found[4].record == {"wnid": "n01443537", "class": 1}
+        and found[4].file == tmp_path / "n01443537" / "n01443537_2.JPEG"
+        and found[4].captions == ()
     )
 
 

@@ -18,7 +18,7 @@ def test_the_command_writes_a_sample_for_each_picture(tmp_path, capsys):
         (tmp_path / "photos" / name).write_bytes(png(color, 0))
     table = tmp_path / "captions.csv"
     table.write_text(
-        '\ufefffilepath,title,label\nphotos/a.png,"A dog, asleep",3\nphotos/b.png,7,x\n'
+        '\ufeff"filepath",title,label\nphotos/a.png,"A dog, asleep",3\nphotos/b.png,7,x\n'
         "photos/a.png,One dog,3\nphotos/gone.png,nothing,0\n"
     )
     out = tmp_path / "shards"
@@ -50,7 +50,7 @@ def test_pictures_that_are_nowhere_end_it_and_the_right_folder_follows(tmp_path,
 
 def test_json_lines_may_list_captions(tmp_path):
     rows = [{"file_name": "a.jpg", "text": ["one", " two "], "width": 5}, {"file_name": "b.jpg", "text": " "}]
-    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "metadata.jsonl").write_text("\ufeff" + "\n".join(map(json.dumps, rows)))
     first, second = read([tmp_path / "metadata.jsonl"])
     assert (first.captions, first.images, second) == (("one", "two"), ("a.jpg",), Dropped(NO_CAPTION))
     assert first.record == {"file": "a.jpg", "width": 5}
@@ -63,10 +63,12 @@ def test_json_lines_may_list_captions(tmp_path):
         ("a.csv", "file_name,caption\nx,a dog, asleep\n", "line 2: not one value for each of the 2 columns"),
         ("a.tsv", "file_name\tcaption\nx\n", "line 2: not one value for each"),
         ("a.csv", 'file_name,caption\nx,"a dog\n', "line [12]: unexpected end of data"),
+        ("a.csv", "file_name,caption\nx,caf\udce9\n", "a.csv': not UTF-8: byte 0xe9 after .*x,caf"),
+        ("a.jsonl", '{"file": "x", "text": "caf\udce9"}', "a.jsonl': not UTF-8: byte 0xe9"),
         ("a.parquet", "", "is no table; give a .csv, .tsv or .jsonl"),
     ],
 )
 def test_a_table_that_cannot_be_read_is_one_line(tmp_path, name, text, words):
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_text(text, errors="surrogateescape")
     with pytest.raises(DataError, match=words):
         list(read([tmp_path / name]))

@@ -82,6 +82,8 @@ def test_documents_of_one_name_and_of_long_names_are_all_written(tmp_path):
         address.format(1),
         address.format(2),
         "\u65b0" * 60 + ".json",
+        "a.b.json",
+        "a_b.json",
     ]
     for number, name in enumerate(names):
         (tmp_path / "news" / name).parent.mkdir(parents=True, exist_ok=True)

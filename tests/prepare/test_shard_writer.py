@@ -100,6 +100,26 @@ def test_abandoned_shard_leaves_nothing(tmp_path):
     assert sorted(contents(tmp_path / "kept")) == ["00000.tar", "00000_stats.json"]
 
 
+def test_a_second_writer_is_refused_until_the_first_is_done(tmp_path):
+    first = fill(ShardWriter(tmp_path / "out", "f", samples_per_shard=4), 23, 10)
+    with pytest.raises(DataError, match=r"folder '.*out': another process is writing there"):
+        ShardWriter(tmp_path / "out", "f", samples_per_shard=4)
+    first.abandon()
+    second = ShardWriter(tmp_path / "out", "f", samples_per_shard=4)
+    assert second.shards == 1 and fill(second, 23).close().entries == 23
+    assert ShardWriter(tmp_path / "out", "f", samples_per_shard=4).complete  # reading needs no lock
+    assert ShardWriter(tmp_path / "out", "f", samples_per_shard=4).complete
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_half_shard(tmp_path):
+    writer = ShardWriter(tmp_path / "out", "f")
+    (tmp_path / "out" / "00000.tar.partial").symlink_to("/dev/full")
+    with pytest.raises(DataError, match=r"folder '.*out': No space left on device"):
+        writer.write("a", {"jpg": bytes(10**6)}, ())
+    writer.abandon()
+    assert not (tmp_path / "out").exists()
+
+
 def test_folder_of_something_else_is_refused(whole, tmp_path):
     with pytest.raises(
         DataError, match="was prepared from other annotations or with other options; choose an empty folder"

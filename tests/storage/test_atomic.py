@@ -61,6 +61,19 @@ def test_a_failure_in_the_middle_leaves_the_old_file_and_no_leftovers(tmp_path, 
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
+def test_a_second_writer_that_must_be_alone_is_refused(tmp_path):
+    path = tmp_path / "large"
+    with replacing(path, alone=True) as temporary:
+        temporary.write_text("first")
+        with pytest.raises(BlockingIOError, match="another process is writing there"):
+            with replacing(path, alone=True):
+                pass
+    assert path.read_text() == "first" and list(tmp_path.iterdir()) == [path]
+    with replacing(path, alone=True) as temporary:
+        temporary.write_text("second")
+    assert path.read_text() == "second"
+
+
 def test_a_library_that_writes_nothing_is_an_error(tmp_path):
     write_whole(tmp_path / "kept", "old")
     with pytest.raises(FileNotFoundError), replacing(tmp_path / "kept"):

@@ -132,5 +132,12 @@ def test_a_limit_too_small_and_a_folder_that_is_none_are_refused(tmp_path, shard
     with pytest.raises(DataError, match="data.cache_gib"):
         ChunkCache(tmp_path, PART, chunk_bytes=PART)
     (tmp_path / "file").touch()
+    cache = ChunkCache(tmp_path, 10 * PART, chunk_bytes=PART)
+    cache.read(*shard, 0, 10)
+    [part] = tmp_path.glob("*-000000")
+    part.unlink()
+    part.symlink_to(part)  # cannot be opened, as the part of another user
+    with pytest.raises(DataError, match="cannot be read: .*set data.cache_directory"):
+        cache.read(*shard, 0, 10)
     with pytest.raises(DataError, match="cannot be written: .*data.cache_directory"):
         ChunkCache(tmp_path / "file" / "parts", 10 * PART, chunk_bytes=PART).read(*shard, 0, 10)

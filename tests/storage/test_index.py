@@ -59,6 +59,29 @@ def test_links_folders_and_devices_are_passed_over(tmp_path):
     assert [name for name, _, _ in members_of(path)[0]] == ["r.txt"]
 
 
+def test_a_sparse_file_with_many_holes_is_passed_over(tmp_path):
+    """Two blocks of holes lie between its header and its bytes."""
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
+        for name in ("a.txt", "sparse.txt", "z.txt"):
+            info = tarfile.TarInfo(name)
+            info.size = 512
+            tar.addfile(info, io.BytesIO(bytes([65]) * 512))
+    data = bytearray(path.read_bytes())
+    header = slice(1024, 1536)
+    data[1024 + 156 : 1024 + 157] = b"S"
+    data[1024 + 482] = 1
+    data[1024 + 483 : 1024 + 495] = b"00000100000\0"
+    data[1024 + 148 : 1024 + 156] = b" " * 8
+    data[1024 + 148 : 1024 + 156] = b"%06o\0 " % sum(data[header])
+    data[1536:1536] = bytes(504) + b"\1" + bytes(7) + bytes(512)
+    path.write_bytes(bytes(data))
+    found = Counter()
+    assert [name for name, *_ in tar_members(LocalFile(path), found)] == [b"a.txt", b"z.txt"] and not found
+    with tarfile.open(path) as tar:
+        assert tar.getnames() == ["a.txt", "sparse.txt", "z.txt"]
+
+
 def test_keys_end_at_the_first_dot_of_the_base_name():
     assert sample_key(b"a.b/c.d.JPG") == (b"a.b/c", "d.jpg")
     assert sample_key(b"000.codes.npy") == (b"000", "codes.npy")
@@ -73,6 +96,9 @@ def test_members_are_found_by_sample_and_suffix(make_shard):
         ("x.pkl", b"no"),
         ("1.jpg", b"pixels"),
         ("._1.txt", b"mac"),
+        ("1.seg.png", b"a mask"),
+        ("at 10.15.30.jpg", b"a key with dots"),
+        ("1.cls", b"7"),
         ("1.txt", b"again"),
     ]
     path = make_shard("a.tar", members)
@@ -81,7 +107,7 @@ def test_members_are_found_by_sample_and_suffix(make_shard):
     data = path.read_bytes()
     assert [data[o : o + s] for o, s in zip(offset, size, strict=True)] == [b"two", b"one"]
     assert index.column(("webp", "jpg"))[0].tolist()[0] == -1
-    assert index.faults == {"duplicate member": 1, "pickled member": 1}
+    assert index.faults == {"duplicate member": 1, "pickled member": 1, "suffix with a dot": 2}
     assert "pkl" not in index.suffixes
 
 

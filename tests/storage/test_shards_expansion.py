@@ -18,6 +18,8 @@ def test_folder_file_and_patterns_are_sorted_lists_of_tars(tmp_path):
     assert [path.name for path in expand_shards(str(tmp_path / "00002.tar"))] == ["00002.tar"]
     assert [path.name for path in expand_shards(str(tmp_path / "{00001..00002}.tar"))] == names[:2]
     assert [path.name for path in expand_shards(str(tmp_path / "{00010,00001}.tar"))] == [names[0], names[2]]
+    (tmp_path / "list.txt").write_text("\ufeff00010.tar\n00001.tar\n")
+    assert [path.name for path in expand_shards(str(tmp_path / "list.txt"))] == [names[0], names[2]]
 
 
 @pytest.mark.parametrize(

@@ -259,7 +259,7 @@ class DelayedWrites:
     def __call__(self, rank: int) -> None:
         if rank == int(self.which * 3):  # a third of the trials delays both
             return
-        from flava_ds.checkpoints.tensor_files import HashingWriter
+        from flava_ds.storage.tensor_files import HashingWriter
 
         write = HashingWriter.write
 

@@ -63,7 +63,11 @@ def quarantined(options: argparse.Namespace) -> int:
     from flava_ds.storage.index import counted
 
     entries = read_quarantine(options.from_quarantine)
-    write_whole(options.out, "".join(line + "\n" for line in skip_list_lines(entries)))
-    reasons = counted(Counter(entry["reason"] for entry in entries))
-    print(f"{options.out}: {len(entries):,} entries ({reasons}); set skip_list of each source to it")
+    lines = skip_list_lines(entries)
+    write_whole(options.out, "".join(line + "\n" for line in lines))
+    reasons = counted(Counter(entry["reason"] for entry in entries if entry["key"]))
+    print(f"{options.out}: {len(lines):,} entries ({reasons}); set skip_list of each source to it")
+    for entry in entries:
+        if not entry["key"]:
+            print(f"not in the list, as it is no sample: {entry['reason']} {entry['shard']}")
     return 0

@@ -1,18 +1,22 @@
 """safetensors streams against the format's own library, and files that lie about themselves."""
 
+import contextlib
 import hashlib
 import io
 import json
+import os
+import resource
+import stat
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from flava_ds.checkpoints import tensor_files
-from flava_ds.checkpoints.tensor_files import HashingWriter, TensorFile, write_tensors
 from flava_ds.errors import CheckpointError
+from flava_ds.storage import tensor_files
 from flava_ds.storage.files import LocalFile
+from flava_ds.storage.tensor_files import HashingWriter, TensorFile, save_tensors, write_tensors
 
 TENSORS = {
     "state": torch.arange(5, dtype=torch.uint8),
@@ -59,6 +63,35 @@ def test_what_the_library_writes_is_read(tmp_path):
     save_file(tensors, tmp_path / "a")
     file = opened(tmp_path / "a")
     assert all(torch.equal(file.read(name), tensor) for name, tensor in tensors.items())
+
+
+def test_a_whole_file_is_the_library_s_to_the_byte_and_has_the_permissions_of_any_new_one(tmp_path):
+    tensors = {name: tensor.contiguous() for name, tensor in TENSORS.items() if tensor.dtype == torch.float32}
+    tensors["a view"] = tensors["weight"].flatten()[1:5]
+    before = os.umask(0o027)
+    try:
+        save_tensors(tensors, tmp_path / "out" / "ours")
+    finally:
+        os.umask(before)
+    save_file(
+        {name: tensor.clone() for name, tensor in tensors.items()}, tmp_path / "theirs", {"format": "pt"}
+    )
+    assert (tmp_path / "out" / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+    assert stat.S_IMODE((tmp_path / "out" / "ours").stat().st_mode) == 0o640
+    with limited_files(100), pytest.raises(CheckpointError, match="ours cannot be written .File too large"):
+        save_tensors(tensors, tmp_path / "out" / "ours")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["ours"]
+
+
+@contextlib.contextmanager
+def limited_files(most: int):
+    """Lets no file grow beyond `most` bytes, as a full disk would."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def content_with(**change) -> bytes:

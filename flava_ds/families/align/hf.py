@@ -13,7 +13,7 @@ from flava_ds.config import Config
 from flava_ds.config.encoders import BertTextConfig
 from flava_ds.errors import CheckpointError
 from flava_ds.families.align.config import AlignConfig, EfficientNetConfig, align_of
-from flava_ds.families.align.model import Align
+from flava_ds.families.align.model import LEAST_TEMPERATURE, Align
 from flava_ds.families.bert_layouts import (
     BLOCK,
     EMBEDDINGS,
@@ -104,6 +104,8 @@ class AlignLayouts:
         """Returns AlignConfig's JSON and AlignModel's tensors; those that it does not read are zeros."""
         model = align_of(config)
         own = {name: tensor for name, tensor in weights.items() if name.startswith("model.")}
+        # transformers divides by the temperature as it is
+        own["model.temperature"] = own["model.temperature"].clamp(min=LEAST_TEMPERATURE)
         theirs = to_theirs(own, entries(model), "the run's checkpoint")
         width = model.text.hidden_size
         unread = {

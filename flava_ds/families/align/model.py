@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -14,8 +15,11 @@ from flava_ds.families.align.config import AlignConfig
 from flava_ds.families.bert.model import BertEncoder
 from flava_ds.layers.efficientnet import EfficientNet, initialize_as_efficientnet
 from flava_ds.layers.hidden_dropout import hidden_dropout
-from flava_ds.layers.transformer import Encoded, at_least_fp32
+from flava_ds.layers.transformer import Encoded, at_least_fp32, clamped
 from flava_ds.layers.words import initialize_as_bert
+
+LEAST_TEMPERATURE = 0.001
+"""Smaller temperatures, and those below 0, count as this."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class Align(nn.Module):
     @property
     def logit_scale(self) -> Tensor:
         """Log of what similarities are multiplied by: [1]."""
-        return -at_least_fp32(self.temperature).log()
+        return -clamped(self.temperature, math.inf, LEAST_TEMPERATURE).log()
 
     def encode(
         self, batch: Batch, views: Collection[str], reads: Mapping[str, Tensor] | None = None

@@ -27,6 +27,11 @@ from flava_ds.objectives.itm import ImageTextMatchingConfig, prior_log_odds
 from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig
 
 
+def names_by_type(module: Any, config: Any) -> dict[str, str]:
+    """Returns the names of the objectives that a run trains, by their types; of several of one, the first."""
+    return {config.objectives[name].type: name for name in reversed([*module.objectives])}
+
+
 class PairMatcher:
     """Log odds that a pair matches, given equal prior odds."""
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from flava_ds.batch import Batch
 from flava_ds.config.bounds import AtLeast, AtMost, Share, Steps
-from flava_ds.config.objectives import ObjectiveConfig
+from flava_ds.config.objectives import ObjectiveConfig, check_single
 from flava_ds.errors import ConfigError
 from flava_ds.layers.transformer import clamped
 from flava_ds.objectives.base import Loss, Objective, of_all_ranks
@@ -50,6 +50,8 @@ class MomentumContrastiveConfig(ObjectiveConfig, type="itc"):
 
     def check(self, where: str, config: Any) -> None:
         config.model.check_provides("teacher", where)
+        both = "each have a queue, and a batch holds one's columns"
+        check_single(MomentumContrastiveConfig, config.objectives, both)
         for name in config.drawn_sources:
             size = config.global_batch_size(name)
             if self.queue_size % size:

@@ -32,6 +32,7 @@ from flava_ds.families.flava.task import build_task
 from flava_ds.objectives.dino import DinoConfig
 from flava_ds.objectives.dino_masks import CropMasks
 from flava_ds.objectives.dino_states import TRIALS, CollapseWatch, measure
+from flava_ds.objectives.simdino import SimdinoConfig
 
 SMALL = DinoConfig(
     num_prototypes=24,
@@ -286,6 +287,9 @@ def test_settings_that_cannot_work_are_one_line():
     shares = dataclasses.replace(SMALL, masked_least=0.6)
     with pytest.raises(ConfigError, match="dino.masked_least 0.6 is above masked_most 0.5; swap them"):
         configuration.check(tiny_config(objectives={"dino": shares}))
+    both = {"one": SMALL, "off": dataclasses.replace(SMALL, weight=0.0), "two": SimdinoConfig(local_size=8)}
+    with pytest.raises(ConfigError, match="objectives.one and objectives.two each have a teacher"):
+        configuration.check(tiny_config(objectives=both))
 
 
 @pytest.mark.distributed

@@ -117,12 +117,15 @@ def test_the_queue_keeps_the_latest_pairs_and_every_micro_batch_sees_the_step(pa
     assert queue.place.tolist() == [4], "a step without its batches adds nothing"
 
 
-def test_a_queue_that_the_step_does_not_divide_is_one_line():
+def test_a_queue_that_the_step_does_not_divide_and_a_second_one_are_one_line():
     config = RECIPES["demo_albef"]()
     itc = dataclasses.replace(config.objectives["itc"], queue_size=2000)
     wrong = dataclasses.replace(config, objectives=config.objectives | {"itc": itc})
     with pytest.raises(ConfigError, match="objectives.itc.queue_size 2000 .* 64 pairs .* 1984 or 2048"):
         configuration.check(wrong)
+    both = {"itc": config.objectives["itc"], "more": MomentumContrastiveConfig(queue_size=64)}
+    with pytest.raises(ConfigError, match="objectives.itc and objectives.more each have a queue"):
+        configuration.check(dataclasses.replace(config, objectives=both))
     for other in ("clip_base", "demo_vilt"):
         config = RECIPES[other]()
         wrong = dataclasses.replace(config, objectives={"itc": MomentumContrastiveConfig(queue_size=0)})

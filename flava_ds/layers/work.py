@@ -21,8 +21,14 @@ def encoder_flops(
     """
     d, f = shape.hidden_size, shape.intermediate_size
     tokens, scores = sum(lengths), sum(pairs(length, causal) for length in lengths)
-    spared = 0 if read is None else 2 * (tokens - read) * (d * d + 2 * d * f)
+    spared = 0 if read is None else (tokens - read) * finishing_flops(shape)
     return shape.num_hidden_layers * (2 * tokens * (4 * d * d + 2 * d * f) + 4 * scores * d) - spared
+
+
+def finishing_flops(shape: TransformerShape) -> int:
+    """Returns what the last block computes for a row that is read alone: output projection and MLP."""
+    d, f = shape.hidden_size, shape.intermediate_size
+    return 2 * (d * d + 2 * d * f)
 
 
 def cross_attention_flops(

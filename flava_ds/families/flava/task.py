@@ -60,9 +60,12 @@ class FlavaTask(Task):
             yield Pass("mlm", rows * head_flops(text.hidden_size, text.vocab_size))
 
     def _clean_pair(self, batch: Batch) -> Iterator[Pass]:
-        """Lists the patches of a pair batch, embedded once for both versions, and the contrastive passes."""
+        """Lists the contrastive passes of a pair batch, and its patches, which are embedded once for both
+        versions unless only a share is masked.
+        """
         model, views = self.flava, self._views(Kind.PAIR)
-        yield self._patches(batch.size)
+        if View.IMAGE in views or not is_share(batch):
+            yield self._patches(batch.size)
         if View.IMAGE in views:
             yield Pass(
                 "image_encoder", encoder_flops(model.image, self._image_lengths(batch.size), batch.size)

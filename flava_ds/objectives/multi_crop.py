@@ -126,8 +126,8 @@ class Seen(NamedTuple):
     """What the student makes of a micro-batch's crops.
 
     Shapes:
-        large    [b 2 d]  CLS
-        small    [b a d]  CLS, or None without small crops
+        large    [b 2 d]  CLS, or what a head makes of it
+        small    [b a d]  the same, or None without small crops
         patches  [m d]    masked patches of large crops, or None without masks
     """
 
@@ -210,7 +210,7 @@ class Spread(MultiCrop, PooledObjective):
 
     @abstractmethod
     def spread(self, large: Tensor) -> Features:
-        """Returns what the term needs of the CLS of the student's large crops: [b 2 d]."""
+        """Returns what the term needs of the student's large crops, as `Seen` has them: [b 2 d]."""
 
     def features(self, model: Any, hidden: Mapping[str, Tensor], batch: Batch) -> Features:
         return self.spread(self.student(model, batch, small=False).large)

@@ -211,10 +211,13 @@ class BertLayouts:
         """Converts a model of the class with heads, or of the other, which brings none: a run that starts
         from it draws them anew. The class for one task brings the head of that.
         """
-        model, head = self.model_of(settings or {}, where), None
+        raw, head = settings or {}, None
+        model = self.model_of(raw, where)
+        if raw.get("initializer_range") is not None:
+            model = dataclasses.replace(model, initializer_range=raw["initializer_range"])
         own = cleaned(tensors, where, f"{self.prefix}embeddings.word_embeddings.weight")
         if self.tuned and not any(name.startswith("cls.") for name in own):
-            head = tuned_head(own, self.tuned, settings or {}, where, eps=self.tuned_eps)
+            head = tuned_head(own, self.tuned, raw, where, eps=self.tuned_eps)
         if head is not None:
             own = {name.removeprefix(self.prefix): tensor for name, tensor in own.items()}
         dropped = tuple(sorted(name for name in own if name.startswith(self.unused)))
@@ -239,6 +242,7 @@ class BertLayouts:
             "architectures": [self.classes[0 if heads else 1]],
             "dtype": "float32",
             **self.settings_of(config.model),
+            "initializer_range": config.model.initializer_range,
             "pad_token_id": config.model.load_tokenizer(config).pad_id,
         }
         kept = {name: own for name, own in weights.items() if heads or name.startswith("model.")}

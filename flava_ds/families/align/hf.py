@@ -149,6 +149,7 @@ def transformers_settings(config: Config) -> dict[str, Any]:
         "dtype": "float32",
         "projection_dim": model.projection_dim,
         "temperature_init_value": model.temperature_init,
+        "initializer_range": model.initializer_range,
         "text_config": {
             "model_type": "align_text_model",
             **text_settings(model.text),
@@ -191,6 +192,7 @@ def of_transformers(raw: Mapping[str, Any], where: str) -> AlignConfig:
             drop_path=image.get("drop_connect_rate", EfficientNetConfig.drop_path),
         ),
         temperature_init=raw.get("temperature_init_value", 1.0),
+        initializer_range=raw.get("initializer_range", AlignConfig.initializer_range),
     )
     if raw.get("projection_dim", model.projection_dim) != model.projection_dim:
         raise CheckpointError(

@@ -158,6 +158,7 @@ def transformers_settings(config: Config, *, tied: bool) -> dict[str, Any]:
         **dataclasses.asdict(model.text),
         **_SUPPORTED,
         "modality_type_vocab_size": model.modality_types,
+        "initializer_range": model.initializer_range,
         "max_image_length": model.image.max_patches,
         "pad_token_id": model.load_tokenizer(config).pad_id,
     }
@@ -182,4 +183,5 @@ def of_transformers(raw: Mapping[str, Any], where: str) -> ViltConfig:
         image=dataclasses.replace(image, max_patches=most),
         text=take(WordsConfig, raw),
         modality_types=raw.get("modality_type_vocab_size", ViltConfig.modality_types),
+        initializer_range=raw.get("initializer_range", ViltConfig.initializer_range),
     )

@@ -204,8 +204,9 @@ def config(tmp_path):
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "cat"]
     (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
     plain = tiny_config()
+    model = dataclasses.replace(plain.model, initializer_range=0.05)
     return dataclasses.replace(
-        plain, data=dataclasses.replace(plain.data, vocabulary=str(tmp_path / "vocab.txt"))
+        plain, model=model, data=dataclasses.replace(plain.data, vocabulary=str(tmp_path / "vocab.txt"))
     )
 
 

@@ -25,7 +25,8 @@ def run(tmp_path):
     (tmp_path / "vocab.txt").write_text("\n".join(WORDS) + "\n")
     config = tiny_config()
     data = dataclasses.replace(config.data, vocabulary=str(tmp_path / "vocab.txt"))
-    config = dataclasses.replace(config, data=data)
+    model = dataclasses.replace(config.model, initializer_range=0.05)
+    config = dataclasses.replace(config, data=data, model=model)
     return config, randomize(build_task(config))
 
 

@@ -31,7 +31,8 @@ def run_of(folder, **changed):
     (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
     config = tiny_config(**changed)
     data = dataclasses.replace(config.data, vocabulary=str(folder / "vocab.txt"))
-    config = dataclasses.replace(config, data=data)
+    model = dataclasses.replace(config.model, initializer_range=0.05)
+    config = dataclasses.replace(config, data=data, model=model)
     return config, randomize(build_task(config))
 
 

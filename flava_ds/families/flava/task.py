@@ -9,7 +9,6 @@ from torch.profiler import record_function
 
 from flava_ds.batch import Batch
 from flava_ds.config import Config
-from flava_ds.config.objectives import in_use
 from flava_ds.families.flava.config import flava_of
 from flava_ds.families.flava.model import Flava, initialize
 from flava_ds.families.flava.views import Kind, View, is_share
@@ -17,7 +16,7 @@ from flava_ds.layers.work import encoder_flops, head_flops
 from flava_ds.objectives.itm import ImageTextMatching
 from flava_ds.objectives.masked_image import MaskedImageModeling
 from flava_ds.objectives.masked_text import MaskedLanguageModeling
-from flava_ds.training.task import Pass, Task, recompute_activations
+from flava_ds.training.task import Pass, Task, built_objectives, recompute_activations
 
 CODEBOOK = "codebook"
 
@@ -26,7 +25,7 @@ class FlavaTask(Task):
     """FLAVA and its objectives. `frozen["codebook"]` computes targets if the data has no codes."""
 
     def __init__(self, config: Config) -> None:
-        objectives = {name: own.build(config) for name, own in in_use(config.objectives).items()}
+        objectives = built_objectives(config)
         super().__init__(Flava(flava_of(config)), objectives)
         self.config, self.flava = config, flava_of(config)
 

@@ -59,8 +59,12 @@ def cross_attention_flops(
 def image_flops(shape: Any, size: int) -> float:
     """Counts the encoding of one image with an edge of `size` pixels of which the CLS alone is read."""
     patches = (size // shape.patch_size) ** 2
-    embedding = 2 * patches * shape.patch_size**2 * shape.num_channels * shape.hidden_size
-    return embedding + encoder_flops(shape, [1 + patches], 1)
+    return patch_flops(shape, patches) + encoder_flops(shape, [1 + patches], 1)
+
+
+def patch_flops(shape: Any, patches: int) -> int:
+    """Counts the embedding of patches."""
+    return 2 * patches * shape.patch_size**2 * shape.num_channels * shape.hidden_size
 
 
 def head_flops(hidden_size: int, vocab_size: int) -> float:

@@ -9,14 +9,15 @@ from torch.profiler import record_function
 
 from flava_ds.batch import Batch
 from flava_ds.config import Config
+from flava_ds.families.building import seeded
 from flava_ds.families.flava.config import flava_of
 from flava_ds.families.flava.model import Flava, initialize
 from flava_ds.families.flava.views import Kind, View, is_share
-from flava_ds.layers.work import encoder_flops, head_flops
+from flava_ds.layers.work import encoder_flops, head_flops, patch_flops
 from flava_ds.objectives.itm import ImageTextMatching
 from flava_ds.objectives.masked_image import MaskedImageModeling
 from flava_ds.objectives.masked_text import MaskedLanguageModeling
-from flava_ds.training.task import Pass, Task, built_objectives, recompute_activations
+from flava_ds.training.task import Pass, Task, built_objectives
 
 CODEBOOK = "codebook"
 
@@ -111,8 +112,7 @@ class FlavaTask(Task):
 
     def _patches(self, images: int) -> Pass:
         image = self.flava.image
-        weights = image.patch_size**2 * image.num_channels * image.hidden_size
-        return Pass("patch_embedding", 2 * images * image.num_patches * weights)
+        return Pass("patch_embedding", patch_flops(image, images * image.num_patches))
 
     def _image_lengths(self, images: int) -> list[int]:
         return [1 + self.flava.image.num_patches] * images
@@ -128,9 +128,4 @@ def _count(batch: Batch, name: str) -> int:
 
 def build_task(config: Config) -> FlavaTask:
     """Builds FLAVA and its objectives, initialised from config.seed, independent of the global generator."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        task = FlavaTask(config)
-        initialize(task, flava_of(config).initializer_range)
-    recompute_activations(task, config.training)
-    return task
+    return seeded(FlavaTask, config, lambda task: initialize(task, flava_of(config).initializer_range))

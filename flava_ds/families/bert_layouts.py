@@ -233,6 +233,7 @@ class BertLayouts:
         run does not train all heads as published, with a tied decoder; a warning names what is left out.
         """
         config, weights = named_by_type(config, weights)
+        model: Any = config.model
         used = in_use(config.objectives)
         masked = used.get(next(iter(self.heads)))
         heads = used.keys() >= self.heads.keys() and cast(MaskedTextConfig, masked).tied_decoder
@@ -241,12 +242,12 @@ class BertLayouts:
             "model_type": self.model_type,
             "architectures": [self.classes[0 if heads else 1]],
             "dtype": "float32",
-            **self.settings_of(config.model),
-            "initializer_range": config.model.initializer_range,
-            "pad_token_id": config.model.load_tokenizer(config).pad_id,
+            **self.settings_of(model),
+            "initializer_range": model.initializer_range,
+            "pad_token_id": model.load_tokenizer(config).pad_id,
         }
         kept = {name: own for name, own in weights.items() if heads or name.startswith("model.")}
-        return settings, to_theirs(kept, self.entries(config.model, heads=heads), "the run's checkpoint")
+        return settings, to_theirs(kept, self.entries(model, heads=heads), "the run's checkpoint")
 
     def companions(self, config: Config) -> dict[str, Any]:
         """Returns the files of the run's tokenizer."""

@@ -12,15 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from flava_ds.batch import Packed
 from flava_ds.families.flava.model import Flava
 from flava_ds.families.flava.views import image_patch_rows
-from flava_ds.families.offers import HeadPredictions, PairMatcher, names_by_type
+from flava_ds.families.offers import HeadPredictions, PairMatcher, Projector, names_by_type
 from flava_ds.layers.pairs import SequenceLayout
-from flava_ds.layers.transformer import Encoded, at_least_fp32
+from flava_ds.layers.transformer import Encoded
 from flava_ds.layers.words import PackedIds, pack
 
 if TYPE_CHECKING:
@@ -99,7 +98,7 @@ class FlavaPart:
         return found
 
 
-class FlavaEmbedder(FlavaPart):
+class FlavaEmbedder(FlavaPart, Projector):
     """Image and text vectors in the contrastive space, and the CLS states that are projected into it.
 
     Source: paper, section 4: probes read the CLS before the projection; retrieval and zero-shot
@@ -115,16 +114,6 @@ class FlavaEmbedder(FlavaPart):
     def text_features(self, texts: Sequence[np.ndarray]) -> Tensor:
         """Encodes b arrays of ids: -> [b d], in the model's dtype."""
         return self.encode_texts(pack(texts, self.device)).first()
-
-    @torch.inference_mode()
-    def project_images(self, features: Tensor) -> Tensor:
-        """Projects and L2-normalises: [b d] -> [b r], fp32."""
-        return F.normalize(at_least_fp32(self.model.image_projection(features)), dim=-1)
-
-    @torch.inference_mode()
-    def project_texts(self, features: Tensor) -> Tensor:
-        """Projects and L2-normalises: [b d] -> [b r], fp32."""
-        return F.normalize(at_least_fp32(self.model.text_projection(features)), dim=-1)
 
 
 class FlavaTokens(FlavaPart):

@@ -187,14 +187,10 @@ def halves(images: Packed, parts: int) -> list[Packed]:
     return [Packed(hidden, bounds, images.max_seqlen) for hidden in images.hidden.chunk(parts)]
 
 
-@torch.no_grad()
 def initialize(module: nn.Module, std: float) -> None:
     """Draws initial weights as BERT does, and the image's CLS and positions with the same deviation.
 
     The published run starts from DeiT and BERT; its other weights are drawn so, except for the projections,
     which keep torch's default.
     """
-    initialize_as_bert(module, std)
-    for name, parameter in module.named_parameters():
-        if name.endswith(("cls_token", "position_embeddings")):
-            nn.init.normal_(parameter, std=std)
+    initialize_as_bert(module, std, ("cls_token", "position_embeddings"))

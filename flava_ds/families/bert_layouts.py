@@ -75,9 +75,10 @@ def named_by_type(
     return dataclasses.replace(config, objectives=objectives), found
 
 
-def tell_left_out(layout: str, config: Config, kept: Collection[str] = ()) -> None:
+def tell_left_out(layout: str, weights: Collection[str], kept: Collection[str]) -> None:
     """Warns of trained heads that an export leaves out; `kept` names objectives whose heads it has."""
-    if left := [name for name in in_use(config.objectives) if name not in kept]:
+    heads = dict.fromkeys(name.split(".")[1] for name in weights if name.startswith("objectives."))
+    if left := [name for name in heads if name not in kept]:
         log.warning("written as %s, without the heads of %s", layout, " and ".join(left))
 
 
@@ -237,7 +238,7 @@ class BertLayouts:
         used = in_use(config.objectives)
         masked = used.get(next(iter(self.heads)))
         heads = used.keys() >= self.heads.keys() and cast(MaskedTextConfig, masked).tied_decoder
-        tell_left_out(self.classes[0 if heads else 1], config, self.heads if heads else ())
+        tell_left_out(self.classes[0 if heads else 1], weights, self.heads if heads else ())
         settings = {
             "model_type": self.model_type,
             "architectures": [self.classes[0 if heads else 1]],

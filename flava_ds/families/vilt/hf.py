@@ -118,7 +118,7 @@ class ViltLayouts:
         masked = in_use(config.objectives).get("mmm_text")
         tied = isinstance(masked, MultimodalMaskedTextConfig) and masked.tied_decoder
         heads = heads_of(True) if tied else {}
-        tell_left_out("ViltForMaskedLM" if tied else "ViltModel", config, heads)
+        tell_left_out("ViltForMaskedLM" if tied else "ViltModel", weights, heads)
         kept = {
             name: own
             for name, own in weights.items()

@@ -188,14 +188,6 @@ class ImageTextConfig(FamilyConfig):
     image: VisionEncoderConfig = field(default_factory=VisionEncoderConfig)
     text: TextEncoderConfig = field(default_factory=TextEncoderConfig)
 
-    @property
-    def max_tokens(self) -> int:
-        return self.text.max_position_embeddings
-
-    @property
-    def image_size(self) -> int:
-        return self.image.image_size
-
     def check(self, config: object) -> None:
         self.image.check("model.image")
         self.text.check("model.text")
@@ -215,10 +207,6 @@ class RegionTextConfig(NormallyInitialized):
     kinds: ClassVar[Mapping[str, str]] = {"pair": "pair"}
     reads_whole_image: ClassVar[bool] = False
     """Whether the published model, too, reads the whole image as its first region."""
-
-    @property
-    def max_tokens(self) -> int:
-        return self.text.max_position_embeddings
 
     @property
     def image_size(self) -> int:

@@ -65,12 +65,12 @@ class FamilyConfig(Variant, built_in=BUILT_IN):
     @property
     def max_tokens(self) -> int:
         """Maximum tokens of a text, special tokens included."""
-        raise NotImplementedError
+        return cast(Any, self).text.max_position_embeddings
 
     @property
     def image_size(self) -> int:
         """Edge of the model's input images in pixels; 0 if it takes none."""
-        raise NotImplementedError
+        return cast(Any, self).image.image_size
 
     @property
     def num_patches(self) -> int:

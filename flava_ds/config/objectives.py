@@ -130,6 +130,13 @@ def check_drawn_once(objectives: Mapping[str, ObjectiveConfig]) -> None:
                     )
 
 
+def check_single(kind: type[ObjectiveConfig], objectives: Mapping[str, ObjectiveConfig], both: str) -> None:
+    """Raises ConfigError for several objectives in use of one class; `both` says why they cannot be."""
+    names = [f"objectives.{name}" for name, own in in_use(objectives).items() if isinstance(own, kind)]
+    if len(names) > 1:
+        raise ConfigError(f"{' and '.join(names)} {both}; keep one, and set the other's weight to 0")
+
+
 def in_use(objectives: Mapping[str, ObjectiveConfig]) -> dict[str, ObjectiveConfig]:
     """Returns the objectives with a positive weight."""
     return {name: objective for name, objective in objectives.items() if objective.weight > 0}

@@ -313,9 +313,9 @@ def check_objectives(config: Config) -> None:
                 f"objectives.{name} reads {unknown[0]} batches, which this model's family does not have; it "
                 f"has {', '.join(config.model.kinds)}"
             )
-        objective.check(f"objectives.{name}", config)
         for view in objective.views(config) if config.model.views else ():
             config.model.check_view(view, f"objectives.{name}")
+        objective.check(f"objectives.{name}", config)
     check_drawn_once(config.objectives)
     if not in_use(config.objectives):
         raise ConfigError("objectives is empty, or all have a weight of 0; a run needs at least one")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Collection, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from flava_ds.data.tokenizer import SPECIAL_TOKENS, WordPieceTokenizer
 from flava_ds.errors import CheckpointError
 from flava_ds.layouts import Entry, Foreign, renamed, to_ours, to_theirs, tuned_head
 from flava_ds.objectives.masked_text import MaskedTextConfig
+
+log = logging.getLogger(__name__)
 
 BLOCK = (
     (r"\.attention\.output\.", ".attention.output.dense."),
@@ -43,6 +46,40 @@ def head_names(masked: str, pair: str, part: str) -> tuple[tuple[str, str], ...]
         (rf"^objectives\.{masked}\.head\.bias$", "cls.predictions.bias"),
         (rf"^objectives\.{pair}\.{part}\.", "cls.seq_relationship."),
     )
+
+
+def named_by_type(
+    config: Config, weights: Mapping[str, Tensor], *, also: Mapping[str, str] | None = None
+) -> tuple[Config, dict[str, Tensor]]:
+    """Returns a run's configuration and weights with the objectives under the names of their types, by which
+    transformers' heads are found; `also` names the type that another one counts as.
+
+    Raises: CheckpointError for two in use of one type, for which transformers has one head.
+    """
+    named: dict[str, str] = {}
+    for name, own in config.objectives.items():
+        kind = (also or {}).get(str(own.type), str(own.type))
+        other = named.setdefault(kind, name)
+        if other != name and own.weight and config.objectives[other].weight:
+            raise CheckpointError(
+                f"objectives.{other} and objectives.{name} are both of type {kind}, for which transformers "
+                "has one place; this run cannot be exported for it, use --to safetensors"
+            )
+        named[kind] = name if own.weight else other
+    kinds = {f"objectives.{name}.": f"objectives.{kind}." for kind, name in named.items()}
+    found = {}
+    for name, tensor in weights.items():
+        head = next((own for own in kinds if name.startswith(own)), "")
+        found[kinds.get(head, "") + name.removeprefix(head)] = tensor
+    objectives = {kind: config.objectives[name] for kind, name in named.items()}
+    return dataclasses.replace(config, objectives=objectives), found
+
+
+def tell_left_out(layout: str, weights: Collection[str], kept: Collection[str]) -> None:
+    """Warns of trained heads that an export leaves out; `kept` names objectives whose heads it has."""
+    heads = dict.fromkeys(name.split(".")[1] for name in weights if name.startswith("objectives."))
+    if left := [name for name in heads if name not in kept]:
+        log.warning("written as %s, without the heads of %s", layout, " and ".join(left))
 
 
 def split_qkv(ours: str, theirs: str, shape: tuple[int, ...], within: str = "self") -> Entry:
@@ -175,10 +212,13 @@ class BertLayouts:
         """Converts a model of the class with heads, or of the other, which brings none: a run that starts
         from it draws them anew. The class for one task brings the head of that.
         """
-        model, head = self.model_of(settings or {}, where), None
+        raw, head = settings or {}, None
+        model = self.model_of(raw, where)
+        if raw.get("initializer_range") is not None:
+            model = dataclasses.replace(model, initializer_range=raw["initializer_range"])
         own = cleaned(tensors, where, f"{self.prefix}embeddings.word_embeddings.weight")
         if self.tuned and not any(name.startswith("cls.") for name in own):
-            head = tuned_head(own, self.tuned, settings or {}, where, eps=self.tuned_eps)
+            head = tuned_head(own, self.tuned, raw, where, eps=self.tuned_eps)
         if head is not None:
             own = {name.removeprefix(self.prefix): tensor for name, tensor in own.items()}
         dropped = tuple(sorted(name for name in own if name.startswith(self.unused)))
@@ -191,21 +231,24 @@ class BertLayouts:
         self, config: Config, weights: Mapping[str, Tensor]
     ) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Returns their configuration's JSON and the tensors of the class with heads, or of the other if the
-        run does not train all heads as published, with a tied decoder.
+        run does not train all heads as published, with a tied decoder; a warning names what is left out.
         """
+        config, weights = named_by_type(config, weights)
+        model: Any = config.model
         used = in_use(config.objectives)
         masked = used.get(next(iter(self.heads)))
-        same = all(name in used and used[name].type == own.type for name, own in self.heads.items())
-        heads = same and isinstance(masked, MaskedTextConfig) and masked.tied_decoder
+        heads = used.keys() >= self.heads.keys() and cast(MaskedTextConfig, masked).tied_decoder
+        tell_left_out(self.classes[0 if heads else 1], weights, self.heads if heads else ())
         settings = {
             "model_type": self.model_type,
             "architectures": [self.classes[0 if heads else 1]],
             "dtype": "float32",
-            **self.settings_of(config.model),
-            "pad_token_id": config.model.load_tokenizer(config).pad_id,
+            **self.settings_of(model),
+            "initializer_range": model.initializer_range,
+            "pad_token_id": model.load_tokenizer(config).pad_id,
         }
         kept = {name: own for name, own in weights.items() if heads or name.startswith("model.")}
-        return settings, to_theirs(kept, self.entries(config.model, heads=heads), "the run's checkpoint")
+        return settings, to_theirs(kept, self.entries(model, heads=heads), "the run's checkpoint")
 
     def companions(self, config: Config) -> dict[str, Any]:
         """Returns the files of the run's tokenizer."""

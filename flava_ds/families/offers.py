@@ -27,6 +27,29 @@ from flava_ds.objectives.itm import ImageTextMatchingConfig, prior_log_odds
 from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig
 
 
+def names_by_type(module: Any, config: Any) -> dict[str, str]:
+    """Returns the names of the objectives that a run trains, by their types; of several of one, the first."""
+    return {config.objectives[name].type: name for name in reversed([*module.objectives])}
+
+
+class Projector:
+    """Vectors in the contrastive space, of a model that embeds rows of images and texts."""
+
+    def __init__(self, model: Any) -> None:
+        """`model` has `image_embeddings` and `text_embeddings`."""
+        self.model = model
+
+    @torch.inference_mode()
+    def project_images(self, features: Tensor) -> Tensor:
+        """Embeds image features, L2-normalised: [b d] -> [b r], fp32."""
+        return self.model.image_embeddings(features)
+
+    @torch.inference_mode()
+    def project_texts(self, features: Tensor) -> Tensor:
+        """Embeds text features, L2-normalised: [b d] -> [b r], fp32."""
+        return self.model.text_embeddings(features)
+
+
 class PairMatcher:
     """Log odds that a pair matches, given equal prior odds."""
 

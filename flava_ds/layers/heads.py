@@ -7,8 +7,12 @@ import torch.nn.functional as F
 from flava_kernels.linear_cross_entropy import linear_cross_entropy
 from torch import Tensor, nn
 
+from flava_ds.batch import Batch
 from flava_ds.layers.fused import LayerNorm, LinearGELU
-from flava_ds.layers.transformer import Pooler
+from flava_ds.layers.transformer import Pooler, at_least_fp32
+
+CONTRASTIVE = ("image_projection", "text_projection", "logit_scale", "temperature")
+"""Parts of a model that only contrastive objectives use."""
 
 
 class MaskedPredictionHead(nn.Module):
@@ -72,6 +76,33 @@ class TiedFeatureHead(nn.Module):
     def logits(self, hidden: Tensor, table: Tensor) -> Tensor:
         """Returns features: [k d], [d y] -> [k y]."""
         return F.linear(self.norm(self.dense(hidden)), table.t(), self.bias)
+
+
+class ContrastedModel(nn.Module):
+    """A model that projects images and texts into one space; its temperature is a parameter, too."""
+
+    image_projection: nn.Linear
+    text_projection: nn.Linear
+
+    def first_rows(self, view: str, batch: Batch) -> Tensor:
+        """Returns the row of each sequence's first token in a view's packed output: [b]."""
+        raise NotImplementedError
+
+    def embedding_rows(self, batch: Batch) -> dict[str, Tensor]:
+        """Returns the rows that are embedded, each image's and each text's first one, by view: [b]."""
+        return {view: self.first_rows(view, batch) for view in ("image", "text")}
+
+    def image_embeddings(self, rows: Tensor) -> Tensor:
+        """Projects images' rows, L2-normalised in fp32 or better: [b d] -> [b r]."""
+        return F.normalize(at_least_fp32(self.image_projection(rows)), dim=-1)
+
+    def text_embeddings(self, rows: Tensor) -> Tensor:
+        """Projects texts' rows, L2-normalised in fp32 or better: [b d] -> [b r]."""
+        return F.normalize(at_least_fp32(self.text_projection(rows)), dim=-1)
+
+    def contrastive_parameters(self) -> set[str]:
+        """Returns the names of the parameters that only a contrastive objective uses."""
+        return {name for name, _ in self.named_parameters() if name.partition(".")[0] in CONTRASTIVE}
 
 
 class MatchingHead(nn.Module):

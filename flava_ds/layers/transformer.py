@@ -323,3 +323,11 @@ def add_frozen_pooler(module: nn.Module, hidden_size: int, wanted: bool) -> None
 def at_least_fp32(x: Tensor) -> Tensor:
     """Converts half precision to fp32; leaves fp64, which reference computations use, unchanged."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def clamped(x: Tensor, most: float, least: float = 0.0) -> Tensor:
+    """Clamps in fp32 or better, passing the gradient through: a plain clamp has no gradient outside of its
+    range, so a parameter that overshot could never come back.
+    """
+    x = at_least_fp32(x)
+    return x.detach().clamp(least, most) + (x - x.detach())

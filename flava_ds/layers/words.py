@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from flava_ds.layers.fused import ResidualLayerNorm
 from flava_ds.layers.hidden_dropout import HiddenDropout
+from flava_ds.layers.transformer import Pooler
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,33 @@ class BertEmbeddings(nn.Module):
         return normed if drops is None else drops(normed)
 
 
+class PooledWords(nn.Module):
+    """A model of one transformer, with BERT's embeddings and a pooler that some objectives read."""
+
+    embeddings: BertEmbeddings
+    pooler: Pooler
+
+    def pooled(self, first: Tensor) -> Tensor:
+        """Returns dense and tanh over states of texts' CLS: [b d] -> [b d]."""
+        return self.pooler(first)
+
+    def word_table(self) -> Tensor:
+        """Returns the word embeddings: [v d]."""
+        return self.embeddings.words.weight
+
+    def parameters_of(self, view: str, *, read_directly: bool) -> set[str]:
+        """Returns the names of the parameters that get a gradient when `view` does: all but the pooler's."""
+        return {name for name, _ in self.named_parameters()} - self.pooler_parameters()
+
+    def pooler_parameters(self) -> set[str]:
+        """Returns the names of the pooler's parameters."""
+        return {f"pooler.{name}" for name, _ in self.pooler.named_parameters()}
+
+
 @torch.no_grad()
-def initialize_as_bert(module: nn.Module, std: float) -> None:
-    """Draws weights and tables from a normal distribution cut at two deviations; biases are zero.
+def initialize_as_bert(module: nn.Module, std: float, plain: tuple[str, ...] = ()) -> None:
+    """Draws weights and tables from a normal distribution cut at two deviations, and parameters whose names
+    end in one of `plain` from a whole one; biases are zero.
 
     Source: Devlin et al. 2019, BERT, its published code.
     """
@@ -101,3 +126,6 @@ def initialize_as_bert(module: nn.Module, std: float) -> None:
             nn.init.trunc_normal_(part.weight, std=std, a=-2 * std, b=2 * std)
         if isinstance(part, nn.Linear) and part.bias is not None:
             nn.init.zeros_(part.bias)
+    for name, parameter in module.named_parameters():
+        if plain and name.endswith(plain):
+            nn.init.normal_(parameter, std=std)

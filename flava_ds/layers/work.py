@@ -21,8 +21,14 @@ def encoder_flops(
     """
     d, f = shape.hidden_size, shape.intermediate_size
     tokens, scores = sum(lengths), sum(pairs(length, causal) for length in lengths)
-    spared = 0 if read is None else 2 * (tokens - read) * (d * d + 2 * d * f)
+    spared = 0 if read is None else (tokens - read) * finishing_flops(shape)
     return shape.num_hidden_layers * (2 * tokens * (4 * d * d + 2 * d * f) + 4 * scores * d) - spared
+
+
+def finishing_flops(shape: TransformerShape) -> int:
+    """Returns what the last block computes for a row that is read alone: output projection and MLP."""
+    d, f = shape.hidden_size, shape.intermediate_size
+    return 2 * (d * d + 2 * d * f)
 
 
 def cross_attention_flops(
@@ -53,8 +59,12 @@ def cross_attention_flops(
 def image_flops(shape: Any, size: int) -> float:
     """Counts the encoding of one image with an edge of `size` pixels of which the CLS alone is read."""
     patches = (size // shape.patch_size) ** 2
-    embedding = 2 * patches * shape.patch_size**2 * shape.num_channels * shape.hidden_size
-    return embedding + encoder_flops(shape, [1 + patches], 1)
+    return patch_flops(shape, patches) + encoder_flops(shape, [1 + patches], 1)
+
+
+def patch_flops(shape: Any, patches: int) -> int:
+    """Counts the embedding of patches."""
+    return 2 * patches * shape.patch_size**2 * shape.num_channels * shape.hidden_size
 
 
 def head_flops(hidden_size: int, vocab_size: int) -> float:

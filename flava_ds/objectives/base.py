@@ -13,9 +13,11 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flava_ds.batch import Batch
+from flava_ds.layers.transformer import at_least_fp32
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,13 @@ class Loss:
     count: int
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
     statistics: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def classified(logits: Tensor, labels: Tensor) -> Loss:
+    """Sums the cross-entropy of choices between a few classes, in fp32 or better: [k z], [k]."""
+    logits = at_least_fp32(logits)
+    correct = (logits.detach().argmax(-1) == labels).sum().float()
+    return Loss(F.cross_entropy(logits, labels, reduction="sum"), labels.shape[0], {"correct": correct})
 
 
 class Rows(Protocol):

@@ -19,6 +19,7 @@ from flava_ds.batch import Batch
 from flava_ds.config.bounds import Above, AtLeast, AtMost, Between, Range, Steps
 from flava_ds.data.plan import Corruption
 from flava_ds.errors import ConfigError
+from flava_ds.layers.work import finishing_flops
 from flava_ds.objectives.base import Features, Loss
 from flava_ds.objectives.dino_head import DinoHead
 from flava_ds.objectives.dino_masks import CropMasks
@@ -150,9 +151,10 @@ class Dino(MultiCrop):
         return super().model_parameters(model) | masks
 
     def flops(self, model: Any, batch: Batch) -> float:
-        """Adds the head's work on masked patches, of student and teacher."""
+        """Adds the last block's and the head's work on masked patches, of student and teacher."""
         patches = batch["crop_mask_rows"].shape[0] if "crop_mask_rows" in batch else 0
-        return super().flops(model, batch) + patches * self.head.flops * (1 + 1 / 3)
+        of_patch = finishing_flops(self.shape) + self.head.flops
+        return super().flops(model, batch) + patches * of_patch * (1 + 1 / 3)
 
     def scores(self, seen: Seen) -> Seen:
         """Returns the student's log probabilities over the prototypes, by one call of the head:

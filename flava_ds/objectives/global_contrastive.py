@@ -17,7 +17,7 @@ from torch import Tensor
 from flava_ds.batch import Batch
 from flava_ds.config.bounds import AtLeast, AtMost, Below
 from flava_ds.config.objectives import ObjectiveConfig
-from flava_ds.layers.transformer import at_least_fp32
+from flava_ds.layers.transformer import clamped
 from flava_ds.objectives.base import Features, PooledObjective, sum_of_all_ranks
 
 
@@ -108,10 +108,3 @@ def smoothing(image: Tensor, text: Tensor, log_scale: Tensor, matched: Tensor) -
     of_images, of_texts = means / (image.shape[0] * (dist.get_world_size() if dist.is_initialized() else 1))
     own = (image * text).sum(1) - (image @ of_texts + text @ of_images) / 2
     return log_scale.exp().squeeze() * (matched * own).sum()
-
-
-def clamped(logit_scale: Tensor, maximum: float) -> Tensor:
-    """Clamps the log-space scale to [0, maximum], passing the gradient through."""
-    # A plain clamp has no gradient outside its range, so a scale that overshot could never come back.
-    logit_scale = at_least_fp32(logit_scale)
-    return logit_scale + (logit_scale.clamp(0.0, maximum) - logit_scale).detach()

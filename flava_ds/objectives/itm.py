@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flava_ds.batch import Batch
@@ -16,8 +15,7 @@ from flava_ds.config.bounds import Share
 from flava_ds.config.objectives import ObjectiveConfig
 from flava_ds.data.plan import BatchPlan, Corruption, Draft
 from flava_ds.layers.heads import MatchingHead
-from flava_ds.layers.transformer import at_least_fp32
-from flava_ds.objectives.base import Loss, Objective
+from flava_ds.objectives.base import Loss, Objective, classified
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,10 +94,7 @@ class ImageTextMatching(Objective):
 
     def forward(self, model: Any, hidden: Mapping[str, Tensor], batch: Batch) -> Loss:
         first = [hidden[view] for view in self.views]
-        logits = at_least_fp32(self.head(model.pooled(*first) if self.pooled else first[0]))
-        labels = batch["itm_labels"]
-        correct = (logits.detach().argmax(-1) == labels).sum().float()
-        return Loss(F.cross_entropy(logits, labels, reduction="sum"), self.count(batch), {"correct": correct})
+        return classified(self.head(model.pooled(*first) if self.pooled else first[0]), batch["itm_labels"])
 
     def model_parameters(self, model: Any) -> set[str]:
         return super().model_parameters(model) | (model.pooler_parameters() if self.pooled else set())

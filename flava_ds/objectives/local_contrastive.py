@@ -45,13 +45,14 @@ class LocalContrastive(GlobalContrastive):
         image, text = features.samples["image"], features.samples["text"]
         scale, matched = features.shared["log_scale"].exp(), features.constants["matched"]
         (images, first), (texts, _) = of_all_ranks(image.detach()), of_all_ranks(text.detach())
-        loss, correct = scale.new_zeros(()), scale.new_zeros(())
+        loss, correct, smoothing = scale.new_zeros(()), scale.new_zeros(()), self.config.label_smoothing
         for rows in torch.arange(len(image), device=image.device).tensor_split(self.config.parts_of_a_rank):
             own, target = matched[rows], rows + first
             for ours, theirs, queries in ((image, texts, True), (text, images, False)):
                 keys = theirs.index_copy(0, target, (text if queries else image)[rows])
                 scores = scale * (ours[rows] @ keys.T).to(scale.dtype)
-                loss = loss + (F.cross_entropy(scores, target, reduction="none") * own).sum() / 2
+                terms = F.cross_entropy(scores, target, reduction="none", label_smoothing=smoothing)
+                loss = loss + (terms * own).sum() / 2
                 if queries:
                     correct = correct + ((scores.detach().argmax(1) == target) * own).sum()
         return loss, {"correct": correct}

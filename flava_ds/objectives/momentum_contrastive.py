@@ -16,16 +16,16 @@ from torch import Tensor
 
 from flava_ds.batch import Batch
 from flava_ds.config.bounds import AtLeast, AtMost, Share, Steps
-from flava_ds.config.objectives import ObjectiveConfig
+from flava_ds.config.objectives import ObjectiveConfig, check_single
 from flava_ds.errors import ConfigError
-from flava_ds.layers.transformer import at_least_fp32
+from flava_ds.layers.transformer import clamped
 from flava_ds.objectives.base import Loss, Objective, of_all_ranks
 from flava_ds.objectives.state import TrainingState
 
 if TYPE_CHECKING:
     from flava_ds.training.engine import Engine
 
-TEMPERATURES = 0.001, 0.5
+COLDEST, HOTTEST = 0.001, 0.5
 """The bounds of the temperature."""
 
 
@@ -50,6 +50,8 @@ class MomentumContrastiveConfig(ObjectiveConfig, type="itc"):
 
     def check(self, where: str, config: Any) -> None:
         config.model.check_provides("teacher", where)
+        both = "each have a queue, and a batch holds one's columns"
+        check_single(MomentumContrastiveConfig, config.objectives, both)
         for name in config.drawn_sources:
             size = config.global_batch_size(name)
             if self.queue_size % size:
@@ -93,7 +95,7 @@ class MomentumContrastive(Objective):
         share = grown(self.config.distillation, self.config.distillation_steps, batch.step)
         image, text = model.image_embeddings(hidden["image"]), model.text_embeddings(hidden["text"])
         images, texts, own = (batch[f"contrast_{name}"] for name in ("images", "texts", "own"))
-        divisor, shown = clamped(model.temperature), batch.get("contrast_identities")
+        divisor, shown = clamped(model.temperature, HOTTEST, COLDEST), batch.get("contrast_identities")
         same = None if shown is None else shown[own][:, None] == shown
         of_images, correct = soft_contrast(
             image / divisor, texts, own, images / divisor.detach(), share, same
@@ -108,12 +110,6 @@ class MomentumContrastive(Objective):
 
     def model_parameters(self, model: Any) -> set[str]:
         return super().model_parameters(model) | model.contrastive_parameters()
-
-
-def clamped(temperature: Tensor) -> Tensor:
-    """Clamps the temperature, passing the gradient through."""
-    temperature = at_least_fp32(temperature)
-    return temperature + (temperature.clamp(*TEMPERATURES) - temperature).detach()
 
 
 def soft_contrast(

@@ -20,7 +20,7 @@ from flava_ds.batch import Batch
 from flava_ds.config.bounds import AtLeast, AtMost, Between, Range
 from flava_ds.config.data import ImageTransformConfig
 from flava_ds.config.data_checks import check_transform
-from flava_ds.config.objectives import ObjectiveConfig
+from flava_ds.config.objectives import ObjectiveConfig, check_single
 from flava_ds.config.schedules import along_cosine
 from flava_ds.data.order import uniforms
 from flava_ds.data.plan import BatchPlan, Corruption, Crops, Draft
@@ -88,6 +88,9 @@ class MultiCropConfig(ObjectiveConfig):
         return {"global_crops": large, **({"local_crops": small} if self.local_crops else {})}
 
     def check(self, where: str, config: Any) -> None:
+        check_single(
+            MultiCropConfig, config.objectives, "each have a teacher, and a batch holds one's targets"
+        )
         for name in ("first_global", "second_global", "local"):
             check_transform(f"{where}.{name}", getattr(self, name))
         if not hasattr(config.model, "image"):
@@ -123,8 +126,8 @@ class Seen(NamedTuple):
     """What the student makes of a micro-batch's crops.
 
     Shapes:
-        large    [b 2 d]  CLS
-        small    [b a d]  CLS, or None without small crops
+        large    [b 2 d]  CLS, or what a head makes of it
+        small    [b a d]  the same, or None without small crops
         patches  [m d]    masked patches of large crops, or None without masks
     """
 
@@ -207,7 +210,7 @@ class Spread(MultiCrop, PooledObjective):
 
     @abstractmethod
     def spread(self, large: Tensor) -> Features:
-        """Returns what the term needs of the CLS of the student's large crops: [b 2 d]."""
+        """Returns what the term needs of the student's large crops, as `Seen` has them: [b 2 d]."""
 
     def features(self, model: Any, hidden: Mapping[str, Tensor], batch: Batch) -> Features:
         return self.spread(self.student(model, batch, small=False).large)

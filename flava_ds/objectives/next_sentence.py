@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flava_ds.batch import Batch
@@ -18,8 +17,7 @@ from flava_ds.data.plan import BatchPlan, Draft
 from flava_ds.data.samples import Sample, tags_of
 from flava_ds.data.tokenizer import WordPieceTokenizer
 from flava_ds.data.two_segments import joined, segments, sentences
-from flava_ds.layers.transformer import at_least_fp32
-from flava_ds.objectives.base import Loss, Objective
+from flava_ds.objectives.base import Loss, Objective, classified
 
 _CUT_STREAM = 15
 
@@ -220,10 +218,7 @@ class NextSentence(Objective):
         return {self.view: model.first_rows(self.view, batch).index_select(0, batch["nsp_samples"])}
 
     def forward(self, model: Any, hidden: Mapping[str, Tensor], batch: Batch) -> Loss:
-        logits = at_least_fp32(self.classifier(model.pooled(hidden[self.view])))
-        labels = batch["nsp_labels"]
-        correct = (logits.detach().argmax(-1) == labels).sum().float()
-        return Loss(F.cross_entropy(logits, labels, reduction="sum"), self.count(batch), {"correct": correct})
+        return classified(self.classifier(model.pooled(hidden[self.view])), batch["nsp_labels"])
 
     def model_parameters(self, model: Any) -> set[str]:
         return super().model_parameters(model) | model.pooler_parameters()

@@ -65,13 +65,19 @@ class Simdino(Spread):
 
         return {"teacher": DinoTeacher(*networks, self.momentum, targets)}
 
+    def student(self, model: Any, batch: Batch, *, small: bool = True) -> Seen:
+        """Returns the head's features of the crops, which the loss and its term read."""
+        seen = super().student(model, batch, small=small)
+        return seen._replace(
+            large=self.outputs(seen.large), small=None if seen.small is None else self.outputs(seen.small)
+        )
+
     def matched(self, seen: Seen, batch: Batch) -> Loss:
-        targets, large = batch["dino_targets"], self.outputs(seen.large)
-        total, pairs = (targets * large.flip(1)).sum(), targets.shape[1]
+        targets = batch["dino_targets"]
+        total, pairs = (targets * seen.large.flip(1)).sum(), targets.shape[1]
         if seen.small is not None:
-            small = self.outputs(seen.small)
-            total = total + (targets.sum(1) * small.sum(1)).sum()
-            pairs += targets.shape[1] * small.shape[1]
+            total = total + (targets.sum(1) * seen.small.sum(1)).sum()
+            pairs += targets.shape[1] * seen.small.shape[1]
         cosine = total / pairs
         return Loss(batch.size - cosine, self.count(batch), {"cosine": cosine.detach()})
 
@@ -80,7 +86,7 @@ class Simdino(Spread):
         return self.head(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])
 
     def spread(self, large: Tensor) -> Features:
-        first, second = self.outputs(large).unbind(1)
+        first, second = large.unbind(1)
         return Features({"first": first.contiguous(), "second": second.contiguous()})
 
     def pooled_loss(self, features: Features) -> tuple[Tensor, dict[str, Tensor]]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flava_ds.batch import Batch
@@ -15,8 +14,7 @@ from flava_ds.config.bounds import Share
 from flava_ds.config.objectives import ObjectiveConfig
 from flava_ds.data.plan import BatchPlan, Draft
 from flava_ds.errors import ConfigError
-from flava_ds.layers.transformer import at_least_fp32
-from flava_ds.objectives.base import Loss, Objective
+from flava_ds.objectives.base import Loss, Objective, classified
 
 MATCH, WRONG_TAGS, WRONG_CAPTION = range(3)
 """The classes, in the order of the published code."""
@@ -93,10 +91,7 @@ class TagContrast(Objective):
         return {self.view: model.first_rows(self.view, batch)}
 
     def forward(self, model: Any, hidden: Mapping[str, Tensor], batch: Batch) -> Loss:
-        logits = at_least_fp32(self.classifier(model.pooled(hidden[self.view])))
-        labels = batch["contrast_labels"]
-        correct = (logits.detach().argmax(-1) == labels).sum().float()
-        return Loss(F.cross_entropy(logits, labels, reduction="sum"), self.count(batch), {"correct": correct})
+        return classified(self.classifier(model.pooled(hidden[self.view])), batch["contrast_labels"])
 
     def flops(self, model: Any, batch: Batch) -> float:
         width = model.config.shape_of(self.view).hidden_size

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from flava_ds.batch import Batch
 from flava_ds.config.bounds import Above, AtLeast, AtMost
-from flava_ds.config.objectives import ObjectiveConfig
+from flava_ds.config.objectives import ObjectiveConfig, in_use
 from flava_ds.data.plan import BatchPlan, Draft
 from flava_ds.layers.transformer import at_least_fp32
 from flava_ds.objectives.base import Loss, Objective
-from flava_ds.objectives.itm import MatchLabels
+from flava_ds.objectives.itm import ImageTextMatchingConfig, MatchLabels
 
 _AT_ONCE = 2**24
 """Entries of the transport plans that are computed at a time."""
@@ -50,6 +50,17 @@ class WordPatchAlignmentConfig(ObjectiveConfig, type="wpa"):
 
     def check(self, where: str, config: Any) -> None:
         config.model.check_provides("alignment_rows", where)
+
+
+def second_texts(objectives: Mapping[str, ObjectiveConfig]) -> float | None:
+    """Returns how probably the second text of a pair is another sample's: as the matching objective says, or
+    its default if a run omits it. None if no objective reads a second text.
+    """
+    readers = (ImageTextMatchingConfig, WordPatchAlignmentConfig)
+    if not any(isinstance(own, readers) for own in in_use(objectives).values()):
+        return None
+    told = [own for own in objectives.values() if isinstance(own, ImageTextMatchingConfig)]
+    return (told or [ImageTextMatchingConfig()])[0].mismatch_probability
 
 
 @dataclass(frozen=True)

@@ -66,9 +66,13 @@ def albef_base() -> Config:
             activation_checkpointing=True,  # not published
             gradient_clipping=0.0,  # none in the code
         ),
-        # the code decays the class token and the positions of the image too
         optimizer=AdamWConfig(
-            lr=1e-4, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.02, decay_norm_and_bias=False
+            lr=1e-4,
+            betas=(0.9, 0.999),
+            eps=1e-8,
+            weight_decay=0.02,
+            decay_norm_and_bias=False,
+            decay_tokens_and_positions=True,  # the code exempts biases and norms alone
         ),
         # the code warms up from 1e-5 instead of 0, and falls once an epoch
         schedule=CosineScheduleConfig(warmup_steps=2_000, min_lr=1e-5),

@@ -64,13 +64,14 @@ def align_base() -> Config:
             activation_checkpointing=True,  # of the text tower; not published
             gradient_clipping=0.0,  # none is mentioned
         ),
-        # published, with this rate and decay; coyo-align does not decay norms
+        # published, with this rate and decay. In coyo-align all but the batch norms decays and takes steps
+        # relative to its own norm (also temperature, biases and BERT's norms); here the batch norms do, too
         optimizer=LambConfig(
             lr=1e-3,
             betas=(0.9, 0.999),  # not published
             eps=1e-6,  # not published
             weight_decay=1e-5,
-            decay_norm_and_bias=False,
+            decay_norm_and_bias=True,
         ),
         schedule=LinearScheduleConfig(warmup_steps=10_000, min_lr=0.0),
         engine=EngineConfig(deepspeed_config="zero1"),  # not published

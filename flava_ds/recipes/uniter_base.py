@@ -52,7 +52,9 @@ def uniter_base() -> Config:
                     kind="pair",
                     seed=0,
                     shards="shards/pairs",
-                    max_tokens=60,
+                    # published: captions of at most 60 tokens, [CLS] and [SEP] not counted; longer ones are
+                    # dropped there and cut here
+                    max_tokens=62,
                     regions_key="regions.safetensors",
                     max_regions=101,  # 10 to 100 of them above a confidence of 0.2, and the whole image
                 )

@@ -69,6 +69,7 @@ def vilt_base() -> Config:
             eps=1e-8,
             weight_decay=0.01,
             decay_norm_and_bias=False,
+            decay_tokens_and_positions=True,  # the code exempts biases and norms alone
         ),
         schedule=LinearScheduleConfig(warmup_steps=STEPS // 10, min_lr=0.0),
         # published: the transformer, patches and positions start from ViT-B/32, trained on ImageNet-21k and

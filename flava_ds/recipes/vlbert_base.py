@@ -50,6 +50,8 @@ def vlbert_base() -> Config:
                     max_regions=101,  # recalled: 10 to 100, and the whole image
                     # published: boxes are mirrored with probability 0.5
                 ),
+                # published: texts have neither [CLS] nor [SEP], and each is filled with the lines after it up
+                # to 64 tokens; here they begin and end as captions do and are as long as in the shards
                 "text": SourceConfig(kind="text", seed=1, shards="shards/text", max_tokens=64),
             },
             vocabulary="bert_base_uncased",

@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import flava_kernels.flops  # noqa: F401  registers the formulas
 import looks
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from evaluation.color_world import write_image_folder
 from real_runs import steps_of
 from sample_batches import tiny_config
 from stranger_runs import STEPS, numbers_of, prove, split, stranger_config
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from flava_ds import config as configuration
 from flava_ds.batch import Batch
@@ -32,6 +35,7 @@ from flava_ds.families.flava.task import build_task
 from flava_ds.objectives.dino import DinoConfig
 from flava_ds.objectives.dino_masks import CropMasks
 from flava_ds.objectives.dino_states import TRIALS, CollapseWatch, measure
+from flava_ds.objectives.simdino import SimdinoConfig
 
 SMALL = DinoConfig(
     num_prototypes=24,
@@ -197,6 +201,19 @@ def test_what_trains_is_what_gets_a_gradient(patch_weight):
     assert "model.image_encoder.position_embeddings" in moved
 
 
+def test_work_is_what_torch_counts():
+    """Student three times, teacher once; also of the masked patches."""
+    masks = {"patch_weight": 1.0, "min_patches_per_block": 1, "masked_crops": 1.0, "masked_least": 0.4}
+    task = task_of(watch_every_steps=0, **masks)
+    batch = masked(task, crops_of(task))
+    with FlopCounterMode(display=False) as teacher, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        (seen,) = task.states["dino.teacher"].complete_step([task.complete(batch)])
+    with FlopCounterMode(display=False) as student, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        task.step(seen, {"dino": torch.tensor(5.0)})
+    counted = 3 * student.get_total_flops() + teacher.get_total_flops()
+    assert task.flops(batch) == pytest.approx(counted, rel=1e-3)
+
+
 def test_stochastic_depth_leaves_branches_out_and_scales_the_others():
     task = task_of(stochastic_depth=0.5)
     encoder, (first, last) = task.model.image_encoder, task.model.image_encoder.transformer.blocks
@@ -286,6 +303,9 @@ def test_settings_that_cannot_work_are_one_line():
     shares = dataclasses.replace(SMALL, masked_least=0.6)
     with pytest.raises(ConfigError, match="dino.masked_least 0.6 is above masked_most 0.5; swap them"):
         configuration.check(tiny_config(objectives={"dino": shares}))
+    both = {"one": SMALL, "off": dataclasses.replace(SMALL, weight=0.0), "two": SimdinoConfig(local_size=8)}
+    with pytest.raises(ConfigError, match="objectives.one and objectives.two each have a teacher"):
+        configuration.check(tiny_config(objectives=both))
 
 
 @pytest.mark.distributed

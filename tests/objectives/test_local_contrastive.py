@@ -1,5 +1,6 @@
 """The local contrastive loss has the global one's value and, of its gradient, what stays in a part."""
 
+import pytest
 import torch
 
 from flava_ds.objectives.base import Features
@@ -27,9 +28,10 @@ def gradients(objective, found):
     return loss.detach(), torch.autograd.grad(loss, leaves), metrics["correct"]
 
 
-def test_one_part_is_the_global_loss():
-    ours = gradients(LocalContrastive(LocalContrastiveConfig()), features())
-    theirs = gradients(GlobalContrastive(GlobalContrastiveConfig()), features())
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_one_part_is_the_global_loss(smoothing):
+    ours = gradients(LocalContrastive(LocalContrastiveConfig(label_smoothing=smoothing)), features())
+    theirs = gradients(GlobalContrastive(GlobalContrastiveConfig(label_smoothing=smoothing)), features())
     torch.testing.assert_close(ours[0], theirs[0])
     torch.testing.assert_close(ours[1], theirs[1])
     assert ours[2] == theirs[2]

@@ -11,10 +11,12 @@ import torch.nn.functional as F
 from flava_ds import config as configuration
 from flava_ds.batch import Batch
 from flava_ds.errors import ConfigError
+from flava_ds.layers.transformer import clamped
 from flava_ds.objectives.momentum_contrastive import (
+    COLDEST,
+    HOTTEST,
     FeatureQueue,
     MomentumContrastiveConfig,
-    clamped,
     grown,
     soft_contrast,
 )
@@ -68,8 +70,9 @@ def test_the_teacher_s_share_grows_and_the_temperature_is_clamped_with_a_gradien
     ) == 0.4
     for value, kept in ((0.07, 0.07), (0.0, 0.001), (2.0, 0.5)):
         temperature = torch.tensor([value], dtype=torch.float64, requires_grad=True)
-        assert clamped(temperature).item() == pytest.approx(kept)
-        clamped(temperature).backward()
+        found = clamped(temperature, HOTTEST, COLDEST)
+        assert found.item() == kept
+        found.backward()
         assert temperature.grad.item() == 1
 
 
@@ -117,12 +120,15 @@ def test_the_queue_keeps_the_latest_pairs_and_every_micro_batch_sees_the_step(pa
     assert queue.place.tolist() == [4], "a step without its batches adds nothing"
 
 
-def test_a_queue_that_the_step_does_not_divide_is_one_line():
+def test_a_queue_that_the_step_does_not_divide_and_a_second_one_are_one_line():
     config = RECIPES["demo_albef"]()
     itc = dataclasses.replace(config.objectives["itc"], queue_size=2000)
     wrong = dataclasses.replace(config, objectives=config.objectives | {"itc": itc})
     with pytest.raises(ConfigError, match="objectives.itc.queue_size 2000 .* 64 pairs .* 1984 or 2048"):
         configuration.check(wrong)
+    both = {"itc": config.objectives["itc"], "more": MomentumContrastiveConfig(queue_size=64)}
+    with pytest.raises(ConfigError, match="objectives.itc and objectives.more each have a queue"):
+        configuration.check(dataclasses.replace(config, objectives=both))
     for other in ("clip_base", "demo_vilt"):
         config = RECIPES[other]()
         wrong = dataclasses.replace(config, objectives={"itc": MomentumContrastiveConfig(queue_size=0)})

@@ -1,18 +1,21 @@
 """SimDINO against its published loss written out, and a run in several topologies."""
 
+import flava_kernels.flops  # noqa: F401  registers the formulas
 import pytest
 import torch
 import torch.nn.functional as F
 from sample_batches import tiny_config
 from stranger_runs import STEPS, prove, stranger_config
 from test_dino import crops_of
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from flava_ds.families.flava.task import build_task
 from flava_ds.objectives.simdino import SimdinoConfig
 from flava_ds.optimizers.adamw import AdamWConfig
 
 SMALL = SimdinoConfig(
-    head_hidden_size=16,
+    head_hidden_size=64,
     bottleneck_size=8,
     local_crops=3,
     local_size=8,
@@ -24,7 +27,7 @@ SMALL = SimdinoConfig(
 def test_the_loss_is_the_published_one():
     task = build_task(tiny_config(objectives={"simdino": SMALL}))
     objective, teacher = task.objectives["simdino"], task.states["simdino.teacher"]
-    with torch.no_grad():
+    with torch.no_grad(), FlopCounterMode(display=False) as teaching, sdpa_kernel(SDPBackend.MATH):
         for number, parameter in enumerate(teacher.network.parameters()):
             parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(number))
         (batch,) = teacher.complete_step([teacher.complete(crops_of(task))])
@@ -41,7 +44,10 @@ def test_the_loss_is_the_published_one():
     rates = [torch.logdet(torch.eye(8) + 8 / (batch.size * 0.5) * own.T @ own) / 2 for own in student[:2]]
     factor = (8 + batch.size) / (8 * batch.size)
     expected = 1 - torch.stack(cosines).mean() - factor * torch.stack(rates).mean()
-    loss = objective(task.model, {}, batch)
+    with FlopCounterMode(display=False) as learning, sdpa_kernel(SDPBackend.MATH):
+        loss = objective(task.model, {}, batch)
+    counted = 3 * learning.get_total_flops() + teaching.get_total_flops()
+    assert task.flops(batch) == pytest.approx(counted, rel=5e-3), "each crop passes the head once"
     assert len(cosines) == 2 * 5 - 2 and loss.count == batch.size
     torch.testing.assert_close(loss.sum / loss.count, expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(loss.metrics["rate"] / loss.count, torch.stack(rates).mean().detach())

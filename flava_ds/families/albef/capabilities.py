@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from flava_ds.batch import Packed
 from flava_ds.families.albef.model import Albef
-from flava_ds.families.offers import WordReading, for_pairs
+from flava_ds.families.offers import Projector, WordReading, for_pairs
 from flava_ds.layers.patches import enlarged_edge
 from flava_ds.layers.transformer import Encoded
 from flava_ds.layers.words import pack
@@ -68,7 +68,7 @@ class AlbefPart:
         return WordReading(self.fused(image, texts), self.model, head)
 
 
-class AlbefEmbedder(AlbefPart):
+class AlbefEmbedder(AlbefPart, Projector):
     """Image and text vectors in the contrastive space, and the CLS states before the projection."""
 
     @torch.inference_mode()
@@ -81,16 +81,6 @@ class AlbefEmbedder(AlbefPart):
         """Encodes b arrays of ids, special tokens included: -> [b d], in the model's dtype."""
         packed = pack(texts, self.device)
         return self.model.text_encoder(packed, packed.cu_seqlens[:-1].long()).first()
-
-    @torch.inference_mode()
-    def project_images(self, features: Tensor) -> Tensor:
-        """Projects and L2-normalises: [b d] -> [b r], fp32."""
-        return self.model.image_embeddings(features)
-
-    @torch.inference_mode()
-    def project_texts(self, features: Tensor) -> Tensor:
-        """Projects and L2-normalises: [b d] -> [b r], fp32."""
-        return self.model.text_embeddings(features)
 
 
 class AlbefStates(AlbefPart):

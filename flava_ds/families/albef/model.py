@@ -6,16 +6,16 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flava_ds.batch import Batch, Packed
 from flava_ds.families.albef.config import AlbefConfig
 from flava_ds.families.flava.image_encoder import ImageEncoder
 from flava_ds.layers.cross_attention import CrossBlock
+from flava_ds.layers.heads import ContrastedModel
 from flava_ds.layers.hidden_dropout import HiddenDropout, hidden_dropout
 from flava_ds.layers.hidden_dropout import joined as joined_drops
-from flava_ds.layers.transformer import Encoded, Transformer, at_least_fp32
+from flava_ds.layers.transformer import Encoded, Transformer
 from flava_ds.layers.words import BertEmbeddings, PackedIds, initialize_as_bert
 
 FUSED = ("multimodal_masked", "multimodal")
@@ -63,7 +63,7 @@ class Fusion(nn.Module):
         return Encoded(Packed(hidden, text.cu_seqlens, text.max_seqlen), nn.Identity(), keep)
 
 
-class Albef(nn.Module):
+class Albef(ContrastedModel):
     """Encodes the requested views of a batch, each encoder's inputs once.
 
     "image" and "text" are read alone. "multimodal_masked" is the masked text with its image. "multimodal"
@@ -139,14 +139,6 @@ class Albef(nn.Module):
         (encoded,) = self.image_encoder(pixel_values, any_size=True)
         return replace(encoded.packed, hidden=encoded.last_hidden_state())
 
-    def image_embeddings(self, rows: Tensor) -> Tensor:
-        """Projects image CLS states, L2-normalised in fp32 or better: [b d] -> [b r]."""
-        return F.normalize(at_least_fp32(self.image_projection(rows)), dim=-1)
-
-    def text_embeddings(self, rows: Tensor) -> Tensor:
-        """Projects text CLS states, L2-normalised in fp32 or better: [b d] -> [b r]."""
-        return F.normalize(at_least_fp32(self.text_projection(rows)), dim=-1)
-
     def word_table(self) -> Tensor:
         """Returns the word embeddings: [v d]."""
         return self.text_encoder.embeddings.words.weight
@@ -162,10 +154,6 @@ class Albef(nn.Module):
             return torch.cat([first, first + tokens, batch["negative_cu_seqlens"][:-1].long() + 2 * tokens])
         return first
 
-    def embedding_rows(self, batch: Batch) -> dict[str, Tensor]:
-        """Returns the row of each image's and of each text's CLS."""
-        return {view: self.first_rows(view, batch) for view in ("image", "text")}
-
     def token_rows(self, view: str, tokens: Tensor, batch: Batch) -> Tensor:
         """Returns the rows of packed tokens in "multimodal_masked", which are the tokens' own: [k] -> [k]."""
         return tokens
@@ -175,11 +163,6 @@ class Albef(nn.Module):
         parts = {"image": ("image_encoder",), "text": ("text_encoder",)}
         read = parts.get(view, ("image_encoder", "text_encoder", "fusion"))
         return {name for name, _ in self.named_parameters() if name.partition(".")[0] in read}
-
-    def contrastive_parameters(self) -> set[str]:
-        """Returns the names of the parameters that only the contrastive objective uses."""
-        alone = ("image_projection", "text_projection", "temperature")
-        return {name for name, _ in self.named_parameters() if name.partition(".")[0] in alone}
 
 
 def texts_of(batch: Batch, ids: str = "input_ids", prefix: str = "") -> PackedIds:
@@ -204,14 +187,10 @@ def halves(images: Packed, parts: int) -> list[Packed]:
     return [Packed(hidden, bounds, images.max_seqlen) for hidden in images.hidden.chunk(parts)]
 
 
-@torch.no_grad()
 def initialize(module: nn.Module, std: float) -> None:
     """Draws initial weights as BERT does, and the image's CLS and positions with the same deviation.
 
     The published run starts from DeiT and BERT; its other weights are drawn so, except for the projections,
     which keep torch's default.
     """
-    initialize_as_bert(module, std)
-    for name, parameter in module.named_parameters():
-        if name.endswith(("cls_token", "position_embeddings")):
-            nn.init.normal_(parameter, std=std)
+    initialize_as_bert(module, std, ("cls_token", "position_embeddings"))

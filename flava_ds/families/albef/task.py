@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
-
 from flava_ds.batch import Batch
 from flava_ds.config import Config
 from flava_ds.families.albef.config import albef_of
 from flava_ds.families.albef.model import Albef, initialize
 from flava_ds.families.albef.teacher import AlbefTeacher
-from flava_ds.layers.work import cross_attention_flops, encoder_flops, head_flops
+from flava_ds.families.building import seeded, terms
+from flava_ds.layers.work import cross_attention_flops, encoder_flops, head_flops, patch_flops
 from flava_ds.objectives.distilled_text import DistilledText
 from flava_ds.objectives.hard_matching import HardNegatives
 from flava_ds.objectives.masked_text import MaskedLanguageModeling
-from flava_ds.training.task import Pass, Task, built_objectives, recompute_activations
+from flava_ds.training.task import Pass, Task, built_objectives
 
 
 class AlbefTask(Task):
@@ -43,7 +42,7 @@ class AlbefTask(Task):
         """
         active = self.active(batch.kind).values()
         views = set().union(*(own.needs for own in active))
-        masked = sum(own.count(batch) for own in active if isinstance(own, MaskedLanguageModeling))
+        masked = terms(self, batch, MaskedLanguageModeling)
         yield from self._encoders(batch, views, masked)
         width = albef_of(self.config).fusion.hidden_size
         yield Pass("mlm", masked * head_flops(width, albef_of(self.config).text.vocab_size))
@@ -66,8 +65,7 @@ class AlbefTask(Task):
         lengths, rows = batch["cu_seqlens"].diff().tolist(), 1 + model.image.num_patches
         matching = "multimodal" in views
         images = size * (1 + matching)
-        weights = image.patch_size**2 * image.num_channels * image.hidden_size
-        yield Pass("patch_embedding", 2 * images * image.num_patches * weights)
+        yield Pass("patch_embedding", patch_flops(image, images * image.num_patches))
         fused = matching or "multimodal_masked" in views
         yield Pass("image_encoder", encoder_flops(image, [rows] * images, None if fused else size))
         if "text" in views or matching:
@@ -91,10 +89,6 @@ class AlbefTask(Task):
 
 def build_task(config: Config) -> AlbefTask:
     """Builds ALBEF and its objectives, initialised from config.seed, independent of the global generator."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        task = AlbefTask(config)
-        initialize(task, albef_of(config).initializer_range)
-    recompute_activations(task, config.training)
+    task = seeded(AlbefTask, config, lambda task: initialize(task, albef_of(config).initializer_range))
     task.follow()
     return task

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from flava_ds.batch import Batch
 from flava_ds.families.albef.model import Albef
 from flava_ds.layers.heads import TiedPredictionHead
-from flava_ds.objectives.momentum_contrastive import clamped
+from flava_ds.layers.transformer import clamped
+from flava_ds.objectives.momentum_contrastive import COLDEST, HOTTEST
 from flava_ds.objectives.state import EmaTeacher
 
 
@@ -41,7 +42,7 @@ class AlbefTeacher(EmaTeacher):
         targets: dict[str, Tensor] = {
             "teacher_image": model.image_embeddings(encoded["image"].rows(reads["image"])),
             "teacher_text": model.text_embeddings(encoded["text"].rows(reads["text"])),
-            "teacher_temperature": clamped(model.temperature),
+            "teacher_temperature": clamped(model.temperature, HOTTEST, COLDEST),
         }
         if self.predicts:
             head, states = parts["head"], encoded["multimodal_masked"].rows(batch["mlm_rows"])

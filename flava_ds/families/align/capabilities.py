@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from flava_ds.families.align.model import Align
 from flava_ds.families.bert.model import BertEncoder
+from flava_ds.families.offers import Projector
 from flava_ds.layers.words import pack
 
 if TYPE_CHECKING:
@@ -41,11 +42,8 @@ def first_states(encoder: BertEncoder, texts: Sequence[np.ndarray]) -> Tensor:
     return encoder.encode_texts(packed.ids, packed.cu_seqlens, packed.max_seqlen, keep=first).rows(first)
 
 
-class AlignEmbedder:
+class AlignEmbedder(Projector):
     """Image and text vectors in the contrastive space, and the features before them."""
-
-    def __init__(self, model: Align) -> None:
-        self.model = model
 
     @torch.inference_mode()
     def image_features(self, pixels: Tensor) -> Tensor:
@@ -56,16 +54,6 @@ class AlignEmbedder:
     def text_features(self, texts: Sequence[np.ndarray]) -> Tensor:
         """Encodes b arrays of ids, special tokens included: -> [b d], in the model's dtype."""
         return first_states(self.model.text_encoder, texts)
-
-    @torch.inference_mode()
-    def project_images(self, features: Tensor) -> Tensor:
-        """L2-normalises: [b d] -> [b d], fp32."""
-        return self.model.image_embeddings(features)
-
-    @torch.inference_mode()
-    def project_texts(self, features: Tensor) -> Tensor:
-        """Projects and L2-normalises: [b d] -> [b r], fp32."""
-        return self.model.text_embeddings(features)
 
     def text_states(self) -> TunableTexts:
         """Returns a copy of the text tower to fine-tune; the model stays unchanged."""

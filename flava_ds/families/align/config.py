@@ -60,14 +60,6 @@ class AlignConfig(NormallyInitialized, type="align"):
     views: ClassVar[tuple[str, ...]] = ("image", "text")
 
     @property
-    def max_tokens(self) -> int:
-        return self.text.max_position_embeddings
-
-    @property
-    def image_size(self) -> int:
-        return self.image.image_size
-
-    @property
     def projection_dim(self) -> int:
         """Features of an image, and of a projected text."""
         from flava_ds.layers.efficientnet import STAGES, scaled_channels

@@ -13,7 +13,7 @@ from flava_ds.config import Config
 from flava_ds.config.encoders import BertTextConfig
 from flava_ds.errors import CheckpointError
 from flava_ds.families.align.config import AlignConfig, EfficientNetConfig, align_of
-from flava_ds.families.align.model import Align
+from flava_ds.families.align.model import LEAST_TEMPERATURE, Align
 from flava_ds.families.bert_layouts import (
     BLOCK,
     EMBEDDINGS,
@@ -104,6 +104,8 @@ class AlignLayouts:
         """Returns AlignConfig's JSON and AlignModel's tensors; those that it does not read are zeros."""
         model = align_of(config)
         own = {name: tensor for name, tensor in weights.items() if name.startswith("model.")}
+        # transformers divides by the temperature as it is
+        own["model.temperature"] = own["model.temperature"].clamp(min=LEAST_TEMPERATURE)
         theirs = to_theirs(own, entries(model), "the run's checkpoint")
         width = model.text.hidden_size
         unread = {
@@ -147,6 +149,7 @@ def transformers_settings(config: Config) -> dict[str, Any]:
         "dtype": "float32",
         "projection_dim": model.projection_dim,
         "temperature_init_value": model.temperature_init,
+        "initializer_range": model.initializer_range,
         "text_config": {
             "model_type": "align_text_model",
             **text_settings(model.text),
@@ -189,6 +192,7 @@ def of_transformers(raw: Mapping[str, Any], where: str) -> AlignConfig:
             drop_path=image.get("drop_connect_rate", EfficientNetConfig.drop_path),
         ),
         temperature_init=raw.get("temperature_init_value", 1.0),
+        initializer_range=raw.get("initializer_range", AlignConfig.initializer_range),
     )
     if raw.get("projection_dim", model.projection_dim) != model.projection_dim:
         raise CheckpointError(

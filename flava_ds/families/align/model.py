@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -13,9 +14,13 @@ from flava_ds.batch import Batch
 from flava_ds.families.align.config import AlignConfig
 from flava_ds.families.bert.model import BertEncoder
 from flava_ds.layers.efficientnet import EfficientNet, initialize_as_efficientnet
+from flava_ds.layers.heads import ContrastedModel
 from flava_ds.layers.hidden_dropout import hidden_dropout
-from flava_ds.layers.transformer import Encoded, at_least_fp32
+from flava_ds.layers.transformer import Encoded, at_least_fp32, clamped
 from flava_ds.layers.words import initialize_as_bert
+
+LEAST_TEMPERATURE = 0.001
+"""Smaller temperatures, and those below 0, count as this."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class Means:
         return self.hidden.index_select(0, rows)
 
 
-class Align(nn.Module):
+class Align(ContrastedModel):
     """Encodes the requested views of a batch: "image" and "text"."""
 
     def __init__(self, config: AlignConfig):
@@ -46,7 +51,7 @@ class Align(nn.Module):
     @property
     def logit_scale(self) -> Tensor:
         """Log of what similarities are multiplied by: [1]."""
-        return -at_least_fp32(self.temperature).log()
+        return -clamped(self.temperature, math.inf, LEAST_TEMPERATURE).log()
 
     def encode(
         self, batch: Batch, views: Collection[str], reads: Mapping[str, Tensor] | None = None
@@ -76,25 +81,15 @@ class Align(nn.Module):
             return batch["cu_seqlens"][:-1].long()
         return torch.arange(batch.size, device=batch["pixel_values"].device)
 
-    def embedding_rows(self, batch: Batch) -> dict[str, Tensor]:
-        """Returns the rows that are embedded, by view: [b]."""
-        return {view: self.first_rows(view, batch) for view in ("image", "text")}
-
     def image_embeddings(self, rows: Tensor) -> Tensor:
-        """L2-normalises image features in fp32 or better: [b c] -> [b c]."""
+        """L2-normalises image features in fp32 or better, into whose space texts are projected:
+        [b c] -> [b c].
+        """
         return F.normalize(at_least_fp32(rows), dim=-1)
-
-    def text_embeddings(self, rows: Tensor) -> Tensor:
-        """Projects CLS states, L2-normalised in fp32 or better: [b d] -> [b c]."""
-        return F.normalize(at_least_fp32(self.text_projection(rows)), dim=-1)
 
     def parameters_of(self, view: str, *, read_directly: bool) -> set[str]:
         """Returns the names of the parameters that get a gradient when `view` does: its tower's."""
         return {f"{view}_encoder.{name}" for name, _ in getattr(self, f"{view}_encoder").named_parameters()}
-
-    def contrastive_parameters(self) -> set[str]:
-        """Returns the names of the parameters that only the contrastive objective uses."""
-        return {"text_projection.weight", "text_projection.bias", "temperature"}
 
 
 def initialize(model: Align) -> None:

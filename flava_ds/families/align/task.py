@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
-
 from flava_ds.batch import Batch
 from flava_ds.config import Config
 from flava_ds.families.align.config import align_of
 from flava_ds.families.align.model import Align, initialize
+from flava_ds.families.building import seeded
 from flava_ds.layers.work import encoder_flops
 from flava_ds.training.batch_norms import BatchNormTask
-from flava_ds.training.task import Pass, built_objectives, recompute_activations
+from flava_ds.training.task import Pass, built_objectives
 
 
 class AlignTask(BatchNormTask):
@@ -35,9 +34,4 @@ class AlignTask(BatchNormTask):
 
 def build_task(config: Config) -> AlignTask:
     """Builds ALIGN and its objectives, initialised from config.seed, independent of the global generator."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        task = AlignTask(config)
-        initialize(task.model)
-    recompute_activations(task, config.training)
-    return task
+    return seeded(AlignTask, config, lambda task: initialize(task.model))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from flava_ds.data.two_segments import segments
 from flava_ds.families.bert.model import Bert
-from flava_ds.families.offers import WordReading
+from flava_ds.families.offers import WordReading, names_by_type
 from flava_ds.layers.heads import MaskedPredictionHead, TiedPredictionHead
 from flava_ds.layers.transformer import Encoded
 from flava_ds.layers.words import pack
@@ -33,9 +33,9 @@ def offers(module: Task, config: Any) -> tuple[tuple[object, ...], dict[str, str
     objectives: Any = module.objectives  # their heads differ in type
     sep_id = config.model.load_tokenizer(config).sep_id
     texts = BertTexts(module.model, sep_id)
-    if "mlm" not in objectives:
+    if (masked := names_by_type(module, config).get("mlm")) is None:
         return (texts,), {**LACKS, "Scorer": "the run trains no masked objective"}
-    return (texts, BertScorer(module.model, sep_id, objectives["mlm"].head)), dict(LACKS)
+    return (texts, BertScorer(module.model, sep_id, objectives[masked].head)), dict(LACKS)
 
 
 def encode(model: Bert, sep_id: int, texts: Sequence[np.ndarray], *, first_only: bool = False) -> Encoded:

@@ -29,10 +29,6 @@ class BertConfig(NormallyInitialized, type="bert"):
     provides: ClassVar[frozenset[str]] = frozenset({"word_table", "pooled"})
 
     @property
-    def max_tokens(self) -> int:
-        return self.text.max_position_embeddings
-
-    @property
     def image_size(self) -> int:
         return 0
 

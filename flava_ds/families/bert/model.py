@@ -11,7 +11,7 @@ from flava_ds.config.encoders import BertTextConfig
 from flava_ds.families.bert.config import BertConfig
 from flava_ds.layers.hidden_dropout import HiddenDropout, hidden_dropout
 from flava_ds.layers.transformer import Encoded, Pooler, Transformer
-from flava_ds.layers.words import BertEmbeddings
+from flava_ds.layers.words import BertEmbeddings, PooledWords
 
 IDS = {"text": "input_ids", "text_masked": "input_ids_masked"}
 """The ids that each view encodes."""
@@ -40,7 +40,7 @@ class BertEncoder(nn.Module):
         return Encoded(Packed(hidden, cu_seqlens, max_seqlen), nn.Identity(), keep)
 
 
-class Bert(BertEncoder):
+class Bert(BertEncoder, PooledWords):
     """Encodes the requested views of a batch: "text" and "text_masked"."""
 
     def __init__(self, config: BertConfig):
@@ -67,14 +67,6 @@ class Bert(BertEncoder):
             encoded[view] = self.encode_texts(ids, cu_seqlens, max_seqlen, types, keep.get(view), drops)
         return encoded
 
-    def pooled(self, first: Tensor) -> Tensor:
-        """Returns dense and tanh over CLS states: [b d] -> [b d]."""
-        return self.pooler(first)
-
-    def word_table(self) -> Tensor:
-        """Returns the word embeddings: [v d]."""
-        return self.embeddings.words.weight
-
     def first_rows(self, view: str, batch: Batch) -> Tensor:
         """Returns the row of each text's CLS: [b]."""
         return batch["cu_seqlens"][:-1].long()
@@ -82,11 +74,3 @@ class Bert(BertEncoder):
     def token_rows(self, view: str, tokens: Tensor, batch: Batch) -> Tensor:
         """Returns the rows of packed tokens, which are the tokens' own: [k] -> [k]."""
         return tokens
-
-    def parameters_of(self, view: str, *, read_directly: bool) -> set[str]:
-        """Returns the names of the parameters that get a gradient when `view` does: all but the pooler's."""
-        return {name for name, _ in self.named_parameters()} - self.pooler_parameters()
-
-    def pooler_parameters(self) -> set[str]:
-        """Returns the names of the pooler's parameters."""
-        return {f"pooler.{name}" for name, _ in self.pooler.named_parameters()}

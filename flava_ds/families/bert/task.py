@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
-
 from flava_ds.batch import Batch
 from flava_ds.config import Config
 from flava_ds.families.bert.config import bert_of
 from flava_ds.families.bert.model import Bert
+from flava_ds.families.building import seeded, terms
 from flava_ds.layers.words import initialize_as_bert
 from flava_ds.layers.work import encoder_flops, head_flops
 from flava_ds.objectives.masked_text import MaskedLanguageModeling
 from flava_ds.objectives.next_sentence import NextSentence
-from flava_ds.training.task import Pass, Task, built_objectives, recompute_activations
+from flava_ds.training.task import Pass, Task, built_objectives
 
 
 class BertTask(Task):
@@ -27,11 +26,8 @@ class BertTask(Task):
 
     def passes(self, batch: Batch) -> Iterator[Pass]:
         """Lists a batch's work, without lookups, norms and losses."""
-        text, active = bert_of(self.config).text, self.active(batch.kind).values()
-        tokens, pairs = (
-            sum(own.count(batch) for own in active if isinstance(own, kind))
-            for kind in (MaskedLanguageModeling, NextSentence)
-        )
+        text = bert_of(self.config).text
+        tokens, pairs = terms(self, batch, MaskedLanguageModeling), terms(self, batch, NextSentence)
         lengths = batch["cu_seqlens"].diff().tolist()
         yield Pass("text_encoder", encoder_flops(text, lengths, tokens + pairs))
         yield Pass("mlm", tokens * head_flops(text.hidden_size, text.vocab_size))
@@ -40,9 +36,4 @@ class BertTask(Task):
 
 def build_task(config: Config) -> BertTask:
     """Builds BERT and its objectives, initialised from config.seed, independent of the global generator."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        task = BertTask(config)
-        initialize_as_bert(task, bert_of(config).initializer_range)
-    recompute_activations(task, config.training)
-    return task
+    return seeded(BertTask, config, lambda task: initialize_as_bert(task, bert_of(config).initializer_range))

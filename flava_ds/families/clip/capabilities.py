@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flava_ds.families.clip.model import Clip
 from flava_ds.families.clip.tunable import ClipStates
+from flava_ds.families.offers import Projector
 from flava_ds.layers.words import pack
 
 if TYPE_CHECKING:
@@ -33,14 +33,11 @@ def offers(module: Task, config: Any) -> tuple[tuple[object, ...], dict[str, str
     return (ClipEmbedder(module.model), ClipStates(module.model)), dict(LACKS)
 
 
-class ClipEmbedder:
+class ClipEmbedder(Projector):
     """Image and text vectors in the contrastive space, and the features before the projection.
 
     Source: Radford et al. 2021, section 3: linear probes read the features before the projection.
     """
-
-    def __init__(self, model: Clip) -> None:
-        self.model = model
 
     @property
     def device(self) -> torch.device:
@@ -58,13 +55,3 @@ class ClipEmbedder:
         packed = pack(texts, self.device)
         last = packed.cu_seqlens[1:].long() - 1
         return self.model.text_encoder(packed.ids, packed.cu_seqlens, packed.max_seqlen, last).rows(last)
-
-    @torch.inference_mode()
-    def project_images(self, features: Tensor) -> Tensor:
-        """Projects and L2-normalises: [b d] -> [b r], fp32."""
-        return self.model.image_embeddings(features)
-
-    @torch.inference_mode()
-    def project_texts(self, features: Tensor) -> Tensor:
-        """Projects and L2-normalises: [b d] -> [b r], fp32."""
-        return self.model.text_embeddings(features)

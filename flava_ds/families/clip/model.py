@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from flava_ds.batch import Batch
 from flava_ds.families.clip.config import ClipConfig
 from flava_ds.layers.fused import LayerNorm
+from flava_ds.layers.heads import ContrastedModel
 from flava_ds.layers.patches import PatchEmbedding
-from flava_ds.layers.transformer import Block, Encoded, Transformer, at_least_fp32, encode_versions
+from flava_ds.layers.transformer import Block, Encoded, Transformer, encode_versions
 
 
 class ImageTower(nn.Module):
@@ -68,7 +69,7 @@ class TextTower(nn.Module):
         return encode_versions(self.transformer, self.final_norm, hidden, (cu_seqlens, max_seqlen), [keep])[0]
 
 
-class Clip(nn.Module):
+class Clip(ContrastedModel):
     """Encodes the requested views of a batch: "image" and "text"."""
 
     def __init__(self, config: ClipConfig):
@@ -103,24 +104,12 @@ class Clip(nn.Module):
         """Returns the row of each image's CLS and of each text's last token, which attends to all others."""
         return {"image": self.first_rows("image", batch), "text": batch["cu_seqlens"][1:].long() - 1}
 
-    def image_embeddings(self, rows: Tensor) -> Tensor:
-        """Projects image CLS states, L2-normalised in fp32 or better: [b d] -> [b r]."""
-        return F.normalize(at_least_fp32(self.image_projection(rows)), dim=-1)
-
-    def text_embeddings(self, rows: Tensor) -> Tensor:
-        """Projects the texts' last states, L2-normalised in fp32 or better: [b d] -> [b r]."""
-        return F.normalize(at_least_fp32(self.text_projection(rows)), dim=-1)
-
     def parameters_of(self, view: str, *, read_directly: bool) -> set[str]:
         """Returns the names of the parameters that get a gradient when `view` does.
 
         `read_directly` has no effect: every view is read through its final LayerNorm.
         """
         return {f"{view}_encoder.{name}" for name, _ in getattr(self, f"{view}_encoder").named_parameters()}
-
-    def contrastive_parameters(self) -> set[str]:
-        """Returns the names of the parameters that only the contrastive objective uses."""
-        return {"image_projection.weight", "text_projection.weight", "logit_scale"}
 
 
 @torch.no_grad()

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
-
 from flava_ds.batch import Batch
 from flava_ds.config import Config
+from flava_ds.families.building import seeded
 from flava_ds.families.clip.config import clip_of
 from flava_ds.families.clip.model import Clip, initialize
-from flava_ds.layers.work import encoder_flops
-from flava_ds.training.task import Pass, Task, built_objectives, recompute_activations
+from flava_ds.layers.work import encoder_flops, patch_flops
+from flava_ds.training.task import Pass, Task, built_objectives
 
 
 class ClipTask(Task):
@@ -26,8 +25,7 @@ class ClipTask(Task):
         """Lists a batch's work, without lookups, norms and losses."""
         model = clip_of(self.config)
         image, text = model.image, model.text
-        weights = image.patch_size**2 * image.num_channels * image.hidden_size
-        yield Pass("patch_embedding", 2 * batch.size * image.num_patches * weights)
+        yield Pass("patch_embedding", patch_flops(image, batch.size * image.num_patches))
         lengths = [1 + image.num_patches] * batch.size
         yield Pass("image_encoder", encoder_flops(image, lengths, batch.size))
         lengths = batch["cu_seqlens"].diff().tolist()
@@ -39,9 +37,4 @@ class ClipTask(Task):
 
 def build_task(config: Config) -> ClipTask:
     """Builds CLIP and its objectives, initialised from config.seed, independent of the global generator."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        task = ClipTask(config)
-        initialize(task.model)
-    recompute_activations(task, config.training)
-    return task
+    return seeded(ClipTask, config, lambda task: initialize(task.model))

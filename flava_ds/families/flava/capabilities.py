@@ -12,15 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from flava_ds.batch import Packed
 from flava_ds.families.flava.model import Flava
 from flava_ds.families.flava.views import image_patch_rows
-from flava_ds.families.offers import HeadPredictions, PairMatcher
+from flava_ds.families.offers import HeadPredictions, PairMatcher, Projector, names_by_type
 from flava_ds.layers.pairs import SequenceLayout
-from flava_ds.layers.transformer import Encoded, at_least_fp32
+from flava_ds.layers.transformer import Encoded
 from flava_ds.layers.words import PackedIds, pack
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from flava_ds.training.task import Task
 
 HEADS = {"mlm": "text", "mim": "image", "mmm_text": "text of a pair", "mmm_image": "image of a pair"}
-"""What each objective's head predicts."""
+"""What the head of each type of objective predicts."""
 
 
 def offers(module: Task, config: Config) -> tuple[tuple[object, ...], dict[str, str]]:
@@ -42,14 +41,14 @@ def offers(module: Task, config: Config) -> tuple[tuple[object, ...], dict[str, 
     model: Flava = module.model
     objectives: Mapping[str, Any] = module.objectives  # their heads differ in type
     parts: list[object] = [FlavaEmbedder(model), FlavaTokens(model), FlavaStates(model)]
-    lacks = {}
-    if "itm" in objectives:
-        matching: Any = config.objectives["itm"]
-        first, head = FlavaPart(model).first_of_pairs, objectives["itm"].head
+    lacks, names = {}, names_by_type(module, config)
+    if "itm" in names:
+        matching: Any = config.objectives[names["itm"]]
+        first, head = FlavaPart(model).first_of_pairs, objectives[names["itm"]].head
         parts.append(PairMatcher(first, head, matching.mismatch_probability))
     else:
-        lacks["Matcher"] = "objectives.itm.weight is 0, so the run has no matching head"
-    heads = {what: objectives[name].head for name, what in HEADS.items() if name in objectives}
+        lacks["Matcher"] = "the run trains no objective of type itm, so it has no matching head"
+    heads = {what: objectives[names[kind]].head for kind, what in HEADS.items() if kind in names}
     if heads:
         parts.append(FlavaScorer(model, heads))
     else:
@@ -99,7 +98,7 @@ class FlavaPart:
         return found
 
 
-class FlavaEmbedder(FlavaPart):
+class FlavaEmbedder(FlavaPart, Projector):
     """Image and text vectors in the contrastive space, and the CLS states that are projected into it.
 
     Source: paper, section 4: probes read the CLS before the projection; retrieval and zero-shot
@@ -115,16 +114,6 @@ class FlavaEmbedder(FlavaPart):
     def text_features(self, texts: Sequence[np.ndarray]) -> Tensor:
         """Encodes b arrays of ids: -> [b d], in the model's dtype."""
         return self.encode_texts(pack(texts, self.device)).first()
-
-    @torch.inference_mode()
-    def project_images(self, features: Tensor) -> Tensor:
-        """Projects and L2-normalises: [b d] -> [b r], fp32."""
-        return F.normalize(at_least_fp32(self.model.image_projection(features)), dim=-1)
-
-    @torch.inference_mode()
-    def project_texts(self, features: Tensor) -> Tensor:
-        """Projects and L2-normalises: [b d] -> [b r], fp32."""
-        return F.normalize(at_least_fp32(self.model.text_projection(features)), dim=-1)
 
 
 class FlavaTokens(FlavaPart):

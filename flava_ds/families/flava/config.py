@@ -67,6 +67,14 @@ class FlavaConfig(ImageTextConfig, NormallyInitialized, type="flava"):
     kinds: ClassVar[Mapping[str, str]] = {"pair": "pair", "image": "image", "text": "text"}
     folder: ClassVar[str | None] = "flava_ds.families.flava"
     ignores_padding: ClassVar[bool] = True
+    views: ClassVar[tuple[str, ...]] = (
+        "image",
+        "image_masked",
+        "text",
+        "text_masked",
+        "multimodal",
+        "multimodal_masked",
+    )
     layouts: ClassVar[str | None] = "flava_ds.families.flava.hf"
 
     @property
@@ -75,7 +83,8 @@ class FlavaConfig(ImageTextConfig, NormallyInitialized, type="flava"):
         return self.image.num_patches
 
     def shape_of(self, view: str) -> EncoderConfig:
-        """Returns a view's encoder configuration."""
+        """Returns a view's encoder configuration. Raises: ConfigError for a view that FLAVA lacks."""
+        self.check_view(view)
         return getattr(self, view.removesuffix("_masked"))
 
     def check(self, config: Any) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from flava_ds.config import CodebookConfig, Config, ObjectiveConfig
 from flava_ds.config.encoders import VisionEncoderConfig
 from flava_ds.errors import CheckpointError
-from flava_ds.families.bert_layouts import pixel_settings, require, tokenizer_files
+from flava_ds.families.bert_layouts import named_by_type, pixel_settings, require, tokenizer_files
 from flava_ds.families.flava.config import (
     FlavaConfig,
     FlavaTextConfig,
@@ -42,6 +42,8 @@ _SUPPORTED = {
 _HEAD_NAMES = tuple(f"{name}_head." for name in (*HEADS, "itm"))
 _OLD_BUFFERS = ("text_model.embeddings.position_ids", "text_model.embeddings.token_type_ids")
 """Constant buffers that old versions of transformers saved."""
+_SAME = {"local_contrastive": "global_contrastive"}
+"""A type of objective whose loss is that of another one."""
 
 
 class FlavaLayouts:
@@ -94,6 +96,7 @@ class FlavaLayouts:
         matrices with zero biases are written, so that a pooled output is the tanh of the CLS. The head of an
         inactive objective is missing; its weight in the JSON is 0, and transformers initialises it at random.
         """
+        config, weights = named_by_type(config, weights, also=_SAME)
         _require_representable(config)
         model = flava_of(config)
         theirs = to_theirs(weights, flava_entries(config), "the run's checkpoint")
@@ -109,7 +112,8 @@ class FlavaLayouts:
         Raises: DataError when the vocabulary does not exist.
         """
         image, codebook = flava_of(config).image, config.codebook
-        masking = cast(MaskedImageConfig, config.objectives.get("mim", MaskedImageConfig()))
+        objectives = named_by_type(config, {}, also=_SAME)[0].objectives
+        masking = cast(MaskedImageConfig, objectives.get("mim", MaskedImageConfig()))
         pixels = {"height": image.image_size, "width": image.image_size}
         codebook_pixels = {"height": codebook.image_size, "width": codebook.image_size}
         processor = pixel_settings("FlavaImageProcessor", image) | {

@@ -18,6 +18,7 @@ from flava_ds.families.flava.task import FlavaTask
 from flava_ds.layouts import Entry, renamed
 
 HEADS = ("mim", "mlm", "mmm_image", "mmm_text")
+_HEADS = "|".join(HEADS)
 
 _RENAMES = (
     (r"^model\.(image|text|multimodal)_encoder\.", r"flava.\1_model."),
@@ -36,9 +37,9 @@ _RENAMES = (
     (r"^model\.((?:image|text)_projection\.|logit_scale$)", r"flava.\1"),
     (r"^objectives\.itm\.head\.classifier\.", "itm_head.seq_relationship."),
     (r"^objectives\.itm\.head\.", "itm_head."),
-    (r"^objectives\.(\w+)\.head\.dense\.", r"\1_head.transform.dense."),
-    (r"^objectives\.(\w+)\.head\.norm\.", r"\1_head.transform.LayerNorm."),
-    (r"^objectives\.(\w+)\.head\.decoder\.", r"\1_head.decoder."),
+    (rf"^objectives\.({_HEADS})\.head\.dense\.", r"\1_head.transform.dense."),
+    (rf"^objectives\.({_HEADS})\.head\.norm\.", r"\1_head.transform.LayerNorm."),
+    (rf"^objectives\.({_HEADS})\.head\.decoder\.", r"\1_head.decoder."),
 )
 """Applied in this order to our names."""
 
@@ -67,7 +68,9 @@ def huggingface_names(name: str) -> tuple[str, ...]:
 
 
 def flava_entries(config: Config) -> tuple[Entry, ...]:
-    """Builds the table for `config`'s model and objectives; an objective of weight 0 has no entries."""
+    """Builds the table for `config`'s model and objectives, which are named like their types; an objective of
+    weight 0 has no entries.
+    """
     entries = []
     for name, shape in our_shapes(config).items():
         theirs = huggingface_names(name)

@@ -9,6 +9,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from flava_ds.config.encoders import VisionEncoderConfig
+from flava_ds.families.flava.views import image_patch_rows
 from flava_ds.layers.fused import LayerNorm
 from flava_ds.layers.patches import PatchEmbedding, resized_positions
 from flava_ds.layers.relative_positions import RelativeBlock
@@ -113,7 +114,7 @@ class ImageEncoder(nn.Module):
         """
         size, length = pixel_values.shape[0], 1 + self.config.num_patches
         first = torch.arange(size, device=patches.device) * length
-        rows = patches + patches // self.config.num_patches + 1  # one CLS before each image's patches
+        rows = image_patch_rows(patches, self.config.num_patches)
         keep = torch.cat([first, rows]).sort().values
         (encoded,) = self(
             pixel_values, bool_masked_pos, clean=bool_masked_pos is None, keep=[keep], paths=paths

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flava_ds.batch import Batch, Packed
@@ -23,14 +22,12 @@ from flava_ds.families.flava.views import (
     is_share,
     side_of,
 )
+from flava_ds.layers.heads import ContrastedModel
 from flava_ds.layers.pairs import SequenceLayout
-from flava_ds.layers.transformer import Encoded, at_least_fp32
-
-CONTRASTIVE_PARAMETERS = ("image_projection.", "text_projection.", "logit_scale")
-"""Prefixes of the parameters that only the contrastive objective uses."""
+from flava_ds.layers.transformer import Encoded
 
 
-class Flava(nn.Module):
+class Flava(ContrastedModel):
     """Encodes the requested views of a batch, each once.
 
     Source: paper, section 3; docs/architecture.md lists the choices where the paper is silent.
@@ -50,7 +47,7 @@ class Flava(nn.Module):
         self.text_projection = nn.Linear(config.text.hidden_size, config.projection_dim)
         self.logit_scale = nn.Parameter(torch.tensor([config.logit_scale_init]))
 
-    def layout(self, batch: Batch, view: View) -> SequenceLayout:
+    def layout(self, batch: Batch, view: str) -> SequenceLayout:
         """Returns the positions in the fused sequences of a pair batch, clean or masked."""
         side = side_of(batch, view)
         assert side.cu_seqlens is not None  # only pairs have fused views
@@ -115,7 +112,7 @@ class Flava(nn.Module):
         )
         return self.multimodal_encoder(image_hidden, text_hidden, layout, keep=keep)
 
-    def first_rows(self, view: View, batch: Batch) -> Tensor:
+    def first_rows(self, view: str, batch: Batch) -> Tensor:
         """Returns the row of each sequence's CLS in a view's packed output: [b], or [m] of a masked share."""
         if view in IMAGE_VIEWS:
             rows = torch.arange(side_of(batch, view).size, device=batch["pixel_values"].device)
@@ -134,18 +131,6 @@ class Flava(nn.Module):
     def token_rows(self, view: View, tokens: Tensor, batch: Batch) -> Tensor:
         """Returns the rows of packed tokens in a view's packed output: [k] -> [k]."""
         return tokens if view in TEXT_VIEWS else self.layout(batch, view).text_rows(tokens)
-
-    def embedding_rows(self, batch: Batch) -> dict[View, Tensor]:
-        """Returns the rows behind the contrastive embeddings: the clean image CLS and text CLS."""
-        return {view: self.first_rows(view, batch) for view in (View.IMAGE, View.TEXT)}
-
-    def image_embeddings(self, first: Tensor) -> Tensor:
-        """Projects image CLS states, L2-normalised in fp32 or better: [b d] -> [b r]."""
-        return F.normalize(at_least_fp32(self.image_projection(first)), dim=-1)
-
-    def text_embeddings(self, first: Tensor) -> Tensor:
-        """Projects text CLS states, L2-normalised in fp32 or better: [b d] -> [b r]."""
-        return F.normalize(at_least_fp32(self.text_projection(first)), dim=-1)
 
     def parameters_of(self, view: View, *, read_directly: bool) -> set[str]:
         """Returns the names of the parameters that get a gradient when `view` does.
@@ -166,10 +151,6 @@ class Flava(nn.Module):
         if view == View.IMAGE:
             unused += ("image_encoder.mask_token",)
         return {name for name in self._trainable(encoder) if not name.startswith(unused or "\0")}
-
-    def contrastive_parameters(self) -> set[str]:
-        """Returns the names of the parameters that only the contrastive objective uses."""
-        return self._trainable(*CONTRASTIVE_PARAMETERS)
 
     def _trainable(self, *prefixes: str) -> set[str]:
         return {

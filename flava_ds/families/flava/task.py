@@ -9,15 +9,15 @@ from torch.profiler import record_function
 
 from flava_ds.batch import Batch
 from flava_ds.config import Config
-from flava_ds.config.objectives import in_use
+from flava_ds.families.building import seeded
 from flava_ds.families.flava.config import flava_of
 from flava_ds.families.flava.model import Flava, initialize
 from flava_ds.families.flava.views import Kind, View, is_share
-from flava_ds.layers.work import encoder_flops, head_flops
+from flava_ds.layers.work import encoder_flops, head_flops, patch_flops
 from flava_ds.objectives.itm import ImageTextMatching
 from flava_ds.objectives.masked_image import MaskedImageModeling
 from flava_ds.objectives.masked_text import MaskedLanguageModeling
-from flava_ds.training.task import Pass, Task, recompute_activations
+from flava_ds.training.task import Pass, Task, built_objectives
 
 CODEBOOK = "codebook"
 
@@ -26,7 +26,7 @@ class FlavaTask(Task):
     """FLAVA and its objectives. `frozen["codebook"]` computes targets if the data has no codes."""
 
     def __init__(self, config: Config) -> None:
-        objectives = {name: own.build(config) for name, own in in_use(config.objectives).items()}
+        objectives = built_objectives(config)
         super().__init__(Flava(flava_of(config)), objectives)
         self.config, self.flava = config, flava_of(config)
 
@@ -60,9 +60,12 @@ class FlavaTask(Task):
             yield Pass("mlm", rows * head_flops(text.hidden_size, text.vocab_size))
 
     def _clean_pair(self, batch: Batch) -> Iterator[Pass]:
-        """Lists the patches of a pair batch, embedded once for both versions, and the contrastive passes."""
+        """Lists the contrastive passes of a pair batch, and its patches, which are embedded once for both
+        versions unless only a share is masked.
+        """
         model, views = self.flava, self._views(Kind.PAIR)
-        yield self._patches(batch.size)
+        if View.IMAGE in views or not is_share(batch):
+            yield self._patches(batch.size)
         if View.IMAGE in views:
             yield Pass(
                 "image_encoder", encoder_flops(model.image, self._image_lengths(batch.size), batch.size)
@@ -109,8 +112,7 @@ class FlavaTask(Task):
 
     def _patches(self, images: int) -> Pass:
         image = self.flava.image
-        weights = image.patch_size**2 * image.num_channels * image.hidden_size
-        return Pass("patch_embedding", 2 * images * image.num_patches * weights)
+        return Pass("patch_embedding", patch_flops(image, images * image.num_patches))
 
     def _image_lengths(self, images: int) -> list[int]:
         return [1 + self.flava.image.num_patches] * images
@@ -126,9 +128,4 @@ def _count(batch: Batch, name: str) -> int:
 
 def build_task(config: Config) -> FlavaTask:
     """Builds FLAVA and its objectives, initialised from config.seed, independent of the global generator."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        task = FlavaTask(config)
-        initialize(task, flava_of(config).initializer_range)
-    recompute_activations(task, config.training)
-    return task
+    return seeded(FlavaTask, config, lambda task: initialize(task, flava_of(config).initializer_range))

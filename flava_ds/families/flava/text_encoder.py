@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from flava_kernels.packing import places
 from torch import Tensor, nn
 
 from flava_ds.families.flava.config import FlavaTextConfig
@@ -47,9 +48,7 @@ class TextEncoder(nn.Module):
             keep        for each version, the rows that will be read; see encode_versions
             returns     one Encoded of [T d] for each version
         """
-        tokens = torch.arange(versions[0].shape[0], device=cu_seqlens.device)
-        sequence = torch.bucketize(tokens, cu_seqlens[1:].long(), right=True)
-        positions = tokens - cu_seqlens.long()[sequence]
+        _, positions = places(cu_seqlens, versions[0].shape[0])
         place = self.position_embeddings(positions) + self.token_type_embeddings.weight[0]
         hidden, _ = self.embedding_norm(
             self.word_embeddings(torch.cat(versions)), place.repeat(len(versions), 1)

@@ -113,16 +113,11 @@ class SimvlmMatcher(SimvlmPart):
 
 
 class SimvlmWriter(SimvlmPart):
-    """Likelihoods of texts about images, and texts about them."""
+    """Texts about images."""
 
     def __init__(self, model: Simvlm, tokenizer: WordPieceTokenizer) -> None:
         super().__init__(model)
         self.tokenizer = tokenizer
-
-    @torch.inference_mode()
-    def log_likelihood(self, pixels: Tensor, texts: Sequence[np.ndarray]) -> Tensor:
-        """Returns log p(text | image) of each pair: [b c H W] uint8, b arrays of ids -> [b] fp32."""
-        return self.log_likelihoods(self.model.read(self.starts(texts), self.patches(pixels)), texts)
 
     @torch.inference_mode()
     def write(self, pixels: Tensor, *, words: int) -> list[list[int]]:

@@ -48,14 +48,6 @@ class SimvlmConfig(NormallyInitialized, type="simvlm"):
     views: ClassVar[tuple[str, ...]] = ("suffix", "text_suffix")
     provides: ClassVar[frozenset[str]] = frozenset({"word_table"})
 
-    @property
-    def max_tokens(self) -> int:
-        return self.text.max_position_embeddings
-
-    @property
-    def image_size(self) -> int:
-        return self.image.image_size
-
     def samples_together(self, content: str) -> int:
         return self.image.norm_group or 1 if content == "pair" else 1
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
-
 from flava_ds.batch import Batch
 from flava_ds.config import Config
+from flava_ds.families.building import seeded
 from flava_ds.families.simvlm.config import simvlm_of
 from flava_ds.families.simvlm.model import Simvlm, initialize
 from flava_ds.layers.work import cross_attention_flops, encoder_flops
 from flava_ds.training.batch_norms import BatchNormTask
-from flava_ds.training.task import Pass, built_objectives, recompute_activations
+from flava_ds.training.task import Pass, built_objectives
 
 
 class SimvlmTask(BatchNormTask):
@@ -44,9 +43,4 @@ class SimvlmTask(BatchNormTask):
 
 def build_task(config: Config) -> SimvlmTask:
     """Builds SimVLM and its objectives, initialised from config.seed, independent of the global generator."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        task = SimvlmTask(config)
-        initialize(task.model)
-    recompute_activations(task, config.training)
-    return task
+    return seeded(SimvlmTask, config, lambda task: initialize(task.model))

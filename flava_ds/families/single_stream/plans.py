@@ -6,7 +6,6 @@ from flava_ds.config import Config, SourceConfig
 from flava_ds.config.objectives import in_use
 from flava_ds.data.plan import BatchPlan, Corruption, RegionsPlan
 from flava_ds.families.single_stream.config import single_stream_of
-from flava_ds.objectives.itm import ImageTextMatchingConfig
 from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig, TokenMask
 from flava_ds.objectives.next_sentence import (
     CaptionPairs,
@@ -16,27 +15,18 @@ from flava_ds.objectives.next_sentence import (
     TokenTypes,
 )
 from flava_ds.objectives.tag_contrast import TagContrastConfig
-from flava_ds.objectives.word_patch_alignment import WordPatchAlignmentConfig
-
-MATCHING = (ImageTextMatchingConfig, WordPatchAlignmentConfig)
-"""Objectives that read the second text."""
+from flava_ds.objectives.word_patch_alignment import second_texts
 
 
 def plan(config: Config, source: SourceConfig) -> BatchPlan:
-    """Plans the batches of `source`.
-
-    A pair that does not match is made by another text. Shares are those of the matching objective, or its
-    defaults if a run omits it.
-    """
+    """Plans the batches of `source`; a pair that does not match is made by another text."""
     used, model = in_use(config.objectives).values(), single_stream_of(config)
     tokenizer = model.load_tokenizer(config)
     masked = next((own for own in used if isinstance(own, MultimodalMaskedTextConfig)), None)
-    apart = any(isinstance(own, MATCHING) for own in used)
-    told = [own for own in config.objectives.values() if isinstance(own, ImageTextMatchingConfig)]
-    matching = (told or [ImageTextMatchingConfig()])[0]
+    mismatched = second_texts(config.objectives)
     pairs = next((own for own in used if isinstance(own, SentenceImageConfig)), None)
     contrast = next((own for own in used if isinstance(own, TagContrastConfig)), None)
-    wrong_caption = matching.mismatch_probability * apart
+    wrong_caption = mismatched or 0.0
     composer: SentencePairs | None = None
     if pairs is not None:
         wrong_caption, composer = pairs.random_probability, CaptionPairs(tokenizer)
@@ -69,7 +59,7 @@ def plan(config: Config, source: SourceConfig) -> BatchPlan:
         sample_seeds=model.text.hidden_dropout > 0,
         mismatch_probability=wrong_caption,
         wrong_tags_probability=contrast.wrong_tags_probability if contrast is not None else 0.0,
-        matches_apart=apart,
+        matches_apart=mismatched is not None,
         composer=composer,
         corruptions=tuple(dict.fromkeys([*mask, *own])),
     )

@@ -6,18 +6,18 @@ import importlib
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import nn
 
 from flava_ds.batch import Batch
 from flava_ds.config import Config
+from flava_ds.families.building import rows_read, seeded, terms
 from flava_ds.families.single_stream.config import single_stream_of
 from flava_ds.layers.words import initialize_as_bert
 from flava_ds.layers.work import encoder_flops, head_flops
 from flava_ds.objectives.itm import ImageTextMatching
 from flava_ds.objectives.masked_text import MaskedLanguageModeling
 from flava_ds.objectives.next_sentence import NextSentence
-from flava_ds.training.task import Pass, Task, built_objectives, recompute_activations
+from flava_ds.training.task import Pass, Task, built_objectives
 
 
 class SingleStreamTask(Task):
@@ -38,11 +38,7 @@ class SingleStreamTask(Task):
 
     def passes(self, batch: Batch) -> Iterator[Pass]:
         """Lists a batch's work, without lookups, norms and losses."""
-        model, active = single_stream_of(self.config), self.active(batch.kind)
-        read: dict[str, int] = {}
-        for objective in active.values():
-            for view, chosen in objective.reads(self.model, batch).items():
-                read[view] = read.get(view, 0) + chosen.shape[0]
+        model, read = single_stream_of(self.config), rows_read(self, batch)
         layers = (part for part in self.model.regions.modules() if isinstance(part, nn.Linear))
         regions = batch["region_boxes"].shape[0] if "region_boxes" in batch else 0
         each = 2 * regions * sum(layer.weight.numel() for layer in layers)
@@ -51,10 +47,8 @@ class SingleStreamTask(Task):
         for view, rows in read.items():
             lengths = self.model.layout(view, batch).cu_seqlens.diff().tolist()
             yield Pass(view, encoder_flops(model.text, lengths, rows))
-        masked, matched = (
-            sum(own.count(batch) for own in active.values() if isinstance(own, kind))
-            for kind in (MaskedLanguageModeling, ImageTextMatching | NextSentence)
-        )
+        masked = terms(self, batch, MaskedLanguageModeling)
+        matched = terms(self, batch, ImageTextMatching, NextSentence)
         width = model.text.hidden_size
         yield Pass("mmm_text", masked * head_flops(width, model.text.vocab_size))
         yield Pass("itm", matched * 2 * width * (width + 2))
@@ -68,10 +62,9 @@ def network_of(config: Config) -> Any:
 
 def build_task(config: Config) -> SingleStreamTask:
     """Builds a model and its objectives, initialised from config.seed, whatever the global generator."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        task = SingleStreamTask(config)
+
+    def initialize(task: SingleStreamTask) -> None:
         initialize_as_bert(task, single_stream_of(config).initializer_range)
         task.model.initialize()
-    recompute_activations(task, config.training)
-    return task
+
+    return seeded(SingleStreamTask, config, initialize)

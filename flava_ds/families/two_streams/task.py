@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-import torch
-
 from flava_ds.batch import Batch
 from flava_ds.config import Config
+from flava_ds.families.building import rows_read, seeded, terms
 from flava_ds.families.two_streams.config import (
     LxmertConfig,
     TwoStreamConfig,
@@ -20,7 +19,7 @@ from flava_ds.layers.words import initialize_as_bert
 from flava_ds.layers.work import cross_attention_flops, encoder_flops, head_flops
 from flava_ds.objectives.itm import ImageTextMatching
 from flava_ds.objectives.masked_text import MaskedLanguageModeling
-from flava_ds.training.task import Pass, Task, built_objectives, recompute_activations
+from flava_ds.training.task import Pass, Task, built_objectives
 
 
 class TwoStreamTask(Task):
@@ -33,21 +32,14 @@ class TwoStreamTask(Task):
 
     def passes(self, batch: Batch) -> Iterator[Pass]:
         """Lists a batch's work, without lookups, norms and losses."""
-        model, active = two_streams_of(self.config), self.active(batch.kind).values()
-        read: dict[str, int] = {}
-        for objective in active:
-            for view, rows in objective.reads(self.model, batch).items():
-                read[view] = read.get(view, 0) + rows.shape[0]
+        model, read = two_streams_of(self.config), rows_read(self, batch)
         lengths = [batch[f"{prefix}cu_seqlens"].diff().tolist() for prefix in ("", "region_")]
         text, image = model.stream_shapes
         inputs = self.model.region_embeddings.boxes.in_features + model.image.feature_size
         yield Pass("region_embeddings", 2 * sum(lengths[1]) * inputs * image.hidden_size)
         for number, view in enumerate(model.views if read else ()):
             yield Pass(view, stream_flops(model, number, lengths, read.get(view)))
-        masked, matched = (
-            sum(own.count(batch) for own in active if isinstance(own, kind))
-            for kind in (MaskedLanguageModeling, ImageTextMatching)
-        )
+        masked, matched = terms(self, batch, MaskedLanguageModeling), terms(self, batch, ImageTextMatching)
         yield Pass("mmm_text", masked * head_flops(text.hidden_size, model.text.vocab_size))
         pooled = sum(model.shape_of(view).hidden_size for view in model.pooled_views)
         yield Pass("itm", matched * 2 * model.pooled_size * (pooled + 2))
@@ -86,9 +78,5 @@ def build_model(config: TwoStreamConfig) -> TwoStreamModel:
 
 def build_task(config: Config) -> TwoStreamTask:
     """Builds model and objectives, initialised from config.seed, independent of the global generator."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        task = TwoStreamTask(config)
-        initialize_as_bert(task, two_streams_of(config).initializer_range)
-    recompute_activations(task, config.training)
-    return task
+    std = two_streams_of(config).initializer_range
+    return seeded(TwoStreamTask, config, lambda task: initialize_as_bert(task, std))

@@ -79,14 +79,6 @@ class UnitConfig(NormallyInitialized, type="unit"):
     folder: ClassVar[str | None] = "flava_ds.families.unit"
     views: ClassVar[tuple[str, ...]] = tuple(TASKS)
 
-    @property
-    def max_tokens(self) -> int:
-        return self.text.max_position_embeddings
-
-    @property
-    def image_size(self) -> int:
-        return self.image.image_size
-
     def stacks(self, source: Any) -> Sequence[tuple[EncoderConfig, int]]:
         """The decoder's queries are taken to be no more than what they read."""
         cells = 0 if source.kind == "text" else self.image.num_patches

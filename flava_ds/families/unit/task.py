@@ -14,11 +14,12 @@ from flava_ds.batch import Batch
 from flava_ds.config import Config
 from flava_ds.config.objectives import in_use
 from flava_ds.errors import ConfigError
+from flava_ds.families.building import seeded
 from flava_ds.families.unit.config import TASKS, unit_of
 from flava_ds.families.unit.model import Unit, initialize
 from flava_ds.layers.work import cross_attention_flops, encoder_flops
 from flava_ds.training.batch_norms import BatchNormTask
-from flava_ds.training.task import Pass, StepOutput, recompute_activations
+from flava_ds.training.task import Pass, StepOutput
 
 
 class UnitTask(BatchNormTask):
@@ -82,9 +83,4 @@ class UnitTask(BatchNormTask):
 
 def build_task(config: Config) -> UnitTask:
     """Builds UniT and its objectives, initialised from config.seed, independent of the global generator."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        task = UnitTask(config)
-        initialize(task.model)
-    recompute_activations(task, config.training)
-    return task
+    return seeded(UnitTask, config, lambda task: initialize(task.model))

@@ -86,14 +86,6 @@ class ViltConfig(NormallyInitialized, type="vilt"):
     provides: ClassVar[frozenset[str]] = frozenset({"word_table", "pooled", "alignment_rows"})
 
     @property
-    def max_tokens(self) -> int:
-        return self.text.max_position_embeddings
-
-    @property
-    def image_size(self) -> int:
-        return self.image.image_size
-
-    @property
     def words(self) -> BertTextConfig:
         """What BERT's embeddings need: the words, and the stream's width and eps."""
         return BertTextConfig(

@@ -14,9 +14,11 @@ from flava_ds.config.objectives import ObjectiveConfig, in_use
 from flava_ds.errors import CheckpointError
 from flava_ds.families.bert_layouts import (
     EMBEDDINGS,
+    named_by_type,
     pixel_settings,
     require,
     split_qkv,
+    tell_left_out,
     text_settings,
     tokenizer_files,
 )
@@ -109,11 +111,14 @@ class ViltLayouts:
         self, config: Config, weights: Mapping[str, Tensor]
     ) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Returns ViltConfig's JSON and the tensors of ViltForMaskedLM if the run's decoder is tied, which it
-        always is there, otherwise of ViltModel. The matching head has no place in either.
+        always is there, otherwise of ViltModel. The matching head has no place in either. A warning names
+        what is left out.
         """
+        config, weights = named_by_type(config, weights)
         masked = in_use(config.objectives).get("mmm_text")
         tied = isinstance(masked, MultimodalMaskedTextConfig) and masked.tied_decoder
         heads = heads_of(True) if tied else {}
+        tell_left_out("ViltForMaskedLM" if tied else "ViltModel", weights, heads)
         kept = {
             name: own
             for name, own in weights.items()
@@ -153,6 +158,7 @@ def transformers_settings(config: Config, *, tied: bool) -> dict[str, Any]:
         **dataclasses.asdict(model.text),
         **_SUPPORTED,
         "modality_type_vocab_size": model.modality_types,
+        "initializer_range": model.initializer_range,
         "max_image_length": model.image.max_patches,
         "pad_token_id": model.load_tokenizer(config).pad_id,
     }
@@ -177,4 +183,5 @@ def of_transformers(raw: Mapping[str, Any], where: str) -> ViltConfig:
         image=dataclasses.replace(image, max_patches=most),
         text=take(WordsConfig, raw),
         modality_types=raw.get("modality_type_vocab_size", ViltConfig.modality_types),
+        initializer_range=raw.get("initializer_range", ViltConfig.initializer_range),
     )

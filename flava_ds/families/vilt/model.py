@@ -22,7 +22,7 @@ from flava_ds.layers.hidden_dropout import HiddenDropout, hidden_dropout
 from flava_ds.layers.pairs import SequenceLayout
 from flava_ds.layers.patches import PatchEmbedding, resized_positions
 from flava_ds.layers.transformer import Encoded, Pooler, Transformer, encode_versions
-from flava_ds.layers.words import BertEmbeddings, PackedIds, initialize_as_bert
+from flava_ds.layers.words import BertEmbeddings, PackedIds, PooledWords, initialize_as_bert
 
 TEXTS = {"multimodal_masked": ("input_ids_masked", ""), "multimodal": ("matching_input_ids", "matching_")}
 """The ids that each view reads, and the prefix of their sequence bounds."""
@@ -30,7 +30,7 @@ WORD, PATCH = 0, 1
 """Rows of the table of modalities."""
 
 
-class Vilt(nn.Module):
+class Vilt(PooledWords):
     """Encodes the requested views of a batch, each in a pass of its own over the same patches.
 
     "multimodal_masked" is the image with its own text, masked; "multimodal" the image with the text that may
@@ -122,14 +122,6 @@ class Vilt(nn.Module):
         bounds = layout.cu_seqlens, layout.max_seqlen
         return encode_versions(self.transformer, self.final_norm, hidden, bounds, [keep], drops=drops)[0]
 
-    def pooled(self, first: Tensor) -> Tensor:
-        """Returns dense and tanh over states of the texts' CLS: [b d] -> [b d]."""
-        return self.pooler(first)
-
-    def word_table(self) -> Tensor:
-        """Returns the word embeddings: [v d]."""
-        return self.embeddings.words.weight
-
     def layout(self, view: str, batch: Batch) -> SequenceLayout:
         """Returns the positions in a view's sequences."""
         return layout_of(texts_of(batch, view), self.config.image.num_patches)
@@ -148,14 +140,6 @@ class Vilt(nn.Module):
         patches = torch.arange(batch.size * layout.num_patches, device=tokens.device)
         return torch.cat([layout.text_rows(tokens), layout.patch_rows(patches)])
 
-    def parameters_of(self, view: str, *, read_directly: bool) -> set[str]:
-        """Returns the names of the parameters that get a gradient when `view` does: all but the pooler's."""
-        return {name for name, _ in self.named_parameters()} - self.pooler_parameters()
-
-    def pooler_parameters(self) -> set[str]:
-        """Returns the names of the pooler's parameters."""
-        return {f"pooler.{name}" for name, _ in self.pooler.named_parameters()}
-
 
 def texts_of(batch: Batch, view: str) -> PackedIds:
     """Returns the texts that a view reads."""
@@ -173,7 +157,4 @@ def initialize(module: nn.Module, std: float) -> None:
 
     The published run starts from a ViT that was trained on ImageNet-21k; its other weights are drawn so.
     """
-    initialize_as_bert(module, std)
-    for name, parameter in module.named_parameters():
-        if name.endswith(("cls_token", "positions")):
-            nn.init.normal_(parameter, std=std)
+    initialize_as_bert(module, std, ("cls_token", "positions"))

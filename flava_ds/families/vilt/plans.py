@@ -6,26 +6,19 @@ from flava_ds.config import Config, SourceConfig
 from flava_ds.config.objectives import in_use
 from flava_ds.data.plan import BatchPlan
 from flava_ds.families.vilt.config import vilt_of
-from flava_ds.objectives.itm import ImageTextMatchingConfig
 from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig, TokenMask
-from flava_ds.objectives.word_patch_alignment import WordPatchAlignmentConfig
-
-MATCHING = (ImageTextMatchingConfig, WordPatchAlignmentConfig)
-"""Objectives that read the second text."""
+from flava_ds.objectives.word_patch_alignment import second_texts
 
 
 def plan(config: Config, source: SourceConfig) -> BatchPlan:
     """Plans the batches of `source`.
 
-    A pair that does not match is made by another text; the published code takes another image. Shares are
-    those of the matching objective, or its defaults if a run omits it.
+    A pair that does not match is made by another text; the published code takes another image.
     """
     used, model = in_use(config.objectives).values(), vilt_of(config)
     tokenizer = model.load_tokenizer(config)
     masked = next((own for own in used if isinstance(own, MultimodalMaskedTextConfig)), None)
-    apart = any(isinstance(own, MATCHING) for own in used)
-    told = [own for own in config.objectives.values() if isinstance(own, ImageTextMatchingConfig)]
-    matching = (told or [ImageTextMatchingConfig()])[0]
+    mismatched = second_texts(config.objectives)
     mask = [] if masked is None else [TokenMask(masked, tokenizer, mismatched_too=True)]
     own = [corruption for objective in used for corruption in objective.corruptions(config, source)]
     return BatchPlan(
@@ -33,8 +26,8 @@ def plan(config: Config, source: SourceConfig) -> BatchPlan:
         views={"pixel_values": model.image_size},
         tokenizer=tokenizer,
         max_tokens=source.max_tokens,
-        mismatch_probability=matching.mismatch_probability if apart else 0.0,
-        matches_apart=apart,
+        mismatch_probability=mismatched or 0.0,
+        matches_apart=mismatched is not None,
         sample_seeds=model.image.hidden_dropout > 0,
         corruptions=tuple(dict.fromkeys([*mask, *own])),
     )

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
-
 from flava_ds.batch import Batch
 from flava_ds.config import Config
+from flava_ds.families.building import rows_read, seeded, terms
 from flava_ds.families.vilt.config import vilt_of
 from flava_ds.families.vilt.model import TEXTS, Vilt, initialize
-from flava_ds.layers.work import encoder_flops, head_flops
+from flava_ds.layers.work import encoder_flops, head_flops, patch_flops
 from flava_ds.objectives.itm import ImageTextMatching
 from flava_ds.objectives.masked_text import MaskedLanguageModeling
-from flava_ds.training.task import Pass, Task, built_objectives, recompute_activations
+from flava_ds.training.task import Pass, Task, built_objectives
 
 
 class ViltTask(Task):
@@ -27,31 +26,18 @@ class ViltTask(Task):
     def passes(self, batch: Batch) -> Iterator[Pass]:
         """Lists a batch's work, without lookups, norms and losses."""
         model = vilt_of(self.config)
-        image, active = model.image, self.active(batch.kind)
-        weights = image.patch_size**2 * image.num_channels * image.hidden_size
-        yield Pass("patch_embedding", 2 * batch.size * image.num_patches * weights)
-        read = dict.fromkeys(TEXTS, 0)
-        for objective in active.values():
-            for view, rows in objective.reads(self.model, batch).items():
-                read[view] += rows.shape[0]
+        image, read = model.image, rows_read(self, batch)
+        yield Pass("patch_embedding", patch_flops(image, batch.size * image.num_patches))
         for view, (_, prefix) in TEXTS.items():
-            if any(view in objective.needs for objective in active.values()):
+            if view in read:
                 texts = batch[f"{prefix}cu_seqlens"].diff().tolist()
                 lengths = [1 + image.num_patches + length for length in texts]
                 yield Pass(view, encoder_flops(image, lengths, read[view]))
-        masked, matched = (
-            sum(own.count(batch) for own in active.values() if isinstance(own, kind))
-            for kind in (MaskedLanguageModeling, ImageTextMatching)
-        )
+        masked, matched = terms(self, batch, MaskedLanguageModeling), terms(self, batch, ImageTextMatching)
         yield Pass("mmm_text", masked * head_flops(image.hidden_size, model.text.vocab_size))
         yield Pass("itm", matched * 2 * image.hidden_size * (image.hidden_size + 2))
 
 
 def build_task(config: Config) -> ViltTask:
     """Builds ViLT and its objectives, initialised from config.seed, independent of the global generator."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        task = ViltTask(config)
-        initialize(task, vilt_of(config).initializer_range)
-    recompute_activations(task, config.training)
-    return task
+    return seeded(ViltTask, config, lambda task: initialize(task, vilt_of(config).initializer_range))

@@ -21,6 +21,7 @@ from flava_ds.objectives.global_contrastive import GlobalContrastiveConfig
 from flava_ds.objectives.itm import ImageTextMatchingConfig
 from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig
 from flava_ds.objectives.momentum_contrastive import MomentumContrastiveConfig
+from flava_ds.optimizers.base import is_decayed
 from flava_ds.ranks.distributed import start
 from flava_ds.recipes import RECIPES
 from flava_ds.scaling.captions import lengths_of
@@ -33,6 +34,14 @@ def test_recipes_are_sound_and_survive_json(recipe):
     config = configuration.check(RECIPES[recipe]())
     again = from_dict(type(config), json.loads(json.dumps(to_dict(config))))
     assert again == config and isinstance(again.model, AlbefConfig)
+
+
+def test_the_class_token_and_positions_decay_as_published():
+    task, recipe = AlbefTask(tiny_config()), RECIPES["albef_base"]().optimizer
+    decayed = {name for name, own in task.named_parameters() if is_decayed(name, own, recipe)}
+    exempt = dict(task.named_parameters()).keys() - decayed
+    assert {f"model.image_encoder.{name}" for name in ("cls_token", "position_embeddings")} < decayed
+    assert all(name.endswith(("bias", "norm.weight", "temperature")) for name in exempt)
 
 
 def test_the_planner_sees_three_texts_a_sample_and_the_teacher():

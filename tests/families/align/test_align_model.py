@@ -37,6 +37,8 @@ from flava_ds.layouts import to_ours
 from flava_ds.objectives.dino import DinoConfig
 from flava_ds.objectives.global_contrastive import smoothing
 from flava_ds.objectives.masked_text import MaskedTextConfig
+from flava_ds.optimizers.base import parameter_groups
+from flava_ds.recipes.align_base import align_base
 from flava_ds.recipes.demo_align import demo_align
 
 
@@ -202,8 +204,9 @@ def config(tmp_path):
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "cat"]
     (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
     plain = tiny_config()
+    model = dataclasses.replace(plain.model, initializer_range=0.05)
     return dataclasses.replace(
-        plain, data=dataclasses.replace(plain.data, vocabulary=str(tmp_path / "vocab.txt"))
+        plain, model=model, data=dataclasses.replace(plain.data, vocabulary=str(tmp_path / "vocab.txt"))
     )
 
 
@@ -231,6 +234,27 @@ def test_an_exported_folder_opens_in_transformers_and_comes_back(tmp_path, confi
     assert all(torch.equal(back.weights[name], own) for name, own in task.state_dict().items())
     again = dataclasses.replace(back.model.image, norm_group=4, norm_momentum=0.99)
     assert dataclasses.replace(back.model, image=again) == config.model
+
+
+def test_a_temperature_below_the_least_counts_as_it_and_can_rise_again(config):
+    task = build_task(config)
+    for value in (0.07, 1e-5, -0.3):
+        task.model.temperature.data.fill_(value)
+        task.model.temperature.grad = None
+        task.model.logit_scale.sum().backward()
+        used = max(value, 0.001)
+        assert float(task.model.logit_scale.detach()) == pytest.approx(-math.log(used), rel=1e-6)
+        assert float(task.model.temperature.grad) == pytest.approx(-1 / used, rel=1e-6)
+    assert float(LAYOUTS.write(config, task.state_dict())[1]["temperature"]) == pytest.approx(0.001)
+
+
+def test_the_recipes_steps_of_the_temperature_are_relative():
+    task, optimizer = build_task(tiny_config()), align_base().optimizer
+    lamb = optimizer.build(parameter_groups(task, task.users(), optimizer))
+    task.model.temperature.data.fill_(0.0002)
+    task.model.temperature.grad = torch.tensor([3.0])
+    lamb.step()
+    assert float(task.model.temperature.detach()) == pytest.approx(0.0002 * (1 - optimizer.lr), rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from flava_ds import config as configuration
 from flava_ds.checkpoints.initial_weights import load_initial_weights
 from flava_ds.errors import CheckpointError
+from flava_ds.families.bert.capabilities import BertScorer, offers
 from flava_ds.families.bert.hf import LAYOUTS
 from flava_ds.families.bert.task import build_task
 from flava_ds.hf import foreign as their_files
@@ -24,7 +25,8 @@ def run(tmp_path):
     (tmp_path / "vocab.txt").write_text("\n".join(WORDS) + "\n")
     config = tiny_config()
     data = dataclasses.replace(config.data, vocabulary=str(tmp_path / "vocab.txt"))
-    config = dataclasses.replace(config, data=data)
+    model = dataclasses.replace(config.model, initializer_range=0.05)
+    config = dataclasses.replace(config, data=data, model=model)
     return config, randomize(build_task(config))
 
 
@@ -50,11 +52,35 @@ def test_an_exported_folder_opens_in_transformers_and_comes_back(run, tmp_path):
     assert configuration.load(tmp_path / "ours" / "config.json").model == config.model
 
 
-def test_a_run_without_both_heads_becomes_a_bare_model(run, tmp_path):
+def test_heads_are_found_by_the_types_of_their_objectives(run):
+    config, task = run
+    names = {"mlm": "words", "nsp": "mlm"}
+    other = dataclasses.replace(
+        config, objectives={names[name]: own for name, own in config.objectives.items()}
+    )
+    state = {
+        name.replace("objectives.nsp.", "objectives.mlm.")
+        if ".nsp." in name
+        else name.replace("objectives.mlm.", "objectives.words."): own
+        for name, own in task.state_dict().items()
+    }
+    renamed = build_task(other)
+    renamed.load_state_dict(state)
+    settings, tensors = LAYOUTS.write(other, state)
+    assert settings["architectures"] == ["BertForPreTraining"]
+    assert all(
+        torch.equal(tensors[name], own) for name, own in LAYOUTS.write(config, task.state_dict())[1].items()
+    )
+    [scorer] = [own for own in offers(renamed, other)[0] if isinstance(own, BertScorer)]
+    assert scorer.head is renamed.objectives["words"].head
+
+
+def test_a_run_without_both_heads_becomes_a_bare_model(run, tmp_path, caplog):
     transformers = pytest.importorskip("transformers")
     config, task = run
     config = dataclasses.replace(config, objectives={"mlm": config.objectives["mlm"]})
     their_files.export(config, task.state_dict(), tmp_path / "out")
+    assert "written as BertModel, without the heads of mlm and nsp" in caplog.text
     theirs, report = transformers.AutoModel.from_pretrained(
         tmp_path / "out", local_files_only=True, output_loading_info=True
     )

@@ -15,6 +15,7 @@ from flava_ds.config.tree import check_objectives
 from flava_ds.errors import ConfigError
 from flava_ds.families.clip.task import build_task
 from flava_ds.objectives.itm import ImageTextMatchingConfig
+from flava_ds.objectives.masked_image import MultimodalMaskedImageConfig
 from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig
 from flava_ds.optimizers.adamw import AdamWConfig
 from flava_ds.optimizers.base import parameter_groups
@@ -110,7 +111,9 @@ def test_tables_are_decayed_but_gains_biases_and_vectors_are_not():
         assert decay[id(parameter)] == (0.0 if plain else 0.2), name
 
 
-@pytest.mark.parametrize("objective", [ImageTextMatchingConfig(), MultimodalMaskedTextConfig()])
+@pytest.mark.parametrize(
+    "objective", [ImageTextMatchingConfig(), MultimodalMaskedTextConfig(), MultimodalMaskedImageConfig()]
+)
 def test_objectives_over_other_views_are_refused(objective):
     config = tiny_config(objectives={"other": objective})
     with pytest.raises(

@@ -1,6 +1,7 @@
 """The name map: complete in both directions, exact to the bit, and strict."""
 
 import dataclasses
+import re
 
 import pytest
 import torch
@@ -9,10 +10,13 @@ from sample_batches import tiny_config
 
 from flava_ds.config import Config
 from flava_ds.errors import CheckpointError
+from flava_ds.families.flava.capabilities import HEADS, FlavaScorer, offers
 from flava_ds.families.flava.config import flava_objectives
+from flava_ds.families.flava.hf import LAYOUTS
 from flava_ds.families.flava.hf_names import flava_entries, huggingface_names
 from flava_ds.families.flava.task import build_task
 from flava_ds.layouts import check_tensors, to_ours, to_theirs
+from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig
 
 
 def with_poolers(config: Config) -> Config:
@@ -40,6 +44,35 @@ def test_ours_to_theirs_to_ours_is_exact(poolers):
     back = to_ours(to_theirs(state, entries, "ours"), entries, "theirs")
     assert back.keys() == state.keys()
     assert all(torch.equal(back[name], state[name]) for name in state)
+
+
+def test_objectives_of_any_name_are_written_and_offered_by_their_type():
+    plain = tiny_config()
+    task = build_task(plain)
+    names = {name: f"{number}_{name[:2]}" for number, name in enumerate(plain.objectives)}
+    config = dataclasses.replace(
+        plain,
+        objectives={names[name]: own for name, own in plain.objectives.items()}
+        | {"mlm": MultimodalMaskedTextConfig(weight=0.0)},
+    )
+    renamed = build_task(config)
+    state = {
+        re.sub(r"(?<=^objectives\.)\w+", lambda found: names[found[0]], name): own
+        for name, own in task.state_dict().items()
+    }
+    renamed.load_state_dict(state)
+    (settings, tensors), (found, written) = (
+        LAYOUTS.write(plain, task.state_dict()),
+        LAYOUTS.write(config, state),
+    )
+    assert settings == found and tensors.keys() == written.keys()
+    assert all(torch.equal(tensors[name], written[name]) for name in tensors)
+    parts, lacks = offers(renamed, config)
+    assert not lacks and {type(own).__name__ for own in parts} > {"PairMatcher", "FlavaScorer"}
+    assert [own.predicts for own in parts if isinstance(own, FlavaScorer)] == [frozenset(HEADS.values())]
+    twice = dataclasses.replace(plain, objectives={**plain.objectives, "more": plain.objectives["mlm"]})
+    with pytest.raises(CheckpointError, match="objectives.mlm and objectives.more are both of type mlm"):
+        LAYOUTS.write(twice, build_task(twice).state_dict())
 
 
 def test_no_two_tensors_share_a_name():

@@ -51,6 +51,16 @@ def test_closed_form_matches_the_flop_counter(kind, objectives):
     assert module.flops(batch) == 3 * expected
 
 
+def test_a_masked_share_without_contrast_embeds_no_other_images():
+    config = tiny_config(objectives=REDUCED)
+    module, batch = build_task(config), make_batch(Kind.PAIR, config, size=6, lengths=(8,) * 6)
+    share = make_batch(Kind.PAIR, config, size=2, lengths=(8,) * 2)
+    batch = masked_share_of(batch, (1, 4), share)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        module("step", batch, denominators(module, batch))
+    assert forward_flops(module, batch) == pytest.approx(counter.get_total_flops(), rel=2e-3)
+
+
 def test_the_first_of_two_contrastive_passes_costs_the_clean_encoders_alone():
     """Whatever else the step trains on: nothing masked or fused runs for the features."""
     config = tiny_config()

@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flava_ds.config.tree import check_objectives
 from flava_ds.errors import ConfigError
+from flava_ds.families.flava.views import View
 from flava_ds.families.simvlm.capabilities import SimvlmPart
 from flava_ds.families.simvlm.config import simvlm_base
 from flava_ds.families.simvlm.model import Simvlm, split
@@ -192,7 +193,8 @@ def test_objectives_that_it_cannot_serve_are_refused(objective):
 
 def test_families_without_a_decoder_refuse_its_objectives():
     config = dataclasses.replace(tiny_config(), model=build_flava())
-    message = "objectives.prefix_lm reads the view 'suffix', but the family 'flava' has only"
+    assert config.model.views == tuple(View)
+    message = f"the view 'suffix', but the family 'flava' has only {' and '.join(View)}; remove"
     with pytest.raises(ConfigError, match=message):
         check_objectives(dataclasses.replace(config, objectives=OBJECTIVES))
 

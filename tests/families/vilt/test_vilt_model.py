@@ -35,8 +35,8 @@ from flava_ds.objectives.global_contrastive import GlobalContrastiveConfig
 from flava_ds.objectives.masked_image import MultimodalMaskedImageConfig
 from flava_ds.objectives.masked_text import MaskedTextConfig
 from flava_ds.objectives.word_patch_alignment import WordPatchAlignmentConfig
-from flava_ds.optimizers.adamw import AdamWConfig
 from flava_ds.optimizers.base import parameter_groups
+from flava_ds.recipes.vilt_base import vilt_base
 
 
 def step(task, batch):
@@ -169,12 +169,12 @@ def test_closed_form_matches_the_flop_counter():
     assert task.flops(batch) == 3 * counted
 
 
-def test_only_gains_biases_and_vectors_are_exempt_from_decay():
-    task = build_task(tiny_config())
-    groups = parameter_groups(task, task.users(), AdamWConfig(weight_decay=0.01, decay_norm_and_bias=False))
+def test_only_gains_and_biases_are_exempt_from_decay():
+    task, recipe = build_task(tiny_config()), vilt_base().optimizer
+    groups = parameter_groups(task, task.users(), recipe)
     decay = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
     for name, parameter in task.named_parameters():
-        plain = name.endswith(("bias", "norm.weight", "cls_token"))
+        plain = name.endswith(("bias", "norm.weight"))
         assert decay[id(parameter)] == (0.0 if plain else 0.01), name
 
 

@@ -15,6 +15,16 @@ REPEATED_SIGNAL_S = 3.0
 """Repeats within this many seconds belong to the same request."""
 
 
+KILLED = (128 + signal.SIGKILL, 256 - signal.SIGKILL)
+"""Exit statuses of a process that the kernel kills, as it does when the host's memory runs out, and of
+DeepSpeed's launcher of such a one."""
+
+
+def is_stop(status: int) -> bool:
+    """Returns whether an exit status says that one of STOP_SIGNALS has ended a command."""
+    return status - 128 in STOP_SIGNALS
+
+
 _listening: list[StopRequest] = []
 """The requests that currently listen for stop signals."""
 

@@ -114,4 +114,6 @@ def test_a_command_that_is_waited_for_ends_with_its_status_and_is_told_to_stop()
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     told = "import os, signal, time; os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)"
     assert status_of(told) == 128 + signal.SIGTERM
+    failing = f"import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(1)); {told}"
+    assert status_of(failing) == 128 + signal.SIGTERM, "it was asked to stop, whatever its status"
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before

@@ -24,7 +24,7 @@ from flava_ds.config import Config, dumps
 from flava_ds.config.plain_files import loads
 from flava_ds.errors import ConfigError
 from flava_ds.ranks.launch import plan_launch
-from flava_ds.ranks.stop_signals import KILLED, is_stop
+from flava_ds.ranks.stop_signals import is_stop, signal_of
 from flava_ds.recipes import resolve
 from flava_ds.scaling.facts import shares_of
 from flava_ds.scaling.sweep import reason_in
@@ -45,7 +45,7 @@ class StoppedError(Exception):
     """A signal has ended a trial, so no further one begins."""
 
     def __init__(self, status: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(status - 128).name}")
+        super().__init__(f"stopped by signal {status - 128}")
         self.status = status
 
 
@@ -133,7 +133,8 @@ class Tuner:
                 raise StoppedError(status)
             if status:
                 said = reason_in(log) or f"exit status {status}"
-                lost = status in KILLED or "ran out of memory" in said
+                # the kernel kills a process when the host's memory runs out
+                lost = signal_of(status) == signal.SIGKILL or "ran out of memory" in said
                 return Trial(choices, reason=OUT_OF_MEMORY if lost else said)
         found = read_trial(file)
         return Trial(choices, step_ms(found["steps"], shares_of(config)), found["peak_memory_gib"])

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from flava_ds.commands.sweep import config_of, with_facts, words_of
 from flava_ds.errors import CheckpointError, UserError
 from flava_ds.ranks import launch
+from flava_ds.ranks.stop_signals import is_stop
 
 if TYPE_CHECKING:
     from flava_ds.scaling.spec import Spec
@@ -23,7 +24,8 @@ PORTS = 1000
 
 
 def run_all(sweep: Sweep, spec: Spec | None, names: list[str], options: argparse.Namespace) -> int:
-    """Runs what waits, then what Optuna asks for; returns 128 + signal when one stopped it, otherwise 0.
+    """Runs what waits, then what Optuna asks for; returns 128 + signal when one asked it to
+    stop, otherwise 0. A run that fails or is killed does not end the sweep.
 
     Raises: CheckpointError when another process runs this sweep.
     """
@@ -33,7 +35,7 @@ def run_all(sweep: Sweep, spec: Spec | None, names: list[str], options: argparse
     lock.acquire()
     try:
         for number, name in enumerate(names, start=1):
-            if (status := run_one(sweep, name, f"run {number} of {len(names)}", options)) > 128:
+            if is_stop(status := run_one(sweep, name, f"run {number} of {len(names)}", options)):
                 return status
         if spec is None or spec.asked is None:
             return 0
@@ -41,7 +43,7 @@ def run_all(sweep: Sweep, spec: Spec | None, names: list[str], options: argparse
         while len(sweep.runs) < min(most, spec.asked.runs):
             sweep, name = asked(sweep, spec)
             where = f"run {len(sweep.runs)} of {spec.asked.runs}"
-            if (status := run_one(sweep, name, where, options)) > 128:
+            if is_stop(status := run_one(sweep, name, where, options)):
                 return status
         return 0
     finally:

@@ -113,7 +113,9 @@ def test_a_signal_that_ends_a_trial_ends_the_search(tmp_path, monkeypatch, capsy
 
     monkeypatch.setattr(search, "plan_launch", stopped)
     assert main(["plan", "flava_debug", "--tune"]) == 128 + 15 and len(begun) == 1
-    assert capsys.readouterr().out.splitlines()[-1].startswith("  stopped by SIGTERM; the same command goes")
+    assert (
+        capsys.readouterr().out.splitlines()[-1].startswith("  stopped by signal 15; the same command goes")
+    )
 
 
 @pytest.mark.parametrize(

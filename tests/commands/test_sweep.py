@@ -16,6 +16,7 @@ import pytest
 from flava_ds import cli
 from flava_ds.commands import sweep as command
 from flava_ds.commands import sweep_jobs
+from flava_ds.ranks.launch import Launch
 from flava_ds.scaling.spec import parse
 from flava_ds.scaling.sweep import Sweep
 
@@ -106,6 +107,15 @@ def test_a_failed_run_says_why_and_is_tried_again(tmp_path):
     state = sweep.state(name)
     assert state["state"] == "failed" and name in state["reason"] and "\n" not in state["reason"]
     assert name in command.waiting(sweep, options)
+
+
+def test_a_killed_run_has_failed_and_the_next_one_begins(tmp_path, capsys, monkeypatch):
+    sweep, options = planned_in(tmp_path, "--ranks", "1")
+    kill = Launch(arguments=[sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"])
+    monkeypatch.setattr(sweep_jobs, "command_of", lambda *_: kill)
+    assert sweep_jobs.run_all(sweep, None, list(sweep.runs), options) == 0
+    assert [sweep.state(name)["state"] for name in sweep.runs] == ["failed", "failed"]
+    assert capsys.readouterr().out.count("failed: killed by SIGKILL") == 2
 
 
 def test_a_slurm_array_notes_begin_and_end_of_its_tasks(tmp_path, capsys):

@@ -165,13 +165,14 @@ def write_array(sweep: Sweep, names: list[str], options: argparse.Namespace) -> 
     ]
     limit = f"%{options.at_once}" if options.at_once else ""
     command = shlex.join([sys.executable, "-m", "flava_ds.cli", "sweep", str(folder)])
+    logs = str(folder / "logs").replace("%", "%%")  # %x is the job's name
     lines = [
         "#!/usr/bin/env bash",
         "# One task for each run of the sweep. A finished run's task ends at once; submit it again to retry.",
         *settings,
-        f"#SBATCH --job-name={folder.name}",
+        f"#SBATCH {shlex.quote(f'--job-name={folder.name}')}",
         f"#SBATCH --nodes={options.nodes}",
-        f"#SBATCH --output={folder}/logs/%x-%A_%a.log",
+        f"#SBATCH {shlex.quote(f'--output={logs}/%x-%A_%a.log')}",
         f"#SBATCH --array=0-{len(names) - 1}{limit}",
         "set -euo pipefail",
         f"cd {shlex.quote(str(LAUNCHERS.parent))}",
@@ -182,7 +183,8 @@ def write_array(sweep: Sweep, names: list[str], options: argparse.Namespace) -> 
         f"export PORT=$(({FIRST_PORT} + SLURM_ARRAY_TASK_ID % {PORTS}))",
         f'mapfile -d "" -t words < <({command} --begin "$run")',
         'if [ "${#words[@]}" -eq 0 ]; then exit 0; fi',
-        f"trap '{command} --end \"$run\" $?' EXIT",
+        f'finish() {{ {command} --end "$run" $?; }}',
+        "trap finish EXIT",
         'source launchers/slurm.sbatch "${words[@]}"',
     ]
     path = folder / "sweep.sbatch"

@@ -5,6 +5,7 @@ line.
 import csv
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -90,8 +91,8 @@ def options_of(*words):
     return parser.parse_args(["sweep", *words])
 
 
-def planned_in(tmp_path, *words):
-    options = options_of(str(write_spec(tmp_path)), "--folder", str(tmp_path / "sweep"), *words)
+def planned_in(tmp_path, *words, folder="sweep"):
+    options = options_of(str(write_spec(tmp_path)), "--folder", str(tmp_path / folder), *words)
     sweep, _ = command.planned(options)
     sweep.save()
     return sweep, options
@@ -119,11 +120,15 @@ def test_a_killed_run_has_failed_and_the_next_one_begins(tmp_path, capsys, monke
 
 
 def test_a_slurm_array_notes_begin_and_end_of_its_tasks(tmp_path, capsys):
-    sweep, options = planned_in(tmp_path, "--slurm", "--nodes", "2", "--at-once", "1")
+    # Slurm reads quotes in its settings as a shell does
+    sweep, options = planned_in(tmp_path, "--slurm", "--nodes", "2", "--at-once", "1", folder="50% of it's")
     told = sweep_jobs.write_array(sweep, list(sweep.runs), options)
     script = (sweep.folder / "sweep.sbatch").read_text()
     for line in ("--array=0-1%1", "--nodes=2", "--requeue", "--signal=B:USR1@300", "--gpus-per-node=8"):
         assert f"#SBATCH {line}\n" in script
+    settings = [shlex.split(line)[1] for line in script.splitlines() if line.startswith("#SBATCH")]
+    logs = f"{tmp_path}/50%% of it's/logs/%x-%A_%a.log"
+    assert {"--job-name=50% of it's", f"--output={logs}"} <= {*settings}
     assert "sbatch " in told and script.count("--nodes") == 1
     assert subprocess.run(["bash", "-n", str(sweep.folder / "sweep.sbatch")], check=True).returncode == 0
     # a cluster whose srun fails: what the script itself does is real

@@ -34,6 +34,8 @@ class SourceFacts:
     kind: str
     max_tokens: int
     global_batch: int
+    own_batch: bool
+    """Whether that is the source's own; otherwise it is training.global_batch_size."""
     together: int
     """Samples that the model normalises together."""
     masked_share: float
@@ -75,6 +77,7 @@ class Facts:
                 source.kind,
                 source.max_tokens,
                 config.global_batch_size(name),
+                source.global_batch_size is not None,
                 config.model.samples_together(source.kind),
                 source.masked_share if source.kind == "pair" else 1.0,
             )

@@ -15,7 +15,7 @@ from flava_ds.config.balance import BalanceConfig
 from flava_ds.config.bounds import AtLeast, AtMost, Below, Steps, check_bounds
 from flava_ds.config.codebook import CodebookConfig, check_codebook
 from flava_ds.config.data import DataConfig, SourceConfig, drawn_sources, micro_batch
-from flava_ds.config.data_checks import check_data, check_labels, check_padding
+from flava_ds.config.data_checks import check_data, check_labels, check_names, check_padding
 from flava_ds.config.earlier import modernised
 from flava_ds.config.evaluation import EvaluationConfig, check_evaluation
 from flava_ds.config.family import FamilyConfig
@@ -308,6 +308,7 @@ def check(config: Config) -> Config:
 
 def check_objectives(config: Config) -> None:
     """Raises ConfigError for the first objective in use that cannot work, or if none is in use."""
+    check_names("objectives", config.objectives, "_-")
     for name, objective in in_use(config.objectives).items():
         if unknown := sorted(objective.kinds - config.model.kinds.keys()):
             raise ConfigError(

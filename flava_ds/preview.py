@@ -175,7 +175,10 @@ def first_line(config: Config, task: Task, loader: StepLoader) -> str:
     """Shows what the log's first line will look like, and which objectives nothing feeds."""
     total, start = config.training.total_steps, loader.start_step
     if start >= total:
-        return f"nothing is left to train: the latest checkpoint has all {total} steps"
+        return (
+            f"nothing is left to train: this run has done {start} steps, training.total_steps is {total}; "
+            "raise it, or pick another --name"
+        )
     every = config.logging.every_steps or total
     steps = min(every - start % every + start, total)
     first = range(start, min(steps, start + 1000))

@@ -80,9 +80,6 @@ class Trainer:
 
         Raises: UserError when the rollbacks are used up, a step runs out of memory, or ranks disagree.
         """
-        if self.first_step >= self.config.training.total_steps:
-            done = "this run has done %d steps, training.total_steps is %d; raise it, or pick another --name"
-            log.info(done, self.first_step, self.config.training.total_steps)
         with self._stop.listening():
             while True:
                 try:

@@ -46,11 +46,15 @@ compose_torchrun() {
         --max_restarts "${RESTARTS:-2}" --module "$MODULE" "${ARGUMENTS[@]}")
 }
 
-# Counts NVIDIA GPUs, at least 1.
+# Counts NVIDIA GPUs, of which CUDA_VISIBLE_DEVICES may name some; at least 1.
 count_gpus() {
-    local found=0
+    local found=0 visible
     if command -v nvidia-smi >/dev/null; then
         found=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU' || true)
+    fi
+    if [ "$found" -gt 0 ] && [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then
+        IFS=, read -ra visible <<<"$CUDA_VISIBLE_DEVICES"
+        found=${#visible[@]}
     fi
     echo $((found > 0 ? found : 1))
 }

@@ -87,6 +87,20 @@ def test_torchrun_on_one_machine():
     )
 
 
+def test_ranks_of_a_machine_are_the_gpus_that_are_visible(tmp_path):
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\nfor n in 0 1 2 3; do echo \"GPU $n: some\"; done\n")
+    program.chmod(0o755)
+    counted = f"set -eu; unset CUDA_VISIBLE_DEVICES; source {FOLDER}/common.sh; count_gpus"
+    for visible in ("2,3", "1", ""):
+        counted += f"; CUDA_VISIBLE_DEVICES={visible} count_gpus"
+    done = subprocess.run(
+        ["bash", "-c", counted], capture_output=True, text=True, check=True,
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+    )  # fmt: skip
+    assert done.stdout.split() == ["4", "2", "1", "1"]
+
+
 def test_torchrun_on_several_machines():
     command = printed(
         "torchrun.sh", "flava_base", NODES="2:4", HEAD="node1", RANKS="8", RESTARTS="5", OMP_NUM_THREADS="6"
@@ -195,20 +209,25 @@ def test_slurm_prints_srun(tmp_path):
 
 
 def test_a_requeued_job_has_the_status_of_a_stop(tmp_path):
-    """Whatever srun ends with; a sweep's array notes it. The trainer itself: test_slurm_requeue.py."""
+    """Whatever srun ends with; a sweep's array notes it. The trainer itself: test_slurm_requeue.py. The first
+    of ten thousand hosts is the head.
+    """
+    hosts = "if [ $1 = show ]; then seq -f host%05.0f 10000; else echo $* >> calls; fi"
     for name, body in (
-        ("srun", "kill -USR1 $PPID; exit 1"),
+        ("srun", 'echo "$*" >> calls; kill -USR1 $PPID; exit 1'),
         ("scancel", "exit 0"),
-        ("scontrol", 'echo "$*" >> calls'),
+        ("scontrol", hosts),
     ):
         (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
         (tmp_path / name).chmod(0o755)
     path = f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     done = subprocess.run(
         ["bash", str(FOLDER / "slurm.sbatch"), "flava_debug"], cwd=tmp_path, timeout=60,
-        env={"PATH": path, "SLURM_JOB_ID": "77", "SLURM_SUBMIT_DIR": str(ROOT)},
+        env={"PATH": path, "SLURM_JOB_ID": "77", "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_NODELIST": "host[1-10000]"},
     )  # fmt: skip
-    assert (tmp_path / "calls").read_text() == "requeue 77\n" and done.returncode == 143
+    started, requeued = (tmp_path / "calls").read_text().splitlines()
+    assert "--rdzv_endpoint host00001:29500 " in started
+    assert requeued == "requeue 77" and done.returncode == 143
 
 
 def test_slurm_is_asked_for_a_signal_and_a_requeue():

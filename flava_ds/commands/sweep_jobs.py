@@ -205,7 +205,7 @@ def note(sweep: Sweep, options: argparse.Namespace) -> int:
         raise UserError(f"{sweep.folder}: has no run '{name}'; --status lists them")
     if options.end is not None:
         status = options.end[1]
-        if not status.isdigit():
+        if not status.isdecimal():
             raise UserError(f"--end {name} {status}: give an exit status, a whole number")
         print(sweep.end(name, int(status))["state"])
         return 0

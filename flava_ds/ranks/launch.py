@@ -246,7 +246,7 @@ def check_inputs(config: Config) -> None:
     if weights not in (None, "random") and not Path(weights).exists():
         raise ConfigError(
             f"codebook_weights '{weights}': no such file; train one with `flava-ds codebook train SHARDS "
-            f"--out {weights}`"
+            f"--out {shlex.quote(str(weights))}`"
         )
     detector = getattr(config.model, "detector", None)
     if detector not in (None, *DETECTORS) and not Path(detector).exists():

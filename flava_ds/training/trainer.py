@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -93,7 +94,7 @@ class Trainer:
                         log.info(told, steps)
                     elif steps > self.first_step:
                         told = "finished %d steps; see `flava-ds report %s` and `flava-ds evaluate --list`"
-                        log.info(told, steps, self.config.run_path)
+                        log.info(told, steps, shlex.quote(str(self.config.run_path)))
                     break
                 except DivergedError as error:
                     self.first_step = self.go_back(error)

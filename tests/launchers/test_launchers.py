@@ -89,7 +89,7 @@ def test_torchrun_on_one_machine():
 
 def test_ranks_of_a_machine_are_the_gpus_that_are_visible(tmp_path):
     program = tmp_path / "nvidia-smi"
-    program.write_text("#!/bin/sh\nfor n in 0 1 2 3; do echo \"GPU $n: some\"; done\n")
+    program.write_text('#!/bin/sh\nfor n in 0 1 2 3; do echo "GPU $n: some"; done\n')
     program.chmod(0o755)
     counted = f"set -eu; unset CUDA_VISIBLE_DEVICES; source {FOLDER}/common.sh; count_gpus"
     for visible in ("2,3", "1", ""):
@@ -221,10 +221,9 @@ def test_a_requeued_job_has_the_status_of_a_stop(tmp_path):
         (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
         (tmp_path / name).chmod(0o755)
     path = f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-    done = subprocess.run(
-        ["bash", str(FOLDER / "slurm.sbatch"), "flava_debug"], cwd=tmp_path, timeout=60,
-        env={"PATH": path, "SLURM_JOB_ID": "77", "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_NODELIST": "host[1-10000]"},
-    )  # fmt: skip
+    job = {"SLURM_JOB_ID": "77", "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_NODELIST": "host[1-10000]"}
+    command = ["bash", str(FOLDER / "slurm.sbatch"), "flava_debug"]
+    done = subprocess.run(command, cwd=tmp_path, timeout=60, env={"PATH": path, **job})
     started, requeued = (tmp_path / "calls").read_text().splitlines()
     assert "--rdzv_endpoint host00001:29500 " in started
     assert requeued == "requeue 77" and done.returncode == 143

@@ -72,6 +72,8 @@ def test_initial_weights_have_to_exist(tmp_path):
     alone = dataclasses.replace(config.with_sources({"text": text}), initial_weights="gone")
     with pytest.raises(ConfigError, match="initial_weights 'gone': no such file or folder"):
         launch.check_inputs(alone)
+    with pytest.raises(ConfigError, match="no such file; train one with `.* --out 'a b'`"):
+        launch.check_inputs(dataclasses.replace(alone, codebook_weights="a b"))
 
 
 def test_a_detector_has_to_exist_before_training(tmp_path):

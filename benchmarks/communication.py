@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from flava_ds.storage.atomic import write_whole
 
@@ -120,13 +121,20 @@ def measure_all(folder: Path) -> None:
             rows[-1] |= {
                 "measured": listed(bytes_of.payloads(calls)),
                 "theory": listed(theory),
-                "paper": traffic.paper_bytes(work, sources[kind], zero, RANKS),
+                "paper": paper_bytes(work, sources[kind], zero, RANKS),
             }
         trainer.recorder.close()
         if trainer.world.is_main:
             found = {"ranks": RANKS, "recipe": "flava_debug", "weights": 4 * work.trainable, "rows": rows}
             (folder / "results.json").write_text(json.dumps(found), encoding="utf-8")
     stop()
+
+
+def paper_bytes(model: Any, source: str, zero: Any, world: int) -> float:
+    """Returns the bytes a rank sends per step for gradients and weights, according to the ZeRO paper."""
+    used, weights = zero.width * model.used_by(model.kinds[source].kind), zero.width * model.trainable
+    moved = {0: 2 * used, 1: used + weights, 2: used + weights, 3: 3 * used}  # 1, 2: idle weights, too
+    return (world - 1) / world * moved[zero.stage]
 
 
 def write_setting(folder: Path, number: int, name: str) -> Path:

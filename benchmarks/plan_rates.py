@@ -8,6 +8,7 @@ is that of tiny batches of narrower and wider models.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import statistics
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import numpy as np
 
 from flava_ds.config import Config
 from flava_ds.scaling.assumptions import MIDDLE
+from flava_ds.scaling.host_rates import CallRate
 
 SIZES = (24, 160)
 """Micro-batches whose operators are timed."""
@@ -33,6 +35,8 @@ REPEATS = 4
 PAYLOADS = (64, 4096, 65_536, 1 << 20, 4 << 20, 16 << 20, 48 << 20)
 SAMPLED = 1024
 """Samples that the loader is timed on, of each source."""
+TURNS = 30
+"""Of the reweighting in `fitted_rate`; the weights settle within ten."""
 
 
 def quiet_words(folder: Path, name: str) -> list[str]:
@@ -258,7 +262,7 @@ def rates_of(
     collectives: dict[str, Any],
 ) -> dict[str, Any]:
     """Fits the rates to what all processes have measured at once."""
-    from flava_ds.scaling.host_rates import CallRate, HostRates, call_rate, fitted_rate
+    from flava_ds.scaling.host_rates import HostRates
 
     calls = defaultdict(list)
     for process in found:
@@ -289,6 +293,50 @@ def rates_of(
     }
 
 
+def fitted_rate(features: np.ndarray, seconds: np.ndarray) -> np.ndarray:
+    """Fits seconds = features @ x with x >= 0, by weights of 1 / expected seconds, so that totals agree.
+
+    Calls of ten microseconds and of ten milliseconds are off by about the same share, and many small calls
+    count as much as a few large ones.
+
+    Shapes:
+        features  [n, k]  k <= 3; the first column is 1
+        seconds   [n]
+        returns   [k]
+    """
+    floor = 1e-7 + 1e-3 * float(seconds.mean())
+    weights, best = 1 / np.maximum(seconds, floor), np.zeros(features.shape[1])
+    for _ in range(TURNS):
+        best = _non_negative(features, seconds, weights)
+        weights = 1 / np.maximum(features @ best, floor)
+    return best
+
+
+def _non_negative(features: np.ndarray, seconds: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Returns the non-negative least squares: the best of all subsets of columns whose solution is."""
+    root = np.sqrt(weights)
+    scale = np.maximum(np.abs(features).max(axis=0), 1e-300)
+    found, least = np.zeros(features.shape[1]), np.inf
+    columns = range(features.shape[1])
+    for size in columns:
+        for chosen in itertools.combinations(columns, size + 1):
+            part = list(chosen)
+            own = features[:, part] / scale[part] * root[:, None]
+            solved = np.linalg.lstsq(own, seconds * root, rcond=None)[0]
+            error = float(np.square(own @ solved - seconds * root).sum())
+            if (solved >= 0).all() and error < least:
+                least, found = error, np.zeros(features.shape[1])
+                found[part] = solved / scale[part]
+    return found
+
+
+def call_rate(rows: Sequence[tuple[float, float, float]]) -> CallRate:
+    """Fits the rate of one operator to (bytes, FLOPs, seconds) of its calls."""
+    moved, flops, seconds = np.array(rows, dtype=float).T
+    features = [np.ones_like(moved), moved] + ([flops] if flops.any() else [])
+    return CallRate(*map(float, fitted_rate(np.stack(features, axis=1), seconds)))
+
+
 def beyond_operators(rates: Any, tiny: dict[int, list[dict[str, float]]]) -> tuple[np.ndarray, np.ndarray]:
     """Returns what tiny steps take beyond their passes, with what may explain it.
 
@@ -300,7 +348,6 @@ def beyond_operators(rates: Any, tiny: dict[int, list[dict[str, float]]]) -> tup
 
     from flava_ds.recipes import resolve
     from flava_ds.scaling.hardware import this_machine
-    from flava_ds.scaling.host_rates import CallRate
     from flava_ds.scaling.measure import measure
     from flava_ds.scaling.step_time import update_seconds
     from flava_ds.scaling.zero import Zero

@@ -63,7 +63,8 @@ def build(config: Config) -> Trainer:
     resumed = checkpoint.resume(engine, config) if config.checkpoint.resume else None
     first_step = resumed.step if resumed else 0
     loader = build_loader(config, world, first_step, resumed.data if resumed else None)
-    checkpoint.record(config, world)
+    if first_step < config.training.total_steps:  # otherwise the file tells what has been trained
+        checkpoint.record(config, world)
     if world.is_main:
         for line in preview(config, task, loader, world.size, world.device.type):
             log.info(line)

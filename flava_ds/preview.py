@@ -1,4 +1,5 @@
-"""What a run is going to be, in four lines: parameters, data, memory, and the first line of its log.
+"""What a run is going to be, in four lines: parameters, data, memory, and the first line of its log; a fifth
+says so if evaluations are set up that nothing runs.
 
 A dry run prints them of a model without weights; rank 0 of a real run prints them of its own.
 """
@@ -27,6 +28,7 @@ def preview(config: Config, task: Task, loader: StepLoader, ranks: int, device_t
         data(config, loader),
         memory(config, task, ranks, device_type),
         first_line(config, task, loader),
+        *unused_evaluation(config),
     ]
 
 
@@ -65,6 +67,14 @@ def unused_batch(config: Config) -> str:
         f"; training.global_batch_size {config.training.global_batch_size:,} has no effect, as every source "
         f"has its own: {options}"
     )
+
+
+def unused_evaluation(config: Config) -> list[str]:
+    """Says so if evaluations are set up but never run."""
+    own = config.evaluation
+    if own.every_steps or not (own.tasks or own.references):
+        return []
+    return ["evaluation: none during training, as evaluation.every_steps is 0; the tasks are not run"]
 
 
 def _source(batch: int, length: int | None, steps: float, name: str) -> str:
@@ -175,7 +185,10 @@ def first_line(config: Config, task: Task, loader: StepLoader) -> str:
     """Shows what the log's first line will look like, and which objectives nothing feeds."""
     total, start = config.training.total_steps, loader.start_step
     if start >= total:
-        return f"nothing is left to train: the latest checkpoint has all {total} steps"
+        return (
+            f"nothing is left to train: this run has done {start} steps, training.total_steps is {total}; "
+            "raise it, or pick another --name"
+        )
     every = config.logging.every_steps or total
     steps = min(every - start % every + start, total)
     first = range(start, min(steps, start + 1000))

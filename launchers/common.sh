@@ -8,11 +8,10 @@ MODULE=flava_ds.train
 # Keeps Python from importing files in the working directory, which may be a folder of downloaded data.
 SAFE_PATH=PYTHONSAFEPATH=1
 export "${SAFE_PATH?}"
+# Runs torchrun with what the ranks need to stop with a checkpoint, and ends with their status.
+SUPERVISOR=flava_ds.ranks.supervise
 # Seconds after SIGTERM for the ranks to finish a step and write a checkpoint; torchrun's default is 30.
 GRACE=${GRACE:-280}
-# Signals that torchrun forwards to its ranks, which write a checkpoint and end. SIGUSR1 would otherwise kill
-# torchrun itself.
-PASSED_ON=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1
 
 # Prints an error and exits with the status of a usage error.
 refuse() {
@@ -42,19 +41,20 @@ compose_torchrun() {
         shift
     done
     shift
-    # With a shared TCP store, restarted workers read the addresses of dead ones, and most restarts hang
-    # (pytorch issue 135712).
     COMMAND=("$@" env "$SAFE_PATH" "OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}"
-        TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 "TORCH_ELASTIC_SHUTDOWN_TIMEOUT=$GRACE"
-        torchrun "${rendezvous[@]}" --signals_to_handle "$PASSED_ON" --max_restarts "${RESTARTS:-2}"
-        --module "$MODULE" "${ARGUMENTS[@]}")
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT=$GRACE" python3 -m "$SUPERVISOR" "${rendezvous[@]}"
+        --max_restarts "${RESTARTS:-2}" --module "$MODULE" "${ARGUMENTS[@]}")
 }
 
-# Counts NVIDIA GPUs, at least 1.
+# Counts NVIDIA GPUs, of which CUDA_VISIBLE_DEVICES may name some; at least 1.
 count_gpus() {
-    local found=0
+    local found=0 visible
     if command -v nvidia-smi >/dev/null; then
         found=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU' || true)
+    fi
+    if [ "$found" -gt 0 ] && [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then
+        IFS=, read -ra visible <<<"$CUDA_VISIBLE_DEVICES"
+        found=${#visible[@]}
     fi
     echo $((found > 0 ? found : 1))
 }

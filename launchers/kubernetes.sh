@@ -27,7 +27,7 @@ terminationGracePeriodSeconds: $((GRACE + 20)) # SIGTERM, a checkpoint, and only
 containers:
   - name: $1
     image: $IMAGE
-    command: [torchrun]
+    command: [python3, -m, $SUPERVISOR]
     args:
 POD
         local word
@@ -42,7 +42,6 @@ POD
     env:
       - {name: ${SAFE_PATH%=*}, value: "${SAFE_PATH#*=}"}
       - {name: OMP_NUM_THREADS, value: "${OMP_NUM_THREADS:-8}"}
-      - {name: TORCH_DISABLE_SHARE_RDZV_TCP_STORE, value: "1"}
       - {name: TORCH_ELASTIC_SHUTDOWN_TIMEOUT, value: "$GRACE"}
     resources:
       limits: {nvidia.com/gpu: $GPUS}

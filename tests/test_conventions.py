@@ -72,6 +72,7 @@ BELOW = {
         "data",
         "codebook",
         "optimizers",
+        "ranks",
         "training",
         "watching",
     },

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from flava_ds.preview import bytes_of_activations, bytes_of_state, meta_task, unused_batch
+from flava_ds.preview import bytes_of_activations, bytes_of_state, meta_task, unused_batch, unused_evaluation
 from flava_ds.recipes import resolve
 
 
@@ -69,3 +69,9 @@ def test_a_batch_size_that_no_source_takes_is_named():
         "--data.sources.pair.global-batch-size 64"
     )
     assert unused_batch(resolve("demo_bert", asked)) == unused_batch(resolve("flava_debug", [])) == ""
+
+
+def test_evaluations_that_nothing_runs_are_named():
+    shown = "evaluation: none during training, as evaluation.every_steps is 0; the tasks are not run"
+    assert unused_evaluation(resolve("demo_dino", ["--evaluation.every-steps", "0"])) == [shown]
+    assert unused_evaluation(resolve("demo_dino", [])) == unused_evaluation(resolve("demo", [])) == []

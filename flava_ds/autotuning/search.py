@@ -12,6 +12,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from flava_ds.config import Config, dumps
 from flava_ds.config.plain_files import loads
 from flava_ds.errors import ConfigError
 from flava_ds.ranks.launch import plan_launch
+from flava_ds.ranks.stop_signals import is_stop, signal_of
 from flava_ds.recipes import resolve
 from flava_ds.scaling.facts import shares_of
 from flava_ds.scaling.sweep import reason_in
@@ -37,9 +39,14 @@ ACCUMULATION = (1, 2, 4, 8, 16)
 BUCKETS = (25_000_000, 100_000_000, 500_000_000)
 """Elements of a bucket in which gradients are reduced."""
 OUT_OF_MEMORY = "out of memory"
-KILLED = (128 + 9, 256 - 9)
-"""Exit statuses of a process that the kernel kills, as it does when the host's memory runs out, and of the
-launcher of such a one."""
+
+
+class StoppedError(Exception):
+    """A signal has ended a trial, so no further one begins."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"stopped by signal {status - 128}")
+        self.status = status
 
 
 @dataclass(frozen=True)
@@ -92,7 +99,8 @@ class Tuner:
     def search(self) -> Iterator[Trial]:
         """Yields trials as they end: the configuration first, then every setting on top of the best so far.
 
-        Raises: ConfigError if the configuration does not train for another reason than memory.
+        Raises: ConfigError if the configuration does not train for another reason than memory; StoppedError
+        when a signal ends a trial.
         """
         best = self.measure({})
         yield best
@@ -105,7 +113,7 @@ class Tuner:
                 best = better(best, trial)
 
     def measure(self, choices: Mapping[str, Choice]) -> Trial:
-        """Runs a trial, unless its result is there from before."""
+        """Runs a trial, unless its result is there from before. Raises: StoppedError."""
         words, config = [*self.overrides, *Trial(choices).words], self.config(choices)
         told = json.dumps([dumps(config), self.ranks, self.device, git_state()])
         name = hashlib.sha256(told.encode()).hexdigest()[:10]
@@ -121,9 +129,12 @@ class Tuner:
             log.unlink(missing_ok=True)
             status = launch.wait(log)
             shutil.rmtree(run, ignore_errors=True)
+            if is_stop(status):
+                raise StoppedError(status)
             if status:
                 said = reason_in(log) or f"exit status {status}"
-                lost = status in KILLED or "ran out of memory" in said
+                # the kernel kills a process when the host's memory runs out
+                lost = signal_of(status) == signal.SIGKILL or "ran out of memory" in said
                 return Trial(choices, reason=OUT_OF_MEMORY if lost else said)
         found = read_trial(file)
         return Trial(choices, step_ms(found["steps"], shares_of(config)), found["peak_memory_gib"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -167,7 +168,7 @@ def train(
             started=STARTED,
             is_asked_to_stop=lambda: request.asked is not None,
         )
-    tell(f"{out}\nuse it: flava-ds train {recipe} --codebook-weights {out} ...")
+    tell(f"{out}\nuse it: {shlex.join(['flava-ds', 'train', recipe, '--codebook-weights', str(out)])} ...")
 
 
 def tell(line: object) -> None:
@@ -184,8 +185,8 @@ def encode(recipe: str, shards: str, weights: Path, out: Path) -> None:
     source = picture_source(config, shards)
     if not weights.exists():
         raise UserError(
-            f"--codebook {weights}: no such file; train one with `flava-ds codebook train {shards} --out "
-            f"{weights}`"
+            f"--codebook {weights}: no such file; train one with `flava-ds codebook train "
+            f"{shlex.quote(shards)} --out {shlex.quote(str(weights))}`"
         )
     from flava_ds.codebook.image_codebook import load_codebook
     from flava_ds.prepare.codes import write_codes

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
-from flava_ds.errors import UserError
+from flava_ds.errors import DataError, UserError
 
 COLUMNS = {
     "loss": "loss/global_contrastive",
@@ -91,14 +92,18 @@ def run(options: argparse.Namespace) -> int:
         named["loss"] = metric
     runs = findings.runs_of(rows, where, named)
     told, found = describe(runs, options)
-    if options.error:
-        lines, numbers = describe_error(findings.runs_of(rows, where, {**named, "loss": options.error}))
-        told, found = [*told, *lines], {**found, "error": numbers}
-    print(f"{where}: {len(runs.names)} runs, {named['loss']}\n" + "\n".join(told))
-    if options.json is not None:
-        from flava_ds.storage.atomic import write_whole
+    print(f"{where}: {len(runs.names)} runs, {named['loss']}\n" + "\n".join(told), flush=True)
+    try:
+        if options.error:
+            lines, found["error"] = describe_error(
+                findings.runs_of(rows, where, {**named, "loss": options.error})
+            )
+            print("\n".join(lines))
+    finally:  # the laws took minutes, and stand without that of the error
+        if options.json is not None:
+            from flava_ds.storage.atomic import write_whole
 
-        write_whole(options.json, json.dumps(found, indent=2) + "\n")
+            write_whole(options.json, json.dumps(found, indent=2) + "\n")
     return 0
 
 
@@ -137,6 +142,11 @@ def describe(runs: Any, options: argparse.Namespace) -> tuple[list[str], dict[st
         if options.budget is not None:
             advice = findings.advise(law, runs, options.budget, options.data)
             lines.append(f"    for {options.budget:.3g} FLOPs: {said_of(advice)}")
+            if advice is not None and not form.repeats and advice.samples > (options.data or math.inf):
+                lines.append(
+                    f"    {advice.samples / options.data:.3g} times the samples that exist: this law takes "
+                    "repeated samples for new ones, which --data does not change"
+                )
             numbers["advice"] = None if advice is None else vars(advice)
     if (batches := findings.batch_runs(runs)) is not None:
         beta = found["laws"][0]["numbers"]["beta"] if found["laws"] else 0.3
@@ -186,11 +196,20 @@ def describe_law(law: Any, held_out: Any) -> tuple[list[str], dict[str, Any]]:
 
 
 def describe_error(runs: Any) -> tuple[list[str], dict[str, Any]]:
-    """Returns the law of a downstream error along the runs that none of less compute beats."""
+    """Returns the law of a downstream error along the runs that none of less compute beats.
+
+    Raises: DataError for too few of them.
+    """
     from flava_ds.scaling import laws
 
     best = runs.at(laws.frontier(runs.columns["flops"], runs.losses))
-    found = laws.fit(laws.of_error(best.columns), best.columns, best.losses)
+    try:
+        found = laws.fit(laws.of_error(best.columns), best.columns, best.losses)
+    except DataError as error:
+        raise DataError(
+            f"--error: no run of less compute beats {len(best.names)} of {len(runs.names)} runs, which alone "
+            f"are fitted: {error}"
+        ) from error
     numbers = ", ".join(f"{name} {value:.4g}" for name, value in found.named().items())
     lines = [f"  error by compute, {len(best.names)} runs that none beats: {found.form.title}: {numbers}"]
     return lines, {"form": found.form.title, "numbers": found.named(), "runs": best.names}

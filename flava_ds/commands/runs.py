@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from flava_ds.errors import UserError
@@ -22,6 +23,6 @@ def require_run(path: Path) -> None:
     require_model(path)
     if b'"model_type"' in (path / "config.json").read_bytes():
         raise UserError(
-            f"{path}: is a Hugging Face model, not a run; `flava-ds convert {path} --to flava_ds OUT` "
-            "converts it to initial_weights"
+            f"{path}: is a Hugging Face model, not a run; `flava-ds convert {shlex.quote(str(path))} "
+            "--to flava_ds OUT` converts it to initial_weights"
         )

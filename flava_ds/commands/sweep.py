@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -146,8 +147,8 @@ def read_spec(path: Path) -> tuple[Spec, str, Path]:
     base, beside = found.base, path.parent / found.base
     if is_outside(base):
         raise ConfigError(
-            f"{path}: base '{base}' is code, which a file cannot name; save it with `flava-ds config {base}` "
-            "as a .json and name that"
+            f"{path}: base '{base}' is code, which a file cannot name; save it with `flava-ds config "
+            f"{shlex.quote(base)}` as a .json and name that"
         )
     if beside.suffix in (".json", *partial.YAML):
         base = str(beside.absolute())

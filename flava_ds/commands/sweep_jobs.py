@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from flava_ds.commands.sweep import config_of, with_facts, words_of
 from flava_ds.errors import CheckpointError, UserError
 from flava_ds.ranks import launch
+from flava_ds.ranks.stop_signals import is_stop
 
 if TYPE_CHECKING:
     from flava_ds.scaling.spec import Spec
@@ -23,7 +24,8 @@ PORTS = 1000
 
 
 def run_all(sweep: Sweep, spec: Spec | None, names: list[str], options: argparse.Namespace) -> int:
-    """Runs what waits, then what Optuna asks for; returns 128 + signal when one stopped it, otherwise 0.
+    """Runs what waits, then what Optuna asks for; returns 128 + signal when one asked it to
+    stop, otherwise 0. A run that fails or is killed does not end the sweep.
 
     Raises: CheckpointError when another process runs this sweep.
     """
@@ -33,7 +35,7 @@ def run_all(sweep: Sweep, spec: Spec | None, names: list[str], options: argparse
     lock.acquire()
     try:
         for number, name in enumerate(names, start=1):
-            if (status := run_one(sweep, name, f"run {number} of {len(names)}", options)) > 128:
+            if is_stop(status := run_one(sweep, name, f"run {number} of {len(names)}", options)):
                 return status
         if spec is None or spec.asked is None:
             return 0
@@ -41,7 +43,7 @@ def run_all(sweep: Sweep, spec: Spec | None, names: list[str], options: argparse
         while len(sweep.runs) < min(most, spec.asked.runs):
             sweep, name = asked(sweep, spec)
             where = f"run {len(sweep.runs)} of {spec.asked.runs}"
-            if (status := run_one(sweep, name, where, options)) > 128:
+            if is_stop(status := run_one(sweep, name, where, options)):
                 return status
         return 0
     finally:
@@ -163,13 +165,14 @@ def write_array(sweep: Sweep, names: list[str], options: argparse.Namespace) -> 
     ]
     limit = f"%{options.at_once}" if options.at_once else ""
     command = shlex.join([sys.executable, "-m", "flava_ds.cli", "sweep", str(folder)])
+    logs = str(folder / "logs").replace("%", "%%")  # %x is the job's name
     lines = [
         "#!/usr/bin/env bash",
         "# One task for each run of the sweep. A finished run's task ends at once; submit it again to retry.",
         *settings,
-        f"#SBATCH --job-name={folder.name}",
+        f"#SBATCH {shlex.quote(f'--job-name={folder.name}')}",
         f"#SBATCH --nodes={options.nodes}",
-        f"#SBATCH --output={folder}/logs/%x-%A_%a.log",
+        f"#SBATCH {shlex.quote(f'--output={logs}/%x-%A_%a.log')}",
         f"#SBATCH --array=0-{len(names) - 1}{limit}",
         "set -euo pipefail",
         f"cd {shlex.quote(str(LAUNCHERS.parent))}",
@@ -180,7 +183,8 @@ def write_array(sweep: Sweep, names: list[str], options: argparse.Namespace) -> 
         f"export PORT=$(({FIRST_PORT} + SLURM_ARRAY_TASK_ID % {PORTS}))",
         f'mapfile -d "" -t words < <({command} --begin "$run")',
         'if [ "${#words[@]}" -eq 0 ]; then exit 0; fi',
-        f"trap '{command} --end \"$run\" $?' EXIT",
+        f'finish() {{ {command} --end "$run" $?; }}',
+        "trap finish EXIT",
         'source launchers/slurm.sbatch "${words[@]}"',
     ]
     path = folder / "sweep.sbatch"
@@ -201,7 +205,7 @@ def note(sweep: Sweep, options: argparse.Namespace) -> int:
         raise UserError(f"{sweep.folder}: has no run '{name}'; --status lists them")
     if options.end is not None:
         status = options.end[1]
-        if not status.isdigit():
+        if not status.isdecimal():
             raise UserError(f"--end {name} {status}: give an exit status, a whole number")
         print(sweep.end(name, int(status))["state"])
         return 0

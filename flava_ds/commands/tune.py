@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 
 def tune(options: argparse.Namespace, config: Config, overrides: list[str]) -> int:
     """Tries settings one after the other, and prints each with its step and what the planner expected of it.
+    Returns 0, or 128 + the signal that stopped it.
 
     Raises: UserError for options of a forecast, for ranks that the batches do not divide by, or if nothing
     trains here.
     """
     from flava_ds.autotuning.guess import Guess, this_cpu
-    from flava_ds.autotuning.search import Tuner
+    from flava_ds.autotuning.search import StoppedError, Tuner
     from flava_ds.recipes.outside import absolute
     from flava_ds.scaling.calibration import tuned_file, tuning_folder
     from flava_ds.scaling.sweep_cost import cpu_shares
@@ -66,10 +67,14 @@ def tune(options: argparse.Namespace, config: Config, overrides: list[str]) -> i
         rate = f"{card.flops / 1e9:.0f} GFLOP/s of its matrix products"
         print(f"  planned by FLOPs: at {cpu_shares()} of the {rate}, then at the first trial's rate")
     trials, expected = [], []
-    for trial in tuner.search():
-        trials.append(trial)
-        expected.append(None if guess is None else guess.expected(trial))
-        print(told(trial, expected[-1]), flush=True)
+    try:
+        for trial in tuner.search():
+            trials.append(trial)
+            expected.append(None if guess is None else guess.expected(trial))
+            print(told(trial, expected[-1]), flush=True)
+    except StoppedError as stopped:
+        print(f"  {stopped}; the same command goes on with the trials that are left")
+        return stopped.status
     found = fastest(trials)
     print(f"\n{said(trials[0], found)}\nall trials: {tuned_file(config)}")
     if gpus and card is not None:

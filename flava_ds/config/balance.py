@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 from flava_ds.config.bounds import Above, AtMost
-from flava_ds.config.objectives import in_use
+from flava_ds.config.objectives import in_use, without_floor
 from flava_ds.config.variants import Variant
 from flava_ds.errors import ConfigError
 
@@ -39,7 +39,7 @@ class BalanceConfig(Variant, built_in=BUILT_IN):
                 f"balance {self.type} needs at least two objectives, this run has {', '.join(own)} alone; "
                 "leave it out with --balance none"
             )
-        if name := next((name for name, objective in own.items() if objective.may_be_negative), None):
+        if (name := without_floor(own)) is not None:
             raise ConfigError(
                 f"balance {self.type} weighs by the size of losses, but objectives.{name} may be negative; "
                 "leave it out with --balance none"

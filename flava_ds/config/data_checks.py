@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from flava_ds.config.data import (
@@ -19,7 +19,6 @@ from flava_ds.config.data import (
 from flava_ds.config.objectives import in_use
 from flava_ds.errors import ConfigError, did_you_mean
 
-_NAME = re.compile(r"\w[\w.+-]*")
 _LONGEST_NAME = 100
 
 
@@ -33,7 +32,8 @@ def check_data(data: DataConfig, max_tokens: int) -> None:
             "read may take (data.read_retries + 1 times data.read_timeout_s); raise it, so that the error "
             "names the read instead of its process"
         )
-    check_names(data.sources)
+    check_names("data.sources", data.sources, "_-.+")
+    check_seeds(data.sources)
     for name, source in data.sources.items():
         _check_source(name, source, max_tokens)
     _check_weights(data)
@@ -57,21 +57,32 @@ def check_padding(config: Any) -> None:
             )
 
 
-def check_names(sources: Mapping[str, SourceConfig]) -> None:
-    """Raises ConfigError for a name that cannot serve in options, messages and logs, or for a shared seed."""
+def check_names(place: str, names: Iterable[str], signs: str) -> None:
+    """Raises ConfigError for a name that cannot serve in options, messages and logs. `place` is the section
+    that has them by name; beside letters and digits, they may have `signs`.
+    """
     options: dict[str, str] = {}
-    seeds: dict[int, str] = {}
-    for name, source in sources.items():
-        if not _NAME.fullmatch(name) or len(name) > _LONGEST_NAME:
+    what = place.rpartition(".")[2].removesuffix("s")
+    allowed = re.compile(rf"\w[\w{re.escape(signs)}]*")
+    for name in names:
+        if not allowed.fullmatch(name) or len(name) > _LONGEST_NAME:
+            *others, last = (f"'{sign}'" for sign in signs)
             raise ConfigError(
-                f"data.sources: {name!r:.80} cannot name a source; use letters, digits, '_', '-', '.' "
-                "and '+', at most 100 characters, starting with a letter or digit"
+                f"{place}: {name!r:.80} cannot name a{'n' if what[0] in 'aeiou' else ''} {what}; use "
+                f"letters, digits, {', '.join(others)} and {last}, at most {_LONGEST_NAME} characters, "
+                "starting with a letter or digit"
             )
         if (other := options.setdefault(name.replace("_", "-"), name)) != name:
             raise ConfigError(
-                f"data.sources: '{other}' and '{name}' differ only in '_' and '-', which options do not "
+                f"{place}: '{other}' and '{name}' differ only in '_' and '-', which options do not "
                 "distinguish; rename one"
             )
+
+
+def check_seeds(sources: Mapping[str, SourceConfig]) -> None:
+    """Raises ConfigError for a seed that two sources share."""
+    seeds: dict[int, str] = {}
+    for name, source in sources.items():
         if source.seed is not None and (other := seeds.setdefault(source.seed, name)) != name:
             raise ConfigError(
                 f"data.sources: '{other}' and '{name}' both have seed {source.seed}; change "

@@ -100,7 +100,9 @@ class ObjectiveConfig(Variant, built_in=BUILT_IN):
 
     @property
     def may_be_negative(self) -> bool:
-        """Whether its loss has no floor at zero, so that a balance cannot tell how large it is."""
+        """Whether its loss has no floor at zero, so that neither a balance nor the watch for spikes can tell
+        how large it is.
+        """
         return False
 
     def check(self, where: str, config: Any) -> None:
@@ -135,6 +137,27 @@ def check_single(kind: type[ObjectiveConfig], objectives: Mapping[str, Objective
     names = [f"objectives.{name}" for name, own in in_use(objectives).items() if isinstance(own, kind)]
     if len(names) > 1:
         raise ConfigError(f"{' and '.join(names)} {both}; keep one, and set the other's weight to 0")
+
+
+def without_floor(objectives: Mapping[str, ObjectiveConfig]) -> str | None:
+    """Returns the first objective in use whose loss may be negative; None if no loss can be."""
+    return next((name for name, own in in_use(objectives).items() if own.may_be_negative), None)
+
+
+def check_spikes(factor: float, objectives: Mapping[str, ObjectiveConfig]) -> None:
+    """Raises ConfigError for a training.spike_factor that would take usual losses for spikes."""
+    if not factor:
+        return
+    if factor <= 1:
+        raise ConfigError(
+            f"training.spike_factor {factor:g}: a usual loss would be a spike; give a factor above 1, or 0, "
+            "which looks for none"
+        )
+    if (name := without_floor(objectives)) is not None:
+        raise ConfigError(
+            f"training.spike_factor {factor:g} compares losses by their ratio, but objectives.{name} may be "
+            "negative; leave it out with --training.spike-factor 0"
+        )
 
 
 def in_use(objectives: Mapping[str, ObjectiveConfig]) -> dict[str, ObjectiveConfig]:

@@ -15,11 +15,11 @@ from flava_ds.config.balance import BalanceConfig
 from flava_ds.config.bounds import AtLeast, AtMost, Below, Steps, check_bounds
 from flava_ds.config.codebook import CodebookConfig, check_codebook
 from flava_ds.config.data import DataConfig, SourceConfig, drawn_sources, micro_batch
-from flava_ds.config.data_checks import check_data, check_labels, check_padding
+from flava_ds.config.data_checks import check_data, check_labels, check_names, check_padding
 from flava_ds.config.earlier import modernised
 from flava_ds.config.evaluation import EvaluationConfig, check_evaluation
 from flava_ds.config.family import FamilyConfig
-from flava_ds.config.objectives import ObjectiveConfig, check_drawn_once, in_use, targets_of
+from flava_ds.config.objectives import ObjectiveConfig, check_drawn_once, check_spikes, in_use, targets_of
 from flava_ds.config.optimizers import OptimizerConfig
 from flava_ds.config.plain_files import loads, read_small
 from flava_ds.config.run_folder import check_run_folder
@@ -77,7 +77,7 @@ class TrainingConfig:
     """Skipped updates in a row (loss or gradient norm not finite) before the run rolls back or stops."""
     spike_factor: Annotated[float, AtLeast(0), AtMost(10**6)] = 0.0
     """A loss more than this many times the running median of its kind of step is a spike; 0 disables the
-    detection. The paper does not mention spikes.
+    detection, and objectives whose loss may be negative need that. The paper does not mention spikes.
     """
     spike_steps: Annotated[int, AtLeast(1), AtMost(10**6)] = 5
     """Spikes in a row of one kind of step before the run rolls back or stops."""
@@ -287,6 +287,7 @@ def check(config: Config) -> Config:
     check_objectives(config)
     if config.balance is not None:
         config.balance.check(config)
+    check_spikes(config.training.spike_factor, config.objectives)
     check_codebook(config.codebook)
     config.schedule.check(config.optimizer.lr, config.training.total_steps)
     if config.checkpoint.keep_best and not config.checkpoint.best_metric:
@@ -307,6 +308,7 @@ def check(config: Config) -> Config:
 
 def check_objectives(config: Config) -> None:
     """Raises ConfigError for the first objective in use that cannot work, or if none is in use."""
+    check_names("objectives", config.objectives, "_-")
     for name, objective in in_use(config.objectives).items():
         if unknown := sorted(objective.kinds - config.model.kinds.keys()):
             raise ConfigError(

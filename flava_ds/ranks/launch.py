@@ -48,23 +48,29 @@ class Launch:
 
     def wait(self, log: Path | None = None) -> int:
         """Runs the command to its end, passing SIGTERM on; returns its exit status, 128 + signal where one
-        ended it. Ctrl-C reaches it by itself, as it is of the same terminal. What it says is appended to
-        `log`, if that is given.
+        ended it, or asked this process to stop before it failed. Ctrl-C reaches it by itself, as it is of the
+        same terminal. What it says is appended to `log`, if that is given.
         """
+        asked: list[int] = []
+
+        def note(number: int, _: object) -> None:
+            asked.append(number)
+            if number == signal.SIGTERM:
+                running.terminate()
+
         sys.stdout.flush()
         with nullcontext() if log is None else log.open("ab") as file:
             told = None if file is None else subprocess.STDOUT
             environment = {**os.environ, **self.environment}
             running = subprocess.Popen(self.arguments, env=environment, stdout=file, stderr=told)
-        before = {
-            signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: running.terminate()),
-            signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
-        }
+        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             status = running.wait()
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+        if status and asked:  # DeepSpeed's launcher over ssh ends with 1 then
+            return 128 + asked[0]
         return status if status >= 0 else 128 - status
 
 
@@ -240,7 +246,7 @@ def check_inputs(config: Config) -> None:
     if weights not in (None, "random") and not Path(weights).exists():
         raise ConfigError(
             f"codebook_weights '{weights}': no such file; train one with `flava-ds codebook train SHARDS "
-            f"--out {weights}`"
+            f"--out {shlex.quote(str(weights))}`"
         )
     detector = getattr(config.model, "detector", None)
     if detector not in (None, *DETECTORS) and not Path(detector).exists():

@@ -15,6 +15,19 @@ REPEATED_SIGNAL_S = 3.0
 """Repeats within this many seconds belong to the same request."""
 
 
+def is_stop(status: int) -> bool:
+    """Returns whether an exit status says that one of STOP_SIGNALS has ended a command."""
+    return status - 128 in STOP_SIGNALS
+
+
+def signal_of(status: int) -> signal.Signals | None:
+    """Returns the signal that has ended a command, by its exit status: 128 + signal, or 256 - signal of
+    DeepSpeed's launcher when it has ended a rank. 255 is ssh's own.
+    """
+    number = 256 - status if 192 < status < 255 else status - 128
+    return signal.Signals(number) if number in [*signal.Signals] else None
+
+
 _listening: list[StopRequest] = []
 """The requests that currently listen for stop signals."""
 

@@ -1,4 +1,6 @@
-"""Runs torchrun for `flava-ds train --max-restarts N`; its agent restarts the ranks after a failure."""
+"""Runs torchrun for `flava-ds train --max-restarts N` and the scripts of launchers/; its agent restarts the
+ranks after a failure.
+"""
 
 from __future__ import annotations
 

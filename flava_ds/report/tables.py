@@ -40,8 +40,8 @@ def facts(config: Config, log: RunLog, held_out: list[tuple[str, str]]) -> dict[
     decay = f"weight decay {optimizer.weight_decay:g}"
     steps = f"{training.total_steps:,} steps, {schedule.warmup_steps:,} of warm-up"
     numerics = f"{training.precision}, clipping {training.gradient_clipping:g}"
+    run += [("pictures", f"{model.image_size} px{codebook}")] if model.image_size else []
     run += [
-        ("pictures", f"{model.image_size} px{codebook}"),
         ("batch", ", ".join(f"{name} {config.global_batch_size(name)}" for name in config.data.sources)),
         ("sources", ", ".join(f"{name} {source.weight:g}" for name, source in config.data.sources.items())),
         ("optimizer", f"{optimizer.label}, lr {optimizer.lr:g}, {decay}"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from flava_ds.errors import ConfigError
@@ -102,7 +102,7 @@ def changes(setting: Setting, recompute: Recompute) -> Iterator[tuple[str, str, 
             True,
         )
     double = {name: 2 * size for name, size in setting.global_batches.items()}
-    option = f"--training.global-batch-size {max(double.values())}"
+    option = batch_options(double, setting.own_batches)
     yield "twice the global batch", option, replace(setting, global_batches=double), True
     if setting.cluster.nodes > 1:
         best = max(NETWORKS.values(), key=lambda network: network.node)
@@ -114,6 +114,12 @@ def changes(setting: Setting, recompute: Recompute) -> Iterator[tuple[str, str, 
                 replace(setting, cluster=cluster),
                 False,
             )
+
+
+def batch_options(sizes: Mapping[str, int], own: Sequence[str]) -> str:
+    """Returns the options that give sources these batches; the sources in `own` do not follow training's."""
+    common = {f"--training.global-batch-size {size}": None for name, size in sizes.items() if name not in own}
+    return " ".join([*common, *(f"--data.sources.{name}.global-batch-size {sizes[name]}" for name in own)])
 
 
 def _without_codebook(setting: Setting) -> Setting:

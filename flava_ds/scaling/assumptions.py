@@ -90,15 +90,10 @@ def _at(end: str) -> Assumptions:
 MIDDLE, WORSE, BETTER = _at("middle"), _at("worse"), _at("better")
 
 
-def with_measured(base: Assumptions, **measured: float) -> Assumptions:
-    """Returns assumptions with numbers that were measured, e.g. loader_rate."""
-    return replace(base, **measured)
-
-
 def of_host(rates: HostRates, flops: float) -> Assumptions:
     """Returns what measured rates leave of the assumptions; `flops` is the rate of the best product."""
     launch = 1e6 * rates.per_call
-    return with_measured(
+    return replace(
         MIDDLE,
         convolution_share=rates.convolution_flops / flops,
         launch_us=launch,

@@ -157,7 +157,7 @@ def _counts(path: Path, found: Mapping[str, Any]) -> dict[int, float]:
     """Checks the entries of one histogram."""
     counts: dict[int, float] = {}
     for length, count in found.items():
-        good = str(length).isdigit() and 0 < int(length) <= LONGEST
+        good = str(length).isdecimal() and 0 < int(length) <= LONGEST
         if not good or isinstance(count, bool) or not isinstance(count, int | float) or not 0 <= count < 1e18:
             raise DataError(
                 f"{path}: entry {length!r:.40}: {count!r:.40} is no length in tokens with its count; write "

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flava_ds.config.data import micro_batch
-from flava_ds.errors import UserError
+from flava_ds.errors import ConfigError, UserError
 from flava_ds.recipes import RECIPES, partial
 from flava_ds.recipes.outside import absolute, is_outside
 from flava_ds.scaling import kept
@@ -34,6 +34,8 @@ class SourceFacts:
     kind: str
     max_tokens: int
     global_batch: int
+    own_batch: bool
+    """Whether that is the source's own; otherwise it is training.global_batch_size."""
     together: int
     """Samples that the model normalises together."""
     masked_share: float
@@ -47,6 +49,8 @@ class Facts:
     drawn_sources: Mapping[str, SourceFacts]
     shares: Mapping[str, float]
     """Share of the steps by source."""
+    by_size: bool
+    """Whether these follow the numbers of samples in the shards."""
     precision: str
     accumulation: int
     deepspeed_config: str
@@ -73,6 +77,7 @@ class Facts:
                 source.kind,
                 source.max_tokens,
                 config.global_batch_size(name),
+                source.global_batch_size is not None,
                 config.model.samples_together(source.kind),
                 source.masked_share if source.kind == "pair" else 1.0,
             )
@@ -83,6 +88,7 @@ class Facts:
             name=config.name,
             drawn_sources=sources,
             shares=shares_of(config),
+            by_size=config.data.weigh_by_size,
             precision=training.precision,
             accumulation=training.gradient_accumulation_steps,
             deepspeed_config=config.engine.deepspeed_config,
@@ -115,10 +121,13 @@ def work_of(config: Config) -> str:
 
 
 def shares_of(config: Config) -> dict[str, float]:
-    """Returns the share of the run's steps that draw each source, over all stages of weights."""
+    """Returns the share of the run's steps that draw each source, over all stages of weights.
+
+    Raises: ConfigError when data.weigh_by_size needs shards that cannot be read here.
+    """
     from flava_ds.data.round_robin import weight_stages
 
-    stages = weight_stages(config.data, dict.fromkeys(config.drawn_sources))
+    stages = weight_stages(config.data, sizes_of(config))
     ends = [first for first, _ in stages[1:]] + [config.training.total_steps]
     found = dict.fromkeys(config.drawn_sources, 0.0)
     for (first, weights), end in zip(stages, ends, strict=True):
@@ -126,6 +135,18 @@ def shares_of(config: Config) -> dict[str, float]:
         for name, weight in weights.items():
             found[name] += float(weight) * steps / config.training.total_steps
     return found
+
+
+def sizes_of(config: Config) -> dict[str, int | None]:
+    """Returns the samples of every drawn source if shares depend on them, which reads indexes of shards."""
+    if not config.data.weigh_by_size:
+        return dict.fromkeys(config.drawn_sources)
+    from flava_ds.data.sources import open_source
+
+    try:
+        return {name: open_source(config, name).length for name in config.drawn_sources}
+    except UserError as error:
+        raise ConfigError(f"data.weigh_by_size: a plan needs the numbers of samples; {error}") from error
 
 
 def seen(config: Config) -> dict[str, Any]:
@@ -186,6 +207,8 @@ class Run:
 
     def _kept_facts(self) -> Facts:
         found = kept.kept_or_new("recipe", self._recipe_key, Facts, lambda: Facts.of(self.config()))
+        if found.by_size:  # the shards may have others by now
+            found = Facts.of(self.config())
         return found if self.engine is None else replace(found, deepspeed_config=self.engine)
 
     def _recipe_key(self) -> list[Any] | None:

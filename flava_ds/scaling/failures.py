@@ -1,4 +1,4 @@
-"""Failures of large runs: published rates, the checkpoint interval after Daly, the share of useful time."""
+"""Failures of large runs: published rates, and the checkpoint interval after Daly."""
 
 from __future__ import annotations
 
@@ -94,15 +94,3 @@ def daly_interval(cost: float, mean_time: float) -> float:
 def best_interval(recovery: Recovery, mean_time: float) -> float:
     """Returns Daly's interval for an asynchronous checkpoint, never shorter than its writing takes."""
     return max(daly_interval(max(recovery.cost, 1e-3), mean_time), recovery.writes, 1.0)
-
-
-def useful_share(recovery: Recovery, mean_time: float, interval: float) -> float:
-    """Returns the share of wall time that is training which is kept, to first order; 0 when nothing is.
-
-    A failure loses half an interval, the time that its checkpoint took to reach the disk, detection and
-    restart. Source: Kokolis et al. 2025, equation 1, with an asynchronous write.
-    """
-    lost = interval / 2 + recovery.writes + recovery.detection + recovery.restart
-    broken = 0.0 if math.isinf(mean_time) else lost / mean_time
-    overhead = 0.0 if math.isinf(interval) else recovery.cost / interval
-    return max(0.0, 1 - broken) / (1 + overhead)

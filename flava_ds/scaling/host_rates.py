@@ -12,15 +12,11 @@ Nothing here is fitted to the step that is forecast.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-
-TURNS = 30
-"""Of the reweighting in `fitted_rate`; the weights settle within ten."""
 
 
 @dataclass(frozen=True)
@@ -78,47 +74,3 @@ class HostRates:
         rates = {name: CallRate(**found[name]) for name in ("others", "beyond")}
         operators = {name: CallRate(**rate) for name, rate in found["operators"].items()}
         return HostRates(**{**found, **rates, "operators": operators})
-
-
-def fitted_rate(features: np.ndarray, seconds: np.ndarray) -> np.ndarray:
-    """Fits seconds = features @ x with x >= 0, by weights of 1 / expected seconds, so that totals agree.
-
-    Calls of ten microseconds and of ten milliseconds are off by about the same share, and many small calls
-    count as much as a few large ones.
-
-    Shapes:
-        features  [n, k]  k <= 3; the first column is 1
-        seconds   [n]
-        returns   [k]
-    """
-    floor = 1e-7 + 1e-3 * float(seconds.mean())
-    weights, best = 1 / np.maximum(seconds, floor), np.zeros(features.shape[1])
-    for _ in range(TURNS):
-        best = _non_negative(features, seconds, weights)
-        weights = 1 / np.maximum(features @ best, floor)
-    return best
-
-
-def _non_negative(features: np.ndarray, seconds: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Returns the non-negative least squares: the best of all subsets of columns whose solution is."""
-    root = np.sqrt(weights)
-    scale = np.maximum(np.abs(features).max(axis=0), 1e-300)
-    found, least = np.zeros(features.shape[1]), np.inf
-    columns = range(features.shape[1])
-    for size in columns:
-        for chosen in itertools.combinations(columns, size + 1):
-            part = list(chosen)
-            own = features[:, part] / scale[part] * root[:, None]
-            solved = np.linalg.lstsq(own, seconds * root, rcond=None)[0]
-            error = float(np.square(own @ solved - seconds * root).sum())
-            if (solved >= 0).all() and error < least:
-                least, found = error, np.zeros(features.shape[1])
-                found[part] = solved / scale[part]
-    return found
-
-
-def call_rate(rows: Sequence[tuple[float, float, float]]) -> CallRate:
-    """Fits the rate of one operator to (bytes, FLOPs, seconds) of its calls."""
-    moved, flops, seconds = np.array(rows, dtype=float).T
-    features = [np.ones_like(moved), moved] + ([flops] if flops.any() else [])
-    return CallRate(*map(float, fitted_rate(np.stack(features, axis=1), seconds)))

@@ -44,6 +44,8 @@ class Form:
     """
     points: int = 13
     """Of the grid, on each axis."""
+    repeats: bool = False
+    """Whether it tells repeated samples from new ones."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ def of_size_and_data(
         terms,
         {"A": (n0, "alpha"), "B": (d0, "beta")},
         7 if fits_star else 13,
+        repeated,
     )
 
 

@@ -34,6 +34,8 @@ class Setting:
     checkpointing: bool
     calibration: Calibration | None = None
     """What real steps on such a machine have shown."""
+    own_batches: tuple[str, ...] = ()
+    """The sources whose batch is their own; that of the others is training.global_batch_size."""
 
     def samples(self, source: str) -> int:
         """Samples of a micro-batch on one rank."""

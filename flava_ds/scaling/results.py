@@ -35,8 +35,8 @@ class Course:
 
 
 def course(log: RunLog) -> Course:
-    """Adds up what a log's lines say of the steps since the line before."""
-    ranks = int(log.header.get("hardware", {}).get("ranks", 1))
+    """Adds up what a log's lines say of the steps since the line before, on the ranks of the time."""
+    starts = [(0, log.header), *((own["step"], own) for own in log.header.get("resumed", []))]
     totals, before = dict.fromkeys((*RATES, WITH_TARGETS, "seconds", "gpu_hours"), 0.0), -1
     steps: list[int] = []
     used: dict[str, list[float]] = {name: [] for name in totals}
@@ -48,8 +48,9 @@ def course(log: RunLog) -> Course:
         more = all_flops / own if all_flops and own else 1.0
         totals[WITH_TARGETS] += more * seconds * _number(line, RATES["flops"])
         totals["seconds"] += seconds
-        totals["gpu_hours"] += seconds * ranks / 3600
         before = line["step"]
+        of_start = [own for first, own in starts if first <= before][-1]
+        totals["gpu_hours"] += seconds * int(of_start.get("hardware", {}).get("ranks", 1)) / 3600
         steps.append(before)
         for name, total in totals.items():
             used[name].append(total)

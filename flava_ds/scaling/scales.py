@@ -56,7 +56,7 @@ def parse_scale(text: str | None, gpus: int) -> list[int]:
     if text is None:
         return [gpus]
     words = [word.strip() for word in text.split(",")]
-    if not all(word.isdigit() and 1 <= int(word) <= MOST_GPUS for word in words):
+    if not all(word.isdecimal() and 1 <= int(word) <= MOST_GPUS for word in words):
         raise ConfigError(f"--scale '{text}': give numbers of GPUs from 1 to {MOST_GPUS}, e.g. 8,64,512,4096")
     return sorted({int(word) for word in words})
 

@@ -76,6 +76,7 @@ def setting_of(facts: Facts, cluster: Cluster, measured: Callable[[bool], ModelW
         cluster=cluster,
         zero=zero_of(settings, Path(path), facts.precision, facts.accumulation),
         global_batches={name: source.global_batch for name, source in facts.drawn_sources.items()},
+        own_batches=tuple(name for name, source in facts.drawn_sources.items() if source.own_batch),
         shares=facts.shares,
         total_steps=facts.total_steps,
         workers=facts.workers,

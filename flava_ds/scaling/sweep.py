@@ -21,6 +21,7 @@ from typing import Any
 
 from flava_ds.config.plain_files import loads, read_small
 from flava_ds.errors import ConfigError, UserError
+from flava_ds.ranks.stop_signals import is_stop, signal_of
 from flava_ds.scaling.results import results
 from flava_ds.scaling.spec import Run
 from flava_ds.storage.atomic import write_whole
@@ -119,18 +120,20 @@ class Sweep:
     def end(self, name: str, status: int) -> dict[str, Any]:
         """Notes how a run ended, by its exit status, and returns its state.
 
-        A run that a signal stopped is planned again: it goes on from its checkpoint.
+        A run that a signal asked to stop is planned again: it goes on from its checkpoint.
         """
         attempts = self.state(name)["attempts"]
         if status == 0:
             own: dict[str, Any] = {"state": FINISHED, "results": results(self.path_of(name))}
             if not own["results"]:
                 own = {"state": FAILED, "reason": "it ended well, but its log has no steps"}
-        elif status > 128:
+        elif is_stop(status):
             own = {
                 "state": PLANNED,
                 "reason": f"stopped by signal {status - 128}; it goes on from its checkpoint",
             }
+        elif (ended := signal_of(status)) is not None:
+            own = {"state": FAILED, "reason": f"killed by {ended.name}"}
         else:
             own = {"state": FAILED, "reason": reason_in(self.log_of(name)) or f"exit status {status}"}
         self._write(name, own | {"attempts": attempts})

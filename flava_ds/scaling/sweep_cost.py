@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from flava_ds.config import Config, to_dict
+from flava_ds.config import Config
 from flava_ds.scaling.captions import lengths_of
-from flava_ds.scaling.facts import Facts, shares_of
+from flava_ds.scaling.facts import Facts, seen, shares_of
 from flava_ds.scaling.hardware import Cluster
 from flava_ds.scaling.measure import DTYPES, measure
 from flava_ds.scaling.plan import Estimate, plan
@@ -21,26 +21,55 @@ CPU_SHARE = Estimate(0.05, 0.15, 0.35)
 PRODUCT_EDGE = 768
 """Of the square matrices by which a CPU's rate is measured."""
 
+VARIED = {
+    "data": (
+        "weight",
+        "kind_weights",
+        "weight_changes",
+        "weigh_by_size",
+        "global_batch_size",
+        "seed",
+        "shuffle",
+    ),
+    "training": ("total_steps", "global_batch_size", "gradient_clipping", "clip_each_parameter"),
+    "optimizer": ("lr", "weight_decay", "weight_decay_end", "betas", "eps"),
+}
+"""Section -> fields that sweeps vary and that do not decide about the cost of a micro-step; those of data are
+its sources' too.
+"""
+
 _TRACED: dict[str, ModelWork] = {}
 """What this process has traced, by all that decides about it."""
 
 
 def works_of(configs: Mapping[str, Config]) -> dict[str, ModelWork]:
-    """Returns the work of each run's steps; runs that differ in no shape are traced once."""
+    """Returns the work of each run's steps; runs that differ in nothing that decides about it are traced
+    once.
+    """
     found = {}
     for name, config in configs.items():
-        plain = to_dict(config)
-        sources = {
-            name: (own.kind, own.max_tokens, own.masked_share, own.image_codes_key)
-            for name, own in config.drawn_sources.items()
-        }
-        numerics = (config.training.precision, config.training.activation_checkpointing)
-        parts = [plain["model"], plain["objectives"], plain["codebook"], sources, numerics]
-        key = json.dumps(parts, sort_keys=True)
+        key = key_of(config)
         if key not in _TRACED:
             _TRACED[key] = measure(config, lengths_of(config, None))
         found[name] = _TRACED[key]
     return found
+
+
+def key_of(config: Config) -> str:
+    """Returns what decides about the cost of a micro-step: all but what surely does not, and sweeps vary."""
+    plain = {name: section for name, section in seen(config).items() if name != "seed"}
+    for section, free in VARIED.items():
+        plain[section] = _without(plain[section], free)
+    sources, objectives = plain["data"]["sources"], plain["objectives"]
+    plain["data"]["sources"] = {
+        name: _without(sources[name], VARIED["data"]) for name in config.drawn_sources
+    }
+    plain["objectives"] = {name: own | {"weight": own["weight"] > 0} for name, own in objectives.items()}
+    return json.dumps(plain, sort_keys=True)
+
+
+def _without(section: Mapping[str, Any], free: tuple[str, ...]) -> dict[str, Any]:
+    return {name: value for name, value in section.items() if name not in free}
 
 
 def flops_of(config: Config, work: ModelWork) -> float:

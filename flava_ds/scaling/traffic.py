@@ -50,13 +50,6 @@ def payloads(
     }
 
 
-def paper_bytes(model: ModelWork, source: str, zero: Zero, world: int) -> float:
-    """Returns the bytes a rank sends per step for gradients and weights, according to the ZeRO paper."""
-    used, weights = zero.width * model.used_by(model.kinds[source].kind), zero.width * model.trainable
-    moved = {0: 2 * used, 1: used + weights, 2: used + weights, 3: 3 * used}  # 1, 2: idle weights, too
-    return (world - 1) / world * moved[zero.stage]
-
-
 def _partitioned(model: ModelWork, used: list[int], zero: Zero, world: int) -> dict[tuple[str, str], int]:
     """ZeRO-3: gradients are scattered; small weights are gathered after each update, large ones when used."""
     width, threshold = zero.width, zero.width * zero.persistence

@@ -16,7 +16,7 @@ from flava_ds.optimizers.base import Gated, activate, parameter_groups
 from flava_ds.ranks.distributed import DEVICE_LATER_S, World
 from flava_ds.training import deepspeed_fixes, fragments
 from flava_ds.training.compiling import compile_blocks
-from flava_ds.training.engine_config import merged_settings, zero_stage
+from flava_ds.training.engine_config import merged_settings, offloads, zero_stage
 from flava_ds.training.task import StepOutput, Task
 
 SKIP_COUNTERS = ("skipped", "skipped_in_a_row", "longest_skip")
@@ -90,7 +90,7 @@ class Engine:
     @property
     def offloaded(self) -> bool:
         """True if optimizer state is kept in host memory."""
-        return self.settings["zero_optimization"].get("offload_optimizer", {}).get("device", "none") != "none"
+        return offloads(self.settings["zero_optimization"], "offload_optimizer")
 
     def layout(self) -> dict[str, object]:
         """Describes how training state is sharded and stored; a resumed run may change all of it."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from flava_ds.batch import Batch
 from flava_ds.config import Config, TrainingConfig
 from flava_ds.config.objectives import in_use
+from flava_ds.errors import ConfigError
 from flava_ds.layers.positioned import PositionedTransformer
 from flava_ds.layers.transformer import Block, Transformer
 from flava_ds.layers.two_streams import CoAttentionLayer, TwoStreams
@@ -50,7 +51,14 @@ class Pass:
 
 
 def built_objectives(config: Config) -> dict[str, Objective]:
-    """Builds the objectives in use. Raises: ConfigError for one that needs a view that the family lacks."""
+    """Builds the objectives in use. Raises: ConfigError for one that needs a view that the family lacks, or
+    whose name is taken.
+    """
+    taken = nn.ModuleDict()
+    if name := next((name for name in in_use(config.objectives) if hasattr(taken, name)), None):
+        raise ConfigError(
+            f"objectives: '{name}' cannot name an objective, as torch's ModuleDict has that name; rename it"
+        )
     found: dict[str, Objective] = {name: own.build(config) for name, own in in_use(config.objectives).items()}
     for name, objective in found.items():
         for view in sorted(objective.needs):

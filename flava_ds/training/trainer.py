@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -80,9 +81,6 @@ class Trainer:
 
         Raises: UserError when the rollbacks are used up, a step runs out of memory, or ranks disagree.
         """
-        if self.first_step >= self.config.training.total_steps:
-            done = "this run has done %d steps, training.total_steps is %d; raise it, or pick another --name"
-            log.info(done, self.first_step, self.config.training.total_steps)
         with self._stop.listening():
             while True:
                 try:
@@ -96,7 +94,7 @@ class Trainer:
                         log.info(told, steps)
                     elif steps > self.first_step:
                         told = "finished %d steps; see `flava-ds report %s` and `flava-ds evaluate --list`"
-                        log.info(told, steps, self.config.run_path)
+                        log.info(told, steps, shlex.quote(str(self.config.run_path)))
                     break
                 except DivergedError as error:
                     self.first_step = self.go_back(error)

@@ -145,24 +145,27 @@ def write_start(path: Path, description: dict[str, Any], step: int) -> None:
 
 
 def git_state() -> dict[str, Any] | None:
-    """Returns the source's commit and whether it was modified; None outside a repository."""
+    """Returns the source's commit and whether it was modified; None outside its own repository, such as for
+    an installed package, whose environment may lie in a repository of the user's.
+    """
+    folder = Path(__file__).resolve().parents[2]
     try:
-        ask = [
-            subprocess.run(
-                ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10
-            )
+        top, commit, changed = (
+            subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, timeout=10)
             for words in _GIT_QUESTIONS
-        ]
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return (
-        {"commit": ask[0].stdout.strip(), "changed": bool(ask[1].stdout.strip())}
-        if ask[0].returncode == 0
-        else None
-    )
+    if commit.returncode or Path(top.stdout.rstrip("\n")).resolve() != folder:
+        return None
+    return {"commit": commit.stdout.strip(), "changed": bool(changed.stdout.strip())}
 
 
-_GIT_QUESTIONS = (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+_GIT_QUESTIONS = (
+    ("rev-parse", "--show-toplevel"),
+    ("rev-parse", "HEAD"),
+    ("status", "--porcelain", "--untracked-files=no"),
+)
 
 
 def _hosts(ranks: list[tuple[str, str]]) -> dict[str, dict[str, list]]:

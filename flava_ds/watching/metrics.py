@@ -111,6 +111,10 @@ class Metrics(Watcher):
             self._sinks: list[Sink] = open_sinks(config, description, first_step) if world.is_main else []
         self._since, self._paused_s = time.perf_counter(), 0.0
 
+    def on_start(self, first_step: int) -> None:
+        """Starts the time of the first record, which is not that of building what else watches the run."""
+        self._since, self._paused_s = time.perf_counter(), 0.0
+
     def heard(self, step: int, notes: Sequence[Note]) -> None:
         """Starts the clock: from here on a rank works without waiting for others."""
         self.clock.start()

@@ -13,7 +13,7 @@ from flava_ds.batch import Batch
 from flava_ds.config import Config
 from flava_ds.errors import ConfigError, DeviceMemoryError
 from flava_ds.ranks.distributed import World
-from flava_ds.training.engine_config import merged_settings, shipped_settings, zero_stage
+from flava_ds.training.engine_config import merged_settings, offloads, shipped_settings, zero_stage
 from flava_ds.training.watcher import Watcher
 from flava_ds.watching.profiling import write_snapshot
 
@@ -72,7 +72,7 @@ def remedies(config: Config, world: World, source: str | None) -> list[str]:
     """
     settings = merged_settings(config, world.size, world.device.type)
     stage, now = zero_stage(settings), config.engine.deepspeed_config
-    offloaded = settings["zero_optimization"].get("offload_optimizer", {}).get("device", "none") != "none"
+    offloaded = offloads(settings["zero_optimization"], "offload_optimizer")
     found = []
     if source in config.data.sources:
         found += smaller_micro_batch(config, world, source)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 
 import pytest
 
@@ -9,6 +10,7 @@ from flava_ds.autotuning import search
 from flava_ds.autotuning.search import OUT_OF_MEMORY, Choice, Trial, Tuner, better, step_ms
 from flava_ds.cli import main
 from flava_ds.errors import ConfigError
+from flava_ds.ranks.launch import Launch
 
 ONE, TWO = Choice("one", ("--seed", "1")), Choice("two", ("--data.num-workers", "2"))
 
@@ -99,6 +101,21 @@ def test_a_trial_says_why_it_failed(tuner, tmp_path):
             ConfigError, match=r"half\.json: no result of a trial .*; delete it to run it again"
         ):
             search.read_trial(file)
+
+
+def test_a_signal_that_ends_a_trial_ends_the_search(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    begun = []
+
+    def stopped(*_, **__):
+        begun.append(1)
+        return Launch(arguments=[sys.executable, "-c", "import os; os.kill(os.getpid(), 15)"])
+
+    monkeypatch.setattr(search, "plan_launch", stopped)
+    assert main(["plan", "flava_debug", "--tune"]) == 128 + 15 and len(begun) == 1
+    assert (
+        capsys.readouterr().out.splitlines()[-1].startswith("  stopped by signal 15; the same command goes")
+    )
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,7 @@ def test_a_model_that_does_not_fit_says_what_would(capsys):
         (["plan", "flava_base", "--scale", "8"], "--scale is for --simulate"),
         (["plan", "flava_base", "--failures", "opt"], "--failures is for --simulate"),
         (["plan", "flava_base", "--simulate", "--scale", "8,x"], "--scale '8,x': give numbers of GPUs"),
+        (["plan", "flava_base", "--simulate", "--scale", "²"], "--scale '²': give numbers of GPUs"),
         (["plan", "flava_base", "--price-per-gpu-hour", "-1"], "--price-per-gpu-hour -1: use a number"),
         (["plan", "flava_base", "--price-per-gpu-hour", "nan"], "--price-per-gpu-hour nan: use a number"),
         (["plan", "flava_base", "--price-per-gpu-hour", "inf"], "--price-per-gpu-hour inf: use a number"),

@@ -5,6 +5,7 @@ line.
 import csv
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 from flava_ds import cli
 from flava_ds.commands import sweep as command
 from flava_ds.commands import sweep_jobs
+from flava_ds.ranks.launch import Launch
 from flava_ds.scaling.spec import parse
 from flava_ds.scaling.sweep import Sweep
 
@@ -89,8 +91,8 @@ def options_of(*words):
     return parser.parse_args(["sweep", *words])
 
 
-def planned_in(tmp_path, *words):
-    options = options_of(str(write_spec(tmp_path)), "--folder", str(tmp_path / "sweep"), *words)
+def planned_in(tmp_path, *words, folder="sweep"):
+    options = options_of(str(write_spec(tmp_path)), "--folder", str(tmp_path / folder), *words)
     sweep, _ = command.planned(options)
     sweep.save()
     return sweep, options
@@ -108,12 +110,25 @@ def test_a_failed_run_says_why_and_is_tried_again(tmp_path):
     assert name in command.waiting(sweep, options)
 
 
+def test_a_killed_run_has_failed_and_the_next_one_begins(tmp_path, capsys, monkeypatch):
+    sweep, options = planned_in(tmp_path, "--ranks", "1")
+    kill = Launch(arguments=[sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"])
+    monkeypatch.setattr(sweep_jobs, "command_of", lambda *_: kill)
+    assert sweep_jobs.run_all(sweep, None, list(sweep.runs), options) == 0
+    assert [sweep.state(name)["state"] for name in sweep.runs] == ["failed", "failed"]
+    assert capsys.readouterr().out.count("failed: killed by SIGKILL") == 2
+
+
 def test_a_slurm_array_notes_begin_and_end_of_its_tasks(tmp_path, capsys):
-    sweep, options = planned_in(tmp_path, "--slurm", "--nodes", "2", "--at-once", "1")
+    # Slurm reads quotes in its settings as a shell does
+    sweep, options = planned_in(tmp_path, "--slurm", "--nodes", "2", "--at-once", "1", folder="50% of it's")
     told = sweep_jobs.write_array(sweep, list(sweep.runs), options)
     script = (sweep.folder / "sweep.sbatch").read_text()
     for line in ("--array=0-1%1", "--nodes=2", "--requeue", "--signal=B:USR1@300", "--gpus-per-node=8"):
         assert f"#SBATCH {line}\n" in script
+    settings = [shlex.split(line)[1] for line in script.splitlines() if line.startswith("#SBATCH")]
+    logs = f"{tmp_path}/50%% of it's/logs/%x-%A_%a.log"
+    assert {"--job-name=50% of it's", f"--output={logs}"} <= {*settings}
     assert "sbatch " in told and script.count("--nodes") == 1
     assert subprocess.run(["bash", "-n", str(sweep.folder / "sweep.sbatch")], check=True).returncode == 0
     # a cluster whose srun fails: what the script itself does is real

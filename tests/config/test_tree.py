@@ -275,6 +275,17 @@ def test_run_path_is_directory_and_name():
             {"objectives": flava_objectives(mlm=MaskedTextConfig(random_token_share=0.3))},
             "objectives.mlm: mask_token_share 0.8 and random_token_share 0.3 are more",
         ),
+        *(
+            (
+                {"objectives": {name: MaskedTextConfig()}},
+                f"objectives: '{name}' cannot name an objective; use",
+            )
+            for name in ("", "x.y", "a/b", "-a")
+        ),
+        (
+            {"objectives": {"a_b": MaskedTextConfig(), "a-b": MaskedTextConfig()}},
+            "objectives: 'a_b' and 'a-b' differ only in '_' and '-'",
+        ),
         (
             {"objectives": flava_objectives(other=MaskedTextConfig(mask_probability=0.3))},
             "objectives.mlm.mask_probability is 0.15 and objectives.other.mask_probability is 0.3, but both",

@@ -26,6 +26,7 @@ from flava_ds.errors import ConfigError
 from flava_ds.families.flava.config import FlavaConfig, flava_objectives
 from flava_ds.objectives.masked_image import MaskedImageConfig
 from flava_ds.objectives.masked_text import MaskedTextConfig
+from flava_ds.objectives.simdino import SimdinoConfig
 from flava_ds.optimizers.adamw import AdamWConfig
 from flava_ds.recipes import RECIPES
 
@@ -60,6 +61,14 @@ def test_recipes_keep_their_bounds(name):
         (
             {"training": TrainingConfig(spike_factor=math.nan)},
             "training.spike_factor is nan; it must be at least 0",
+        ),
+        (
+            {"training": TrainingConfig(spike_factor=0.5)},
+            "training.spike_factor 0.5: a usual loss would be a spike; give a factor above 1",
+        ),
+        (
+            {"training": TrainingConfig(spike_factor=5.0), "objectives": {"views": SimdinoConfig()}},
+            "by their ratio, but objectives.views may be negative; leave it out with --training.spike-factor",
         ),
         (
             {"training": TrainingConfig(precision="fp8")},

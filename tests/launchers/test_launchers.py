@@ -20,11 +20,9 @@ SETTINGS = (
     "RANKS RESTARTS NODES HEAD PORT HOSTFILE LAUNCHER INTERFACE KIND IMAGE CLAIM NAME GPUS GRACE "
     "OMP_NUM_THREADS PDSH_SSH_ARGS_APPEND"
 ).split()
-PASSED_ON = "--signals_to_handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 SAFE = "PYTHONSAFEPATH=1"
 TORCHRUN = f"env {SAFE} " + (
-    "OMP_NUM_THREADS={threads} TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 TORCH_ELASTIC_SHUTDOWN_TIMEOUT=280 "
-    "torchrun"
+    "OMP_NUM_THREADS={threads} TORCH_ELASTIC_SHUTDOWN_TIMEOUT=280 python3 -m flava_ds.ranks.supervise"
 )
 SSH = "'PDSH_SSH_ARGS_APPEND=-o ServerAliveInterval=15 -o ServerAliveCountMax=4'"
 
@@ -84,9 +82,23 @@ def test_torchrun_on_one_machine():
     command = printed("torchrun.sh", "flava_base", "--optimizer.lr", "3e-4", "--name", "a b", RANKS="4")
     start = TORCHRUN.format(threads=1)
     assert command == (
-        f"{start} --standalone --nproc_per_node 4 {PASSED_ON} --max_restarts 2 --module flava_ds.train "
+        f"{start} --standalone --nproc_per_node 4 --max_restarts 2 --module flava_ds.train "
         "flava_base --optimizer.lr 3e-4 --name 'a b'"
     )
+
+
+def test_ranks_of_a_machine_are_the_gpus_that_are_visible(tmp_path):
+    program = tmp_path / "nvidia-smi"
+    program.write_text('#!/bin/sh\nfor n in 0 1 2 3; do echo "GPU $n: some"; done\n')
+    program.chmod(0o755)
+    counted = f"set -eu; unset CUDA_VISIBLE_DEVICES; source {FOLDER}/common.sh; count_gpus"
+    for visible in ("2,3", "1", ""):
+        counted += f"; CUDA_VISIBLE_DEVICES={visible} count_gpus"
+    done = subprocess.run(
+        ["bash", "-c", counted], capture_output=True, text=True, check=True,
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+    )  # fmt: skip
+    assert done.stdout.split() == ["4", "2", "1", "1"]
 
 
 def test_torchrun_on_several_machines():
@@ -96,7 +108,7 @@ def test_torchrun_on_several_machines():
     assert command == (
         f"{TORCHRUN.format(threads=6)} --nnodes 2:4 --rdzv_backend c10d --rdzv_endpoint node1:29500 "
         "--rdzv_id flava_ds "
-        f"--nproc_per_node 8 {PASSED_ON} --max_restarts 5 --module flava_ds.train flava_base"
+        f"--nproc_per_node 8 --max_restarts 5 --module flava_ds.train flava_base"
     )
     done = dry_run("torchrun.sh", "flava_base", NODES="2")
     assert done.returncode == 2 and "NODES=2 needs HEAD" in done.stderr
@@ -187,13 +199,34 @@ def test_slurm_prints_srun(tmp_path):
     assert printed("slurm.sbatch", "flava_base", SLURM_SUBMIT_DIR=str(ROOT), **job) == (
         f"srun --kill-on-bad-exit=1 --cpus-per-task=96 {TORCHRUN.format(threads=8)} --nnodes 16 "
         "--nproc_per_node 4 "
-        f"--rdzv_backend c10d --rdzv_endpoint localhost:29500 --rdzv_id 77.3 {PASSED_ON} --max_restarts 2 "
+        f"--rdzv_backend c10d --rdzv_endpoint localhost:29500 --rdzv_id 77.3 --max_restarts 2 "
         "--module flava_ds.train flava_base"
     )
     elsewhere = {"SLURM_SUBMIT_DIR": str(tmp_path)}
     assert "srun" in printed("slurm.sbatch", "flava_base", FLAVA_DS_CLONE=str(ROOT), **elsewhere)
     refused = dry_run("slurm.sbatch", "flava_base", **elsewhere)
     assert refused.returncode == 2 and f"error: {tmp_path} is no clone of flava_ds" in refused.stderr
+
+
+def test_a_requeued_job_has_the_status_of_a_stop(tmp_path):
+    """Whatever srun ends with; a sweep's array notes it. The trainer itself: test_slurm_requeue.py. The first
+    of ten thousand hosts is the head.
+    """
+    hosts = "if [ $1 = show ]; then seq -f host%05.0f 10000; else echo $* >> calls; fi"
+    for name, body in (
+        ("srun", 'echo "$*" >> calls; kill -USR1 $PPID; exit 1'),
+        ("scancel", "exit 0"),
+        ("scontrol", hosts),
+    ):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    path = f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    job = {"SLURM_JOB_ID": "77", "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_NODELIST": "host[1-10000]"}
+    command = ["bash", str(FOLDER / "slurm.sbatch"), "flava_debug"]
+    done = subprocess.run(command, cwd=tmp_path, timeout=60, env={"PATH": path, **job})
+    started, requeued = (tmp_path / "calls").read_text().splitlines()
+    assert "--rdzv_endpoint host00001:29500 " in started
+    assert requeued == "requeue 77" and done.returncode == 143
 
 
 def test_slurm_is_asked_for_a_signal_and_a_requeue():
@@ -244,7 +277,7 @@ def check_pod(pod: dict, name: str, rendezvous: str, nodes: int, gpus: int) -> N
     arguments = [word.replace("$$(", "$(") for word in container["args"]]
     assert (
         container["name"] == name
-        and container["command"] == ["torchrun"]
+        and container["command"] == ["python3", "-m", "flava_ds.ranks.supervise"]
         and container["resources"]["limits"] == {"nvidia.com/gpu": gpus}
     )
     assert {f"--nnodes={nodes}", f"--nproc_per_node={gpus}", f"--rdzv_endpoint={rendezvous}"} <= set(

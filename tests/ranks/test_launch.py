@@ -72,6 +72,8 @@ def test_initial_weights_have_to_exist(tmp_path):
     alone = dataclasses.replace(config.with_sources({"text": text}), initial_weights="gone")
     with pytest.raises(ConfigError, match="initial_weights 'gone': no such file or folder"):
         launch.check_inputs(alone)
+    with pytest.raises(ConfigError, match="no such file; train one with `.* --out 'a b'`"):
+        launch.check_inputs(dataclasses.replace(alone, codebook_weights="a b"))
 
 
 def test_a_detector_has_to_exist_before_training(tmp_path):
@@ -114,4 +116,6 @@ def test_a_command_that_is_waited_for_ends_with_its_status_and_is_told_to_stop()
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     told = "import os, signal, time; os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)"
     assert status_of(told) == 128 + signal.SIGTERM
+    failing = f"import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(1)); {told}"
+    assert status_of(failing) == 128 + signal.SIGTERM, "it was asked to stop, whatever its status"
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before

@@ -2,6 +2,7 @@
 
 from sample_runs import tiny_config
 
+from flava_ds.recipes import resolve
 from flava_ds.report import tables
 from flava_ds.watching.run_log import RunLog
 
@@ -18,3 +19,8 @@ def test_facts_hold_what_the_log_says_and_do_without():
         and ("zero shot", "1.2 s") in facts["Evaluation"]
     )
     assert list(tables.facts(config, RunLog({}, []), [])) == ["Configuration"]
+
+
+def test_a_model_of_texts_has_no_size_of_pictures():
+    (rows,) = tables.facts(resolve("bert_base", []), RunLog({}, []), []).values()
+    assert "pictures" not in dict(rows) and "batch" in dict(rows)

@@ -4,7 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from own_photos import write_photos
 
+from flava_ds.errors import ConfigError
 from flava_ds.recipes import resolve
 from flava_ds.scaling.captions import lengths_of
 from flava_ds.scaling.facts import Facts, Run, named_files, without_engine
@@ -65,6 +67,19 @@ def test_what_decides_about_a_step_decides_about_its_work():
     work = Facts.of(config).work
     assert {Facts.of(own).work for own in same} == {work}
     assert len({work, *(Facts.of(own).work for own in others)}) == 1 + len(others)
+
+
+def test_shares_by_size_are_those_of_the_shards_of_now(tmp_path):
+    words = ["--data.weigh-by-size", "--data.sources.text.weight", "0"]
+    for name in ("pair", "image"):
+        words += [f"--data.sources.{name}.shards", str(tmp_path / name), f"--data.sources.{name}.weight", "1"]
+    with pytest.raises(ConfigError, match=r"weigh_by_size: a plan needs the numbers of samples; .*pair"):
+        run_of("flava_debug", words)[0].facts()
+    write_photos(tmp_path / "pair" / "0.tar", 1)
+    for more, share in ((1, 1 / 2), (2, 1 / 4)):  # the second time with what is kept of the first
+        write_photos(tmp_path / "image" / f"{more}.tar", more)
+        shares = run_of("flava_debug", words)[0].facts().shares
+        assert shares == {"pair": share, "image": 1 - share}
 
 
 def test_facts_follow_the_files_that_a_recipe_stands_on(tmp_path):

@@ -14,7 +14,7 @@ from flava_ds.scaling.captions import lengths_of
 from flava_ds.scaling.facts import Facts
 from flava_ds.scaling.failures import RATES, Recovery
 from flava_ds.scaling.hardware import this_machine
-from flava_ds.scaling.host_rates import CallRate, HostRates, call_rate, fitted_rate
+from flava_ds.scaling.host_rates import CallRate, HostRates
 from flava_ds.scaling.measure import measure
 from flava_ds.scaling.plan import LOADER, forecast
 from flava_ds.scaling.setting import setting_of
@@ -84,7 +84,10 @@ def test_collectives_lie_between_measured_sizes():
     )
 
 
-def test_a_rate_is_found_again_and_keeps_the_total():
+def test_a_rate_is_found_again_and_keeps_the_total(monkeypatch):
+    monkeypatch.syspath_prepend(str(RESULTS.parent))
+    from plan_rates import call_rate, fitted_rate
+
     random = np.random.default_rng(0)
     moved, flops = 10 ** random.uniform(3, 7, 200), 10 ** random.uniform(5, 9, 200)
     exact = 2e-5 + 3e-10 * moved + 2e-12 * flops

@@ -42,6 +42,17 @@ def test_numbers_of_sources_that_differ_in_batch_and_of_one_that_came_last_long_
     assert found["loss/rare"] == 6.0
 
 
+def test_gpu_hours_are_of_the_ranks_that_a_run_went_on_with(tmp_path):
+    written(tmp_path)
+    header, *lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    resumed = [{"step": first, "hardware": {"ranks": ranks}} for first, ranks in ((15, 8), (5, 4), (10, 1))]
+    header = json.dumps(json.loads(header) | {"resumed": resumed})
+    (tmp_path / "log.jsonl").write_text("\n".join([header, *lines]))
+    # step 15 was taken back: the start after it began at 5
+    expected = 0.5 * (5 * 2 + 5 * 4 + 10 * 1) / 3600
+    assert results(tmp_path)["gpu_hours"] == pytest.approx(expected)
+
+
 def test_a_number_along_what_was_used(tmp_path):
     written(tmp_path)
     log = read_log(tmp_path / "log.jsonl")

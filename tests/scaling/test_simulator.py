@@ -1,6 +1,7 @@
 """Simulated runs: without failures exact arithmetic, with failures the published shares of useful time."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -13,11 +14,22 @@ from flava_ds.scaling.failures import (
     Recovery,
     best_interval,
     daly_interval,
-    useful_share,
 )
 from flava_ds.scaling.simulator import CAUSES, Run, Simulator, StepCost, normal_quantile
 
 RECOVERY = Recovery(stands=1, writes=60, slower=0.0, detection=120, restart=600)
+
+
+def useful_share(recovery: Recovery, mean_time: float, interval: float) -> float:
+    """Returns the share of wall time that is training which is kept, to first order; 0 when nothing is.
+
+    A failure loses half an interval, the time that its checkpoint took to reach the disk, detection and
+    restart. Source: Kokolis et al. 2025, equation 1, with an asynchronous write.
+    """
+    lost = interval / 2 + recovery.writes + recovery.detection + recovery.restart
+    broken = 0.0 if math.isinf(mean_time) else lost / mean_time
+    overhead = 0.0 if math.isinf(interval) else recovery.cost / interval
+    return max(0.0, 1 - broken) / (1 + overhead)
 
 
 def run_of_steps(seconds: float, days: float, ranks: int, **changes: object) -> Run:

@@ -32,7 +32,13 @@ def test_states_and_reasons(tmp_path):
     sweep.begin(first)
     assert sweep.end(first, 143)["state"] == "planned" and sweep.state(first)["attempts"] == 2
     assert sweep.end(second, 0) == {"state": "failed", "reason": "it ended well, but its log has no steps"}
-    assert sweep.end(second, 3)["reason"] == "exit status 3"
+    for status, reason in (
+        (3, "exit status 3"),
+        (128 + 9, "killed by SIGKILL"),
+        (256 - 9, "killed by SIGKILL"),
+        (255, "exit status 255"),
+    ):
+        assert sweep.end(second, status) == {"state": "failed", "reason": reason}
     line = {"step": 0, "loss/mim": 2.5, "seconds_per_step": 1.0, "samples_per_second": 8.0}
     sweep.path_of(second).mkdir()
     (sweep.path_of(second) / "log.jsonl").write_text(json.dumps(line))

@@ -12,9 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from flava_ds.batch import Batch
+from flava_ds.config import Config
+from flava_ds.errors import ConfigError
 from flava_ds.objectives.base import Features, Loss, Objective, PooledObjective
+from flava_ds.objectives.masked_text import MaskedTextConfig
 from flava_ds.objectives.state import TrainingState
-from flava_ds.training.task import Pass, Task
+from flava_ds.training.task import Pass, Task, built_objectives
 
 
 @dataclass
@@ -206,3 +209,10 @@ def test_two_passes_are_the_loss_of_the_whole_step():
         sum(output.sums["pool/loss"] for output in outputs),
         task("step", whole, {"pool": torch.tensor(1.0)}).loss.detach(),
     )
+
+
+def test_an_objective_cannot_have_the_name_of_a_method_of_the_dict_that_holds_it():
+    for name in ("items", "training"):
+        config = Config(name="run", objectives={name: MaskedTextConfig()})
+        with pytest.raises(ConfigError, match=f"objectives: '{name}' cannot name an objective, as torch's"):
+            built_objectives(config)

@@ -43,13 +43,14 @@ def test_stored_codes_give_the_curve_of_computed_ones_without_a_codebook(tmp_pat
 
 
 def fit(path: str) -> dict[str, bool]:
-    """Trains, and tells what became of the codebook."""
+    """Trains, and tells what became of the codebook; then starts the finished run with fewer steps."""
     from flava_ds.build import build
+    from flava_ds.ranks import run_lock
 
     trainer = build(configuration.load(Path(path)))
     codebook, module = trainer.task.frozen["codebook"], trainer.task
     before = {name: tensor.clone() for name, tensor in codebook.state_dict().items()}
-    return {
+    found = {
         "trained": trainer.fit() == 0,
         "unchanged": all(tensor.equal(before[name]) for name, tensor in codebook.state_dict().items()),
         "frozen": not codebook.training
@@ -58,6 +59,12 @@ def fit(path: str) -> dict[str, bool]:
         "outside": {id(p) for p in codebook.parameters()}.isdisjoint(id(p) for p in module.parameters()),
         "not saved": load_weights(trainer.config.run_path).keys() == module.state_dict().keys(),
     }
+    file = trainer.config.run_path / "config.json"
+    told = file.read_text()
+    run_lock.release_all()
+    fewer = dataclasses.replace(trainer.config.training, total_steps=trainer.config.training.total_steps - 1)
+    assert build(dataclasses.replace(trainer.config, training=fewer)).fit() == 0
+    return found | {"recorded as it was trained": file.read_text() == told}
 
 
 def test_the_codebook_is_frozen_and_outside_the_engine(run_ranks, tmp_path):

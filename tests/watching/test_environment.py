@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import socket
+import subprocess
 
 import flava_kernels
 import pytest
@@ -103,3 +104,33 @@ def test_starts_are_a_list_with_the_latest_last(tmp_path):
 def test_git_state_is_none_without_git(monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert environment.git_state() is None
+
+
+def test_a_commit_is_of_a_checkout_or_a_worktree_not_of_the_user_s_repository(tmp_path, monkeypatch):
+    def git(folder, *words):
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+        done = subprocess.run(
+            ["git", *identity, *words], cwd=folder, capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    def state_of(root):
+        monkeypatch.setattr(environment, "__file__", str(root / "flava_ds/watching/environment.py"))
+        return environment.git_state()
+
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(name)
+    checkout, worktree = tmp_path / "checkout", tmp_path / "worktree"
+    installed = checkout / "venv" / "site-packages"
+    for root in (checkout, installed):
+        (root / "flava_ds/watching").mkdir(parents=True)
+        (root / "flava_ds/watching/environment.py").write_text("")
+    git(checkout, "init")
+    git(checkout, "add", "flava_ds")
+    git(checkout, "commit", "-m", "all")
+    git(checkout, "worktree", "add", str(worktree))
+    commit = git(checkout, "rev-parse", "HEAD")
+    assert state_of(checkout) == state_of(worktree) == {"commit": commit, "changed": False}
+    (worktree / "flava_ds/watching/environment.py").write_text("changed")
+    assert state_of(worktree) == {"commit": commit, "changed": True}
+    assert state_of(installed) is None, "the repository around it is not this package's"

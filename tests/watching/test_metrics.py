@@ -169,6 +169,8 @@ def test_records_are_means_over_ranks_and_steps(run_ranks, tmp_path):
 def paused_rate(folder: str) -> float:
     metrics_module.time = clock = Time()
     metrics = metrics_in(config_in(folder), start(30))
+    clock.now += 100.0  # evaluations are built
+    metrics.on_start(0)
     with metrics.paused():
         clock.now += 60.0
     clock.now += 0.5

@@ -12,6 +12,8 @@ from toy import toy_config
 from flava_ds.config import Config, DataConfig, SourceConfig
 from flava_ds.errors import DeviceMemoryError
 from flava_ds.ranks.distributed import World
+from flava_ds.training.engine import Engine
+from flava_ds.training.engine_config import merged_settings
 from flava_ds.watching.out_of_memory import explained, remedies
 
 SAID = "CUDA out of memory. Tried to allocate 20.00 MiB."
@@ -64,6 +66,17 @@ def test_what_cannot_help_is_not_named():
     assert [way.split(" (")[0] for way in start[:-1]] == [
         f"--engine.deepspeed-config {name}" for name in ("zero1 or zero2 or zero3", "zero1_offload")
     ], "before the first step batches take no memory"
+
+
+def test_offloading_that_is_null_is_none(tmp_path):
+    """As DeepSpeed's own schema has it; the engine asks the same."""
+    file = tmp_path / "null.json"
+    file.write_text('{"zero_optimization": {"stage": 2, "offload_optimizer": null}}')
+    config = config_of(str(file))
+    assert any("zero2_offload" in way for way in remedies(config, world_of(1), "s0"))
+    engine = Engine.__new__(Engine)
+    engine.settings = merged_settings(config, 1, "cpu")
+    assert not engine.offloaded
 
 
 HOST = (

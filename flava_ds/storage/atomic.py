@@ -13,9 +13,9 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO
 
-log = logging.getLogger(__name__)
-
 from flava_ds.errors import UserError
+
+log = logging.getLogger(__name__)
 
 PARTIAL = ".partial"
 """Suffix of an incomplete file. Only a kill or a power failure leaves one behind; it may be deleted."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from flava_ds.evaluation.protocols import Progress
 from flava_ds.evaluation.shares import Share
-from flava_ds.storage.atomic import replacing
+from flava_ds.storage.tensor_files import save_tensors
 from flava_ds.tensor_hash import hash_of_tensors
 
 PART_BATCHES = 64
@@ -78,11 +78,8 @@ class FeatureCache:
 
     @staticmethod
     def _write(file: Path, features: Tensor, facts: dict[str, str]) -> None:
-        from safetensors.torch import save_file
-
         content = {"content": hash_of_tensors({"features": features})}
-        with replacing(file) as temporary:
-            save_file({"features": features.cpu().contiguous()}, temporary, facts | content)
+        save_tensors({"features": features.cpu()}, file, facts | content)
 
     def _read(self, file: Path, stem: str, facts: dict[str, str]) -> Tensor | None:
         """Returns a file's features; None where there is none, or none of these weights."""

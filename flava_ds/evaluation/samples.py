@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,10 +16,12 @@ from torch import Tensor
 from flava_ds.data.decode import decode_image
 from flava_ds.data.transforms import center_pixels
 from flava_ds.errors import DataError
-from flava_ds.storage.faults import SampleFault
-from flava_ds.storage.index import IMAGE_SUFFIXES
+from flava_ds.storage.faults import SampleFault, lossy
+from flava_ds.storage.index import IMAGE_SUFFIXES, counted
 from flava_ds.storage.sample_table import SampleTable
 from flava_ds.storage.shards import expand_shards
+
+log = logging.getLogger(__name__)
 
 FIELDS = {"image": IMAGE_SUFFIXES, "text": ("txt",), "record": ("json",)}
 DECODE_ROWS = 512
@@ -109,14 +112,16 @@ def read_samples(folder: Path, *, images: bool = True, captions: bool = True) ->
     wanted = {name: suffixes for name, suffixes in FIELDS.items() if name not in without}
     shards = expand_shards(str(folder))
     table = SampleTable(shards, wanted, {name: f"no {name}" for name in wanted})
-    if table.faults and (lacking := _first_lacking(shards, wanted)):
+    lost = lossy(table.faults)
+    if lost and (lacking := _first_lacking(shards, wanted)):
         raise DataError(f"{lacking}; evaluation counts every sample: complete it, or take it out")
-    if table.faults or not len(table):
-        problems = ", ".join(f"{count} x {reason}" for reason, count in table.faults.items()) or "no samples"
+    if lost or not len(table):
         raise DataError(
-            f"{folder}: evaluation counts every sample, but found {problems}; unpack or build the data set "
-            "again"
+            f"{folder}: evaluation counts every sample, but found {counted(table.faults)} left out, and "
+            f"{len(table)} samples; unpack or build the data set again"
         )
+    if table.faults:
+        log.warning("%s: left out of %d samples: %s", folder, len(table), counted(table.faults))
     keys = tuple(table.key(row) for row in range(len(table)))
     members = {name: _read_members(table, name) for name in wanted}
     try:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Literal
 
 from flava_ds.errors import DataError, UserError
+from flava_ds.storage.files import sha256_of
 
 EVERY = 5
 """Every fifth sample of each class is a test sample."""
@@ -171,8 +172,7 @@ def _by_hand(wanted: PackagedSet) -> str:
 def check(wanted: PackagedSet, file: Path) -> None:
     """Raises DataError unless a file is the package that the set is known from."""
     try:
-        with file.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        found = sha256_of(file)
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror})") from error
     if found != wanted.sha256:

@@ -48,6 +48,12 @@ def test_a_missing_member_is_named(tmp_path):
         read_samples(tmp_path / "set")
 
 
+def test_members_with_a_dot_in_their_suffix_are_told_and_lose_no_sample(tmp_path, caplog):
+    write_shards(tmp_path / "set", [pair(0, "noto") | {"seg.png": b""}, pair(1, "noto")], 10)
+    assert len(read_samples(tmp_path / "set")) == 2
+    assert "left out of 2 samples: suffix with a dot 1" in caplog.text
+
+
 def test_a_damaged_picture_is_named(tmp_path):
     write_shards(tmp_path / "set", [pair(0, "noto") | {"webp": b"RIFFxxxxWEBPVP8 nonsense"}], 10)
     with pytest.raises(DataError, match="noto_apple"):

@@ -11,12 +11,12 @@ from typing import Any
 
 from torch import Tensor
 
-from flava_ds.checkpoints.tensor_files import TensorFile, write_tensors
 from flava_ds.config.plain_files import loads, read_small
 from flava_ds.errors import DataError
 from flava_ds.evaluation.protocols import Score
 from flava_ds.storage.atomic import replacing, write_whole
 from flava_ds.storage.files import LocalFile
+from flava_ds.storage.tensor_files import TensorFile, write_tensors
 
 Scores = dict[str, Score]
 
@@ -89,12 +89,20 @@ class Saved:
             file.close()
 
     def save(self, tensors: Mapping[str, Tensor], progress: Progress) -> None:
-        """Writes the state atomically."""
+        """Writes the state atomically.
+
+        Raises: DataError, also when another process fine-tunes in the same place.
+        """
         if self._running is None:
             return
         metadata = {"identity": json.dumps(self.identity), "progress": progress.to_json()}
-        with replacing(self._running, alone=True) as temporary, temporary.open("wb") as file:
-            write_tensors(file, tensors, metadata)
+        try:
+            with replacing(self._running, alone=True) as temporary, temporary.open("wb") as file:
+                write_tensors(file, tensors, metadata)
+        except OSError as error:
+            raise DataError(
+                f"{self._running}: cannot be written ({error.strerror or error}); give another --keep"
+            ) from error
 
     def finish(self, scores: Scores) -> None:
         """Writes the scores and deletes the state."""

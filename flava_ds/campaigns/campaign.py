@@ -8,7 +8,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -21,12 +20,12 @@ from flava_ds.config import Config
 from flava_ds.config.plain_files import loads, read_small
 from flava_ds.errors import UserError, did_you_mean
 from flava_ds.recipes.stages import Stage, Stages
+from flava_ds.watching.environment import git_state
 
 if TYPE_CHECKING:
     from flava_ds.evaluation.frozen_model import FrozenModel
 
 RANKS = 2
-PACKAGE = Path(__file__).parents[1]
 ROUNDED = 1e-3
 """By how much sums over clusters, which are whole numbers, may be off a result's value."""
 PLACES = ("name", "logging", "checkpoint", "codebook_weights", "vocabulary")
@@ -170,10 +169,7 @@ def _hash(data: bytes) -> str:
 
 def code() -> dict[str, str]:
     """Identifies this code: a hash of the package's sources, and the commit, if it is a repository's."""
-    asked = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=PACKAGE, capture_output=True, text=True, check=False
-    )
-    commit = asked.stdout.strip() if asked.returncode == 0 else "unknown"
+    commit = (git_state() or {}).get("commit", "unknown")
     return {"sources": hash_of_sources("flava_ds"), "commit": commit}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from flava_ds.config.schedules import along_cosine
 from flava_ds.errors import ConfigError
 
 
@@ -125,8 +126,7 @@ def learning_rate_at(config: CodebookTrainingConfig, step: int, total_steps: int
 
 def _cosine(start: float, end: float, step: int, horizon: float) -> float:
     """Goes from start to end over `horizon` steps, then stays there."""
-    progress = min(1.0, step / horizon) if horizon > 0 else 1.0
-    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))
+    return along_cosine(start, end, step / horizon if horizon > 0 else 1.0)
 
 
 def check_training(training: CodebookTrainingConfig) -> None:

@@ -14,6 +14,7 @@ import torch
 
 from flava_ds.config import Config
 from flava_ds.data.loader import StepLoader
+from flava_ds.data.round_robin import steps_of
 from flava_ds.errors import ConfigError
 from flava_ds.training.engine_config import merged_settings, zero_stage
 from flava_ds.training.task import Task
@@ -46,11 +47,15 @@ def parameters(task: Task) -> str:
 
 def data(config: Config, loader: StepLoader) -> str:
     """Says of every source how large it is, how many steps pass over it once, and how often the run does."""
-    steps = _steps_of_sources(config, loader)
     return (
         "data: "
         + "; ".join(
-            _source(config.global_batch_size(name), source.length, steps[name], name)
+            _source(
+                config.global_batch_size(name),
+                source.length,
+                steps_of(loader.stages, name, config.training.total_steps),
+                name,
+            )
             for name, source in loader.sources.items()
         )
         + unused_batch(config)
@@ -85,16 +90,6 @@ def _source(batch: int, length: int | None, steps: float, name: str) -> str:
         f"{name} {length:,} samples, {per_epoch:,.1f} steps an epoch at {batch:,}, {drawn} steps = "
         f"{steps / per_epoch:,.1f} epochs"
     )
-
-
-def _steps_of_sources(config: Config, loader: StepLoader) -> dict[str, float]:
-    """Returns how many of the run's steps draw each source, by its shares."""
-    total, steps = config.training.total_steps, dict.fromkeys(loader.sources, 0.0)
-    ends = [first for first, _ in loader.stages[1:]] + [total]
-    for (first, shares), end in zip(loader.stages, ends, strict=True):
-        for name, share in shares.items():
-            steps[name] += float(share) * max(0, min(end, total) - first)
-    return steps
 
 
 def memory(config: Config, task: Task, ranks: int, device_type: str) -> str:

@@ -16,7 +16,7 @@ from flava_ds.data.lanes import LanePositions
 from flava_ds.data.prefetch import largest_batch, prefetch_batches
 from flava_ds.data.quarantine import Quarantine
 from flava_ds.data.reader import BatchReader
-from flava_ds.data.round_robin import RoundRobin, weight_stages
+from flava_ds.data.round_robin import RoundRobin, steps_of, weight_stages
 from flava_ds.data.slots import SlotPool
 from flava_ds.data.sources import CONTENT, Lane, changed_content, open_source
 from flava_ds.data.workers import start_worker, watched
@@ -175,7 +175,7 @@ class StepLoader:
         found, drawn = {}, self._drawn(step)
         for name, source in self.sources.items():
             found[f"source_share/{name}"] = self.round_robin.draws_before(name, drawn) / max(1, drawn)
-            found[f"source_target/{name}"] = self._target(name, drawn) / max(1, drawn)
+            found[f"source_target/{name}"] = steps_of(self.stages, name, drawn) / max(1, drawn)
             if source.length is not None:
                 found[f"epoch/{name}"] = self._position(name, step) / source.length
         return found
@@ -186,7 +186,7 @@ class StepLoader:
         """
         drawn, end = self._drawn(step), self._drawn(step) + self.config.training.total_steps - step
         if end - drawn > COUNTED_STEPS:
-            counts = {name: self._target(name, end) for name in self.sources}
+            counts = {name: steps_of(self.stages, name, end) for name in self.sources}
         else:
             counts = {name: self.round_robin.draws_before(name, end) for name in self.sources}
         return {name: max(0.0, n - self.round_robin.draws_before(name, drawn)) for name, n in counts.items()}
@@ -237,12 +237,6 @@ class StepLoader:
         held = 2 * self.config.training.gradient_accumulation_steps + 1
         largest, _ = largest_batch(self.config, self.micro_batch_sizes)
         return SlotPool(data.num_workers, self.prefetch_batches + -(-held // data.num_workers), largest)
-
-    def _target(self, source: str, step: int) -> float:
-        """Returns how many of the first steps would draw a source if its weights were met exactly."""
-        firsts = [min(first, step) for first, _ in self.stages] + [step]
-        spans = zip(firsts, firsts[1:], self.stages, strict=False)
-        return float(sum((after - first) * shares[source] for first, after, (_, shares) in spans))
 
     def _drawn(self, step: int) -> int:
         """Returns the number of steps whose data has been drawn or jumped over before a step."""

@@ -172,6 +172,13 @@ def weight_stages(data: DataConfig, sizes: Mapping[str, int | None]) -> list[tup
     return stages
 
 
+def steps_of(stages: Sequence[tuple[int, Mapping[str, Fraction]]], source: str, step: int) -> float:
+    """Returns how many of the first `step` steps draw a source if shares are met exactly."""
+    firsts = [min(first, step) for first, _ in stages] + [step]
+    spans = zip(firsts, firsts[1:], stages, strict=False)
+    return float(sum((after - first) * shares[source] for first, after, (_, shares) in spans))
+
+
 def _shares(
     data: DataConfig,
     weights: Mapping[str, float],

@@ -125,16 +125,10 @@ def shares_of(config: Config) -> dict[str, float]:
 
     Raises: ConfigError when data.weigh_by_size needs shards that cannot be read here.
     """
-    from flava_ds.data.round_robin import weight_stages
+    from flava_ds.data.round_robin import steps_of, weight_stages
 
-    stages = weight_stages(config.data, sizes_of(config))
-    ends = [first for first, _ in stages[1:]] + [config.training.total_steps]
-    found = dict.fromkeys(config.drawn_sources, 0.0)
-    for (first, weights), end in zip(stages, ends, strict=True):
-        steps = max(0, min(end, config.training.total_steps) - first)
-        for name, weight in weights.items():
-            found[name] += float(weight) * steps / config.training.total_steps
-    return found
+    stages, steps = weight_stages(config.data, sizes_of(config)), config.training.total_steps
+    return {name: steps_of(stages, name, steps) / steps for name in config.drawn_sources}
 
 
 def sizes_of(config: Config) -> dict[str, int | None]:

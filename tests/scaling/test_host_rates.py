@@ -110,7 +110,7 @@ def test_a_simulated_run_fails_when_it_is_told_to(made):
     assert step == pytest.approx(planned(setting).step_ms / 1e3)
     run = dataclasses.replace(run, costs=[dataclasses.replace(run.costs[0], share=1.0)])
     step = sum(run.costs[0].seconds.values())
-    outcome = Simulator(dataclasses.replace(run, interval=20 * step, failures=(50.5 * step,))).simulate()
+    outcome = Simulator(dataclasses.replace(run, interval=19.5 * step, failures=(50.5 * step,))).simulate()
     assert (outcome.failures, outcome.steps) == (1, 100)
     assert outcome.lost["lost work"] == pytest.approx(10.5 * step)
     assert outcome.wall == pytest.approx(110.5 * step + 7)

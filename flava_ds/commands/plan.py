@@ -72,14 +72,7 @@ def run(options: argparse.Namespace, overrides: list[str], resolve: Callable[[li
         from flava_ds.commands.tune import tune
 
         return tune(options, resolve(overrides), overrides)
-    if options.ranks is not None:
-        raise UserError("--ranks is for --tune; --gpus is the number of GPUs of a plan")
-    if options.price_per_gpu_hour is not None and not 0 <= options.price_per_gpu_hour < math.inf:
-        raise UserError(f"--price-per-gpu-hour {options.price_per_gpu_hour:g}: use a number of at least 0")
-    if options.scale and not options.simulate:
-        raise UserError("--scale is for --simulate; add it")
-    if options.failures and not options.simulate:
-        raise UserError("--failures is for --simulate; add it")
+    check_options(options)
     gpus = 8 if options.gpus is None else options.gpus
     machines = cluster(options.gpu or "h100", gpus, options.nodes, options.network)
     from flava_ds.scaling import advice, scales, table
@@ -121,6 +114,18 @@ def run(options: argparse.Namespace, overrides: list[str], resolve: Callable[[li
         price = options.price_per_gpu_hour
         print(f"\n{write_plan_page(options.page, made, lengths, helps, fix, price, simulated)}")
     return 0
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """Raises UserError for options that do not go together."""
+    if options.ranks is not None:
+        raise UserError("--ranks is for --tune; --gpus is the number of GPUs of a plan")
+    if options.price_per_gpu_hour is not None and not 0 <= options.price_per_gpu_hour < math.inf:
+        raise UserError(f"--price-per-gpu-hour {options.price_per_gpu_hour:g}: use a number of at least 0")
+    if options.scale and not options.simulate:
+        raise UserError("--scale is for --simulate; add it")
+    if options.failures and not options.simulate:
+        raise UserError("--failures is for --simulate; add it")
 
 
 def print_simulation(setting: Any, counts: list[int], rate: Any) -> Any:

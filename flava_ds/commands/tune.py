@@ -32,20 +32,7 @@ def tune(options: argparse.Namespace, config: Config, overrides: list[str]) -> i
     from flava_ds.scaling.calibration import tuned_file, tuning_folder
     from flava_ds.scaling.sweep_cost import cpu_shares
 
-    for name, given in (
-        ("--gpus", options.gpus is not None),
-        ("--gpu", options.gpu),
-        ("--failures", options.failures),
-        ("--simulate", options.simulate),
-        ("--page", options.page),
-        ("--scale", options.scale),
-        ("--nodes", options.nodes),
-        ("--network", options.network),
-        ("--price-per-gpu-hour", options.price_per_gpu_hour is not None),
-        ("--calibration", options.calibration),
-    ):
-        if given:
-            raise UserError(f"{name} is for a forecast, --tune measures on this machine; leave one out")
+    refuse_forecasts_options(options)
     gpus = launch.count_gpus()
     ranks = max(1, gpus) if options.ranks is None else options.ranks
     launch.check_ranks(ranks, gpus)
@@ -85,6 +72,24 @@ def tune(options: argparse.Namespace, config: Config, overrides: list[str]) -> i
 
         write_whole(file, json.dumps(result, indent=2) + "\n")
     return 0
+
+
+def refuse_forecasts_options(options: argparse.Namespace) -> None:
+    """Raises UserError for an option that only a forecast has."""
+    for name, given in (
+        ("--gpus", options.gpus is not None),
+        ("--gpu", options.gpu),
+        ("--failures", options.failures),
+        ("--simulate", options.simulate),
+        ("--page", options.page),
+        ("--scale", options.scale),
+        ("--nodes", options.nodes),
+        ("--network", options.network),
+        ("--price-per-gpu-hour", options.price_per_gpu_hour is not None),
+        ("--calibration", options.calibration),
+    ):
+        if given:
+            raise UserError(f"{name} is for a forecast, --tune measures on this machine; leave one out")
 
 
 def device_of(gpus: int) -> str:

@@ -255,12 +255,17 @@ def run_tasks(options: argparse.Namespace, names: list[str]) -> int:
                 found |= report(options, opened, results)
         if share.is_main and found:
             print(json.dumps(found, indent=2))
-        if failed:
-            name, first = next(iter(failed.items()))
-            raise UserError(
-                f"{len(failed)} of {len(tasks)} tasks failed, the others' results are above; {name}: {first}"
-            )
+        raise_failed(failed, len(tasks))
     return 0
+
+
+def raise_failed(failed: dict[str, UserError], tasks: int) -> None:
+    """Raises UserError that counts the tasks that failed and tells the first one's reason."""
+    if failed:
+        name, first = next(iter(failed.items()))
+        raise UserError(
+            f"{len(failed)} of {tasks} tasks failed, the others' results are above; {name}: {first}"
+        )
 
 
 def report(options: argparse.Namespace, opened: Opened, results: dict[str, TaskResult]) -> dict[str, Any]:

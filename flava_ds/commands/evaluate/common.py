@@ -1,0 +1,32 @@
+"""What tasks and suites share: lines for the user, facts about the model, where fine-tuning is kept."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flava_ds.evaluation.opening import Opened
+
+
+def tell_user(line: str) -> None:
+    """Prints a line to stderr, since stdout is for JSON and paths."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def states_folder(options: argparse.Namespace, opened: Opened) -> Path | None:
+    """Returns where fine-tuning saves its state: the folder that the user names, or one in a run's folder."""
+    if options.keep is not None or opened.run_path is None:
+        return options.keep
+    return opened.run_path / "fine_tuning" / f"step_{opened.described.step:08d}"
+
+
+def model_facts(opened: Opened) -> dict[str, Any]:
+    """Returns which model this is, and how it computes."""
+    first, described = next(opened.module.parameters()), opened.described
+    return {
+        **{"family": described.family, "step": described.step, "weights": opened.weights},
+        **{"precision": str(first.dtype).removeprefix("torch."), "device": str(first.device)},
+    }

@@ -1,0 +1,99 @@
+"""`evaluate --task`: the tasks that are named, told one by one."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+from flava_ds.commands.evaluate.common import model_facts, states_folder, tell_user
+from flava_ds.errors import UserError
+
+if TYPE_CHECKING:
+    from flava_ds.evaluation.opening import Opened
+    from flava_ds.evaluation.runner import TaskResult
+
+
+def run_tasks(options: argparse.Namespace, names: list[str]) -> int:
+    """Runs tasks. Finds their data before loading the model, and checks their needs before encoding.
+
+    What a task found is told and, for a run, written when it finishes, so a later one that fails loses
+    nothing. Ranks that a launcher started share the work; the first one prints and writes.
+
+    Raises: UserError for the tasks that failed, after the others; with several ranks at once, since the
+    others wait for this one.
+    """
+    from flava_ds.evaluation import registry
+    from flava_ds.evaluation.feature_cache import FeatureCache
+    from flava_ds.evaluation.frozen_model import Workplace
+    from flava_ds.evaluation.opening import freeze, open_model
+    from flava_ds.evaluation.runner import check_needs, evaluate, find_all, read_results
+    from flava_ds.evaluation.shares import launched
+    from flava_ds.evaluation.suite import with_splits
+    from flava_ds.evaluation.tuning.own_head import read_classes, with_own_head
+
+    if options.out is not None:
+        raise UserError("--out is for --suite; --features keeps features, and the JSON goes to stdout")
+    with launched() as (share, device):
+
+        def tell(line: str) -> None:
+            if share.is_main:
+                tell_user(line)
+
+        tasks = with_splits(registry.find(names, options.data), options.splits)
+        if options.own_head:
+            tasks = with_own_head(tasks, read_classes(options.head_classes))
+        data = find_all(tasks, options.data, options.split, options.limit)
+        opened = open_model(
+            options.model,
+            device=options.device or device,
+            precision=options.precision,
+            regions=options.regions,
+        )
+        if opened.run_path is not None:
+            read_results(opened.run_path)  # a damaged file is told before the work
+        cache = FeatureCache(options.features, opened.weights, tell) if options.features else None
+        model = freeze(opened.config, opened.module, opened.described, share, cache, opened.head)
+        model = model.at(Workplace(states_folder(options, opened), tell))
+        check_needs(tasks, model)
+        found: dict[str, Any] = {}
+        failed: dict[str, UserError] = {}
+        for task in tasks:
+            try:
+                results = evaluate([task], model, data, tell)
+            except UserError as error:
+                if share.parts > 1 or len(tasks) == 1:
+                    raise
+                failed[task.name] = error
+                tell(f"{task.name}: {error}")
+                continue
+            if share.is_main:
+                found |= report(options, opened, results)
+        if share.is_main and found:
+            print(json.dumps(found, indent=2))
+        raise_failed(failed, len(tasks))
+    return 0
+
+
+def raise_failed(failed: dict[str, UserError], tasks: int) -> None:
+    """Raises UserError that counts the tasks that failed and tells the first one's reason."""
+    if failed:
+        name, first = next(iter(failed.items()))
+        raise UserError(
+            f"{len(failed)} of {tasks} tasks failed, the others' results are above; {name}: {first}"
+        )
+
+
+def report(options: argparse.Namespace, opened: Opened, results: dict[str, TaskResult]) -> dict[str, Any]:
+    """Prints results as a table, stores them in the folder of a run, and returns them as plain JSON types."""
+    from flava_ds.evaluation.runner import write_results
+    from flava_ds.evaluation.suite import conditions
+    from flava_ds.evaluation.table import result_table
+
+    family = opened.described.family
+    facts = {"model": str(options.model), **model_facts(opened), **conditions()}
+    found = {task: facts | result.to_json(task, family) for task, result in results.items()}
+    tell_user("\n" + result_table(results, family))
+    if opened.run_path is not None:
+        write_results(opened.run_path, found)
+    return found

@@ -37,8 +37,9 @@ def comparison_paper(root: Path) -> str:
         "COCO, caption to image, R@1": ("coco_retrieval", "text_to_image_recall_at_1"),
     }
     shown: dict[str, dict[str, float]] = {}
-    for (task, number, _), (system, share) in RIVAL_NUMBERS.items():
-        shown.setdefault(system, {})[f"{task} {number}"] = share
+    for (task, number, _), (system, share, _) in sorted(RIVAL_NUMBERS.items(), key=lambda own: own[1][2]):
+        name, *_ = system.split(" (")
+        shown.setdefault(name, {})[f"{task} {number}"] = share
     for row in OF_PAPER:
         for system in SAME_CODE:
             if (share := row.values[system]) is not None:

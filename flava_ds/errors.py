@@ -29,6 +29,10 @@ class DataError(UserError):
     """Shards or samples that cannot be used."""
 
 
+class MissingPicturesError(DataError):
+    """Pictures that a split names and its folder lacks."""
+
+
 class CheckpointError(UserError):
     """A checkpoint that is missing, damaged or made for something else."""
 

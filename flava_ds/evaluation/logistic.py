@@ -102,7 +102,8 @@ def choose_penalty(
 ) -> float:
     """Returns the penalty with the best validation accuracy; the largest of equally good ones.
 
-    Tries seven from 1e-6 to 1e6, then halves the interval around the best, down to eight per decade.
+    Tries seven from 1e-6 to 1e6, then halves the interval around the best, down to eight per decade. It does
+    so around an end of the range, too, so the result may lie beyond it.
 
     Source: CLIP, section A.3.
     """

@@ -243,10 +243,13 @@ class Score:
     """
 
     def __str__(self) -> str:
-        """Formats the value for display."""
-        scale, digits, sign = (100, 2, " %") if self.unit == "share" else (1, 4, "")
-        error = "" if self.standard_error is None else f" ± {scale * self.standard_error:.{digits}f}"
-        return f"{scale * self.value:.{digits}f}{sign}{error}"
+        """Formats the value for display, with its standard error."""
+        error = "" if self.standard_error is None else f" ± {self.written(self.standard_error).split()[0]}"
+        return self.written(self.value) + error
+
+    def written(self, value: float) -> str:
+        """Formats a value in the score's unit: a share in per cent."""
+        return f"{100 * value:.2f} %" if self.unit == "share" else f"{value:.4f}"
 
 
 class EvaluationData(Protocol):
@@ -276,6 +279,10 @@ class EvaluationData(Protocol):
 @runtime_checkable
 class Varied(Protocol):
     """A data set that is split in one of several published ways."""
+
+    @property
+    def usual(self) -> str:
+        """The way that the paper's numbers are of."""
 
     @property
     def variant(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flava_ds.evaluation.paper_table import PAPER, RIVAL_NUMBERS, RIVALS, ROWS
+from flava_ds.evaluation.paper_table import PAPER, RIVAL_NUMBERS, ROWS, on_its_split
 
 SHOWN = ("FLAVA", "CLIP-400M")
 """The columns of the paper's table that stand beside a number of ours; a suite's page shows more."""
@@ -16,6 +16,7 @@ class Published:
     """One number, a share like ours."""
 
     of: str
+    """The system, and the split where that is another than ours."""
     value: float
     source: str
 
@@ -27,7 +28,9 @@ def _winoground(text: float, image: float, group: float) -> dict[str, float]:
 
 _NUMBERS = {
     (row.task, row.number): tuple(
-        Published(of, value, PAPER) for of in SHOWN if (value := row.values[of]) is not None
+        Published(on_its_split(of, row.task), value, PAPER)
+        for of in SHOWN
+        if (value := row.values[of]) is not None
     )
     for row in ROWS
 } | {
@@ -46,5 +49,5 @@ def published(task: str, number: str, family: str = "") -> tuple[Published, ...]
     there are none.
     """
     own = RIVAL_NUMBERS.get((task, number, family))
-    first = () if own is None else (Published(*own, RIVALS),)
+    first = () if own is None else (Published(*own),)
     return first + _NUMBERS.get((task, number), ())

@@ -67,10 +67,11 @@ class TaskResult:
     facts: dict[str, Any]
 
     def to_json(self, task: str, family: str = "") -> dict[str, Any]:
-        """Returns plain JSON types, with the published results, those of a `family` among them."""
+        """Returns plain JSON types, with the published results for the same samples, also of a `family`."""
+        known = {} if self.facts.get("departures") else {n: published(task, n, family) for n in self.scores}
         numbers = {
             name: dataclasses.asdict(score)
-            | {"published": [dataclasses.asdict(p) for p in published(task, name, family)]}
+            | {"published": [dataclasses.asdict(p) for p in known.get(name, ())]}
             for name, score in self.scores.items()
         }
         return {"scores": numbers, "seconds": round(self.seconds, 2), **self.facts}
@@ -157,6 +158,20 @@ def find_all(
     return {task.name: found[task.data] for task in tasks}
 
 
+def departures(task: Evaluator, found: FoundData) -> list[str]:
+    """Returns how the samples differ from those that a published number is of: split another way,
+    another split than the first (or than the data set's `published_on`), not all samples.
+    """
+    data, told = task.data, []
+    if isinstance(data, Varied) and data.variant != data.usual:
+        told.append(f"splits {data.variant}")
+    if found.split not in getattr(data, "published_on", data.splits[:1]):
+        told.append(f"split {found.split}")
+    if found.limit is not None:
+        told.append(f"at most {found.limit:,} samples a split")
+    return told
+
+
 def check_needs(tasks: Sequence[Evaluator], model: FrozenModel) -> None:
     """Raises Lacking if the model lacks a capability that one of the tasks needs."""
     for task in tasks:
@@ -189,6 +204,7 @@ def evaluate(
                 "split": " and ".join(splits),
                 "samples": sum(len(found.read(split)) for split in splits),
             },
+            "departures": departures(task, found),
             **{"limit": found.limit, "fingerprint": found.test().fingerprint},
             "fingerprints": {split: read.fingerprint for split, read in found.read_so_far().items()},
             "files": {split: state_of_pictures(read) for split, read in found.read_so_far().items()},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from flava_ds.evaluation.protocols import Evaluator, Score
 from flava_ds.evaluation.published import published
@@ -18,19 +18,27 @@ def percent(value: float | None) -> str:
 
 
 def result_rows(
-    task: str, scores: Mapping[str, Score], family: str = ""
+    task: str, scores: Mapping[str, Score], family: str = "", departures: Sequence[str] = ()
 ) -> list[tuple[str, str, str, str, str]]:
-    """Returns rows of task, number, value with standard error, samples, and published results."""
+    """Returns rows of task, number, value with standard error, samples, and published results, or how the
+    samples depart from those that these are of.
+    """
     rows = []
     for name, score in scores.items():
-        others = ", ".join(f"{p.of} {percent(p.value)}" for p in published(task, name, family))
+        others = ", ".join(f"{p.of} {score.written(p.value)}" for p in published(task, name, family))
+        if others and departures:
+            others = f"of other samples: {', '.join(departures)} here"
         rows.append((task, name.replace("_", " "), str(score), f"{score.n:,}", others))
     return rows
 
 
 def result_table(results: Mapping[str, TaskResult], family: str = "") -> str:
     """Formats results as plain text."""
-    rows = [row for task, result in results.items() for row in result_rows(task, result.scores, family)]
+    rows = [
+        row
+        for task, result in results.items()
+        for row in result_rows(task, result.scores, family, result.facts.get("departures", ()))
+    ]
     return aligned(("task", "number", "value", "samples", "published"), rows)
 
 

@@ -115,7 +115,7 @@ SETS = {
         ),
         PackagedSet(
             name="tuxpaint_stamps",
-            title="951 photographs and drawings in 16 categories, each with a caption (81 MB)",
+            title="950 photographs and drawings in 16 categories, each with a caption (81 MB)",
             licence="GPL-2: do not pass it on without its source",
             registry="Debian",
             package="tuxpaint-stamps-default",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flava_ds.evaluation.paper_table import DOMAINS, ROWS, Row
+from flava_ds.evaluation.paper_table import DOMAINS, OTHER_SPLITS, ROWS, Row
 from flava_ds.evaluation.suite import IDENTITY
 from flava_ds.report.template import render, write_page
 from flava_ds.storage.atomic import write_whole
@@ -61,19 +61,29 @@ def _domain(domain: str, results: Mapping[str, Any]) -> Table:
     rows = [row for row in ROWS if row.domain == domain]
     here = [row for row in rows if row.number in results.get(row.task, {}).get("scores", {})]
     columns = tuple(of for of in SHOWN if any(row.values[of] is not None for row in rows))
+    published = [[_published(row, of, results) for of in columns] for row in here]
     lines = [
-        _line(
-            row.title, row.task, results[row.task], _score(row, results), [row.values[of] for of in columns]
-        )
-        for row in here
+        _line(_title(row), row.task, results[row.task], _score(row, results), values)
+        for row, values in zip(here, published, strict=True)
     ]
     if here:
-        means = [_mean([row.values[of] for row in here]) for of in columns]
+        means = [_mean(list(values)) for values in zip(*published, strict=True)]
         title = "average" if len(here) == len(rows) else f"average of these {len(here)} of {len(rows)}"
         ours = _percent(_mean([_score(row, results)["value"] for row in here]))
         lines.append(Line(title, "", "", ours, "", "", tuple(map(_percent, means)), is_average=True))
     absent = tuple(row.title for row in rows if row not in here)
     return Table(DOMAINS[domain], columns, tuple(lines), absent)
+
+
+def _title(row: Row) -> str:
+    """Names a row, with the published numbers' split where that is another than ours."""
+    other = OTHER_SPLITS.get(row.task)
+    return f"{row.title} (published: {other})" if other else row.title
+
+
+def _published(row: Row, of: str, results: Mapping[str, Any]) -> float | None:
+    """Returns the paper's number, or None if ours is of other samples."""
+    return None if results[row.task].get("departures") else row.values[of]
 
 
 def _score(row: Row, results: Mapping[str, Any]) -> dict[str, Any]:

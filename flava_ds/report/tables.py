@@ -20,7 +20,8 @@ def task_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
             for name, score in result["scores"].items()
         }
         step = "" if result.get("step") is None else f"{result['step']:,}"
-        rows += [(*row, step) for row in result_rows(task, scores, result.get("family", ""))]
+        family, departures = result.get("family", ""), result.get("departures", ())
+        rows += [(*row, step) for row in result_rows(task, scores, family, departures)]
     return rows
 
 

@@ -2,6 +2,7 @@
 facts.
 """
 
+import dataclasses
 import json
 
 import pytest
@@ -10,10 +11,12 @@ from evaluation.color_world import KnowsColors, color_model, write_cifar10, writ
 from flava_ds.errors import DataError
 from flava_ds.evaluation.frozen_model import Lacking
 from flava_ds.evaluation.protocols import Score
-from flava_ds.evaluation.registry import find
+from flava_ds.evaluation.registry import find, tasks
 from flava_ds.evaluation.runner import (
     RESULTS,
+    FoundData,
     TaskResult,
+    departures,
     evaluate,
     find_all,
     find_data,
@@ -120,6 +123,20 @@ def test_an_empty_split_is_named(tmp_path):
     tasks = find(["flickr30k_retrieval"])
     with pytest.raises(DataError, match="split 'val' of flickr30k has no samples"):
         evaluate(tasks, color_model(), find_all(tasks, tmp_path, "val"))
+
+
+def test_what_departs_from_the_published_samples_is_said(tmp_path):
+    probe, hateful = tasks()["kitti_probe"], tasks()["hateful_memes"]
+    assert departures(probe, FoundData(probe.data, tmp_path, "test")) == []
+    by_video = dataclasses.replace(probe, data=probe.data.with_variant("vtab"))
+    found = FoundData(by_video.data, tmp_path, "val", limit=1000)
+    assert departures(by_video, found) == ["splits vtab", "split val", "at most 1,000 samples a split"]
+    back = by_video.data.with_variant("vissl")
+    assert back == probe.data and hash(back) == hash(probe.data)
+    assert departures(hateful, FoundData(hateful.data, tmp_path, "test_seen")) == []  # the paper does not say
+    facts = {"departures": ["split val"]}
+    result = TaskResult({"accuracy": Score(0.9, 100, 0.03)}, 1.0, facts).to_json("cifar10_probe")
+    assert result["scores"]["accuracy"]["published"] == []
 
 
 def test_results_are_kept_by_task_with_what_others_published(tmp_path):

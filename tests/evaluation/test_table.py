@@ -23,9 +23,22 @@ def test_a_row_has_value_error_samples_and_published_numbers():
     }
     header, accuracy, loss = result_table({"cifar10_probe": TaskResult(scores, 1.0, {})}).splitlines()
     assert accuracy.split("  ")[0] == "cifar10_probe" and "90.12 % ± 0.30" in accuracy
-    assert "10,000" in accuracy and accuracy.endswith("FLAVA 92.9 %, CLIP-400M 94.9 %")
+    assert "10,000" in accuracy and accuracy.endswith("FLAVA 92.87 %, CLIP-400M 94.93 %")
     assert "1.2500 ± 0.5000" in loss and loss.endswith("50")
     assert header.index("samples") == accuracy.index("10,000") == loss.rindex("50")
+
+
+def test_published_numbers_are_of_the_same_samples_or_say_otherwise():
+    score = {"accuracy": Score(0.5, 20, 0.1)}
+    facts = {"departures": ["split val", "at most 20 samples a split"]}
+    row = result_table({"dtd_probe": TaskResult(score, 1.0, facts)}).splitlines()[1]
+    assert row.endswith("of other samples: split val, at most 20 samples a split here") and "FLAVA" not in row
+    found = {"vqa_accuracy": Score(0.5, 20, 0.1)}
+    row = result_table({"vqav2": TaskResult(found, 1.0, {"departures": []})}, "unit").splitlines()[1]
+    assert "UniT (test-dev) 67.00 %" in row and "FLAVA (test-dev) 72.49 %" in row
+    correlation = {"pearson": Score(0.5, 20, 0.1, "correlation")}
+    row = result_table({"glue_stsb": TaskResult(correlation, 1.0, {})}).splitlines()[1]
+    assert "0.5000 ± 0.1000" in row and "FLAVA 0.8567" in row
 
 
 def test_the_list_has_every_task_and_where_its_data_comes_from():

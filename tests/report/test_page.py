@@ -188,7 +188,7 @@ def test_what_tasks_found_is_on_the_page(tmp_path):
         run, {"cifar10_probe": {"step": 1200} | TaskResult(scores, 1.0, {}).to_json("cifar10_probe")}
     )
     page = Page(write_report(run).read_text(encoding="utf-8"))
-    for words in ("cifar10_probe", "90.00 % ± 0.30", "10,000", "FLAVA 92.9 %", "1,200"):
+    for words in ("cifar10_probe", "90.00 % ± 0.30", "10,000", "FLAVA 92.87 %", "1,200"):
         assert words in page.text, words
     assert "Not here." not in page.text.split("Tasks")[2].split("The run")[0] and page.errors == []
 

@@ -48,6 +48,15 @@ def test_rows_are_in_the_papers_order_with_its_numbers_and_averages():
     assert [line.value for line in others.lines] == ["79.00", "1.2500"]
 
 
+def test_what_is_published_for_other_samples_is_left_out():
+    kitti = REPORT["tasks"]["kitti_probe"] | {"departures": ["splits vtab"]}
+    vqa = result({"vqa_accuracy": (0.6, "share", None)}, departures=[])
+    vision, _, pairs, _ = tables({**REPORT, "tasks": REPORT["tasks"] | {"kitti_probe": kitti, "vqav2": vqa}})
+    assert set(vision.lines[2].published) == {"–"} == set(vision.lines[-1].published)
+    assert vision.lines[1].published[vision.columns.index("FLAVA")] == "98.42"
+    assert pairs.lines[0].title == "VQAv2 (published: test-dev)"
+
+
 def test_markdown_says_what_the_numbers_depend_on_and_what_was_not_run():
     page = markdown(REPORT)
     assert "| MNIST | test | 90.00 | 85.00 to 95.00 | 100 | 98.42 |" in page

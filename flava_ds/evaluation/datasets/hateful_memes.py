@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from flava_ds.errors import MissingPicturesError
 from flava_ds.evaluation.datasets.json_lines import find_images, read_lines
 from flava_ds.evaluation.labelled import LabelledPairs
 from flava_ds.evaluation.stored import Files
@@ -29,6 +30,8 @@ class HatefulMemes:
         "label and text, and the pictures in img/"
     )
     splits: tuple[str, ...] = ("test_unseen", "test_seen", "dev_unseen", "dev_seen", "train")
+    published_on: tuple[str, ...] = ("test_unseen", "test_seen")
+    """The paper does not say which."""
     class_names: tuple[str, ...] = ("not hateful", "hateful")
 
     def is_here(self, folder: Path, split: str | None = None) -> bool:
@@ -38,11 +41,17 @@ class HatefulMemes:
     def read(self, folder: Path, split: str) -> LabelledPairs:
         """Reads a split.
 
-        Raises: DataError naming a line without a label or with another layout, or a missing picture.
+        Raises: DataError naming a line without a label or with another layout; MissingPicturesError.
         """
         rows = read_lines(folder / f"{split}.jsonl", _row, self.layout)
         keys, names, texts, labels = zip(*rows, strict=True) if rows else ((), (), (), ())
-        files = find_images([folder / "img"], names, self.origin)
+        try:
+            files = find_images([folder / "img"], names, self.origin)
+        except MissingPicturesError as error:
+            seen = split.replace("unseen", "seen")
+            if seen == split or not self.is_here(folder, seen):
+                raise
+            raise MissingPicturesError(f"{error}; --split {seen} reports on the earlier pictures") from error
         numbers = np.array(labels, dtype=np.int64)
         pictures = tuple(Path(name).stem for name in names)
         return LabelledPairs(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from flava_ds.errors import DataError
+from flava_ds.errors import DataError, MissingPicturesError
 
 Row = TypeVar("Row")
 
@@ -38,7 +38,7 @@ def read_lines(file: Path, row: Callable[[dict[str, Any]], Row], expected: str) 
 def find_images(places: Sequence[Path], names: Iterable[str], origin: str) -> list[Path]:
     """Returns the paths of pictures, each from the first folder that has it.
 
-    Raises: DataError if no folder exists, or a picture is in none of them.
+    Raises: DataError if no folder exists; MissingPicturesError if a picture is in none of them.
     """
     folders = [place for place in places if place.is_dir()]
     there = " or ".join(str(place) for place in places)
@@ -50,5 +50,7 @@ def find_images(places: Sequence[Path], names: Iterable[str], origin: str) -> li
     found = [known.get(name) for name in names]
     lacking = [name for name, path in zip(names, found, strict=True) if path is None]
     if lacking:
-        raise DataError(f"{len(lacking)} pictures, {lacking[0]} among them, are not in {there}; {origin}")
+        raise MissingPicturesError(
+            f"{len(lacking)} pictures, {lacking[0]} among them, are not in {there}; {origin}"
+        )
     return [path for path in found if path is not None]

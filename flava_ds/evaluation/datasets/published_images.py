@@ -55,7 +55,9 @@ class Variant:
 
 @dataclass(frozen=True)
 class PublishedImages:
-    """A data set of labelled pictures in its published layout, split in one of the published ways."""
+    """A data set of labelled pictures in its published layout, split in one of the published ways: in the one
+    that is `chosen`, or else in the first, which the paper's numbers are of.
+    """
 
     name: str
     folder: str
@@ -64,16 +66,26 @@ class PublishedImages:
     layout: str
     variants: tuple[Variant, ...]
     templates: tuple[str, ...] = ("a photo of a {}.",)
+    chosen: str | None = None
+
+    @property
+    def usual(self) -> str:
+        """The way to split it that the paper's numbers are of."""
+        return self.variants[0].name
 
     @property
     def variant(self) -> str:
-        """Which of the published ways to split it is in use: the first."""
-        return self.variants[0].name
+        """The way in use."""
+        return self.chosen or self.usual
+
+    @property
+    def _in_use(self) -> Variant:
+        return next(variant for variant in self.variants if variant.name == self.variant)
 
     @property
     def splits(self) -> tuple[str, ...]:
         """The splits of the variant in use."""
-        return tuple(split for split, _ in self.variants[0].needed)
+        return tuple(split for split, _ in self._in_use.needed)
 
     def with_variant(self, name: str) -> PublishedImages:
         """Returns the data set split in another way.
@@ -85,13 +97,11 @@ class PublishedImages:
             raise UserError(
                 f"{self.name} has no splits '{name}'; there are {', '.join(known)}{did_you_mean(name, known)}"
             )
-        first = self.variants[known.index(name)]
-        rest = tuple(variant for variant in self.variants if variant is not first)
-        return dataclasses.replace(self, variants=(first, *rest))
+        return dataclasses.replace(self, chosen=None if name == self.usual else name)
 
     def is_here(self, folder: Path, split: str | None = None) -> bool:
         """Looks for the files and folders that a split needs; without a split, for those of any."""
-        needed = dict(self.variants[0].needed)
+        needed = dict(self._in_use.needed)
         wanted = [needed[split]] if split in needed else list(needed.values()) if split is None else []
         return any(all((folder / path).exists() for path in paths) for paths in wanted)
 
@@ -100,7 +110,7 @@ class PublishedImages:
 
         Raises: DataError naming the file that is missing, damaged or of another layout.
         """
-        found = self.variants[0].read(folder, split)
+        found = self._in_use.read(folder, split)
         outside = np.flatnonzero((found.labels < 0) | (found.labels >= len(found.class_names)))
         if len(outside):
             raise DataError(

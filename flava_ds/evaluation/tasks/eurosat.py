@@ -32,7 +32,8 @@ def read(folder: Path, split: str) -> Listing:
     for number, name in enumerate(classes):
         pictures = pictures_in(root / name)
         if len(pictures) < TRAIN + TEST:
-            raise DataError(f"{root / name}: {len(pictures)} pictures, of at least {TRAIN + TEST}")
+            found = f"{len(pictures)} pictures, of at least {TRAIN + TEST}"
+            raise DataError(f"{root / name}: {found}; unpack EuroSAT.zip again")
         named += [(f"{name}/{picture}", number) for picture in pictures[rows]]
     return of_files(root, named, classes)
 

@@ -22,12 +22,13 @@ from flava_ds.evaluation.probe import ImageProbe
 
 PICTURES, BOXES, MAPPING = "training/image_2", "training/label_2", "mapping"
 VEHICLES = {"Car", "Van", "Truck"}
-METRES = (0.0, 8.0, 20.0)
+METRES, VTAB_METRES = (0.0, 8.0, 20.0), (-100.0, 8.0, 20.0)
+"""Where classes end. A vehicle beside or behind the camera is none to VISSL, and the nearest one to VTAB."""
 CLASSES = ("no vehicle", "below 8 m", "below 20 m", "above 20 m")
 VTAB_SEED = 123
 
 
-def distance_class(file: Path) -> int:
+def distance_class(file: Path, metres: tuple[float, ...] = METRES) -> int:
     """Returns the class of the nearest vehicle's distance: of z, the fourteenth field of a line.
 
     Raises: DataError naming a file of another form.
@@ -37,7 +38,7 @@ def distance_class(file: Path) -> int:
         nearest = min((float(box[13]) for box in boxes if box[0] in VEHICLES), default=-np.inf)
     except (OSError, ValueError, IndexError) as error:
         raise DataError(f"{file}: no boxes of KITTI's object detection ({error}); get it again") from error
-    return bisect.bisect_left(METRES, nearest)
+    return bisect.bisect_left(metres, nearest)
 
 
 def at_random(folder: Path, pictures: list[str]) -> dict[str, np.ndarray]:
@@ -70,11 +71,11 @@ def by_video(folder: Path, pictures: list[str]) -> dict[str, np.ndarray]:
     return {split: np.flatnonzero(part == split) for split in ("train", "val", "test")}
 
 
-def read(rows_of, folder: Path, split: str) -> Listing:
+def read(rows_of, metres: tuple[float, ...], folder: Path, split: str) -> Listing:
     """Lists a split's pictures with their classes."""
     pictures = pictures_in(folder / PICTURES, (".png",))
     chosen = [pictures[row] for row in np.sort(rows_of(folder, pictures)[split])]
-    named = [(key, distance_class(folder / BOXES / f"{Path(key).stem}.txt")) for key in chosen]
+    named = [(key, distance_class(folder / BOXES / f"{Path(key).stem}.txt", metres)) for key in chosen]
     return of_files(folder / PICTURES, named, CLASSES)
 
 
@@ -90,9 +91,9 @@ DATA = PublishedImages(
     "splits by video, devkit_object.zip from the KITTI page, unpacked in one folder",
     layout="training/image_2/*.png, training/label_2/*.txt and mapping/{train_rand,train_mapping}.txt",
     variants=(
-        Variant("vissl", _needed(("test", "train")), partial(read, at_random)),
-        Variant("vtab", _needed(("test", "val", "train"), MAPPING), partial(read, by_video)),
-        Variant("clip", _needed(("test", "val", "train"), MAPPING), partial(read, by_video)),
+        Variant("vissl", _needed(("test", "train")), partial(read, at_random, METRES)),
+        Variant("vtab", _needed(("test", "val", "train"), MAPPING), partial(read, by_video, VTAB_METRES)),
+        Variant("clip", _needed(("test", "val", "train"), MAPPING), partial(read, by_video, VTAB_METRES)),
     ),
 )
 TASKS = (ImageProbe("kitti_probe", DATA),)

@@ -53,7 +53,8 @@ DATA = PublishedImages(
     folder="ucf101",
     licence="none is stated; the films are YouTube's, research use is customary",
     origin="by hand: UCF101.rar (7 GB) and UCF101TrainTestSplits-RecognitionTask.zip from the University of "
-    "Central Florida; write frame n // 2 of each film's n as frames/CLASS/FILM.jpg, with ffmpeg say",
+    "Central Florida; write frame n // 2 + 1, counted from 0, of each film's n as frames/CLASS/FILM.jpg, "
+    "with ffmpeg say",
     layout="ucfTrainTestlist/{classInd,trainlist01,testlist01,...}.txt and frames/CLASS/v_*.jpg",
     variants=(
         Variant("vissl", _needed(("test", "train")), partial(read, (1,))),

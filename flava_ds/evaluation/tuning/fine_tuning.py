@@ -8,13 +8,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 from torch import nn
 
-from flava_ds.errors import DataError
+from flava_ds.errors import DataError, MissingPicturesError
 from flava_ds.evaluation.frozen_model import FrozenModel
 from flava_ds.evaluation.labelled import state_of_pictures
 from flava_ds.evaluation.probe import refuse_training_split
@@ -32,9 +33,9 @@ from flava_ds.tensor_hash import hash_of_tensors
 class FineTuning(ABC):
     """Trains on the split "train" and reports the weights that score best on a held-out split.
 
-    The first split of `chosen_on` that exists chooses the weights; of equal ones the later wins, as in
-    fairseq. If `chosen_on` is empty, the last weights are reported. `also` names more splits to report on;
-    their numbers are then averaged too.
+    The first split of `chosen_on` that exists, with its pictures, chooses the weights; of equal ones the
+    later wins, as in fairseq. If `chosen_on` is empty, the last weights are reported. `also` names more
+    splits to report on; their numbers are then averaged too.
 
     With `own_head` nothing is trained: the head that the model came with tells the classes, which are called
     `head_classes`, or as the model's files call them.
@@ -86,7 +87,8 @@ class FineTuning(ABC):
         splits = {split: data.read(split) for split in self.reported(data)}
         if self.own_head:
             return self._as_it_came(model, splits)
-        chooses = self._choosing(data)
+        tell = model.workplace.tell
+        chooses = self._choosing(data, tell)
         read = splits | ({chooses: data.read(chooses)} if chooses else {})
         train = data.read("train")
         self.goal.check(train, read)
@@ -96,7 +98,6 @@ class FineTuning(ABC):
         network = Network(encoder, head).to(model.device).eval()
         identity = self._identity(encoder, outputs, recipe, train, read)
         saved = Saved(model.workplace.states, self.name, identity)
-        tell = model.workplace.tell
         if (known := model.share.from_main(saved.finished)) is not None:
             tell(f"{self.name}: finished before with the same weights, samples and recipe")
             return known
@@ -128,8 +129,11 @@ class FineTuning(ABC):
             parts[split] = self.goal.scores(*self.goal.of_own_head(logits, names, samples))
         return combined(parts)
 
-    def _choosing(self, data: Splits) -> str | None:
-        """Returns the split that chooses the weights. Raises: DataError if none of them exists."""
+    def _choosing(self, data: Splits, tell: Callable[[str], None] = lambda _: None) -> str | None:
+        """Returns the split that chooses the weights: the first that exists and whose pictures are all there.
+
+        Raises: DataError if there is none.
+        """
         if not self.chosen_on:
             return None
         there = [split for split in self.chosen_on if split == data.split or data.has(split)]
@@ -138,7 +142,14 @@ class FineTuning(ABC):
                 f"task {self.name}: split {' or '.join(self.chosen_on)} of {self.data.name}, which chooses "
                 f"the weights, is missing; expected {self.data.layout}"
             )
-        return there[0]
+        for split in there[:-1]:
+            try:
+                data.read(split)
+            except MissingPicturesError:
+                tell(f"{self.name}: pictures of {split} are missing, so another split chooses the weights")
+                continue
+            return split
+        return there[-1]
 
     def _judge(
         self,

@@ -139,11 +139,15 @@ def test_films_of_kitti_stay_together_and_the_draw_is_numpys(root):
 
 
 def test_a_distance_on_the_edge_belongs_to_the_nearer_class(tmp_path):
-    from flava_ds.evaluation.tasks.kitti import distance_class
+    from flava_ds.evaluation.tasks.kitti import VTAB_METRES, distance_class
 
     for z, number in (("8.00", 1), ("8.01", 2), ("20.00", 2), ("20.01", 3)):
         text(tmp_path / "0.txt", f"Truck 0 0 0 1 1 2 2 1 1 1 0 0 {z} 0", "Tram 0 0 0 1 1 2 2 1 1 1 0 0 1.0 0")
-        assert distance_class(tmp_path / "0.txt") == number
+        assert distance_class(tmp_path / "0.txt") == distance_class(tmp_path / "0.txt", VTAB_METRES) == number
+    text(tmp_path / "0.txt", "Car 0 0 0 1 1 2 2 1 1 1 0 0 -0.50 0", "Van 0 0 0 1 1 2 2 1 1 1 0 0 15.0 0")
+    assert distance_class(tmp_path / "0.txt") == 0 and distance_class(tmp_path / "0.txt", VTAB_METRES) == 1
+    text(tmp_path / "0.txt", "Tram 0 0 0 1 1 2 2 1 1 1 0 0 1.0 0")
+    assert distance_class(tmp_path / "0.txt") == distance_class(tmp_path / "0.txt", VTAB_METRES) == 0
     text(tmp_path / "0.txt", "Car 0 0")
     with pytest.raises(DataError, match="0.txt: no boxes of KITTI"):
         distance_class(tmp_path / "0.txt")

@@ -21,9 +21,13 @@ def comparison(root: Path) -> str:
     if not found:
         raise FileNotFoundError(2, "no results", str(folder))
     header, *rows = table_rows(found)
-    runs = sum(len(results) for results in found.values())
+    done = [result for results in found.values() for result in results]
+    training = sum(result["training_seconds"] for result in done) / 3600
+    measuring = sum(result["seconds_since_last_start"]["measure"] for result in done) / 3600
     table = markdown_table(header, [[f"`{row[0]}`" if row[0] in ROWS else row[0], *row[1:]] for row in rows])
-    return f"{table}\n\n{runs} of {3 * len(ROWS)} runs are finished."
+    time = f"{training:.1f} hours of training, and at least {measuring:.1f} of measuring"
+    runs = f"{len(done)} of {3 * len(ROWS)} runs are finished: {time}, each run counted from its last start."
+    return f"{table}\n\n{runs}"
 
 
 def comparison_paper(root: Path) -> str:

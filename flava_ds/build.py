@@ -102,7 +102,9 @@ def build_trainer(
         keeper,
         BalanceNorms(engine),
         GradientNorms(engine, config.logging.objective_gradient_norms_every, metrics),
-        GradientCosines(engine, config.logging.objective_gradient_cosines_every, metrics),
+        GradientCosines(
+            engine, config.logging.objective_gradient_cosines_every, metrics, len(config.data.sources)
+        ),
         ChecksumWatch(engine, config.logging.checksum_every_steps, metrics.paused),
         *([evaluations] if evaluations else []),
         metrics,  # after all watchers that pause its clock

@@ -1,5 +1,7 @@
 """Cosines between objectives' gradients against plain autograd."""
 
+import types
+
 import pytest
 import torch
 from test_engine import batches_of
@@ -48,6 +50,7 @@ def test_cosines_are_those_of_each_loss_alone_by_encoder(run_ranks, tmp_path, mo
 def of_gradients(first: dict, second: dict) -> dict:
     """Returns the cosines of two made-up objectives."""
     watch = GradientCosines.__new__(GradientCosines)
+    watch._kinds, watch._earlier = 1, {}
     watch.gradients = lambda update: iter([("a", first), ("b", second)])
     return {name: float(value) for name, value in watch.measure(None).items()}
 
@@ -61,3 +64,23 @@ def test_only_parameters_that_both_reach_count():
     assert of_gradients({"image": {0: one}}, {"image": {0: -2 * one}}) == {"gradient_cosine/a/b/image": -1.0}
     assert of_gradients({"image": {0: one}}, {"image": {0: 0 * one}}) == {"gradient_cosine/a/b/image": 0.0}
     assert of_gradients({"image": {0: one}}, {"image": {1: one}}) == {}
+
+
+def test_objectives_of_different_sources_are_compared_within_a_window():
+    one, other = torch.tensor([3.0, 4.0]), torch.tensor([-4.0, 3.0])
+    watch = GradientCosines(types.SimpleNamespace(stage=1), 10, None, kinds=2)
+    steps = {
+        0: ("pair", [("itm", {"image": {0: one}}), ("contrast", {"image": {0: one}, "text": {0: one}})]),
+        3: ("image", [("mim", {"image": {0: one + other}})]),
+        12: ("image", [("mim", {"image": {0: other}})]),  # another window
+        15: ("pair", [("contrast", {"image": {0: one}})]),
+    }
+    found = {}
+    for step, (kind, gradients) in steps.items():
+        watch.gradients = lambda update, own=gradients: iter(own)
+        assert watch.due(step, kind) and not watch.due(step, kind)
+        found[step] = {name: round(float(value), 4) for name, value in watch.measure(None).items()}
+    name = "gradient_cosine/contrast/mim/image"  # one name, whichever comes first
+    assert found[0] == {"gradient_cosine/itm/contrast/image": 1.0}
+    assert found[3] == {name: 0.7071, "gradient_cosine/itm/mim/image": 0.7071}
+    assert found[12] == {} and found[15] == {name: 0.0}

@@ -76,7 +76,8 @@ def losses(rows: Results) -> Figure:
             axes.plot(work, curves.mean(0), linewidth=1.2, label=name)
         axes.set(xlabel="training TFLOP", ylabel="loss, nats", xlim=(0, None))
         axes.set_title(row, fontsize=9)
-        axes.legend(fontsize=6, frameon=False)
+        axes.set_ylim(top=1.3 * axes.get_ylim()[1])  # room for six names above the curves
+        axes.legend(fontsize=6, frameon=False, ncols=2, handlelength=1, columnspacing=1)
     for axes in panels[len(rows) :]:
         axes.set_axis_off()
     return figure

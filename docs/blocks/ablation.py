@@ -11,11 +11,9 @@ from typing import Any
 from blocks import markdown_table
 from flava_ds.campaigns.ablation import (
     DOMAINS,
-    LARGE,
     MACRO,
     ORDERINGS,
     TABLE,
-    Judged,
     Ordering,
     domain_parts,
     judge,
@@ -47,8 +45,6 @@ BESIDES = (
     *((row, "flava_no_init", "equal steps") for row in BALANCED),
 )
 """Rows that are compared without having been named before the first run, and what they have in common."""
-WIDTH, REACH = 61, 15.0
-"""Characters of the plot, and the points at its ends."""
 
 
 def results_in(root: Path) -> dict[str, list[dict[str, Any]]]:
@@ -140,34 +136,6 @@ def besides(root: Path) -> str:
     return markdown_table(["macro", "at", "difference", "95 % interval"], lines)
 
 
-def plot(root: Path) -> str:
-    """Draws the differences with their intervals: the paper's as `p`, ours as `o` in its interval."""
-    judged = [each for each in judge(results_in(root)) if each.estimate is not None]
-    if not judged:
-        return "No ordering has two seeds of both rows yet."
-    longest = max(len(spelled(each.ordering)) for each in judged)
-    axis = f"{-REACH:<+{WIDTH // 2}.0f}0{REACH:>+{WIDTH // 2}.0f}"
-    lines = [_line(each, longest) for each in judged]
-    return "\n".join(["```", " " * longest + "  " + axis, *lines, "```"])
-
-
-def _line(judged: Judged, longest: int) -> str:
-    assert judged.estimate is not None  # the caller has left the others out
-    cells = [" "] * WIDTH
-    low, high = (_place(end) for end in judged.estimate.interval)
-    cells[low : high + 1] = "-" * (high + 1 - low)
-    cells[WIDTH // 2] = "|"
-    cells[_place(judged.ordering.paper_gap)] = "p"
-    cells[_place(judged.estimate.value)] = "o"
-    return f"{spelled(judged.ordering):<{longest}}  {''.join(cells)}".rstrip()
-
-
-def _place(points: float) -> int:
-    """Returns the character of a difference; what is beyond the plot's ends lies on them."""
-    share = (min(max(points, -REACH), REACH) + REACH) / (2 * REACH)
-    return round(share * (WIDTH - 1))
-
-
 def work(root: Path) -> str:
     """Says what all runs computed and how long they took. A first result that does not say its FLOPs counts
     like the row's others.
@@ -195,12 +163,10 @@ def campaign(root: Path) -> str:
     machines = sorted({result["machine"]["processor"] for result in found})
     seconds = [sum(result["seconds_since_last_start"].values()) for result in found]
     of = len(plan(TABLE, list(TABLE.rows), 3, "small", root))
-    large = sum(map(len, read_results(root / "benchmarks" / "results" / "ablation" / LARGE).values()))
     return (
         f"{len(found)} of {of} runs are finished, by commit{'s' * (len(commits) > 1)} {', '.join(commits)} "
         f"on {', '.join(machines)}, whose cores were shared with other work: a run took "
-        f"{min(seconds) / 60:.0f} to {max(seconds) / 60:.0f} minutes there.\n"
-        f"Of the work `large`, {large} are."
+        f"{min(seconds) / 60:.0f} to {max(seconds) / 60:.0f} minutes there."
     )
 
 
@@ -209,7 +175,6 @@ BLOCKS = {
     "ablation_numbers": numbers,
     "ablation_verdicts": verdicts,
     "ablation_besides": besides,
-    "ablation_plot": plot,
     "ablation_campaign": campaign,
     "ablation_work": work,
 }

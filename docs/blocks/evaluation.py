@@ -14,18 +14,15 @@ from flava_ds.report.suite_page import tables
 def published_sets(root: Path) -> str:
     """Lists the published data sets: their task, folder, layout and ways to split them."""
     from flava_ds.evaluation.registry import tasks
+    from flava_ds.evaluation.suite import ways
 
     found = {name: task.data for name, task in tasks().items() if name.endswith("_probe")}
     rows = [
-        [f"`{name}`", f"`{data.folder}/`", data.layout.replace("*", r"\*"), ", ".join(_ways(data))]
+        [f"`{name}`", f"`{data.folder}/`", data.layout.replace("*", r"\*"), ", ".join(ways(data))]
         for name, data in sorted(found.items())
         if isinstance(data, PublishedImages)
     ]
     return markdown_table(["task", "folder under ROOT", "what it contains", "splits"], rows)
-
-
-def _ways(data: PublishedImages) -> list[str]:
-    return [variant.name for variant in data.variants]
 
 
 def real_suite(root: Path) -> str:

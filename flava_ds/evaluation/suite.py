@@ -59,6 +59,12 @@ def with_splits(tasks: Sequence[Evaluator], splits: str | None) -> list[Any]:
     return chosen
 
 
+def split_otherwise(tasks: Sequence[Evaluator], splits: str | None) -> list[str]:
+    """Returns the data sets that have published ways to split them, and not this one."""
+    varied = {task.data.name: task.data for task in tasks if isinstance(task.data, Varied)}
+    return sorted(name for name, data in varied.items() if splits not in (None, data.variant))
+
+
 def ways(data: EvaluationData) -> list[str]:
     """Returns the published ways to split a data set."""
     return [variant.name for variant in getattr(data, "variants", ())]

@@ -8,6 +8,7 @@ from flava_ds.evaluation.protocols import Evaluator, Score
 from flava_ds.evaluation.published import published
 from flava_ds.evaluation.registry import grouped
 from flava_ds.evaluation.runner import TaskResult
+from flava_ds.evaluation.suite import ways
 
 
 def percent(value: float | None) -> str:
@@ -56,7 +57,8 @@ def task_list(tasks: Mapping[str, Evaluator]) -> str:
         splits = ", ".join(data.splits)
         lines += [
             f"{data.folder}/: {data.layout}",
-            f"    {data.origin}. Licence: {data.licence}. Splits: {splits}.",
+            f"    {data.origin}. Licence: {data.licence}. Splits: {splits}."
+            + (f" --splits {' or '.join(own)}." if len(own := ways(data)) > 1 else ""),
         ]
     return "\n".join(lines)
 

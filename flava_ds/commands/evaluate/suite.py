@@ -24,6 +24,8 @@ def run_suite(options: argparse.Namespace) -> int:
     if not options.data.is_dir():
         raise UserError(f"--data {options.data}: no such folder; --list says what it holds")
     tasks = suite.with_splits(suite.members(options.suite), options.splits)
+    if usual := suite.split_otherwise(tasks, options.splits):
+        tell_user(f"not split as {options.splits}, but as usual: {', '.join(usual)}")
     opened = open_model(
         options.model, device=options.device, precision=options.precision, regions=options.regions
     )

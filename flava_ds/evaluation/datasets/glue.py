@@ -63,7 +63,8 @@ class Glue:
             lines = file.read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
         except (OSError, ValueError) as error:
             raise DataError(
-                f"{file}: cannot be read ({error}); expected {self.layout}; {self.origin}"
+                f"{file}: cannot be read ({error}); expected {self.layout}; {self.origin}; "
+                f"licence: {self.licence}"
             ) from error
         rows = [line.rstrip("\r").split("\t") for line in lines]
         names = rows.pop(0) if self.has_header else list(self.names)

@@ -63,7 +63,7 @@ def _domain(domain: str, results: Mapping[str, Any]) -> Table:
     columns = tuple(of for of in SHOWN if any(row.values[of] is not None for row in rows))
     published = [[_published(row, of, results) for of in columns] for row in here]
     lines = [
-        _line(_title(row), row.task, results[row.task], _score(row, results), values)
+        _line(title_of(row), row.task, results[row.task], _score(row, results), values)
         for row, values in zip(here, published, strict=True)
     ]
     if here:
@@ -75,7 +75,7 @@ def _domain(domain: str, results: Mapping[str, Any]) -> Table:
     return Table(DOMAINS[domain], columns, tuple(lines), absent)
 
 
-def _title(row: Row) -> str:
+def title_of(row: Row) -> str:
     """Names a row, with the published numbers' split where that is another than ours."""
     other = OTHER_SPLITS.get(row.task)
     return f"{row.title} (published: {other})" if other else row.title

@@ -7,7 +7,7 @@ that learned balances end with.
     python benchmarks/objective_gradients.py runs/measured runs/gradnorm && make docs
 
 The first run is measured; of the others the weights at the end are read. Writes
-benchmarks/results/objective_gradients.json.
+benchmarks/results/objective_gradients.json, where the weights of balances that are not given stay.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ def main() -> None:
     runs = parser.parse_args().runs
     logs = [(configuration.load(run / "config.json"), read_log(run / "log.jsonl")) for run in runs]
     config, log = logs[0]
+    earlier = json.loads(RESULT.read_text(encoding="utf-8"))["weights"] if RESULT.is_file() else {}
     cosines = {}
     for name in log.names(COSINE):
         _, values = log.series(COSINE + name)
@@ -50,7 +51,8 @@ def main() -> None:
         "configured": {name: own.weight for name, own in config.objectives.items()},
         "cosines": cosines,
         "norms": {name: halves(log, NORM + name) for name in log.names(NORM)},
-        "weights": {
+        "weights": earlier
+        | {
             own.balance.type: {name: of_run.series(WEIGHT + name)[1][-1] for name in of_run.names(WEIGHT)}
             for own, of_run in logs
             if own.balance is not None

@@ -97,7 +97,7 @@ def test_precisions_that_would_go_wrong_are_refused(tmp_path):
 
 
 def test_every_kind_of_step_of_the_base_model_fills_several_buckets():
-    """A bucket is reduced when it is full, so that gradients that fill none travel after the backward pass."""
+    """A bucket is reduced when it is full; gradients that fill none travel after the backward pass."""
     config = resolve("flava_base", [])
     with torch.device("meta"):
         task = config.model.build(config)

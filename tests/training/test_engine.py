@@ -318,6 +318,12 @@ def test_no_part_of_a_step_waits_for_the_device(run_ranks, tmp_path):
     assert found[zero3] == ({"DeepSpeed"}, ZERO3_WAITS)
 
 
+@pytest.mark.distributed
+def test_ranks_that_exchange_gradients_wait_no_more(run_ranks, tmp_path):
+    stages = ("zero0", "zero1", "zero2", reduce_to_owners(tmp_path))
+    assert run_ranks(watch_steps, 2, stages) == [dict.fromkeys(stages, (set(), set()))] * 2
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("stage", ["zero1", "zero2"])

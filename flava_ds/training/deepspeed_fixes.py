@@ -101,29 +101,31 @@ def reshape_scalars(module: nn.Module) -> None:
 
 
 ORDERED = "get_accelerator().current_stream().wait_stream"
+PARTITIONED = {
+    "independent_gradient_partition_epilogue": (
+        "get_accelerator().synchronize()",
+        f"{ORDERED}(self.reduction_stream)",
+    ),
+    "allreduce_and_copy": (
+        "get_accelerator().synchronize()",
+        "self.reduction_stream.wait_stream(get_accelerator().current_stream()); "
+        f"{ORDERED}(self.reduction_stream)",
+    ),
+}
 IN_STREAMS = {
-    "stage_1_and_2": {
-        "independent_gradient_partition_epilogue": (
-            "get_accelerator().synchronize()",
-            f"{ORDERED}(self.reduction_stream)",
-        ),
-        "allreduce_and_copy": (
-            "get_accelerator().synchronize()",
-            "self.reduction_stream.wait_stream(get_accelerator().current_stream()); "
-            f"{ORDERED}(self.reduction_stream)",
-        ),
-    },
-    "stage3": {
+    1: PARTITIONED,
+    2: PARTITIONED,
+    3: {
         "independent_gradient_partition_epilogue": (
             "self.reduce_and_partition_stream.synchronize()",
             f"{ORDERED}(self.reduce_and_partition_stream)",
         )
     },
 }
-"""By DeepSpeed's module: the methods in which the host waits for reductions, and what replaces that."""
+"""By ZeRO stage: the methods in which the host waits for reductions, and what replaces that."""
 
 
-def wait_in_streams(zero: Any) -> None:
+def wait_in_streams(engine: Any) -> None:
     """Lets the device's streams wait for reductions of gradients, where DeepSpeed stops the host for them.
 
     With overlap_comm, ZeRO-1 and 2 wait for the whole device at the end of every backward pass, also on one
@@ -133,20 +135,22 @@ def wait_in_streams(zero: Any) -> None:
 
     Raises: UserError if this is another DeepSpeed, whose methods wait differently.
     """
-    replaced = IN_STREAMS.get(type(zero).__module__.rpartition(".")[2], {})
+    zero = engine.optimizer
     if getattr(zero, "cpu_offload", False) or getattr(zero, "offload_optimizer", False):
         return
-    for name, (waiting, instead) in replaced.items():
+    for name, (waiting, instead) in IN_STREAMS.get(engine.zero_optimization_stage(), {}).items():
         function = _rewritten(type(zero), name, waiting, instead)
         setattr(zero, name, types.MethodType(function, zero))
 
 
 def _rewritten(owner: type, name: str, old: str, new: str) -> Any:
     """Compiles a method anew with `old`, which its source has once, replaced by `new`."""
-    function = getattr(owner, name)
-    function = inspect.getclosurevars(function).nonlocals.get("func", function)  # under ZeRO-3's decorator
-    lines, first = inspect.getsourcelines(function)
-    source = "".join(lines)
+    function = getattr(owner, name, None)
+    source, first = "", 0
+    if function is not None:
+        function = inspect.getclosurevars(function).nonlocals.get("func", function)  # if it is decorated
+        lines, first = inspect.getsourcelines(function)
+        source = "".join(lines)
     if source.count(old) != 1:
         import deepspeed
 

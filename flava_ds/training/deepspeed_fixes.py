@@ -145,7 +145,7 @@ def wait_in_streams(engine: Any) -> None:
 
 def _rewritten(owner: type, name: str, old: str, new: str) -> Any:
     """Compiles a method anew with `old`, which its source has once, replaced by `new`."""
-    function = getattr(owner, name, None)
+    function: Any = getattr(owner, name, None)
     source, first = "", 0
     if function is not None:
         function = inspect.getclosurevars(function).nonlocals.get("func", function)  # if it is decorated

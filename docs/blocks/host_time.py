@@ -47,4 +47,26 @@ def host_time(root: Path) -> str:
     return "\n\n".join([versions, of_calls, markdown_table(header, steps), of_blocks])
 
 
-BLOCKS = {"host_time": host_time}
+def host_step(root: Path) -> str:
+    """The parts of a whole step, with and without the engine, and the same on the machine of host_time."""
+    step, alone = read_results(root, "host_step"), read_results(root, "host_time")
+    slower = step["operators"]["block_us"] / alone["blocks"]["eager"]["microseconds"]
+    host, narrowest = step["host"], step["widths"][0]
+    rows = []
+    for who, shown in (("engine", "the engine's step, ZeRO-1"), ("module", "the module alone")):
+        parts = [host[who].get(part) for part in ("forward", "backward", "update")]
+        whole, bound = sum(host[who].values()), sum(narrowest[who].values())
+        cells = ["" if ms is None else f"{ms:.1f}" for ms in parts]
+        rows.append([shown, *cells, f"{whole:.1f}", f"{bound:.1f}", f"{whole / slower:.1f}"])
+    ours = step["operators"]["ours_ms"]
+    rows.append(["our operators one by one", "", "", "", f"{ours:.1f}", "", f"{ours / slower:.1f}"])
+    header = ["ms of CPU time, pairs", "forward", "backward", "update", "together", "at most"]
+    header += ["without the load"]
+    told = (
+        f"{step['machine']}, loaded by other work, torch {step['torch']}, triton {step['triton']}; a block "
+        f"of a transformer took {slower:.1f} times as long there as above, which the last column takes out."
+    )
+    return "\n\n".join([markdown_table(header, rows), told])
+
+
+BLOCKS = {"host_time": host_time, "host_step": host_step}

@@ -37,6 +37,8 @@ class Assumptions:
     """Host time of one plain operator."""
     custom_us: float
     """Host time of one operator of ours, forward or backward."""
+    beside_us: float
+    """Host time beside each operator: modules, autograd, DeepSpeed's hooks on gradients, the update."""
     network_share: float
     """Of the modelled bandwidth of collectives."""
     loader_rate: float
@@ -70,6 +72,9 @@ RANGES = {
     "custom_us": Range(
         70, 50, 40, "30 measured without launches (docs/kernels.md), and 1.4 launches of 30, 15 and 8"
     ),
+    "beside_us": Range(
+        31, 22, 11, "whole steps without launches (docs/kernels.md); half of it on a core twice as fast"
+    ),
     "network_share": Range(0.65, 0.90, 1.0, "published busbw against benchmarks/plan_validation.py's model"),
     "loader_rate": Range(350, 699, 737, "benchmarks/results/data_loader.json, two views with masks"),
     "gloo_hop_us": Range(150, 50, 20, "judgement; loopback shows 0.6 ms for two busy ranks"),
@@ -98,6 +103,7 @@ def of_host(rates: HostRates, flops: float) -> Assumptions:
         convolution_share=rates.convolution_flops / flops,
         launch_us=launch,
         custom_us=launch,
+        beside_us=0.0,
         gloo_hop_us=1e6 * rates.collective("all_gather", 0.0),
         context_gib=0.0,
         fragmentation=0.0,

@@ -26,6 +26,7 @@ REPLACED = (
     "bandwidth_share",
     "launch_us",
     "custom_us",
+    "beside_us",
 )
 """Assumptions about the device and the host, whose ranges the measured one takes the place of."""
 

@@ -111,15 +111,10 @@ def device_seconds(
 
 
 def host_seconds(work: KindWork, assumed: Assumptions) -> float:
-    """Returns the time to launch a micro-step's operators; it does not depend on the batch."""
-    return (
-        1e-6
-        * assumed.device_factor
-        * sum(
-            operator.count * (assumed.custom_us if operator.custom else assumed.launch_us)
-            for operator in work.operators
-        )
-    )
+    """Returns the host's time for a micro-step, the update included; it does not depend on the batch."""
+    own = {True: assumed.custom_us, False: assumed.launch_us}
+    us = sum(operator.count * (own[operator.custom] + assumed.beside_us) for operator in work.operators)
+    return 1e-6 * assumed.device_factor * us
 
 
 def exposed_reduction(

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import inspect
 import logging
+import types
 import warnings
 from typing import Any
 
 import torch
 from torch import nn
+
+from flava_ds.errors import UserError
 
 
 def apply_before_initialize(timeout_s: int) -> None:
@@ -94,6 +98,72 @@ def reshape_scalars(module: nn.Module) -> None:
             if parameter.ndim == 0:
                 vector = parameter.detach().reshape(1)
                 setattr(child, name, nn.Parameter(vector, requires_grad=parameter.requires_grad))
+
+
+ORDERED = "get_accelerator().current_stream().wait_stream"
+PARTITIONED = {
+    "independent_gradient_partition_epilogue": (
+        "get_accelerator().synchronize()",
+        f"{ORDERED}(self.reduction_stream)",
+    ),
+    "allreduce_and_copy": (
+        "get_accelerator().synchronize()",
+        "self.reduction_stream.wait_stream(get_accelerator().current_stream()); "
+        f"{ORDERED}(self.reduction_stream)",
+    ),
+}
+IN_STREAMS = {
+    1: PARTITIONED,
+    2: PARTITIONED,
+    3: {
+        "independent_gradient_partition_epilogue": (
+            "self.reduce_and_partition_stream.synchronize()",
+            f"{ORDERED}(self.reduce_and_partition_stream)",
+        )
+    },
+}
+"""By ZeRO stage: the methods in which the host waits for reductions, and what replaces that."""
+
+
+def wait_in_streams(engine: Any) -> None:
+    """Lets the device's streams wait for reductions of gradients, where DeepSpeed stops the host for them.
+
+    With overlap_comm, ZeRO-1 and 2 wait for the whole device at the end of every backward pass, also on one
+    rank, and ZeRO-3 for its reductions. But only the norm and the update read the result, and they are
+    launched into the current stream; memory that is freed meanwhile is the current stream's too. A host that
+    updates offloaded state reads the result itself, so there it has to wait.
+
+    Raises: UserError if this is another DeepSpeed, whose methods wait differently.
+    """
+    zero = engine.optimizer
+    if getattr(zero, "cpu_offload", False) or getattr(zero, "offload_optimizer", False):
+        return
+    for name, (waiting, instead) in IN_STREAMS.get(engine.zero_optimization_stage(), {}).items():
+        function = _rewritten(type(zero), name, waiting, instead)
+        setattr(zero, name, types.MethodType(function, zero))
+
+
+def _rewritten(owner: type, name: str, old: str, new: str) -> Any:
+    """Compiles a method anew with `old`, which its source has once, replaced by `new`."""
+    function: Any = getattr(owner, name, None)
+    source, first = "", 0
+    if function is not None:
+        function = inspect.getclosurevars(function).nonlocals.get("func", function)  # if it is decorated
+        lines, first = inspect.getsourcelines(function)
+        source = "".join(lines)
+    if source.count(old) != 1:
+        import deepspeed
+
+        raise UserError(
+            f"DeepSpeed {deepspeed.__version__} is not the one that flava_ds is made for: "
+            f"{owner.__name__}.{name} has '{old}' {source.count(old)} times instead of once, where the host "
+            "would wait for the device; install deepspeed==0.19.8"
+        )
+    # inside of a class of the same name, private names are its own; the lines keep their numbers
+    text = "\n" * (first - 2) + f"class {owner.__name__}:\n" + source.replace(old, new)
+    namespace: dict[str, Any] = {}
+    exec(compile(text, inspect.getsourcefile(function) or name, "exec"), function.__globals__, namespace)
+    return vars(namespace[owner.__name__])[name]
 
 
 def clear_stale_gradients(zero: Any) -> None:

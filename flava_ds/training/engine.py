@@ -57,6 +57,7 @@ class Engine:
         self.deepspeed, *_ = deepspeed.initialize(
             model=module, optimizer=optimizer, config=self.settings, dist_init_required=False
         )
+        deepspeed_fixes.wait_in_streams(self.deepspeed)
         self.module, self.optimizer = module, cast(Gated, optimizer)  # it is a torch optimizer too
         self.skipped, self.skipped_in_a_row, self.longest_skip = (
             torch.zeros((), dtype=torch.int64, device=world.device) for _ in range(3)

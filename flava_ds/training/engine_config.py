@@ -94,6 +94,8 @@ def merged_settings(config: Config, world_size: int, device_type: str) -> dict[s
     return {
         "steps_per_print": 1_000_000_000,
         **settings,
+        # DeepSpeed's own would wait for the device twice a step.
+        "timers": {"throughput": {"enabled": False}},
         "zero_optimization": zero,
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "gradient_accumulation_steps": config.training.gradient_accumulation_steps,

@@ -51,8 +51,8 @@ def test_what_is_tried_keeps_the_global_batch(tuner):
     ]
     assert found["micro-batches of 2"].training.gradient_accumulation_steps == 4
     assert found["activations recomputed"].training.activation_checkpointing
-    small = json.loads((tuner.folder / "zero1_buckets_25m.json").read_text(encoding="utf-8"))
-    assert small["zero_optimization"]["reduce_bucket_size"] == 25_000_000
+    small = json.loads((tuner.folder / "zero1_buckets_100m.json").read_text(encoding="utf-8"))
+    assert small["zero_optimization"]["reduce_bucket_size"] == 100_000_000
     assert found["1 worker"].data.num_workers == 1
     words = (*tuner.overrides, "--training.precision", "bf16")
     half = dataclasses.replace(tuner, overrides=words)

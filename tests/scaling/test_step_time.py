@@ -12,6 +12,7 @@ from flava_ds.scaling.work import Amount, Operator
 
 H100 = GPUS["h100"]
 HOST_TIME = Path(__file__).parents[2] / "benchmarks" / "results" / "host_time.json"
+HOST_STEP = HOST_TIME.with_name("host_step.json")
 
 
 def operator(name, custom, flops=0.0, moved=0.0, product=None):
@@ -51,3 +52,29 @@ def test_the_host_s_time_is_the_measured_one_and_launches():
     forecast = [(outside + launches * each) / operators for each in (30, 15, 8)]
     assumed = RANGES["custom_us"]
     assert [assumed.worse, assumed.middle, assumed.better] == pytest.approx(forecast, rel=0.15)
+
+
+def test_the_host_s_time_beside_operators_is_that_of_whole_steps():
+    """Brought to the machine of host_time.json by the ratio of two blocks; the worse end, with the arithmetic
+    of the narrowest step, by that of the operators; the better one is for a core twice as fast.
+    """
+    alone, step = (json.loads(file.read_text(encoding="utf-8")) for file in (HOST_TIME, HOST_STEP))
+    once, counts = step["operators"], step["counts"]
+    by_block = once["block_us"] / alone["blocks"]["eager"]["microseconds"]
+    own = alone["ways"]["ours"]
+    by_operators = once["ours_ms"] / sum(
+        counts.get(name, counts.get(f"{name}_forward"))
+        * (own[name]["microseconds"] + own[name]["launching_microseconds"])
+        / 1e3
+        for name in own
+    )
+    whole, bound = (sum(found.values()) for found in (step["host"]["engine"], step["widths"][0]["engine"]))
+    listed = once["ours_ms"] + once["plain_ms"]
+    middle, worse = (
+        1e3 * (ms - listed) / ratio / sum(counts.values())
+        for ms, ratio in ((whole, by_block), (bound, by_operators))
+    )
+    assumed = RANGES["beside_us"]
+    assert [assumed.worse, assumed.middle, assumed.better] == pytest.approx(
+        [worse, middle, middle / 2], rel=0.15
+    )

@@ -6,12 +6,17 @@ from __future__ import annotations
 
 import datetime
 import importlib
+import json
 import sys
+from unittest import mock
 
+import pytest
 import torch
+from accelerator_stand_in import accelerator_like_a_gpu
 from test_engine import run_steps
 from toy import Toy, partition_everything, toy_batch, toy_config
 
+from flava_ds.errors import UserError
 from flava_ds.families.flava.views import Kind
 from flava_ds.ranks.distributed import start
 from flava_ds.training import deepspeed_fixes
@@ -202,6 +207,68 @@ def test_upstream_still_overlooks_tensors_in_dataclasses(run_ranks, tmp_path):
     (said,) = run_ranks(hidden_tensors, 1, False, path)
     assert "size" in said or "shape" in said
     assert run_ranks(hidden_tensors, 1, True, path) == ["fine"]
+
+
+def order_of_reductions(path: str) -> list[tuple[bool, list[str]]]:
+    """For DeepSpeed as it is and with the fix: whether the current stream is told to wait for the reductions
+    where the host waits otherwise, and the methods in which the host waits for them.
+    """
+    world, found = start(60), []
+    fixed_methods = {name for methods in deepspeed_fixes.IN_STREAMS.values() for name in methods}
+    for fix in (lambda engine: None, deepspeed_fixes.wait_in_streams):
+        with (
+            accelerator_like_a_gpu() as seen,
+            mock.patch.object(deepspeed_fixes, "wait_in_streams", fix),
+        ):
+            config = toy_config(path)
+            module = Toy()
+            engine = Engine(module, config, world)
+            run_steps(engine, config, world, [Kind.PAIR])
+            zero = engine.deepspeed.optimizer
+            reductions = getattr(zero, "reduce_and_partition_stream", None) or zero.reduction_stream
+            from deepspeed.accelerator import get_accelerator
+
+            current = get_accelerator().current_stream()
+            ordered = ("independent_gradient_partition_epilogue", current, reductions) in seen.ordered
+            found.append((ordered, sorted(fixed_methods & set(seen.waiting))))
+    return found
+
+
+def test_upstream_still_stops_the_host_where_streams_can_wait(run_ranks, tmp_path):
+    epilogue = "independent_gradient_partition_epilogue"
+    owners = tmp_path / "owners.json"
+    zero = {"stage": 1, "overlap_comm": True, "use_multi_rank_bucket_allreduce": False}
+    owners.write_text(json.dumps({"zero_optimization": zero}))
+    for path, waiting in (
+        ("zero1", [epilogue]),
+        ("zero2", [epilogue]),
+        (str(owners), ["allreduce_and_copy", epilogue]),
+        (partition_everything(tmp_path), [epilogue]),
+    ):
+        assert run_ranks(order_of_reductions, 1, path) == [[(False, waiting), (True, [])]], path
+
+
+def test_a_host_that_reads_offloaded_gradients_waits_for_them(run_ranks):
+    epilogue = "independent_gradient_partition_epilogue"
+    (found,) = run_ranks(order_of_reductions, 1, "zero1_offload")
+    assert found == [(False, [epilogue]), (False, [epilogue])]
+
+
+def test_another_deepspeed_is_refused_instead_of_changed(run_ranks):
+    (said,) = run_ranks(_changed_upstream, 1)
+    for name, line in zip(("allreduce_and_copy", "gone"), said, strict=True):
+        assert f".{name} has 'no such call' 0 times" in line and "install deepspeed==" in line
+
+
+def _changed_upstream() -> list[str]:
+    """What a run says if DeepSpeed waits in another way, or in a method of another name."""
+    world, said = start(60), []
+    for name in ("allreduce_and_copy", "gone"):
+        changed = {1: {name: ("no such call", "")}}
+        with mock.patch.object(deepspeed_fixes, "IN_STREAMS", changed), pytest.raises(UserError) as caught:
+            Engine(Toy(), toy_config("zero1"), world)
+        said.append(str(caught.value))
+    return said
 
 
 def test_upstream_still_wants_to_compile_an_op_at_start(run_ranks):

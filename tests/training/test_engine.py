@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-import traceback
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+from accelerator_stand_in import accelerator_like_a_gpu, frames_in_training
 from torch.utils._python_dispatch import TorchDispatchMode
 from toy import KINDS, Toy, full_weights, objective_counts, partition_everything, toy_batch, toy_config
 
@@ -252,44 +257,84 @@ class Waits(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if function.overloadpacket in self.asking:
-            frames = [
-                f
-                for f in traceback.extract_stack()
-                if "flava_ds/training/" in f.filename or "/deepspeed/" in f.filename
-            ]
+            frames = frames_in_training()
             self.found.add("DeepSpeed" if "/deepspeed/" in frames[-1].filename else frames[-1].name)
         return function(*args, **(kwargs or {}))
 
 
-def watch_steps(stages: tuple[str, ...]) -> dict[str, set[str]]:
-    """Who waits for the device in a step, by stage; the first round of steps warms up unwatched."""
+ZERO3_WAITS = {"_fetch_sub_module_impl", "__reduce_and_partition_ipg_grads", "wait"}
+"""Where ZeRO-3 waits for the event of an earlier gather or reduction, and, on one rank, for a gather that
+sends nothing.
+"""
+
+
+def watch_steps(stages: tuple[str, ...]) -> dict[str, tuple[set[str], set[str]]]:
+    """Who asks for a value, and which functions stop the host until the device or a stream has finished, by
+    stage; the first round of steps warms up unwatched.
+    """
     world, found = start(60), {}
     for stage in stages:
-        config = toy_config(stage)
-        module = Toy()
-        engine = Engine(module, config, world)
-        run_steps(engine, config, world, KINDS[:3])
-        tables = [
-            (kind, batches_of(kind, step, world.size, 1)[world.rank][0])
-            for step, kind in enumerate(KINDS[3:7], start=3)
-        ]
-        denominators = {name: torch.tensor(4.0) for name in Toy.weights}
-        with Waits() as waits:
-            for step, (kind, batch) in enumerate(tables, start=3):
-                engine.begin(kind, config.learning_rate(step))
-                engine.forward_backward(batch, denominators)
-                engine.update()
-        found[stage] = waits.found
+        with accelerator_like_a_gpu() as seen:
+            config = toy_config(stage)
+            module = Toy()
+            engine = Engine(module, config, world)
+            run_steps(engine, config, world, KINDS[:3])
+            tables = [
+                (kind, batches_of(kind, step, world.size, 1)[world.rank][0])
+                for step, kind in enumerate(KINDS[3:7], start=3)
+            ]
+            denominators = {name: torch.tensor(4.0) for name in Toy.weights}
+            seen.waiting.clear()
+            with Waits() as waits:
+                for step, (kind, batch) in enumerate(tables, start=3):
+                    engine.begin(kind, config.learning_rate(step))
+                    engine.forward_backward(batch, denominators)
+                    engine.update()
+            found[stage] = waits.found, set(seen.waiting)
     return found
 
 
+def reduce_to_owners(folder) -> str:
+    """ZeRO-1 that sends each gradient to the rank that owns it."""
+    path = folder / "owners.json"
+    zero = {"stage": 1, "overlap_comm": True, "use_multi_rank_bucket_allreduce": False}
+    path.write_text(json.dumps({"zero_optimization": zero}))
+    return str(path)
+
+
 def test_no_part_of_a_step_waits_for_the_device(run_ranks, tmp_path):
-    """The finite check and clipping included. ZeRO-3 waits by itself: for a norm of its own, and where the
-    kind of step changes.
+    """The finite check and clipping included. ZeRO-3 waits by itself: for a norm of its own, where the kind
+    of step changes, and for events, so that it is never far ahead of its gathers and reductions.
     """
-    zero3 = partition_everything(tmp_path)
-    (found,) = run_ranks(watch_steps, 1, ("zero0", "zero1", "zero2", zero3))
-    assert found == {"zero0": set(), "zero1": set(), "zero2": set(), zero3: {"DeepSpeed"}}
+    zero3, owners = partition_everything(tmp_path), reduce_to_owners(tmp_path)
+    (found,) = run_ranks(watch_steps, 1, ("zero0", "zero1", "zero2", owners, zero3))
+    nobody: tuple[set, set] = set(), set()
+    assert {stage: found[stage] for stage in found if stage != zero3} == {
+        "zero0": nobody,
+        "zero1": nobody,
+        "zero2": nobody,
+        owners: nobody,
+    }
+    assert found[zero3] == ({"DeepSpeed"}, ZERO3_WAITS)
+
+
+@pytest.mark.distributed
+def test_ranks_that_exchange_gradients_wait_no_more(run_ranks, tmp_path):
+    stages = ("zero0", "zero1", "zero2", reduce_to_owners(tmp_path))
+    assert run_ranks(watch_steps, 2, stages) == [dict.fromkeys(stages, (set(), set()))] * 2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("stage", ["zero1", "zero2"])
+def test_steps_on_a_gpu_do_not_stop_the_host(stage, precision):
+    script = Path(__file__).with_name("waits_on_a_gpu.py")
+    environment = {name: value for name, value in os.environ.items() if name != "DS_ACCELERATOR"}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    command = [sys.executable, str(script), stage, precision]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout.splitlines()[-1]) == {"device": "cuda", "waits": []}
 
 
 def test_a_wait_of_ours_would_be_found():

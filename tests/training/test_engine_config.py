@@ -3,9 +3,11 @@
 import json
 
 import pytest
+import torch
 from toy import toy_config
 
 from flava_ds.errors import ConfigError
+from flava_ds.recipes import resolve
 from flava_ds.training.engine_config import merged_settings, shipped_settings
 
 
@@ -92,3 +94,17 @@ def test_precisions_that_would_go_wrong_are_refused(tmp_path):
         merged_settings(toy_config("zero1", precision="fp16"), 1, "cpu")
     assert merged_settings(toy_config("zero1", precision="fp16"), 1, "cuda")["fp16"] == {"enabled": True}
     assert merged_settings(toy_config("zero1", precision="bf16"), 1, "cpu")["bf16"]["enabled"]
+
+
+def test_every_kind_of_step_of_the_base_model_fills_several_buckets():
+    """A bucket is reduced when it is full; gradients that fill none travel after the backward pass."""
+    config = resolve("flava_base", [])
+    with torch.device("meta"):
+        task = config.model.build(config)
+    users, sizes = task.users(), {name: p.numel() for name, p in task.named_parameters() if p.requires_grad}
+    for name in ("zero1", "zero2", "zero3"):
+        bucket = merged_settings(toy_config(name), 2, "cpu")["zero_optimization"]["reduce_bucket_size"]
+        assert max(sizes.values()) <= bucket
+        for kind in task.kinds:
+            elements = sum(size for own, size in sizes.items() if kind in users[own])
+            assert elements // bucket >= (3 if name != "zero3" else 1), (name, kind)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import inspect
 import logging
-import types
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -100,29 +101,17 @@ def reshape_scalars(module: nn.Module) -> None:
                 setattr(child, name, nn.Parameter(vector, requires_grad=parameter.requires_grad))
 
 
-ORDERED = "get_accelerator().current_stream().wait_stream"
-PARTITIONED = {
-    "independent_gradient_partition_epilogue": (
-        "get_accelerator().synchronize()",
-        f"{ORDERED}(self.reduction_stream)",
+STOPS = {
+    **dict.fromkeys(
+        (1, 2),
+        {
+            "independent_gradient_partition_epilogue": "get_accelerator().synchronize()",
+            "allreduce_and_copy": "get_accelerator().synchronize()",
+        },
     ),
-    "allreduce_and_copy": (
-        "get_accelerator().synchronize()",
-        "self.reduction_stream.wait_stream(get_accelerator().current_stream()); "
-        f"{ORDERED}(self.reduction_stream)",
-    ),
+    3: {"independent_gradient_partition_epilogue": "self.reduce_and_partition_stream.synchronize()"},
 }
-IN_STREAMS = {
-    1: PARTITIONED,
-    2: PARTITIONED,
-    3: {
-        "independent_gradient_partition_epilogue": (
-            "self.reduce_and_partition_stream.synchronize()",
-            f"{ORDERED}(self.reduce_and_partition_stream)",
-        )
-    },
-}
-"""By ZeRO stage: the methods in which the host waits for reductions, and what replaces that."""
+"""By ZeRO stage: the methods in which the host waits for reductions, and the call that does it."""
 
 
 def wait_in_streams(engine: Any) -> None:
@@ -135,35 +124,60 @@ def wait_in_streams(engine: Any) -> None:
 
     Raises: UserError if this is another DeepSpeed, whose methods wait differently.
     """
-    zero = engine.optimizer
+    zero, stage = engine.optimizer, engine.zero_optimization_stage()
     if getattr(zero, "cpu_offload", False) or getattr(zero, "offload_optimizer", False):
         return
-    for name, (waiting, instead) in IN_STREAMS.get(engine.zero_optimization_stage(), {}).items():
-        function = _rewritten(type(zero), name, waiting, instead)
-        setattr(zero, name, types.MethodType(function, zero))
+    for name, call in STOPS.get(stage, {}).items():
+        _check_that_it_stops(type(zero), name, call)
+        setattr(zero, name, _without_stopping(getattr(zero, name), zero, stage))
 
 
-def _rewritten(owner: type, name: str, old: str, new: str) -> Any:
-    """Compiles a method anew with `old`, which its source has once, replaced by `new`."""
+def _without_stopping(method: Callable[..., Any], zero: Any, stage: int) -> Callable[..., Any]:
+    """Returns a method that orders the current stream and the one of reductions where it would wait."""
+    from deepspeed.accelerator import get_accelerator
+
+    accelerator = get_accelerator()
+
+    @functools.wraps(method)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        stream = zero.reduce_and_partition_stream if stage == 3 else zero.reduction_stream
+        if stream is None:  # a device that works in step with the host, as a CPU
+            return method(*args, **kwargs)
+        waiting = stream if stage == 3 else accelerator
+
+        def order(*_: Any) -> None:
+            current = accelerator.current_stream()
+            stream.wait_stream(current)
+            current.wait_stream(stream)
+
+        outer = vars(waiting).get("synchronize")  # of a method that calls this one
+        waiting.synchronize = order  # hides the class's
+        try:
+            return method(*args, **kwargs)
+        finally:
+            if outer is None:
+                del waiting.synchronize
+            else:
+                waiting.synchronize = outer
+
+    return run
+
+
+def _check_that_it_stops(owner: type, name: str, call: str) -> None:
+    """Raises UserError unless the method's source has the call that is to be replaced, once."""
     function: Any = getattr(owner, name, None)
-    source, first = "", 0
+    found = 0
     if function is not None:
         function = inspect.getclosurevars(function).nonlocals.get("func", function)  # if it is decorated
-        lines, first = inspect.getsourcelines(function)
-        source = "".join(lines)
-    if source.count(old) != 1:
+        found = inspect.getsource(function).count(call)
+    if found != 1:
         import deepspeed
 
         raise UserError(
             f"DeepSpeed {deepspeed.__version__} is not the one that flava_ds is made for: "
-            f"{owner.__name__}.{name} has '{old}' {source.count(old)} times instead of once, where the host "
+            f"{owner.__name__}.{name} has '{call}' {found} times instead of once, where the host "
             "would wait for the device; install deepspeed==0.19.8"
         )
-    # inside of a class of the same name, private names are its own; the lines keep their numbers
-    text = "\n" * (first - 2) + f"class {owner.__name__}:\n" + source.replace(old, new)
-    namespace: dict[str, Any] = {}
-    exec(compile(text, inspect.getsourcefile(function) or name, "exec"), function.__globals__, namespace)
-    return vars(namespace[owner.__name__])[name]
 
 
 def clear_stale_gradients(zero: Any) -> None:

@@ -214,7 +214,7 @@ def order_of_reductions(path: str) -> list[tuple[bool, list[str]]]:
     where the host waits otherwise, and the methods in which the host waits for them.
     """
     world, found = start(60), []
-    fixed_methods = {name for methods in deepspeed_fixes.IN_STREAMS.values() for name in methods}
+    fixed_methods = {name for methods in deepspeed_fixes.STOPS.values() for name in methods}
     for fix in (lambda engine: None, deepspeed_fixes.wait_in_streams):
         with (
             accelerator_like_a_gpu() as seen,
@@ -229,7 +229,7 @@ def order_of_reductions(path: str) -> list[tuple[bool, list[str]]]:
             from deepspeed.accelerator import get_accelerator
 
             current = get_accelerator().current_stream()
-            ordered = ("independent_gradient_partition_epilogue", current, reductions) in seen.ordered
+            ordered = ("order", current, reductions) in seen.ordered
             found.append((ordered, sorted(fixed_methods & set(seen.waiting))))
     return found
 
@@ -264,8 +264,8 @@ def _changed_upstream() -> list[str]:
     """What a run says if DeepSpeed waits in another way, or in a method of another name."""
     world, said = start(60), []
     for name in ("allreduce_and_copy", "gone"):
-        changed = {1: {name: ("no such call", "")}}
-        with mock.patch.object(deepspeed_fixes, "IN_STREAMS", changed), pytest.raises(UserError) as caught:
+        changed = {1: {name: "no such call"}}
+        with mock.patch.object(deepspeed_fixes, "STOPS", changed), pytest.raises(UserError) as caught:
             Engine(Toy(), toy_config("zero1"), world)
         said.append(str(caught.value))
     return said

@@ -31,7 +31,7 @@ def check_vocabulary(path: str, fingerprints: Mapping[str, str]) -> None:
         raise CheckpointError(
             f"initial_weights '{path}' come from a run with another vocabulary than data.vocabulary names, "
             "so rows of its tables of words would stand for other words; name its vocabulary, or to start "
-            f"from them all the same, give the tensors alone, of `flava-ds convert {path} --to safetensors FILE`"
+            f"from them all the same, give its tensors, of `flava-ds convert {path} --to safetensors FILE`"
         )
 
 

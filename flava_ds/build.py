@@ -57,7 +57,7 @@ def build(config: Config) -> Trainer:
         task.states["balance"] = config.balance.build(task)
     note_vocabulary(task, config)
     if config.initial_weights is not None:
-        initial_weights.warn_of_vocabulary(config.initial_weights, task.fingerprints)
+        initial_weights.check_vocabulary(config.initial_weights, task.fingerprints)
     with explained(config, world, "while model and optimizer were set up"):
         engine = Engine(task, config, world)
     resumed = checkpoint.resume(engine, config) if config.checkpoint.resume else None

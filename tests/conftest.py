@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import rank_processes
+from told import Told
 
 BEGUN = pytest.StashKey[float]()
 
@@ -49,6 +50,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def full(request: pytest.FixtureRequest) -> bool:
     """Whether what is unchanged since it was recorded runs all the same."""
     return request.config.getoption("--full")
+
+
+@pytest.fixture
+def told(record_property: Callable[[str, Any], None]) -> Iterator[Told]:
+    """What a test measures, for a table; written into the JUnit XML if there is one."""
+    noted = Told()
+    yield noted
+    noted.write(record_property)
 
 
 @pytest.fixture

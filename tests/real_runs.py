@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 import rank_processes
 from sample_runs import world_config, write_world
+from told import Told
 
 from flava_ds import config as configuration
 from flava_ds.config import (
@@ -93,7 +94,9 @@ def family_config(
     )
 
 
-def check_losses_of_every_split(make: Callable[..., Config], names: Sequence[str], rel: float = 1e-6) -> None:
+def check_losses_of_every_split(
+    make: Callable[..., Config], names: Sequence[str], told: Told, rel: float = 1e-6
+) -> None:
     """Trains `make(name, stage=..., accumulation=...)` on one rank with two micro-steps, and on two ranks in
     every ZeRO stage; the losses must agree within `rel`.
     """
@@ -109,6 +112,7 @@ def check_losses_of_every_split(make: Callable[..., Config], names: Sequence[str
     assert len(set(expected)) == len(expected) == configs[0][0].training.total_steps * len(names)
     for (config, _), found in zip(configs[1:], others, strict=True):
         assert found == pytest.approx(expected, rel=rel), config.name
+        told.split(str(config.model.type), f"2 ranks, {config.name}", found, expected, rel)
 
 
 class Job:

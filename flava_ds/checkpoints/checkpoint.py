@@ -249,11 +249,6 @@ def _check_fits(engine: Engine, reader: CheckpointReader) -> None:
             {name: tuple(tensor.shape) for name, tensor in states.items()},
             f"{folder}, training states",
         )
-        for key, average in engine.averages.items():
-            if absent := [name for name in sorted(average.followed) if not reader.holds(key, name)]:
-                raise CheckpointError(
-                    f"{folder} has no '{key}' of '{absent[0]}', the teacher's weights, which this run keeps"
-                )
         if lacking := lacked(reader.shapes, engine.shapes(), engine.module):
             raise CheckpointError(
                 f"{folder} has '{lacking[0]}', which the module of that name lacks in this model"
@@ -263,6 +258,14 @@ def _check_fits(engine: Engine, reader: CheckpointReader) -> None:
             f"{error}; go on with the settings in {folder / files.CONFIG}, or start a new run with "
             "another --name"
         ) from error
+    for key, average in engine.averages.items():
+        if absent := [name for name in sorted(average.followed) if not reader.holds(key, name)]:
+            raise CheckpointError(
+                f"{folder} has no '{key}' of '{absent[0]}', the teacher's weights, which this run keeps; if "
+                f"{folder / files.CONFIG} keeps them too, the checkpoint is damaged, so copy it again or "
+                "delete it to go on from the one before; if not, go on with those settings, or start a new "
+                "run with another --name"
+            )
 
 
 SETTINGS = {"codebook": "codebook_weights", "vocabulary": "data.vocabulary"}
@@ -276,9 +279,13 @@ def check_frozen(reader: CheckpointReader, fingerprints: Mapping[str, str]) -> N
     """
     for name, fingerprint in reader.state["frozen"].items():
         if fingerprints.get(name, fingerprint) != fingerprint:
+            weights = "RUN"
+            if name == "vocabulary":  # whose words' rows would stand for others, so a run's are refused
+                weights = "FILE, from `flava-ds convert RUN --to safetensors FILE`"
             raise CheckpointError(
                 f"{reader.folder} was trained with another {name} than {SETTINGS[name]} names now; put the "
-                "earlier file back, or start another run from its weights: --name OTHER --initial-weights RUN"
+                "earlier file back, or start another run from its weights: --name OTHER --initial-weights "
+                f"{weights}"
             )
 
 

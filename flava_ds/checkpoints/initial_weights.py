@@ -15,8 +15,11 @@ from flava_ds.errors import CheckpointError
 from flava_ds.ranks.distributed import log
 
 
-def warn_of_vocabulary(path: str, fingerprints: Mapping[str, str]) -> None:
-    """Warns if initial weights are those of a run that read texts with another vocabulary than this one."""
+def check_vocabulary(path: str, fingerprints: Mapping[str, str]) -> None:
+    """Compares the vocabulary of the run that wrote initial weights with this one's, if a checkpoint tells.
+
+    Raises: CheckpointError when they differ: rows of the tables of words would stand for other words.
+    """
     found = locate(path)
     if not isinstance(found, Place):
         return
@@ -25,10 +28,10 @@ def warn_of_vocabulary(path: str, fingerprints: Mapping[str, str]) -> None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return  # converted weights, which do not tell
     if known and fingerprints.get("vocabulary", known) != known:
-        log.warning(
-            "initial_weights '%s' come from a run with another vocabulary than data.vocabulary names: in its "
-            "tables of words, rows stand for other words",
-            path,
+        raise CheckpointError(
+            f"initial_weights '{path}' come from a run with another vocabulary than data.vocabulary names, "
+            "so rows of its tables of words would stand for other words; name its vocabulary, or to start "
+            f"from them all the same, give its tensors, of `flava-ds convert {path} --to safetensors FILE`"
         )
 
 

@@ -110,7 +110,7 @@ def rehearse(config: Config, ranks: int) -> list[str]:
     Raises: UserError with what would end the run.
     """
     from flava_ds.build import index_shards, note_vocabulary
-    from flava_ds.checkpoints.initial_weights import initial_weights
+    from flava_ds.checkpoints.initial_weights import check_vocabulary, initial_weights
     from flava_ds.codebook.image_codebook import load_codebook
     from flava_ds.data.first_look import look_over
     from flava_ds.data.loader import StepLoader
@@ -124,6 +124,7 @@ def rehearse(config: Config, ranks: int) -> list[str]:
     note_vocabulary(task, config)
     saved = check_checkpoint(config, task)
     if config.initial_weights is not None:
+        check_vocabulary(config.initial_weights, task.fingerprints)
         initial_weights(task, config.initial_weights, str(config.model.type))
     if (error := index_shards(config)) is not None:
         raise error

@@ -166,8 +166,8 @@ class DataConfig:
     sources: dict[str, SourceConfig] = field(default_factory=dict)
     """The corpora by name: letters, digits, '_', '-', '.' and '+'. Their order has no effect."""
     vocabulary: str = "bert_base_uncased"
-    """A name under flava_ds/data/vocab, the path of a WordPiece vocab.txt, or "clip_bpe" for CLIP's byte
-    pairs (extra `clip`).
+    """A name under flava_ds/data/vocab, the path of a WordPiece vocab.txt or of a tokenizer.json, or
+    "clip_bpe" for CLIP's byte pairs (extra `clip`).
     """
     kind_weights: dict[str, Weight] | None = None
     """Shares of the steps by kind, e.g. pair 0.7 image 0.15 text 0.15; the weights of sources divide the

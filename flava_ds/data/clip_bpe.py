@@ -17,11 +17,15 @@ import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 
+from flava_ds.config.plain_files import loads, read_small
+from flava_ds.data import tokenizer_files
 from flava_ds.data.batch_tokenizer import BatchTokenizer
 from flava_ds.errors import DataError
 
 NAME = "clip_bpe"
 FILE = "bpe_simple_vocab_16e6.txt.gz"
+MERGES_FILE, IDS_FILE = "merges.txt", "vocab.json"
+"""Of transformers' older tokenizers; the second lies beside the first, and has the ids of the entries."""
 SPECIAL_TOKENS = ("<|startoftext|>", "<|endoftext|>")
 MERGES = 49_152 - 256 - 2
 """Number of rules used from the file, after its first line."""
@@ -31,9 +35,13 @@ _WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\
 def is_meant(vocabulary: str) -> bool:
     """Returns whether data.vocabulary selects CLIP's byte pairs: by name, or by a path to the rules.
 
-    The rules are open_clip's .txt.gz, or the merges.txt that transformers' tokenizer saves.
+    The rules are open_clip's .txt.gz, or the merges.txt or tokenizer.json that transformers' tokenizer saves.
+
+    Raises: DataError for a tokenizer.json that no tokenizer here can read.
     """
-    return vocabulary == NAME or vocabulary.endswith(".txt.gz") or Path(vocabulary).name == "merges.txt"
+    if tokenizer_files.is_meant(vocabulary):
+        return tokenizer_files.read(Path(vocabulary).expanduser()).kind == "BPE"
+    return vocabulary == NAME or vocabulary.endswith(".txt.gz") or Path(vocabulary).name == MERGES_FILE
 
 
 def merges_file(vocabulary: str = NAME) -> Path:
@@ -72,6 +80,33 @@ def read_merges(file: Path) -> list[tuple[str, str]]:
     return rules
 
 
+def read_entries(file: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Reads the ids of all entries and the merge rules. The ids are those of a tokenizer.json, or of a
+    vocab.json beside a merges.txt; rules alone tell the published ones.
+
+    Raises: DataError that names the file when it is not the expected one.
+    """
+    if file.name == tokenizer_files.NAME:
+        found = tokenizer_files.read(file)
+        ids, merges = found.ids, found.merges
+    else:
+        merges, letters = read_merges(file), byte_symbols()
+        ends = [f"{letter}</w>" for letter in letters]
+        entries = [*letters, *ends, *(a + b for a, b in merges), *SPECIAL_TOKENS]
+        ids = {entry: number for number, entry in enumerate(entries)}
+        beside = file.with_name(IDS_FILE)
+        if file.name == MERGES_FILE and beside.is_file():
+            try:
+                ids = tokenizer_files.in_order(loads(read_small(beside)), beside)
+            except (OSError, ValueError, TypeError, AttributeError) as error:
+                raise DataError(f"{beside}: not readable ({error}); copy the model's folder again") from error
+            tokenizer_files.check_merges(merges, ids, beside)
+            file = beside
+    if missing := [token for token in SPECIAL_TOKENS if token not in ids]:
+        raise DataError(f"{file}: lacks {', '.join(missing)}, with which CLIP's texts begin and end")
+    return ids, merges
+
+
 def byte_symbols() -> list[str]:
     """Returns the printable symbol for each byte, in the order of their ids: printable bytes first."""
     printable = [
@@ -92,19 +127,12 @@ class ClipTokenizer(BatchTokenizer):
     def __init__(self, vocabulary: str = NAME) -> None:
         """Loads the rules. Raises: DataError."""
         self.file = merges_file(vocabulary)
-        self.merges = read_merges(self.file)
-        letters = byte_symbols()
-        entries = [
-            *letters,
-            *(f"{letter}</w>" for letter in letters),
-            *(a + b for a, b in self.merges),
-            *SPECIAL_TOKENS,
-        ]
-        self.entries = {entry: number for number, entry in enumerate(entries)}
-        self.vocab_size = len(entries)
+        self.entries, self.merges = read_entries(self.file)
+        self.vocab_size = len(self.entries)
         self.cls_id, self.sep_id = (self.entries[token] for token in SPECIAL_TOKENS)
         self.pad_id = self.sep_id  # as in transformers; packed batches need no padding
         super().__init__(self._build())
+        tokenizer_files.compare(self.file, self._tokenizer)
 
     def encode_counting(self, texts: Sequence[str], max_tokens: int) -> tuple[list[np.ndarray], int]:
         return super().encode_counting([resolved(text) for text in texts], max_tokens)

@@ -24,7 +24,7 @@ def look_over(config: Config, sources: Mapping[str, Any]) -> None:
     """Looks at opened sources by name.
 
     Raises: DataError for a source with fewer samples than a step draws, or whose first samples have no
-    caption, or no regions and labels that can be used.
+    caption, or no regions and labels that can be used, or more of these than it may have.
     """
     for name, source in sources.items():
         size = config.global_batch_size(name)
@@ -42,33 +42,38 @@ def look_over(config: Config, sources: Mapping[str, Any]) -> None:
 
 def _look_for_members(source: IndexedShards) -> None:
     """Raises DataError when none of the first samples has regions, labels, identities as the run needs, or
-    tags that an objective contrasts.
+    tags that an objective contrasts, or if most of them have more regions or labels than they may.
     """
     own, used = source.source, in_use(source.config.objectives)
     of_tags = next((name for name, each in used.items() if each.reads_tags and own.regions_key), None)
     keys = {"regions": own.regions_key, "targets": own.targets_key, "metadata": own.identity_key}
     names = tuple(name for name, key in keys.items() if key)
-    fault: SampleFault | None = None
-    untagged = False
-    for number in range(min(LOOKED_AT, len(source)) if names else 0):
+    looked, good, untagged = range(min(LOOKED_AT, len(source)) if names else 0), 0, False
+    lost: list[SampleFault] = []
+    for number in looked:
         try:
             sample = source.decode(source.read(number, names), number, 0, draw=0.0)
         except SampleFault as caught:
-            fault = caught
+            lost.append(caught)
             continue
-        if of_tags is None or tags_of(sample):
-            return
+        good += of_tags is None or bool(tags_of(sample))
         untagged = True
-    if untagged:
+    if not good and untagged:
         raise DataError(
             f"source '{source.name}': objectives.{of_tags} contrasts captions with tags of regions, and none "
-            f"of the first {min(LOOKED_AT, len(source))} samples has any; store them as the metadata `tags` "
+            f"of the first {len(looked)} samples has any; store them as the metadata `tags` "
             f"of KEY.{own.regions_key}, or leave that objective out"
         )
-    if fault is not None:
+    limited = [fault for fault in lost if fault.reason in faults.LIMITS]
+    if 2 * len(limited) > len(looked) and own.max_skipped_share < 0.5:
         raise DataError(
-            f"source '{source.name}': none of the first {min(LOOKED_AT, len(source))} samples can be used: "
-            f"{fault}; give the shards that this model reads, or fit the model to them"
+            f"source '{source.name}': {len(limited)} of the first {len(looked)} samples cannot be used: "
+            f"{limited[-1]}; {faults.remedy(source.name, [fault.reason for fault in limited])}"
+        )
+    if lost and not good:
+        raise DataError(
+            f"source '{source.name}': none of the first {len(looked)} samples can be used: "
+            f"{lost[-1]}; give the shards that this model reads, or fit the model to them"
         )
 
 

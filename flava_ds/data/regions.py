@@ -106,8 +106,10 @@ def read_regions(data: bytes, *, feature_size: int, num_classes: int, most: int)
     tensors = MemberTensors(data, faults.BAD_REGIONS)
     boxes = tensors.boxes()
     count = len(boxes)
-    if not 0 < count <= most:
-        raise tensors.fault(f"{count} regions, but there must be at least one and at most max_regions {most}")
+    if not count:
+        raise tensors.fault("0 regions, but there must be at least one")
+    if count > most:
+        raise SampleFault(faults.TOO_MANY_REGIONS, f"{count}, more than max_regions {most}")
     features = tensors.take("features", count, feature_size)
     classes = tensors.take("classes", count, num_classes) if num_classes else None
     if tuple(boxes[0]) != (0, 0, 1, 1):

@@ -64,10 +64,10 @@ class SkipLog:
                 self.seen,
             )
         if self.seen >= MIN_SEEN and lost > self.limit * self.seen:
+            remedy = faults.remedy(self.name, self.reasons)
             raise DataError(
                 f"source '{self.name}': {self.summary()}, more than max_skipped_share {self.limit:.1%}; "
-                f"last: {self.example}. Repair the shards or raise "
-                f"--data.sources.{self.name}.max-skipped-share"
+                f"last: {self.example}. {remedy[0].upper()}{remedy[1:]}"
             )
 
     def take(self) -> tuple[dict[str, Any], ...]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from flava_ds.data.regions import MemberTensors, packed_at
 from flava_ds.storage import faults
+from flava_ds.storage.faults import SampleFault
 
 if TYPE_CHECKING:
     from flava_ds.data.plan import TargetsPlan
@@ -91,8 +92,10 @@ def read_targets(data: bytes, wanted: TargetsPlan) -> SampleTargets:
     tensors = MemberTensors(data, faults.BAD_TARGETS)
     labels = tensors.array("labels", _INTEGERS, (None,))
     count, boxes, most, num_classes = len(labels), wanted.boxes, wanted.most, wanted.num_classes
-    if not 1 - boxes <= count <= most:
-        raise tensors.fault(f"{count} labels, but there must be {1 - boxes} to max_targets {most}")
+    if count > most:
+        raise SampleFault(faults.TOO_MANY_TARGETS, f"{count}, more than max_targets {most}")
+    if count < 1 - boxes:
+        raise tensors.fault("0 labels, but there must be at least one")
     if count and not 0 <= labels.min() <= labels.max() < num_classes:
         raise tensors.fault(
             f"labels {labels.min()} .. {labels.max()}, but the objective's num_classes is {num_classes}"

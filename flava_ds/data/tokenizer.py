@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, process
 from tokenizers.models import WordPiece
 
 from flava_ds.config import did_you_mean
-from flava_ds.data import clip_bpe
+from flava_ds.data import clip_bpe, tokenizer_files
 from flava_ds.data.batch_tokenizer import BatchTokenizer
 from flava_ds.errors import DataError
 
@@ -50,9 +50,27 @@ def vocabulary_file(vocabulary: str) -> Path:
     )
 
 
+def read_words(file: Path) -> tuple[list[str], bool | None]:
+    """Reads the words of a vocab.txt or a tokenizer.json in the order of their ids, and whether texts are
+    read in lower case, if the file tells.
+
+    Raises: DataError when it is no text.
+    """
+    if file.name == tokenizer_files.NAME:
+        found = tokenizer_files.read(file)
+        return list(found.ids), found.lowercase
+    try:
+        words = file.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{file}: byte {error.start} is not UTF-8; name a WordPiece vocab.txt, one token a line"
+        ) from error
+    return [word.rstrip("\r") for word in (words[:-1] if words and not words[-1] else words)], None
+
+
 class WordPieceTokenizer(BatchTokenizer):
     """Encodes exactly like transformers' BertTokenizerFast, even special tokens spelled out in a text. A
-    vocabulary with capitals is a cased one, whose texts keep their case and accents.
+    vocabulary with capitals is a cased one, whose texts keep their case and accents; a tokenizer.json tells.
 
     Shapes:
         continues_word   [v]  bool, pieces that continue a word (##...)
@@ -71,13 +89,7 @@ class WordPieceTokenizer(BatchTokenizer):
                 "name a vocab.txt"
             )
         self.file = vocabulary_file(vocabulary)
-        try:
-            words = self.file.read_text(encoding="utf-8").split("\n")
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"{self.file}: byte {error.start} is not UTF-8; name a WordPiece vocab.txt, one token a line"
-            ) from error
-        words = [word.rstrip("\r") for word in (words[:-1] if words and not words[-1] else words)]
+        words, lowercase = read_words(self.file)
         ids = {word: number for number, word in enumerate(words)}
         missing = [token for token in SPECIAL_TOKENS if token not in ids]
         if missing:
@@ -90,7 +102,8 @@ class WordPieceTokenizer(BatchTokenizer):
             raise DataError(f"{self.file}: token {twice!r} is listed twice; keep one line of it")
         self.vocab_size = len(words)
         named = {word for word in words if word.startswith("[") and word.endswith("]")}
-        self.lowercase = all(word == word.lower() for word in ids.keys() - named)
+        found = all(word == word.lower() for word in ids.keys() - named)
+        self.lowercase = found if lowercase is None else lowercase
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (
             ids[token] for token in SPECIAL_TOKENS
         )
@@ -98,6 +111,7 @@ class WordPieceTokenizer(BatchTokenizer):
         self.ordinary_ids = np.setdiff1d(np.arange(self.vocab_size, dtype=np.int64), self.special_ids)
         self.continues_word = np.array([word.startswith("##") for word in words])
         super().__init__(self._build(ids))
+        tokenizer_files.compare(self.file, self._tokenizer)
 
     def _build(self, ids: dict[str, int]) -> Tokenizer:
         """Assembles the normaliser, pre-tokeniser, model and special tokens."""

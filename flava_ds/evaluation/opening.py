@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,7 @@ from flava_ds.checkpoints.reader import WEIGHTS, load_weights
 from flava_ds.config import Config, DataConfig
 from flava_ds.config.encoders import DETECTORS, RegionTextConfig
 from flava_ds.config.plain_files import loads, read_small
+from flava_ds.data import tokenizer_files
 from flava_ds.data.tokenizer import load_tokenizer
 from flava_ds.errors import CheckpointError, UserError
 from flava_ds.evaluation.feature_cache import FeatureCache, hash_of_weights
@@ -28,10 +30,11 @@ from flava_ds.evaluation.shares import Share
 from flava_ds.families.offers import fingerprint_of_regions
 from flava_ds.hf.foreign import config_of, open_folder
 
+log = logging.getLogger(__name__)
 MOST_TOKENS = {"pair": 77, "text": 512}
 """Text lengths of kinds for which a model does not say; those of the released FLAVA."""
-VOCABULARIES = ("vocab.txt", "merges.txt")
-"""Of transformers' BertTokenizer and CLIPTokenizer."""
+VOCABULARIES = ("vocab.txt", "merges.txt", tokenizer_files.NAME)
+"""Of transformers' BertTokenizer and CLIPTokenizer; since version 5 the last alone."""
 Precision = Literal["fp32", "bf16"]
 Read = tuple[Config, dict[str, torch.Tensor], Described, Path | None, OwnHead | None]
 """A model's configuration, weights and description, its run's folder, and its own head."""
@@ -222,19 +225,42 @@ def _read_huggingface(path: Path) -> Read:
     lacking = {name.split(".")[1] for name in names if name not in found.weights and "objectives." in name}
     kept = {name: own for name, own in config.objectives.items() if name not in lacking}
     config = dataclasses.replace(config, objectives=kept)
-    vocabulary = next((path / name for name in VOCABULARIES if (path / name).is_file()), None)
-    if vocabulary is not None:
-        config = dataclasses.replace(config, data=DataConfig(vocabulary=str(vocabulary)))
-    elif (words := config.model.text.vocab_size) != load_tokenizer(config.data.vocabulary).vocab_size:
-        raise CheckpointError(
-            f"{path}: has no {' or '.join(VOCABULARIES)}, and its {words:,} words are not those of "
-            f"{config.data.vocabulary}; copy the tokenizer's files from where the model came from"
-        )
+    config = dataclasses.replace(config, data=DataConfig(vocabulary=_vocabulary(path, config)))
     if config.model.image_size:
         statistics = _pixel_statistics(path / "preprocessor_config.json")
         image = dataclasses.replace(config.model.image, **statistics)
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, image=image))
     return config, found.weights, Described(config.name, config.model.type), None, found.head
+
+
+def _vocabulary(path: Path, config: Config) -> str:
+    """Returns the vocabulary in a Hugging Face folder. Without one it is the default, if that has as many
+    words as the model, which a warning says.
+
+    Raises: CheckpointError without one that fits, or if two of them differ.
+    """
+    found = [path / name for name in VOCABULARIES if (path / name).is_file()]
+    if len(found) > 1 and len({load_tokenizer(str(file)).fingerprint() for file in found}) > 1:
+        raise CheckpointError(
+            f"{path}: {' and '.join(file.name for file in found)} hold different vocabularies; delete the "
+            "one that the model was not trained with"
+        )
+    if found:
+        return str(found[0])
+    names, default = f"{', '.join(VOCABULARIES[:-1])} or {VOCABULARIES[-1]}", config.data.vocabulary
+    if (words := config.model.text.vocab_size) != load_tokenizer(default).vocab_size:
+        raise CheckpointError(
+            f"{path}: has no {names}, and its {words:,} words are not those of {default}; copy the "
+            "tokenizer's files from where the model came from"
+        )
+    log.warning(
+        "%s: has no %s; texts are read with %s, which has as many words, and if the model was trained with "
+        "others, all results are wrong: copy its tokenizer's files into the folder",
+        path,
+        names,
+        default,
+    )
+    return default
 
 
 def _pixel_statistics(file: Path) -> dict[str, tuple[float, ...]]:

@@ -132,7 +132,8 @@ def tokenizer_files(config: Any, max_tokens: int) -> dict[str, Any]:
         "model_max_length": max_tokens,
         **dict(zip(names, SPECIAL_TOKENS, strict=True)),
     }
-    return {"tokenizer_config.json": words, "vocab.txt": tokenizer.file.read_text(encoding="utf-8")}
+    entries = "".join(f"{tokenizer.token(number)}\n" for number in range(tokenizer.vocab_size))
+    return {"tokenizer_config.json": words, "vocab.txt": entries}
 
 
 def cleaned(tensors: Mapping[str, Tensor], where: str, table: str) -> dict[str, Tensor]:

@@ -93,13 +93,13 @@ class BoxHead(nn.Module):
 
 
 class AttributeHead(nn.Module):
-    """Tells attributes of objects whose classes are known.
+    """Tells attributes of objects whose classes are known: two linear layers, and ReLU on the scores.
 
     Shapes:
         hidden   [k d]
         labels   [k]    int64
         returns  [k a]
-    Source: Anderson et al. 2018, section 3.1, with UniT's widths.
+    Source: Anderson et al. 2018, section 3.1, as in the code of Hu & Singh 2021.
     """
 
     def __init__(self, hidden_size: int, num_classes: int, num_attributes: int):
@@ -110,7 +110,7 @@ class AttributeHead(nn.Module):
 
     def forward(self, hidden: Tensor, labels: Tensor) -> Tensor:
         known = torch.cat([hidden, self.classes(labels).to(hidden.dtype)], dim=1)
-        return at_least_fp32(self.last(self.first(known).relu()))
+        return at_least_fp32(self.last(self.first(known))).relu()
 
 
 class Detection(Objective):

@@ -339,8 +339,8 @@ def _check_read(found: Check, limit: float) -> None:
     if enough and lost > limit * found.read:
         raise DataError(
             f"source '{found.source.name}': {lost} of {found.read} samples read ({lost / found.read:.1%}) "
-            f"are unusable, more than max_skipped_share {limit}: repair the shards or raise "
-            f"--data.sources.{found.source.name}.max-skipped-share"
+            f"are unusable, more than max_skipped_share {limit}: "
+            f"{faults.remedy(found.source.name, found.bad)}"
         )
 
 

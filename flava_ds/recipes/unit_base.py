@@ -52,8 +52,10 @@ def unit_base() -> Config:
         ),
         objectives={
             "detection": DetectionConfig(num_classes=91),
-            # attributes of an object: 401 classes, at most 16 each (the weight of their loss is recalled)
-            "genome": DetectionConfig(task="genome", num_classes=1601, num_attributes=401),
+            # attributes of an object: 401 classes, at most 16 each; half of their loss, as in the code
+            "genome": DetectionConfig(
+                task="genome", num_classes=1601, num_attributes=401, attribute_weight=0.5
+            ),
             "question": ClassificationConfig(task="question", num_classes=3129, loss="binary"),
             **{task: ClassificationConfig(task=task, num_classes=count) for task, count in CLASSES.items()},
         },

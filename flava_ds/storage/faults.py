@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 
 class SampleFault(Exception):
@@ -27,9 +27,11 @@ NOT_UTF8 = "not utf-8"
 BAD_CODES = "bad image codes"
 NO_REGIONS = "no regions"
 BAD_REGIONS = "bad regions"
+TOO_MANY_REGIONS = "too many regions"
 NO_TARGETS = "no targets"
 NO_IDENTITY = "no identity"
 BAD_TARGETS = "bad targets"
+TOO_MANY_TARGETS = "too many targets"
 SKIP_LIST = "skip list"
 """The only intended reason: it never stops a run."""
 
@@ -43,6 +45,9 @@ DUPLICATE = "duplicate member"
 PICKLED = "pickled member"
 PACKED = "packed member"
 DOTTED = "suffix with a dot"
+
+LIMITS = {TOO_MANY_REGIONS: "max-regions", TOO_MANY_TARGETS: "max-targets"}
+"""The settings of a source that make samples unusable which are as they should be."""
 
 OF_A_SHARD = (
     TRUNCATED_SHARD,
@@ -59,6 +64,13 @@ OF_A_SHARD = (
 """Found while a shard is indexed; counted per shard or per member when a run starts."""
 HARMLESS = frozenset({DUPLICATE, PICKLED, PACKED, DOTTED})
 """Members that are skipped and, as far as can be known, lose no sample: they never stop a run."""
+
+
+def remedy(name: str, reasons: Collection[str]) -> str:
+    """Says what to do about a source's samples that are unusable for these reasons."""
+    limits = [setting for reason, setting in LIMITS.items() if reason in reasons]
+    options = (f"--data.sources.{name}.{setting}" for setting in (*limits, "max-skipped-share"))
+    return f"{'' if limits else 'repair the shards or '}raise {' or '.join(options)}"
 
 
 def lossy(counts: Mapping[str, int]) -> dict[str, int]:

@@ -9,14 +9,15 @@ import subprocess
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from test_engine import everything, run_steps, stages_in
+from torch import nn
 from toy import KINDS, Toy, full_weights, partition_everything, toy_config
 
-from flava_ds.checkpoints import checkpoint, files, initial_weights
+from flava_ds.checkpoints import checkpoint, files
 from flava_ds.checkpoints.contents import optimizer_name, read_state, sha256_of, weights_name
 from flava_ds.checkpoints.place import Place
 from flava_ds.checkpoints.reader import load_weights
@@ -316,41 +317,21 @@ def test_frozen_parameters_buffers_and_counters_come_along(run_ranks, tmp_path):
             ), (stage, scale)
 
 
-def test_initial_weights_replace_what_they_name(tmp_path):
-    module, other = Toy(0), Toy(1)
-    save_file(
-        {"mim.dense.weight": other.mim.dense.weight.detach().clone(), "unknown": torch.ones(2)},
-        tmp_path / "some.safetensors",
+def test_a_checkpoint_without_the_teacher_says_when_its_own_settings_help(tmp_path):
+    """They may be those that ask for it; then the checkpoint is damaged."""
+    average = SimpleNamespace(followed={"encoder.weight": "weight"})
+    engine = SimpleNamespace(
+        state_tensors=dict, shapes=dict, module=nn.Linear(1, 1), averages={"dino.teacher": average}
     )
-    initial_weights.load_initial_weights(module, str(tmp_path / "some.safetensors"), "flava")
-    assert torch.equal(module.mim.dense.weight, other.mim.dense.weight) and not torch.equal(
-        module.mlm.dense.weight, other.mlm.dense.weight
+    reader = SimpleNamespace(folder=tmp_path, shapes={}, buffer_shapes=dict, holds=lambda key, name: False)
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint._check_fits(engine, reader)
+    said = str(caught.value)
+    assert (
+        "has no 'dino.teacher' of 'encoder.weight', the teacher's weights, which this run keeps; if " in said
     )
-    save_file({"mim.dense.weight": torch.ones(3, 3)}, tmp_path / "wrong.safetensors")
-    with pytest.raises(CheckpointError, match=r"'mim.dense.weight' is \[3, 3\]"):
-        initial_weights.load_initial_weights(module, str(tmp_path / "wrong.safetensors"), "flava")
-    save_file({"vision.weight": torch.ones(3, 3)}, tmp_path / "foreign.safetensors")
-    with pytest.raises(CheckpointError, match="none of its 1 tensors"):
-        initial_weights.load_initial_weights(module, str(tmp_path / "foreign.safetensors"), "flava")
-
-
-def test_weights_of_another_vocabulary_come_with_a_warning(tmp_path, caplog):
-    """The message about a changed vocabulary sends there, so they are taken."""
-    (tmp_path / files.MANIFEST).write_text("{}")
-    (tmp_path / files.STATE).write_text(json.dumps({"frozen": {"vocabulary": "one"}}))
-    initial_weights.warn_of_vocabulary(str(tmp_path), {"vocabulary": "one"})
-    initial_weights.warn_of_vocabulary(str(tmp_path), {})
-    assert not caplog.messages
-    initial_weights.warn_of_vocabulary(str(tmp_path), {"vocabulary": "other"})
-    assert "come from a run with another vocabulary" in caplog.text and "\n" not in caplog.messages[0]
-
-
-def test_weights_of_another_family_are_refused_by_name(tmp_path):
-    save_file({"mim.dense.weight": Toy(1).mim.dense.weight.detach().clone()}, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text('{"model": {"type": "clip"}}')
-    with pytest.raises(CheckpointError, match="was written by family 'clip', this configuration is 'flava'"):
-        initial_weights.load_initial_weights(Toy(0), str(tmp_path), "flava")
-    initial_weights.load_initial_weights(Toy(0), str(tmp_path), "clip")
+    assert f"{tmp_path / 'config.json'} keeps them too, the checkpoint is damaged" in said
+    assert "\n" not in said
 
 
 def prepare_on_a_full_disk(folder: str) -> list[str]:

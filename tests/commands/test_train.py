@@ -81,6 +81,10 @@ def test_a_dry_run_says_what_the_run_will_be(words, shards, capfd):
         (["--name", "other_model"], "which this configuration's model has; it was written with another"),
         (["--name", "other_codebook"], "was trained with another codebook than codebook_weights"),
         (["--name", "other_vocabulary"], "was trained with another vocabulary than data.vocabulary names"),
+        (
+            ["--initial-weights", "OTHER"],
+            "come from a run with another vocabulary than data.vocabulary names",
+        ),
         (["--name", "other_family"], "was written by family 'clip', this configuration is 'flava'"),
     ],
 )
@@ -99,7 +103,8 @@ def test_a_dry_run_finds_what_would_end_the_run(words, change, message, shards, 
         write_checkpoint(tmp_path / "runs" / name / "checkpoints", 3, small_weights(1.0), **state)
         beside = tmp_path / "runs" / name / "checkpoints" / "step_00000003" / "config.json"
         beside.write_text(json.dumps(configuration.to_dict(resolve(recipe, []))))
-    change = [str(tmp_path / "model.safetensors") if word == "MODEL" else word for word in change]
+    paths = {"MODEL": "model.safetensors", "OTHER": "runs/other_vocabulary/checkpoints/step_00000003"}
+    change = [str(tmp_path / paths[word]) if word in paths else word for word in change]
     assert cli.main([*words, *change]) == 2
     printed = capfd.readouterr()
     assert message.replace("PAIRS", str(shards / "pairs")) in printed.err.splitlines()[-1]

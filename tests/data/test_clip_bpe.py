@@ -3,7 +3,9 @@ cut.
 """
 
 import gzip
+import json
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -89,6 +91,26 @@ def test_entities_are_resolved_as_in_the_published_code(made_up):
         ["cats & <b>", "cats &amp; &lt;b&gt;", "cats &amp;amp; &amp;lt;b&gt;"], 77
     )
     assert plain.tolist() == entity.tolist() == twice.tolist()
+
+
+def test_ids_are_those_of_the_vocab_json_beside_the_rules(made_up, tmp_path):
+    plain = ClipTokenizer(made_up)
+    rules = tmp_path / "merges.txt"
+    rules.write_bytes(gzip.decompress(Path(made_up).read_bytes()))
+    assert ClipTokenizer(str(rules)).entries == plain.entries
+    turned = {entry: plain.vocab_size - 1 - number for entry, number in plain.entries.items()}
+    (tmp_path / "vocab.json").write_text(json.dumps(turned))
+    ours = ClipTokenizer(str(rules))
+    assert ours.encode_batch(["ab cd"], 9)[0].tolist() == theirs_of(ours)("ab cd")["input_ids"]
+    assert ours.cls_id == 1 and ours.fingerprint() != plain.fingerprint()
+    for content, message in (
+        ("[]", "vocab.json: not readable"),
+        ('{"a": 1}', "ids of its vocabulary are not"),
+        ('{"a": 0}', "does not join two entries"),
+    ):
+        (tmp_path / "vocab.json").write_text(content)
+        with pytest.raises(DataError, match=message):
+            ClipTokenizer(str(rules))
 
 
 def test_a_tokenizer_travels_to_loader_processes(made_up):

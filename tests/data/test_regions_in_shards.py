@@ -75,7 +75,6 @@ def spoiled(name: str, value: float) -> np.ndarray:
         (changed(features=None), "no tensor 'features'"),
         (changed(classes=None), "no tensor 'classes'"),
         (save(regions(2, count=0)), "0 regions"),
-        (save(regions(2, count=7)), "7 regions, .* at most max_regions 6"),
         (
             changed(features=regions(2)["features"][:, :4]),
             r"'features' has shape \[3, 4\], expected \[3, 6\]",
@@ -108,6 +107,12 @@ def test_anything_else_is_refused_with_its_own_words(data, detail):
     with pytest.raises(SampleFault, match=detail) as caught:
         read(data)
     assert caught.value.reason == "bad regions"
+
+
+def test_more_regions_than_the_source_may_have_are_a_reason_of_their_own():
+    with pytest.raises(SampleFault, match="7, more than max_regions 6") as caught:
+        read(save(regions(2, count=7)))
+    assert caught.value.reason == "too many regions"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,6 +220,31 @@ def test_samples_without_usable_regions_are_skipped_with_their_reason(region_con
         DataError, match=r"none of the first 2 samples can be used: bad regions .*expected \[4, 7\]"
     ):
         look_over(other, {"pairs": IndexedShards(other, "pairs")})
+
+
+@pytest.mark.parametrize("most", [2, 4])
+def test_a_source_with_more_regions_than_it_may_have_is_named_with_the_limit(region_config, tmp_path, most):
+    """Most of the first samples: at once. Otherwise when too many have been met."""
+    folder = write_regions(tmp_path / "own", range(240))
+    changes = {"shards": str(folder), "max_regions": most, "global_batch_size": 2}
+    config = region_config.with_sources({"pairs": replace(region_config.data.sources["pairs"], **changes)})
+    opened = IndexedShards(config, "pairs")
+    way = r"raise --data.sources.pairs.max-regions or --data.sources.pairs.max-skipped-share$"
+    if most == 2:  # of six in a row, two may be read
+        with pytest.raises(
+            DataError, match=rf"20 of the first 32 samples .*more than max_regions 2.*; {way}"
+        ):
+            look_over(config, {"pairs": opened})
+        loose = config.with_sources({"pairs": replace(config.data.sources["pairs"], max_skipped_share=0.9)})
+        look_over(loose, {"pairs": IndexedShards(loose, "pairs")})
+        return
+    look_over(config, {"pairs": opened})
+    reader = BatchReader(config, opened)
+    with pytest.raises(
+        DataError, match=rf"too many regions.*; last: .*more than max_regions 4.*\. R{way[1:]}"
+    ):
+        for start in range(0, 240, 24):
+            reader.batch(np.arange(start, start + 24))
 
 
 def test_settings_that_cannot_work_are_refused(region_config, tmp_path):

@@ -29,9 +29,11 @@ OF_A_SAMPLE = (
     faults.BAD_CODES,
     faults.NO_REGIONS,
     faults.BAD_REGIONS,
+    faults.TOO_MANY_REGIONS,
     faults.NO_TARGETS,
     faults.NO_IDENTITY,
     faults.BAD_TARGETS,
+    faults.TOO_MANY_TARGETS,
     faults.SKIP_LIST,
 )
 """Counted per sample while a run reads; the sample is replaced."""

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoint_helpers import write_checkpoint
+from data.test_tokenizer_files import write_byte_pairs
 from sample_runs import write_run
 
 from flava_ds import config as configuration
-from flava_ds.errors import CheckpointError, ConfigError
+from flava_ds.data.tokenizer import WordPieceTokenizer
+from flava_ds.errors import CheckpointError, ConfigError, DataError
 from flava_ds.evaluation.opening import freeze, is_huggingface, most_tokens, open_model
 from flava_ds.families.flava.task import build_task
 
@@ -112,8 +114,68 @@ def test_a_folder_whose_tokenizer_was_left_behind_is_refused(run, tmp_path):
 
     out = export(run, tmp_path / "hf")
     (out / "vocab.txt").unlink()
-    with pytest.raises(CheckpointError, match="hf: has no vocab.txt or merges.txt, and its .* words are not"):
+    with pytest.raises(
+        CheckpointError, match="hf: has no vocab.txt, merges.txt or .*, and its .* words are not"
+    ):
         open_model(out)
+
+
+def bert_folder(folder, vocab_size=30_522):
+    """A model of transformers with as many words as the packaged vocabulary has, without a tokenizer."""
+    transformers = pytest.importorskip("transformers")
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    settings = transformers.BertConfig(vocab_size=vocab_size, max_position_embeddings=16, **shape)
+    transformers.BertModel(settings).save_pretrained(folder)
+    return transformers
+
+
+def test_a_vocabulary_in_a_tokenizer_json_is_read(tmp_path):
+    """All that save_pretrained of transformers 5 writes; the same words in another order are other ids."""
+    packaged = WordPieceTokenizer("bert_base_uncased")
+    words = [packaged.token(number) for number in range(packaged.vocab_size)]
+    found = {}
+    for name, order in (("same", words), ("other", [*words[:1000], *reversed(words[1000:])])):
+        transformers = bert_folder(tmp_path / name)
+        theirs = transformers.BertTokenizer(vocab={word: number for number, word in enumerate(order)})
+        theirs.save_pretrained(tmp_path / name)
+        assert not (tmp_path / name / "vocab.txt").exists()
+        opened = open_model(tmp_path / name, device="cpu")
+        assert opened.config.data.vocabulary == str(tmp_path / name / "tokenizer.json")
+        [ids] = opened.frozen().tokenizer.encode_batch(TEXTS[:1], 16)
+        assert ids.tolist() == theirs(TEXTS[0])["input_ids"]
+        found[name] = ids.tolist()
+    assert found["same"] == packaged.encode_batch(TEXTS[:1], 16)[0].tolist() != found["other"]
+    (tmp_path / "other" / "vocab.txt").write_text("\n".join(words) + "\n")
+    with pytest.raises(CheckpointError, match=r"vocab.txt and tokenizer.json hold different vocabularies"):
+        open_model(tmp_path / "other", device="cpu")
+
+
+def test_byte_pairs_in_a_tokenizer_json_are_read(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    found = []
+    for reverse in (False, True):
+        theirs, file = write_byte_pairs(tmp_path / str(reverse), reverse)
+        shape = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 16}
+        ids = {"bos_token_id": theirs.bos_token_id, "eos_token_id": theirs.eos_token_id}
+        text = shape | {"vocab_size": len(theirs), "max_position_embeddings": 16, **ids}
+        settings = transformers.CLIPConfig(
+            text_config=text, vision_config=shape | {"image_size": 32, "patch_size": 16}, projection_dim=8
+        )
+        transformers.CLIPModel(settings).save_pretrained(file.parent)
+        tokenizer = open_model(file.parent, device="cpu").frozen().tokenizer
+        found.append(tokenizer.encode_batch(["A red cat"], 16)[0].tolist())
+        assert found[-1] == theirs("A red cat")["input_ids"]
+    assert found[0] != found[1]
+
+
+def test_without_a_vocabulary_a_line_says_which_one_is_taken(tmp_path, caplog):
+    bert_folder(tmp_path / "hf")
+    assert open_model(tmp_path / "hf", device="cpu").config.data.vocabulary == "bert_base_uncased"
+    [line] = [own for own in caplog.messages if "has no vocab.txt, merges.txt or tokenizer.json" in own]
+    assert "texts are read with bert_base_uncased" in line and "\n" not in line
+    (tmp_path / "hf" / "tokenizer.json").write_text('{"model": {"type": "Unigram", "vocab": {}}}')
+    with pytest.raises(DataError, match="its model is 'Unigram'"):
+        open_model(tmp_path / "hf", device="cpu").frozen()
 
 
 def test_a_vocabulary_larger_than_the_models_is_refused(run, tmp_path):

@@ -100,11 +100,15 @@ def check(found: dict[str, dict[str, float]], **limits: float) -> None:
 
 
 @pytest.mark.parametrize(("kind", "mismatched"), CASES)
-def test_tiny_model_agrees_in_fp32(kind, mismatched):
+def test_tiny_model_agrees_in_fp32(kind, mismatched, told):
     config = tiny_config()
     batch = make_batch(kind, config, mismatched=mismatched, lengths=(7, 3, 11, 5))
+    found = differences(their_model(config, std=0.1), config, batch)
+    told.parity("flava", "FlavaForPreTraining", torch.float32, 3e-6, 1e-5)
+    told.output(max(number for what, number in worst(found).items() if what != "gradients"))
+    told.gradient(worst(found)["gradients"])
     check(
-        differences(their_model(config, std=0.1), config, batch),
+        found,
         hidden=3e-6,
         logits=3e-6,
         losses=2e-6,
@@ -113,14 +117,18 @@ def test_tiny_model_agrees_in_fp32(kind, mismatched):
 
 
 @pytest.mark.parametrize(("kind", "mismatched"), CASES)
-def test_tiny_model_agrees_in_fp64(kind, mismatched):
+def test_tiny_model_agrees_in_fp64(kind, mismatched, told):
     config = tiny_config()
     batch = make_batch(kind, config, mismatched=mismatched, lengths=(7, 3, 11, 5))
     if "pixel_values" in batch:
         # Our own normalisation of uint8 pixels works in fp32; the fp32 tests cover it.
         batch = batch.having(pixel_values=parity.normalized(batch["pixel_values"], config))
+    found = differences(their_model(config, std=0.1).double(), config, batch)
+    told.parity("flava", "FlavaForPreTraining", torch.float64, 1e-13, 1e-12)
+    told.output(max(number for what, number in worst(found).items() if what != "gradients"))
+    told.gradient(worst(found)["gradients"])
     check(
-        differences(their_model(config, std=0.1).double(), config, batch),
+        found,
         hidden=1e-13,
         logits=1e-13,
         losses=1e-13,

@@ -4,6 +4,7 @@ import pytest
 import torch
 from families.bert.bert_peers import randomize
 from flava_kernels.dropout import row_keys
+from told import largest
 
 from flava_ds.batch import Packed
 from flava_ds.families.unit.config import PositionedConfig
@@ -68,16 +69,18 @@ def padded(rows, lengths):
     return full, torch.arange(full.shape[1]) < torch.tensor(lengths)[:, None]
 
 
-def check_gradients(ours_loss, theirs_loss, named, theirs):
+def check_gradients(ours_loss, theirs_loss, named, theirs, told):
     ours_loss.backward()
     theirs_loss.backward()
     for name, own in named.items():
         expected = theirs.get_parameter(name).grad
         scale = max(1.0, float(expected.abs().max()))
         torch.testing.assert_close(own.grad, expected, atol=3e-5 * scale, rtol=3e-5, msg=name)
+        told.gradient(float((own.grad - expected).abs().max()) / scale)
 
 
-def test_the_encoder_is_detrs():
+def test_the_encoder_is_detrs(told):
+    told.parity("unit", "DetrEncoder", torch.float32, 1e-5, 3e-5)
     ours, theirs, named = pair("Encoder")
     rows, positions, weight = torch.randn(3, sum(LENGTHS), WIDTH, generator=torch.Generator().manual_seed(0))
     found = ours(Positioned(packed(rows, LENGTHS), positions))
@@ -88,11 +91,13 @@ def test_the_encoder_is_detrs():
         spatial_position_embeddings=padded(positions, LENGTHS)[0],
     ).last_hidden_state[real]
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-    check_gradients((found * weight).sum(), (expected * weight).sum(), named, theirs)
+    told.output(largest(found, expected))
+    check_gradients((found * weight).sum(), (expected * weight).sum(), named, theirs, told)
 
 
-def test_every_layer_of_the_decoder_is_detrs():
+def test_every_layer_of_the_decoder_is_detrs(told):
     """Queries of zeros with learned positions; of the memory some samples have less than others."""
+    told.parity("unit", "DetrDecoder", torch.float32, 1e-5, 3e-5)
     ours, theirs, named = pair("Decoder")
     draw = torch.Generator().manual_seed(1)
     memory, positions = torch.randn(2, sum(LENGTHS), WIDTH, generator=draw)
@@ -114,7 +119,8 @@ def test_every_layer_of_the_decoder_is_detrs():
         theirs.layers = layers[:count]
         expected = theirs(**given).last_hidden_state.flatten(0, 1)
         torch.testing.assert_close(own, expected, atol=1e-5, rtol=1e-5)
-    check_gradients((own * weight).sum(), (expected * weight).sum(), named, theirs)
+        told.output(largest(own, expected))
+    check_gradients((own * weight).sum(), (expected * weight).sum(), named, theirs, told)
 
 
 def test_sines_are_detrs():

@@ -6,6 +6,7 @@ import flava_kernels.flops  # noqa: F401  registers the formulas
 import pytest
 import torch
 import torch.nn.functional as F
+from told import largest
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -90,7 +91,7 @@ def co_attended(layer, own, other, absent):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_torch_and_transformers_agree(checkpointing):
+def test_torch_and_transformers_agree(checkpointing, told):
     """States of both streams and gradients of both inputs; theirs are padded."""
     transformers = pytest.importorskip("transformers")
     ours = co_attending()
@@ -127,10 +128,14 @@ def test_torch_and_transformers_agree(checkpointing):
         torch.autograd.grad(sum((own[s] * weights[s]).sum() for s in STREAMS), inputs)
         for own in (found, expected)
     )
+    # assert_close allows this of each element's own size
+    told.parity("vilbert", "MultiheadAttention, BertLayer", torch.float64, 1e-7, 1e-7)
     for stream in STREAMS:
         torch.testing.assert_close(found[stream], expected[stream])
+        told.output(largest(found[stream], expected[stream]))
     for one, other in zip(mine, theirs, strict=True):
         torch.testing.assert_close(one, other)
+        told.gradient(largest(one, other))
 
 
 @pytest.mark.parametrize("shared", [False, True])

@@ -122,8 +122,8 @@ def test_attributes_join_the_loss_of_boxes_object_by_object():
     head = copy.deepcopy(own.attributes).double()
     for row, number in zip(*(own.tolist() for own in match(logits, boxes, objects, own.costs)), strict=True):
         label = batch["target_labels"][number]
-        inner = head.first(torch.cat([states[row], head.classes.weight[label]])).relu()
-        chances = head.last(inner).log_softmax(0)
+        inner = head.first(torch.cat([states[row], head.classes.weight[label]]))
+        chances = head.last(inner).relu().log_softmax(0)
         has = [at for at in batch["target_attributes"][number].tolist() if at >= 0]
         expected = expected - (sum(chances[at] for at in has) / len(has) if has else 0)
     assert any((batch["target_attributes"] < 0).all(1)) and (batch["target_attributes"] >= 0).any()

@@ -78,6 +78,33 @@ def test_updates_are_the_published_ones_and_sleeping_groups_stay():
         assert lamb.updates_of({}, weight) == updates == plain.updates
 
 
+def test_updates_are_timms():
+    """Of decayed parameters, one of them zeros, and of one without decay, whose ratio is 1 there too."""
+    optimizers = pytest.importorskip("timm.optim")
+    starts = random(0), torch.zeros(5, 3, dtype=torch.float64), random(1)
+    ours, theirs = ([torch.nn.Parameter(own.clone()) for own in starts] for _ in range(2))
+    decays = (0.3, 0.3, 0.0)
+    groups = [
+        {"params": [weight], "kinds": ["image"], "active": True, "weight_decay": decay, "decayed": decay > 0}
+        for weight, decay in zip(ours, decays, strict=True)
+    ]
+    lamb = Lamb(groups, CONFIG)
+    plain = [{"params": [own], "weight_decay": decay} for own, decay in zip(theirs, decays, strict=True)]
+    peer = optimizers.Lamb(plain, lr=CONFIG.lr, betas=CONFIG.betas, eps=CONFIG.eps, max_grad_norm=None)
+    for step in range(6):
+        activate(lamb, "image", "frozen")
+        for number, pair in enumerate(zip(ours, theirs, strict=True)):
+            for weight in pair:
+                weight.grad = random(10 * step + number + 3)
+        lamb.step()
+        peer.step()
+        for one, other in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-13)
+    assert all(
+        float((own.detach() - start).abs().max()) > 0.01 for own, start in zip(ours, starts, strict=True)
+    )
+
+
 def test_the_flag_skips_on_the_device_and_the_scale_divides():
     ours, theirs = ([torch.nn.Parameter(random(seed)) for seed in (0, 1)] for _ in range(2))
     one, two = Lamb(groups_of(ours), CONFIG), Lamb(groups_of(theirs), CONFIG)

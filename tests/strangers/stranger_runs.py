@@ -18,6 +18,7 @@ import torch
 from real_runs import steps_of
 from safetensors import safe_open
 from sample_runs import world_config, write_world
+from told import Told
 from toy import partition_everything
 
 from flava_ds import config as configuration
@@ -102,7 +103,9 @@ def train_all(runs: tuple[tuple[Config, int | None], ...]) -> list[int]:
     return statuses
 
 
-def prove(run_ranks: Callable[..., list[Any]], config: Config, *, zero3: bool = True) -> list[dict[str, Any]]:
+def prove(
+    run_ranks: Callable[..., list[Any]], config: Config, *, zero3: bool = True, told: Told | None = None
+) -> list[dict[str, Any]]:
     """Trains a stranger on two ranks under ZeRO 1 and ZeRO 3, each stopped and resumed as well, and on one
     rank with one micro-batch and with four; expects equal bits after a resumption, and everywhere the same
     numbers. Returns the curve."""
@@ -128,6 +131,9 @@ def prove(run_ranks: Callable[..., list[Any]], config: Config, *, zero3: bool = 
             and [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
         )
     for other in (alone[1], *(whole for whole, _ in runs[::3])):
+        if told is not None:
+            named = "1 rank of 4 micro-batches" if other is alone[1] else f"2 ranks, {other.name[:5]}"
+            told.split(str(config.model.type), named, losses_of(curve(other)), losses_of(expected), 1e-6)
         for ours, theirs in zip(curve(other), expected, strict=True):
             # The norm of a gradient whose terms nearly cancel has more rounding than the losses.
             assert ours.pop("grad_norm") == pytest.approx(theirs["grad_norm"], rel=1e-5), other.name
@@ -135,6 +141,11 @@ def prove(run_ranks: Callable[..., list[Any]], config: Config, *, zero3: bool = 
         for name, own in numbers_of(other).items():
             torch.testing.assert_close(own, numbers[name], rtol=1e-5, atol=1e-6, msg=f"{other.name}: {name}")
     return expected
+
+
+def losses_of(lines: list[dict[str, Any]]) -> list[float]:
+    """Returns the losses of a curve."""
+    return [value for line in lines for key, value in line.items() if key.startswith("loss/")]
 
 
 def curve(config: Config) -> list[dict[str, Any]]:

@@ -56,7 +56,7 @@ class FineTuning(ABC):
     @property
     def about(self) -> str:
         """Says how it learns, if it does, and on what."""
-        return f"{'the own head, untrained,' if self.own_head else 'fine-tuning'} on {self.reads}"
+        return f"{'the own head, as it came,' if self.own_head else 'fine-tuning'} on {self.reads}"
 
     def reported(self, data: Splits) -> tuple[str, ...]:
         """Returns the split to report on, then those of `also`."""
@@ -114,7 +114,7 @@ class FineTuning(ABC):
         return scores
 
     def _as_it_came(self, model: FrozenModel, splits: dict[str, Any]) -> dict[str, Score]:
-        """Scores the model with its own head, untrained. Raises: DataError, UserError."""
+        """Scores the model with its own head as it came. Raises: DataError, UserError."""
         head = model.need(OwnHead, f"task {self.name} with --own-head")
         check_made_for(head.made_for, self.name)
         encoder = self.encoder(model)

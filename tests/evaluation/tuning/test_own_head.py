@@ -145,7 +145,7 @@ def test_lxmert_answers_from_stored_regions(root, tmp_path, capsys):
     assert main([*given, "--regions", str(tmp_path / "regions")]) == 0
     result = json.loads(capsys.readouterr().out)["vqav2"]
     assert result["scores"]["vqa_accuracy"]["value"] == pytest.approx(np.mean(found))
-    assert result["protocol"] == "the own head, untrained, on images with a text"
+    assert result["protocol"] == "the own head, as it came, on images with a text"
     assert result["fine_tuning"] == {"own_head": True} and result["samples"] == 9
 
 

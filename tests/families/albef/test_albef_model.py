@@ -26,9 +26,10 @@ def step(task, batch):
 @pytest.mark.parametrize(
     ("dtype", "states", "gradients"), [(torch.float32, 1e-5, 3e-5), (torch.float64, 1e-12, 1e-12)]
 )
-def test_transformers_agree(dtype, states, gradients):
+def test_transformers_agree(dtype, states, gradients, told):
     """BERT's first layers, whose output goes into BLIP's text model with an image, without a causal mask."""
     config, batch = tiny_config(), make_batch()
+    told.parity("albef", "BertModel, BlipTextModel", dtype, states, gradients)
     bert, blip = (part.to(dtype) for part in their_parts(config.model))
     model = build_task(config).model.to(dtype)
     weights = by_our_names(dict(bert.state_dict()), dict(blip.state_dict()))
@@ -44,16 +45,16 @@ def test_transformers_agree(dtype, states, gradients):
         encoder_embeds=alone, attention_mask=mask, encoder_hidden_states=other_image, is_decoder=False
     ).last_hidden_state[mask.bool()]
     text = model.text_encoder(texts_of(batch))
-    assert difference(text.last_hidden_state(), alone[mask.bool()]) <= states
+    assert told.output(difference(text.last_hidden_state(), alone[mask.bool()])) <= states
     ours = model.fusion(text.packed, image).last_hidden_state()
-    assert difference(ours, theirs) <= states
+    assert told.output(difference(ours, theirs)) <= states
     rows = torch.tensor([0, 3, 7, 12, 17, 20])
     few = model.fusion(text.packed, image, rows).rows(rows)
-    assert difference(few, theirs[rows]) <= states, "the last layer, for some rows only"
+    assert told.output(difference(few, theirs[rows])) <= states, "the last layer, for some rows only"
     upstream = torch.randn_like(theirs)
     (theirs * upstream).sum().backward()
     (ours * upstream).sum().backward()
-    assert difference(image.hidden.grad, other_image.grad.flatten(0, 1)) <= gradients
+    assert told.gradient(difference(image.hidden.grad, other_image.grad.flatten(0, 1))) <= gradients
     expected = by_our_names(
         *(
             {name: p.grad for name, p in part.named_parameters() if p.grad is not None}
@@ -63,7 +64,9 @@ def test_transformers_agree(dtype, states, gradients):
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     assert found.keys() == expected.keys()
     apart = {name: difference(found[name], expected[name]) for name in found}
-    assert max(apart.values()) <= gradients, sorted(apart.items(), key=lambda entry: -entry[1])[:5]
+    assert told.gradient(max(apart.values())) <= gradients, sorted(
+        apart.items(), key=lambda entry: -entry[1]
+    )[:5]
 
 
 def test_parameter_counts_are_the_published_ones():

@@ -58,9 +58,10 @@ def gradients_apart(task, theirs, config, prefix: str = "") -> dict[str, float]:
     }
 
 
-def test_transformers_agree():
+def test_transformers_agree(told):
     """Features, loss with smoothed labels, and every gradient, in evaluation."""
     config, batch = tiny_config(), make_batch()
+    told.parity("align", "AlignModel", torch.float32, 1e-5, 3e-5)
     theirs = their_align(config).eval()
     task = our_model(config, theirs).eval()
     inputs = inputs_of(batch)
@@ -69,32 +70,34 @@ def test_transformers_agree():
     encoded = task.model.encode(batch, ("image", "text"))
     rows = {view: own.rows(task.model.first_rows(view, batch)) for view, own in encoded.items()}
     features = task.objectives["global_contrastive"].features(task.model, rows, batch).samples
-    assert difference(features["image"], output.image_embeds) <= 1e-5
-    assert difference(features["text"], output.text_embeds) <= 1e-5
+    assert told.output(difference(features["image"], output.image_embeds)) <= 1e-5
+    assert told.output(difference(features["text"], output.text_embeds)) <= 1e-5
     apart = (output.image_embeds[:, None] - output.image_embeds).norm(dim=2)
     assert float(apart.detach().max()) > 0.03, "images differ in what is compared"
     [loss] = task.losses(batch).values()
-    assert difference(loss.sum / loss.count, output.loss) <= 1e-5
+    assert told.output(difference(loss.sum / loss.count, output.loss)) <= 1e-5
     (loss.sum / loss.count).backward()
     output.loss.backward()
     found = gradients_apart(task, theirs, config)
-    assert max(found.values()) <= 3e-5, sorted(found.items(), key=lambda entry: -entry[1])[:5]
+    assert told.gradient(max(found.values())) <= 3e-5, sorted(found.items(), key=lambda entry: -entry[1])[:5]
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_the_image_tower_is_theirs_in_fp64(training):
+def test_the_image_tower_is_theirs_in_fp64(training, told):
     """In training, one group is their batch. Their text tower takes its softmax in fp32."""
     config, batch = tiny_config(), make_batch()
+    told.parity("align", "AlignModel, image tower", torch.float64, 1e-12, 1e-10)
     theirs = their_align(config).double().train(training)
     task = our_model(config, theirs).train(training)
     pixels = inputs_of(batch)["pixel_values"]
     found, expected = task.model.image_features(pixels), theirs.vision_model(pixels).pooler_output
-    assert difference(found, expected) <= 1e-12
+    assert told.output(difference(found, expected)) <= 1e-12
     weights = torch.randn(found.shape, generator=torch.Generator().manual_seed(0)).double()
     for own in (found, expected):
         (own * weights).sum().backward()
     apart = gradients_apart(task, theirs, config, "model.image_encoder.")
-    assert len(apart) > 80 and max(apart.values()) <= 1e-10, sorted(apart.items(), key=lambda e: -e[1])[:5]
+    assert len(apart) > 80
+    assert told.gradient(max(apart.values())) <= 1e-10, sorted(apart.items(), key=lambda e: -e[1])[:5]
 
 
 def test_parameter_counts_are_the_public_models_without_the_pooler_that_nothing_reads():

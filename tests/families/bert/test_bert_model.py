@@ -40,16 +40,17 @@ def step(task, batch):
     ("dtype", "states", "gradients"), [(torch.float32, 1e-5, 3e-5), (torch.float64, 1e-12, 1e-12)]
 )
 @pytest.mark.parametrize("segments", [((3, 4), (7, 1), (5, 0), (2, 6)), ((4, 4), (4, 4))])
-def test_transformers_agree(dtype, states, gradients, segments):
+def test_transformers_agree(dtype, states, gradients, segments, told):
     config, batch = tiny_config(), make_batch(segments)
+    told.parity("bert", "BertForPreTraining", dtype, states, gradients)
     theirs = their_bert(config).to(dtype)
     task = our_model(config, theirs)
     output = theirs(**inputs_of(batch), output_hidden_states=True)
     hidden = task.model.encode(batch, {"text_masked"})["text_masked"].last_hidden_state()
     mask = inputs_of(batch)["attention_mask"].bool()
-    assert difference(hidden, output.hidden_states[-1][mask]) <= states
+    assert told.output(difference(hidden, output.hidden_states[-1][mask])) <= states
     loss = step(task, batch)
-    assert difference(loss, output.loss) <= states
+    assert told.output(difference(loss, output.loss)) <= states
     loss.backward()
     output.loss.backward()
     found = own_tensors(theirs, {name: parameter.grad for name, parameter in theirs.named_parameters()})
@@ -57,7 +58,9 @@ def test_transformers_agree(dtype, states, gradients, segments):
     ours = {name: parameter.grad for name, parameter in task.named_parameters()}
     assert ours.keys() == expected.keys()
     apart = {name: difference(ours[name], expected[name]) for name in ours}
-    assert max(apart.values()) <= gradients, sorted(apart.items(), key=lambda entry: -entry[1])[:5]
+    assert told.gradient(max(apart.values())) <= gradients, sorted(
+        apart.items(), key=lambda entry: -entry[1]
+    )[:5]
 
 
 def test_parameter_counts_are_the_published_ones():

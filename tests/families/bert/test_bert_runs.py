@@ -35,7 +35,7 @@ def test_the_planner_sees_two_segments_in_every_text():
 
 
 @pytest.mark.distributed
-def test_ranks_stages_and_accumulation_give_the_same_losses(tmp_path):
+def test_ranks_stages_and_accumulation_give_the_same_losses(tmp_path, told):
     """With dropout."""
     text = BertTextConfig(
         vocab_size=200,
@@ -54,4 +54,4 @@ def test_ranks_stages_and_accumulation_give_the_same_losses(tmp_path):
         model=BertConfig(text=text),
         objectives={"mlm": masked, "nsp": NextSentenceConfig()},
     )
-    check_losses_of_every_split(make, ["mlm", "nsp"])
+    check_losses_of_every_split(make, ["mlm", "nsp"], told)

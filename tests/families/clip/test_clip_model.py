@@ -52,9 +52,11 @@ def their_clip(config: Config, std: float = 0.1, **ids):
     return randomize(transformers.CLIPModel(theirs), std)
 
 
-def check(config, theirs, batch, output, *, states, gradients, open_clip=False):
+def check(config, theirs, batch, output, told, *, states, gradients, open_clip=False):
     """Compares features, loss and every gradient; `output` are their image features, text
     features and loss."""
+    reference, dtype = "open_clip" if open_clip else "CLIPModel", next(theirs.parameters()).dtype
+    told.parity("clip", reference, dtype, states, gradients)
     task = our_model(config, theirs, open_clip=open_clip)
     with torch.no_grad():
         rows = task.model.embedding_rows(batch)
@@ -67,14 +69,16 @@ def check(config, theirs, batch, output, *, states, gradients, open_clip=False):
         "text": difference(text, output[1]),
         "loss": difference(loss, output[2]),
     }
-    assert max(found.values()) <= states, found
+    assert told.output(max(found.values())) <= states, found
     loss.backward()
     output[2].backward()
     ours, expected = our_gradients(task), their_gradients(theirs, config, open_clip=open_clip)
     assert ours.keys() == expected.keys()
     found = {name: difference(ours[name], expected[name]) for name in ours}
     print({"states": found, "gradients": max(found.values())})
-    assert max(found.values()) <= gradients, sorted(found.items(), key=lambda entry: -entry[1])[:5]
+    assert told.gradient(max(found.values())) <= gradients, sorted(
+        found.items(), key=lambda entry: -entry[1]
+    )[:5]
 
 
 def run_transformers(theirs, batch, config, length=None, fill=1):
@@ -87,22 +91,22 @@ def run_transformers(theirs, batch, config, length=None, fill=1):
 
 @pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
 @pytest.mark.parametrize("lengths", [(5, 12, 2, 9), (8, 8, 8), (3, 32)])
-def test_transformers_agree_in_fp32(activation, lengths):
+def test_transformers_agree_in_fp32(activation, lengths, told):
     config = tiny_config(activation)
     theirs, batch = their_clip(config), make_batch(config, lengths)
-    check(config, theirs, batch, run_transformers(theirs, batch, config), states=1e-5, gradients=3e-5)
+    check(config, theirs, batch, run_transformers(theirs, batch, config), told, states=1e-5, gradients=3e-5)
 
 
 @pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
-def test_transformers_agree_in_fp64(activation):
+def test_transformers_agree_in_fp64(activation, told):
     config = tiny_config(activation)
     theirs, batch = their_clip(config).double(), make_batch(config)
     batch = batch.having(pixel_values=normalized(batch["pixel_values"], config))
-    check(config, theirs, batch, run_transformers(theirs, batch, config), states=1e-12, gradients=1e-12)
+    check(config, theirs, batch, run_transformers(theirs, batch, config), told, states=1e-12, gradients=1e-12)
 
 
 @pytest.mark.parametrize(("ids", "fill"), [({"eos_token_id": 2}, 1), ({"pad_token_id": END}, END)])
-def test_the_old_configurations_of_transformers_pool_the_same_row(ids, fill):
+def test_the_old_configurations_of_transformers_pool_the_same_row(ids, fill, told):
     """With eos 2 it looks for the largest id; with the end as padding, for the first end. Ours is the last
     row of a text either way.
     """
@@ -113,6 +117,7 @@ def test_the_old_configurations_of_transformers_pool_the_same_row(ids, fill):
         theirs,
         batch,
         run_transformers(theirs, batch, config, length=32, fill=fill),
+        told,
         states=1e-5,
         gradients=3e-5,
     )
@@ -154,7 +159,7 @@ def run_open_clip(theirs, batch, config):
 
 
 @pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
-def test_open_clip_agrees_in_fp32(activation):
+def test_open_clip_agrees_in_fp32(activation, told):
     config = tiny_config(activation)
     theirs, batch = their_open_clip(config), make_batch(config)
     check(
@@ -162,6 +167,7 @@ def test_open_clip_agrees_in_fp32(activation):
         theirs,
         batch,
         run_open_clip(theirs, batch, config),
+        told,
         states=1e-5,
         gradients=3e-5,
         open_clip=True,
@@ -174,7 +180,7 @@ BASE_GRADIENTS = 1e-4
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-32-quickgelu"])
-def test_open_clips_base_model_agrees(name):
+def test_open_clips_base_model_agrees(name, told):
     open_clip = pytest.importorskip("open_clip")
     activation = "quick_gelu" if name.endswith("quickgelu") else "gelu"
     config = Config(
@@ -189,6 +195,7 @@ def test_open_clips_base_model_agrees(name):
         theirs,
         batch,
         run_open_clip(theirs, batch, config),
+        told,
         states=1e-5,
         gradients=BASE_GRADIENTS,
         open_clip=True,
@@ -196,14 +203,20 @@ def test_open_clips_base_model_agrees(name):
 
 
 @pytest.mark.slow
-def test_transformers_base_model_agrees():
+def test_transformers_base_model_agrees(told):
     config = Config(
         name="base", model=vit_b_16(), objectives={"global_contrastive": GlobalContrastiveConfig()}
     )
     theirs = their_clip(config, std=0.02, bos_token_id=49_406, eos_token_id=49_407)
     batch = make_batch(config, (7, 77, 20), ends=(49_406, 49_407))
     check(
-        config, theirs, batch, run_transformers(theirs, batch, config), states=1e-5, gradients=BASE_GRADIENTS
+        config,
+        theirs,
+        batch,
+        run_transformers(theirs, batch, config),
+        told,
+        states=1e-5,
+        gradients=BASE_GRADIENTS,
     )
 
 

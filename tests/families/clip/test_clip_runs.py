@@ -10,7 +10,7 @@ from flava_ds.objectives.global_contrastive import GlobalContrastiveConfig
 
 
 @pytest.mark.distributed
-def test_ranks_stages_and_accumulation_give_the_same_losses(tmp_path):
+def test_ranks_stages_and_accumulation_give_the_same_losses(tmp_path, told):
     image = ImageTowerConfig(
         image_size=24,
         patch_size=8,
@@ -34,4 +34,4 @@ def test_ranks_stages_and_accumulation_give_the_same_losses(tmp_path):
         model=ClipConfig(image=image, text=text, projection_dim=12),
         objectives={"global_contrastive": GlobalContrastiveConfig()},
     )
-    check_losses_of_every_split(make, ["global_contrastive"])
+    check_losses_of_every_split(make, ["global_contrastive"], told)

@@ -15,6 +15,7 @@ from families.bert.bert_peers import randomize
 from families.simvlm.simvlm_toys import OBJECTIVES, make_batch, texts_of, tiny_config, tiny_model
 from layers.torch_layers import decoder_layer, encoder_layer
 from sample_batches import denominators
+from told import largest
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -42,7 +43,7 @@ def step(task, batch):
 
 
 @pytest.mark.parametrize("kind", ["pair", "text"])
-def test_torchs_layers_agree(task, kind):
+def test_torchs_layers_agree(task, kind, told):
     """The whole model sample by sample, with torch's transformer layers and no packing: the loss."""
     batch, model = make_batch(kind=kind), task.model
     patches = model.embed_images(batch["pixel_values"]) if kind == "pair" else [None] * batch.size
@@ -64,6 +65,8 @@ def test_torchs_layers_agree(task, kind):
     [loss] = task.losses(batch).values()
     assert loss.count == int(bounds[-1])
     torch.testing.assert_close(loss.sum, total)
+    told.parity("simvlm", "torch's encoder and decoder layers, loss", total.dtype, 1e-7, 1e-7)
+    told.output(largest(loss.sum, total))
 
 
 def states(task, batch, patches=None):

@@ -40,10 +40,10 @@ def test_the_planner_reads_images_of_pairs_alone():
 
 
 @pytest.mark.distributed
-def test_ranks_stages_and_accumulation_give_the_same_losses(tmp_path):
+def test_ranks_stages_and_accumulation_give_the_same_losses(tmp_path, told):
     objectives = {"prefix_lm": OBJECTIVES["prefix_lm"]}
     make = functools.partial(family_config, tmp_path, kind="pair", model=MODEL, objectives=objectives)
-    check_losses_of_every_split(make, ["prefix_lm"])
+    check_losses_of_every_split(make, ["prefix_lm"], told)
     one, *others = [load_weights(tmp_path / "runs" / name) for name in ("one", "zero0", "zero3")]
     running = [name for name in one if "running" in name]
     assert len(running) == 18

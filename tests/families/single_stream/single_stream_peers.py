@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from families.bert.bert_peers import difference, their_bert
 from sample_batches import denominators
+from told import Told
 from torch import Tensor, nn
 
 from flava_ds.batch import Batch
@@ -195,14 +196,16 @@ def check_against(
     batch: Batch,
     their_losses: Callable[[Peer, Batch], dict[str, Tensor]],
     exact: tuple[torch.dtype, float, float],
+    told: Told,
 ) -> None:
     """Compares every loss of a task on a batch, and every gradient of their weighted sum, with a peer's."""
     dtype, close, gradients = exact
+    told.parity(task.model.config.type, "BertModel and plain torch", dtype, close, gradients)
     peer = Peer(task)
     losses, expected = task.losses(batch), their_losses(peer, batch)
     assert losses.keys() == expected.keys()
     for name, own in losses.items():
-        assert difference(own.sum / own.count, expected[name]) <= close, name
+        assert told.output(difference(own.sum / own.count, expected[name])) <= close, name
     task("step", batch, denominators(task, batch)).loss.backward()
     sum(task.objectives[name].weight * loss for name, loss in expected.items()).backward()
     found = {name: own.grad for name, own in task.named_parameters()}
@@ -211,7 +214,7 @@ def check_against(
     apart = apart_of({name: own for name, own in found.items() if has_values(own)}, theirs)
     zero = found.keys() - apart.keys()
     assert not any(has_values(theirs[name]) for name in zero), zero
-    assert max(apart.values()) <= gradients, sorted(apart.items(), key=lambda own: -own[1])[:5]
+    assert told.gradient(max(apart.values())) <= gradients, sorted(apart.items(), key=lambda own: -own[1])[:5]
     assert apart.keys() == {name for name, kinds in task.users().items() if batch.kind in kinds}, (
         "users() says otherwise"
     )

@@ -105,7 +105,7 @@ def from_dict_of(text: str):
 
 
 @pytest.mark.distributed
-def test_ranks_stages_and_accumulation_give_the_same_losses(tmp_path):
+def test_ranks_stages_and_accumulation_give_the_same_losses(tmp_path, told):
     stages = dict(zip(FAMILIES, ("zero1", "zero3", "zero2", "zero1"), strict=False))
     alone = [make(tmp_path, family, f"{family}-1", accumulation=2) for family in FAMILIES]
     split = [make(tmp_path, family, f"{family}-2", stage=stages[family]) for family in FAMILIES]
@@ -123,6 +123,8 @@ def test_ranks_stages_and_accumulation_give_the_same_losses(tmp_path):
         )
         assert len(set(expected)) == len(expected) >= 9, one.name
         assert found == pytest.approx(expected, rel=1e-5, abs=1e-6), one.name
+        family = str(one.model.type)
+        told.split(family, f"2 ranks, {stages[family]}", found, expected, 1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

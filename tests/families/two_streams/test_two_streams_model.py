@@ -46,27 +46,34 @@ def step(task, batch):
 @pytest.mark.parametrize(
     ("dtype", "states", "gradients"), [(torch.float32, 1e-5, 3e-5), (torch.float64, 1e-12, 1e-12)]
 )
-def test_transformers_agree(dtype, states, gradients):
+def test_transformers_agree(dtype, states, gradients, told):
     """Both streams, the pooled CLS and the loss of all three heads; texts and regions are padded on their
     side.
     """
     config, batch = lxmert(), make_batch()
+    told.parity("lxmert", "LxmertForPreTraining", dtype, states, gradients)
     theirs = their_lxmert(config).to(dtype)
     task = our_model(config, theirs)
     inputs = inputs_of(batch, dtype)
     output = theirs.lxmert(**inputs)
     found = task.model.encode(batch, [TEXT_VIEW, REGIONS_VIEW])
     mask, seen = inputs["attention_mask"].bool(), inputs["visual_attention_mask"].bool()
-    assert difference(found[TEXT_VIEW].last_hidden_state(), output.language_output[mask]) <= states
-    assert difference(found[REGIONS_VIEW].last_hidden_state(), output.vision_output[seen]) <= states
-    assert difference(task.model.pooled(found[TEXT_VIEW].first()), output.pooled_output) <= states
+    assert (
+        told.output(difference(found[TEXT_VIEW].last_hidden_state(), output.language_output[mask])) <= states
+    )
+    assert (
+        told.output(difference(found[REGIONS_VIEW].last_hidden_state(), output.vision_output[seen])) <= states
+    )
+    assert (
+        told.output(difference(task.model.pooled(found[TEXT_VIEW].first()), output.pooled_output)) <= states
+    )
 
     expected = theirs(**inputs, **labels_of(batch, dtype)).loss
     losses = task.losses(batch)
     # theirs divides by all places, padded ones included
     shares = {"detected_regions": losses["detected_regions"].sum / seen.numel() / 0.15}
     loss = sum(shares.get(name, own.sum / own.count) for name, own in losses.items())
-    assert difference(loss, expected) <= 1e-5
+    assert difference(loss, expected) <= 1e-5  # theirs adds up in fp32
     loss.backward()
     expected.backward()
     grads = {name: own.grad for name, own in theirs.named_parameters()}
@@ -77,7 +84,9 @@ def test_transformers_agree(dtype, states, gradients):
         name: difference(*(own[name][1:] if name.endswith(UNTRAINED) else own[name] for own in (ours, other)))
         for name in ours
     }
-    assert max(apart.values()) <= gradients, sorted(apart.items(), key=lambda entry: -entry[1])[:5]
+    assert told.gradient(max(apart.values())) <= gradients, sorted(
+        apart.items(), key=lambda entry: -entry[1]
+    )[:5]
 
 
 def test_parameter_counts_are_the_published_ones():

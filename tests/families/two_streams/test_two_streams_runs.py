@@ -9,7 +9,7 @@ import pytest
 import torch
 from families.two_streams.two_stream_peers import lxmert, vilbert
 from region_files import with_regions, write_regions
-from stranger_runs import curve, split, stranger_config, train_all
+from stranger_runs import curve, losses_of, split, stranger_config, train_all
 
 from flava_ds import config as configuration
 from flava_ds.config import from_dict, to_dict
@@ -33,7 +33,7 @@ def test_recipes_are_sound_and_survive_json(recipe):
 
 
 @pytest.mark.distributed
-def test_ranks_stages_and_accumulation_give_the_same_losses(run_ranks, tmp_path):
+def test_ranks_stages_and_accumulation_give_the_same_losses(run_ranks, tmp_path, told):
     """One rank with four micro-batches; two with one, under ZeRO 3, and with two, under ZeRO 1. All drop
     hidden states.
     """
@@ -57,6 +57,8 @@ def test_ranks_stages_and_accumulation_give_the_same_losses(run_ranks, tmp_path)
         expected = curve(alone)
         assert expected[0]["loss/mmm_text"] == pytest.approx(math.log(200), abs=0.3)
         assert expected[0]["loss/itm"] == pytest.approx(math.log(2), abs=0.1)
+        named = "2 ranks, zero3" if other is two[0] else "2 ranks of 2 micro-batches, zero1"
+        told.split(str(alone.model.type), named, losses_of(curve(other)), losses_of(expected), 1e-6)
         for ours, theirs in zip(curve(other), expected, strict=True):
             # the norm of a gradient whose terms nearly cancel has more rounding than the losses
             assert ours.pop("grad_norm") == pytest.approx(theirs["grad_norm"], rel=1e-5), other.name

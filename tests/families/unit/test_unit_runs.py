@@ -133,7 +133,7 @@ def run_config(folder, name, *, stage="zero1", accumulation=1):
 
 
 @pytest.mark.distributed
-def test_ranks_zero_3_and_accumulation_give_the_same_losses(tmp_path):
+def test_ranks_zero_3_and_accumulation_give_the_same_losses(tmp_path, told):
     """Micro-batches and ranks have different numbers of objects, and steps have different tasks. The ghost
     norms enlarge rounding.
     """
@@ -148,5 +148,7 @@ def test_ranks_zero_3_and_accumulation_give_the_same_losses(tmp_path):
     assert [len(step) for step in expected] == [1] * 6
     assert {name for step in expected for name in step} == USED.keys()
     assert found == [pytest.approx(step, rel=1e-5) for step in expected]
+    values = ([loss for step in steps for loss in step.values()] for steps in (found, expected))
+    told.split("unit", "2 ranks, zero3", *values, 1e-5)
     detected = [step for step in steps_of(runs[0][0].run_path) if "loss/detection" in step]
     assert all(step["metric/attribute_loss/detection"] > 0 for step in detected) and detected

@@ -64,11 +64,12 @@ def apart(task, expected):
     ("dtype", "states", "gradients"), [(torch.float32, 1e-5, 3e-5), (torch.float64, 1e-12, 1e-12)]
 )
 @pytest.mark.parametrize("size", [(12, 12), (8, 20)])
-def test_transformers_agree(dtype, states, gradients, size):
+def test_transformers_agree(dtype, states, gradients, size, told):
     """On masked texts of several lengths, and on images of another shape. Theirs come with their patches
     in a random order, so what is compared of them is their CLS and the sum.
     """
     config, batch = tiny_config(), make_batch(size=size)
+    told.parity("vilt", "ViltModel", dtype, states, gradients)
     theirs = their_vilt(config).to(dtype)
     task = our_model(config, theirs)
     inputs, length = inputs_of(batch), batch.numbers["max_seqlen"]
@@ -80,11 +81,13 @@ def test_transformers_agree(dtype, states, gradients, size):
     hidden, mask = encoded.last_hidden_state(), inputs["attention_mask"].bool()
     rows = layout.text_rows(torch.arange(len(batch["input_ids"])))
     expected = output.last_hidden_state
-    assert difference(hidden[rows], expected[:, :length][mask]) <= states
-    assert difference(hidden[layout.cu_seqlens[:-1].long()], expected[:, length]) <= states
+    assert told.output(difference(hidden[rows], expected[:, :length][mask])) <= states
+    assert told.output(difference(hidden[layout.cu_seqlens[:-1].long()], expected[:, length])) <= states
     patches = hidden[layout.patch_rows(torch.arange(image[1].shape[:2].numel()))].unflatten(0, (4, -1))
-    assert difference(patches.sum(1), expected[:, length + 1 :].sum(1)) <= states
-    assert difference(task.model.pooled(hidden[layout.text_starts]), output.pooler_output) <= states
+    assert told.output(difference(patches.sum(1), expected[:, length + 1 :].sum(1))) <= states
+    assert (
+        told.output(difference(task.model.pooled(hidden[layout.text_starts]), output.pooler_output)) <= states
+    )
 
     weights = torch.randn(2, 24, dtype=dtype)
     for texts, pooled in (
@@ -93,20 +96,25 @@ def test_transformers_agree(dtype, states, gradients, size):
     ):
         (((texts**2) @ weights[0]).sum() + (pooled @ weights[1]).sum()).backward()
     found = apart(task, gradients_of(theirs, config))
-    assert max(found.values()) <= gradients, sorted(found.items(), key=lambda entry: -entry[1])[:5]
+    assert told.gradient(max(found.values())) <= gradients, sorted(
+        found.items(), key=lambda entry: -entry[1]
+    )[:5]
 
 
-def test_the_masked_loss_is_theirs():
+def test_the_masked_loss_is_theirs(told):
     config, batch = tiny_config(), make_batch()
+    told.parity("vilt", "ViltForMaskedLM, loss", torch.float64, 1e-6, 3e-5)
     theirs = their_vilt(config).double()
     task = our_model(config, theirs)
     output = theirs(**inputs_of(batch), labels=labels_of(batch))
     loss = task.losses(batch, only={"mmm_text"})["mmm_text"]
-    assert difference(loss.sum / loss.count, output.loss) <= 1e-6  # logits of the head are summed in fp32
+    assert (
+        told.output(difference(loss.sum / loss.count, output.loss)) <= 1e-6
+    )  # logits of the head are summed in fp32
     (loss.sum / loss.count).backward()
     output.loss.backward()
     found = apart(task, gradients_of(theirs, config))
-    assert max(found.values()) <= 3e-5, sorted(found.items(), key=lambda entry: -entry[1])[:5]
+    assert told.gradient(max(found.values())) <= 3e-5, sorted(found.items(), key=lambda entry: -entry[1])[:5]
 
 
 def test_parameter_counts_are_the_published_ones():

@@ -109,7 +109,7 @@ def losses(config) -> list[float]:
 
 
 @pytest.mark.distributed
-def test_ranks_stages_and_accumulation_give_the_same_losses(tmp_path):
+def test_ranks_stages_and_accumulation_give_the_same_losses(tmp_path, told):
     configs = [(vilt_config(tmp_path, "one", accumulation=2), 1)]
     configs += [(vilt_config(tmp_path, stage, stage), 2) for stage in ("zero1", "zero3")]
     for config, ranks in configs:
@@ -121,6 +121,7 @@ def test_ranks_stages_and_accumulation_give_the_same_losses(tmp_path):
     assert expected[1] == pytest.approx(math.log(2), abs=0.2)
     for config, _ in configs[1:]:
         assert losses(config) == pytest.approx(expected, rel=1e-6, abs=1e-7), config.name
+        told.split("vilt", f"2 ranks, {config.name}", losses(config), expected, 1e-6)
 
 
 @pytest.mark.distributed

@@ -95,8 +95,9 @@ def own_tensors(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("exact", EXACT, ids=["fp32", "fp64"])
-def test_transformers_agree(exact):
+def test_transformers_agree(exact, told):
     dtype, close, gradients = exact
+    told.parity("visualbert", "VisualBertForPreTraining", *exact)
     theirs, config, batch = their_visualbert().to(dtype), tiny_config(), pairs(dtype)
     task, table = build_task(config).to(dtype), LAYOUTS.entries(config.model, heads=True)
     task.load_state_dict(to_ours(own_tensors(dict(theirs.state_dict())), table, "theirs"))
@@ -110,9 +111,11 @@ def test_transformers_agree(exact):
         ("tokens", words, "attention_mask"),
         ("regions", seen, "visual_attention_mask"),
     ):
-        assert difference(hidden[rows_of(batch, name)], states[inputs[mask].bool()]) <= close, name
+        assert told.output(difference(hidden[rows_of(batch, name)], states[inputs[mask].bool()])) <= close, (
+            name
+        )
     loss = task("step", batch, denominators(task, batch)).loss
-    assert difference(loss, output.loss) <= close
+    assert told.output(difference(loss, output.loss)) <= close
     loss.backward()
     output.loss.backward()
     found = {
@@ -123,7 +126,9 @@ def test_transformers_agree(exact):
     ours = {name: parameter.grad for name, parameter in task.named_parameters()}
     assert ours.keys() == expected.keys()
     apart = apart_of(ours, expected)
-    assert max(apart.values()) <= gradients, sorted(apart.items(), key=lambda entry: -entry[1])[:5]
+    assert told.gradient(max(apart.values())) <= gradients, sorted(
+        apart.items(), key=lambda entry: -entry[1]
+    )[:5]
 
 
 def test_parameters_are_the_published_ones():

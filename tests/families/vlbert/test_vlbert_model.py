@@ -88,13 +88,13 @@ def their_losses(peer: Peer, batch) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("exact", EXACT, ids=["fp32", "fp64"])
 @pytest.mark.parametrize("kind", ["pair", "text"])
-def test_losses_and_gradients_are_those_of_the_published_model(kind, exact):
+def test_losses_and_gradients_are_those_of_the_published_model(kind, exact, told):
     task = randomize(build_task(tiny_config()), std=0.04).to(exact[0])
     batch = make_batch(((3, 2), (7,), (1,), (5, 4)), dtype=exact[0])
     if kind == "text":
         tensors = {name: own for name, own in batch.tensors.items() if "region" not in name}
         batch = dataclasses.replace(batch, kind="text", tensors=tensors)
-    check_against(task, batch, their_losses, exact)
+    check_against(task, batch, their_losses, exact, told)
 
 
 def test_parameters_are_the_published_ones():

@@ -1,0 +1,50 @@
+"""Initial weights replace what they name; those of another family or vocabulary are refused."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from toy import Toy
+
+from flava_ds.checkpoints import files, initial_weights
+from flava_ds.errors import CheckpointError
+
+
+def test_initial_weights_replace_what_they_name(tmp_path):
+    module, other = Toy(0), Toy(1)
+    save_file(
+        {"mim.dense.weight": other.mim.dense.weight.detach().clone(), "unknown": torch.ones(2)},
+        tmp_path / "some.safetensors",
+    )
+    initial_weights.load_initial_weights(module, str(tmp_path / "some.safetensors"), "flava")
+    assert torch.equal(module.mim.dense.weight, other.mim.dense.weight) and not torch.equal(
+        module.mlm.dense.weight, other.mlm.dense.weight
+    )
+    save_file({"mim.dense.weight": torch.ones(3, 3)}, tmp_path / "wrong.safetensors")
+    with pytest.raises(CheckpointError, match=r"'mim.dense.weight' is \[3, 3\]"):
+        initial_weights.load_initial_weights(module, str(tmp_path / "wrong.safetensors"), "flava")
+    save_file({"vision.weight": torch.ones(3, 3)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(CheckpointError, match="none of its 1 tensors"):
+        initial_weights.load_initial_weights(module, str(tmp_path / "foreign.safetensors"), "flava")
+
+
+def test_weights_of_another_vocabulary_are_refused_unless_they_come_alone(tmp_path):
+    """The message about a changed vocabulary says how, too."""
+    (tmp_path / files.MANIFEST).write_text("{}")
+    (tmp_path / files.STATE).write_text(json.dumps({"frozen": {"vocabulary": "one"}}))
+    initial_weights.check_vocabulary(str(tmp_path), {"vocabulary": "one"})
+    initial_weights.check_vocabulary(str(tmp_path), {})
+    with pytest.raises(CheckpointError, match="come from a run with another vocabulary.* --to saf") as caught:
+        initial_weights.check_vocabulary(str(tmp_path), {"vocabulary": "other"})
+    assert "\n" not in str(caught.value)
+    save_file({"mim.dense.weight": torch.ones(2)}, tmp_path / "alone.safetensors")
+    initial_weights.check_vocabulary(str(tmp_path / "alone.safetensors"), {"vocabulary": "other"})
+
+
+def test_weights_of_another_family_are_refused_by_name(tmp_path):
+    save_file({"mim.dense.weight": Toy(1).mim.dense.weight.detach().clone()}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"model": {"type": "clip"}}')
+    with pytest.raises(CheckpointError, match="was written by family 'clip', this configuration is 'flava'"):
+        initial_weights.load_initial_weights(Toy(0), str(tmp_path), "flava")
+    initial_weights.load_initial_weights(Toy(0), str(tmp_path), "clip")

@@ -9,6 +9,8 @@ from sample_runs import write_run
 
 from flava_ds.cli import main
 from flava_ds.evaluation.paper_table import ROWS
+from flava_ds.evaluation.registry import tasks
+from flava_ds.evaluation.suite import split_otherwise, with_splits
 from flava_ds.evaluation.tasks import eurosat
 from flava_ds.report.suite_page import title_of
 
@@ -140,3 +142,8 @@ def test_a_folder_without_data_is_said(run, tmp_path, capsys):
     assert status == 2 and "no data of suite pairs could be used" in told
     reasons = json.loads((tmp_path / "out/suite.json").read_text())["tasks"]
     assert all("licence: " in reasons[task]["skipped"] for task in ("coco_retrieval", "winoground_matching"))
+
+
+def test_sets_that_are_not_split_as_asked_are_named():
+    chosen = with_splits([tasks()[name] for name in ("sun397_probe", "dtd_probe", "glue_rte")], "clip")
+    assert split_otherwise(chosen, "clip") == ["dtd"] and split_otherwise(chosen, None) == []

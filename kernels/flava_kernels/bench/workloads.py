@@ -127,6 +127,25 @@ def _linear_gelu(op: str, rows: int, width: int, inner: int) -> Workload:
     return Workload(op, f"{rows}x{width}->{inner}", draw, ("hidden", "weight", "bias"), cost)
 
 
+def _gelu_linear(op: str, rows: int, inner: int, width: int) -> Workload:
+    """Second half of an MLP whose first one gives z."""
+
+    def draw(generator: torch.Generator, dtype: torch.dtype) -> dict[str, Any]:
+        weight = _randn(generator, torch.float32, width, inner) / math.sqrt(inner)
+        return {
+            "z": _randn(generator, dtype, rows, inner),
+            "weight": weight.to(dtype),
+            "bias": 0.1 * _randn(generator, dtype, width),
+        }
+
+    def cost(element: int) -> Cost:
+        given, operands = rows * inner * element, (rows + inner) * width * element
+        product = 2 * rows * inner * width
+        return Cost(given + operands, product, 2 * given + operands + width * inner * element, 2 * product)
+
+    return Workload(op, f"{rows}x{inner}->{width}", draw, ("z", "weight", "bias"), cost)
+
+
 def _lengths(batch: int, least: int, most: int) -> Tensor:
     """Returns fixed sequence lengths; the last is the longest."""
     drawn = torch.randint(least, most + 1, (batch,), generator=torch.Generator().manual_seed(0))
@@ -346,6 +365,10 @@ SHAPES: dict[str, tuple[Callable[..., Workload], dict[str, tuple[tuple[int, ...]
             "cpu": ((4352, 192, 768),),
             "quick": ((16, 8, 32),),
         },
+    ),
+    "gelu_linear": (
+        _gelu_linear,
+        {"gpu": ((50432, 3072, 768),), "cpu": ((4352, 768, 192),), "quick": ((16, 32, 8),)},
     ),
     "linear_cross_entropy": (
         _linear_cross_entropy,

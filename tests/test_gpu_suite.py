@@ -1,5 +1,7 @@
 """benchmarks/gpu_suite.sh: its parts, its memory of what has finished, its table; for real, on the CPU."""
 
+import contextlib
+import importlib.util
 import json
 import os
 import re
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from flava_kernels import OPS
+from flava_kernels.bench import peers
 
 ROOT = Path(__file__).parents[1]
 SUITE = ROOT / "benchmarks" / "gpu_suite.sh"
@@ -119,6 +122,48 @@ def test_wheels_are_collected_with_all_that_the_other_machine_lacks(tmp_path, mo
         "third",
     ]
     assert list(missing) == ["nowhere"] and "nowhere" in missing["nowhere"]
+
+
+@pytest.mark.skipif(
+    not any(map(importlib.util.find_spec, ("setuptools.command.bdist_wheel", "wheel"))),
+    reason="setuptools is older than 70.1 and cannot build wheels",
+)
+def test_the_wheel_of_a_folder_leaves_nothing_in_it(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from collect_wheels import fetch
+
+    project = tmp_path / "project"
+    (project / "own").mkdir(parents=True)
+    (project / "own" / "__init__.py").touch()
+    (project / "setup.py").write_text("from setuptools import setup; setup(name='own', packages=['own'])")
+    (project / "build" / "lib" / "own").mkdir(parents=True)
+    (project / "build" / "lib" / "own" / "stale.py").touch()
+    before = sorted(project.rglob("*"))
+    (tmp_path / "out").mkdir()
+    assert fetch(tmp_path / "out", str(project), "3.12", build=True) is None
+    assert sorted(project.rglob("*")) == before
+    (made,) = (tmp_path / "out").iterdir()
+    with zipfile.ZipFile(made) as archive:
+        assert [name for name in archive.namelist() if name.endswith(".py")] == ["own/__init__.py"]
+
+
+def test_every_peer_that_is_no_part_of_torch_is_carried_or_named(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from collect_wheels import NOT_CARRIED, WANTED
+
+    asked = set()
+
+    def library(name: str, **_: object) -> None:
+        asked.add(name.partition(".")[0].replace("_", "-"))
+        raise peers.UnavailableError
+
+    monkeypatch.setattr(peers, "library", library)
+    for op, some in peers.PEERS.items():
+        for peer in some:
+            with contextlib.suppress(peers.UnavailableError):
+                peer.build(OPS[op], "cuda")
+    assert {"flash-attn", "inf-cl", "torch"} <= asked
+    assert asked - {"torch"} <= {*WANTED, *NOT_CARRIED}
 
 
 def test_a_folder_of_wheels_has_to_exist(tmp_path):

@@ -1,6 +1,7 @@
 """benchmarks/gpu_suite.sh: its parts, its memory of what has finished, its table; for real, on the CPU."""
 
 import contextlib
+import datetime
 import importlib.util
 import json
 import os
@@ -45,14 +46,19 @@ def test_the_parts(tmp_path):
     first = ["varlen_attention", "layer_norm", "add_layer_norm", "linear_gelu"]
     ordered = [*first, *(op for op in OPS if op not in first)]
     both = [f"{what}-{op}" for op in ordered for what in ("check", "bench")]
-    pairs = [*(f"pairs-{size}" for size in (64, 256, 128)), "compiled-64"]
-    both[2 * len(first) : 2 * len(first)] = pairs
-    assert parts == ["smoke", "train", *both, "others", "apex", "memcheck", "racecheck"]
+    both.insert(2 * len(first), "compiled-64")
+    both.insert(both.index("bench-info_nce") + 1, "bench-info_nce-fp32")
+    trained = ["smoke", "kernels-train", "train", *(f"pairs-{size}" for size in (64, 256, 128))]
+    assert parts == [*trained, *both, "others", "apex", "memcheck", "racecheck"]
     said = dict(line.split(":", 1) for line in done.stdout.splitlines())
     assert "--recipe flava_base --batch 128 --kind pair" in said["pairs-128"]
     assert said["compiled-64"].endswith("--training.compile-codebook --training.pad-to-multiple-of 256")
+    assert f"--like {tmp_path}/pairs-64" in said["compiled-64"]
+    assert "--op info_nce --dtype fp32" in said["bench-info_nce-fp32"]
+    assert "test_trainer_on_kernels.py" in said["kernels-train"]
     assert "--tool racecheck" in said["racecheck"]
     assert "test_bench_measure.py" in said["others"] and "test_op.py" not in said["others"]
+    assert "test_trainer_on_kernels.py" not in said["others"]
     words = re.search(r"\((.*)\)", said["smoke"])[1].split(" or ")
     for op in OPS.values():
         cases = [f"[{op.name}-{case.name}-" for case in op.cases()]
@@ -222,7 +228,7 @@ def test_when_the_minutes_are_over_the_rest_waits_and_what_there_is_is_packed(tm
     assert done.returncode == 1 and "==" not in done.stdout.split("part ")[0]
     found = table(done)
     found.pop("packed:")
-    assert len(found) == 2 * len(OPS) + 10
+    assert len(found) == 2 * len(OPS) + 12
     assert all(result.startswith("waits: the 0 minutes are over") for result in found.values())
     with tarfile.open(tmp_path / "all.tgz") as archive:
         assert archive.getnames() == ["cpu", "cpu/table.txt"]
@@ -236,6 +242,29 @@ def test_the_archive_of_another_device_stays_as_it_is(tmp_path):
     done = suite(tmp_path, "--cpu", "--minutes", "0", "--archive", str(tmp_path / "all.tgz"))
     assert done.returncode == 2 and "has the results of 'nvidia-h100', and this is 'cpu'" in done.stderr
     assert (tmp_path / "all.tgz").read_bytes() == before
+
+
+def test_steps_unlike_those_of_another_run_and_what_is_compiled_late_are_found(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import train_steps
+
+    steps = [{"step": step, "kind": "pair", "loss/mim": 4.0, "time": 1e9 + step} for step in range(5)]
+    assert train_steps.unlike(steps, steps) == []
+    assert train_steps.unlike(steps[:4], steps) == ["4 steps are not the other run's 5, of the same kinds"]
+    others = [*steps[:3], steps[3] | {"loss/mim": 4.05}, steps[4] | {"loss/mim": float("nan")}]
+    assert train_steps.unlike(steps, others) == [
+        "step 3: loss/mim is 4.0000, not 4.0500",
+        "step 4: loss/mim is 4.0000, not nan",
+    ]
+    said = ""
+    for seconds in (1.9, 2.1):
+        when = datetime.datetime.fromtimestamp(1e9 + seconds).strftime("%m%d %H:%M:%S.%f")
+        said += (
+            f"[rank0]:V{when} 6900 torch/_dynamo/guards.py:5396] [1/1] [__recompiles] Recompiling function "
+            f"forward{seconds} in /flava_ds/layers/transformer.py:90\n[rank0]:V{when} ...  triggered by the "
+            "following guard failure(s):\n"
+        )
+    assert train_steps.compiled_again(said, steps) == ["forward2.1 was compiled again after 3 steps"]
 
 
 @pytest.mark.slow

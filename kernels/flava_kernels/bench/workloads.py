@@ -62,7 +62,7 @@ def _randn(generator: torch.Generator, dtype: torch.dtype, *shape: int) -> Tenso
 
 
 def _layer_norm(op: str, rows: int, width: int) -> Workload:
-    """Rows of a residual stream, or of a branch and its stream."""
+    """Rows of a residual stream, or of a branch and its stream, whose sum no dtype rounds."""
     residual = op == "add_layer_norm"
 
     def draw(generator: torch.Generator, dtype: torch.dtype) -> dict[str, Any]:
@@ -70,9 +70,10 @@ def _layer_norm(op: str, rows: int, width: int) -> Workload:
             1 + 0.1 * _randn(generator, torch.float32, width),
             0.1 * _randn(generator, torch.float32, width),
         )
-        streams = {"x": _randn(generator, dtype, rows, width)} | (
-            {"residual": _randn(generator, dtype, rows, width)} if residual else {}
-        )
+        names = ("x", "residual") if residual else ("x",)
+        streams = {name: _randn(generator, dtype, rows, width) for name in names}
+        if residual:
+            streams = {name: stream.mul_(4).round_().div_(4) for name, stream in streams.items()}
         return streams | {"weight": weight, "bias": bias, "eps": 1e-12}
 
     def cost(element: int) -> Cost:

@@ -5,15 +5,18 @@
 
 It follows what this project and the tests require, for Linux on x86-64 and the Python of that machine, from
 whatever index pip is set to. Packages that the machine has, and NVIDIA's, are left out with all that only
-they need. What has no wheel is built here: this project, and deepspeed, of which only Python is used.
+they need. What has no wheel is built here: this project, from a copy, and deepspeed, of which only Python is
+used. Peers that no wheel can be had of are named, with what to do instead.
 """
 
 from __future__ import annotations
 
 import argparse
 import email.parser
+import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -21,8 +24,18 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
 ROOT = Path(__file__).parents[1]
-WANTED = ("pytest", "ninja", "liger-kernel")
-"""Besides the project: what runs the tests, what torch compiles apex with, and a peer that is only Python."""
+WANTED = ("pytest", "ninja", "liger-kernel", "inf-cl")
+"""Besides the project: what runs the tests, what torch compiles apex with, and peers that are only Python."""
+NOT_CARRIED = {
+    "flash-attn": (
+        "its index has sources only, and they compile for hours with nvcc against that machine's torch; a "
+        "wheel of its releases page for the same Python, torch and CUDA may be put beside the others"
+    ),
+    "apex": "carry a checkout and build it there (docs/kernels.md)",
+}
+"""Peers of flava_kernels/bench/peers.py that this cannot bring, and why."""
+LEFT_OUT = (".*", "build", "runs", "*.egg-info", "__pycache__", "*.pyc", "tests", "docs", "benchmarks")
+"""What of a folder is not copied to build its wheel."""
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64", "linux_x86_64")
 
 
@@ -43,6 +56,8 @@ def main() -> int:
         print(wheel.name)
     for requirement, said in missing.items():
         print(f"error: no wheel of {requirement}: {said}", file=sys.stderr)
+    for peer, why in NOT_CARRIED.items():
+        print(f"not carried: {peer}: {why}")
     return 2 if missing else 0
 
 
@@ -80,7 +95,19 @@ def collect(out: Path, wanted: list[str], have: set[str], python: str) -> dict[s
 
 
 def fetch(out: Path, asked: str, python: str, *, build: bool) -> str | None:
-    """Downloads one wheel, or builds it if there is none. Returns None, or pip's last word."""
+    """Downloads one wheel, or builds it if there is none. Returns None, or pip's last word.
+
+    A folder's is built from a copy, because setuptools leaves its work where the sources are.
+    """
+    if build:
+        with tempfile.TemporaryDirectory() as scratch:
+            copy = Path(scratch) / Path(asked).name
+            shutil.copytree(asked, copy, ignore=shutil.ignore_patterns(*LEFT_OUT))
+            return _run_pip(out, str(copy), python, build=True)
+    return _run_pip(out, asked, python, build=False)
+
+
+def _run_pip(out: Path, asked: str, python: str, *, build: bool) -> str | None:
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     platforms = [word for platform in PLATFORMS for word in ("--platform", platform)]
     target = ["--only-binary=:all:", "--python-version", python, *platforms]

@@ -41,7 +41,7 @@ KERNELS = {
     PRODUCTS: (PRODUCTS,),
     "varlen_attention": ("varlen_attention",),
     NORMS: ("layer_norm", "add_layer_norm"),
-    "linear_gelu, without its products": ("linear_gelu",),
+    "linear_gelu, without its products": ("linear_gelu", "gelu_linear"),
     "linear_cross_entropy, without its products": ("linear_cross_entropy",),
     "info_nce": ("info_nce",),
     "fuse_sequences": ("fuse_sequences",),

@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in parts of less than ten minutes, the most telling first: a case of every
-# operator; training steps of flava_base with their MFU; attention, LayerNorm and GELU against fp64 and their
-# peers; steps of 64, 128 and 256 pairs with a trace each, for benchmarks/forecast.py, and once compiled; the
-# other operators; the other tests that need a GPU; apex's optimizer; the case of every operator again under
-# compute-sanitizer. Parts that have finished on this device are skipped, and so are workloads that a part had
-# measured when its time was up. A table comes last.
+# operator; runs with kernels and with references that must be equal, one of which stops and goes on; training
+# steps of flava_base with their MFU; steps of 64, 128 and 256 pairs with a trace each, for
+# benchmarks/forecast.py; attention, LayerNorm and GELU against fp64 and their peers; compiled steps, which must
+# have the losses of eager ones; the other operators; the other tests that need a GPU; apex's optimizer; the
+# case of every operator again under compute-sanitizer. Parts that have finished on this device are skipped, and
+# so are workloads that a part had measured when its time was up. An operator whose error at a real size is
+# beyond its limits fails its part. A table comes last.
 #
 #   benchmarks/gpu_suite.sh [--out FOLDER] [--minutes N] [--archive FILE.tgz] [--wheels FOLDER]
 #                           [--python PYTHON] [--only PATTERN] [--cpu] [--dry-run]
@@ -189,20 +191,24 @@ both() {
 
 smoke=("$python" -m pytest -m "$marker" -k "$small" tests/kernels/test_op.py)
 part smoke "${smoke[@]}"
+part kernels-train "$python" -m pytest -rs -m "$marker" tests/training/test_trainer_on_kernels.py
 part train "$python" benchmarks/train_steps.py --out "$out/train" "${steps[@]}" --steps 40
-for operator in $first; do both "$operator"; done
 for size in 64 256 128; do
     part "pairs-$size" "$python" benchmarks/train_steps.py --out "$out/pairs-$size" "${pairs[@]}" "$size" \
         --kind pair --steps 20 --override --logging.profile-steps 16 4
 done
+for operator in $first; do both "$operator"; done
 part compiled-64 "$python" benchmarks/train_steps.py --out "$out/compiled-64" "${pairs[@]}" 64 \
-    --kind pair --steps 20 --override --training.compile-blocks --training.compile-codebook \
-    --training.pad-to-multiple-of 256
+    --kind pair --steps 20 --like "$out/pairs-64" --override --training.compile-blocks \
+    --training.compile-codebook --training.pad-to-multiple-of 256
 for operator in $operators; do
     case " $first " in *" $operator "*) ;; *) both "$operator" ;; esac
+    # Training gives this one features in fp32, whose products are others.
+    [ "$operator" != info_nce ] || part bench-info_nce-fp32 \
+        "$python" -m flava_kernels.bench --op info_nce "${bench[@]}" --dtype fp32 --resume --csv "$out/bench.csv"
 done
 mapfile -t others < <(grep -rl 'mark\.gpu\b' tests --include='test_*.py' --exclude='test_op.py' \
-    --exclude='test_apex_adam.py' | sort)
+    --exclude='test_apex_adam.py' --exclude='test_trainer_on_kernels.py' | sort)
 part others "$python" -m pytest -rs -m gpu "${collect[@]}" "${others[@]}"
 part apex "$python" -m pytest -rs tests/optimizers/test_apex_adam.py
 if [ -n "$cpu$dry" ] || command -v compute-sanitizer >/dev/null; then

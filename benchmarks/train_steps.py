@@ -8,13 +8,18 @@ unless the recipe names one. All cores but two load, unless the recipe has more 
 decodes some 700 pictures a second (data_loader.py), and steps of a GPU may want three times as many. Every
 step is logged, so each waits for the device once. Writes FOLDER/train_steps.json; the last printed line is a
 summary.
+
+With `--like OTHER`, the folder of a run of the same steps, it fails where a step's losses are further from
+that run's than LIKE, or where torch.compile has compiled anything again after the warm-up.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -25,6 +30,14 @@ from flava_ds.watching.run_log import read_log
 
 WARM_UP = 3
 """Steps of each kind to leave out: the first ones compile and allocate."""
+
+LIKE = 1e-2
+"""Relative difference of losses in bf16, whose single numbers have 8 digits: 4e-3."""
+
+COMPILED_AGAIN = re.compile(
+    r"^(?:\[rank\d+\]:)?V(\d{4} \d\d:\d\d:\d\d\.\d+) .*Recompiling function (\S+)", re.MULTILINE
+)
+"""A line of TORCH_LOGS=recompiles: month and day, time, and what is compiled."""
 
 
 def main() -> int:
@@ -37,6 +50,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--kind", choices=["pair", "image", "text"], help="draw no other sources")
+    parser.add_argument("--like", type=Path, metavar="OTHER", help="compare losses with those of this run")
     parser.add_argument(
         "--override",
         nargs=argparse.REMAINDER,
@@ -47,7 +61,10 @@ def main() -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "flava_ds.train", options.recipe, *overrides(options), *options.override]
     print(" ".join(command), flush=True)
-    status = subprocess.run(command).returncode
+    recompiles = options.out / "recompiles.log"
+    recompiles.unlink(missing_ok=True)
+    watching = {"TORCH_LOGS": "recompiles", "TORCH_LOGS_OUT": str(recompiles)} if options.like else {}
+    status = subprocess.run(command, env=os.environ | watching).returncode
     if status:
         return status
     log = read_log(options.out / "train_steps" / "log.jsonl")
@@ -55,8 +72,38 @@ def main() -> int:
     about["git"] = about["git"] or {"commit": os.environ.get("FLAVA_COMMIT", "unknown")}
     summary = {"recipe": options.recipe, "batch": options.batch, **about, "kinds": summarize(log.steps)}
     (options.out / "train_steps.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    if options.like:
+        others = read_log(options.like / "train_steps" / "log.jsonl").steps
+        said = recompiles.read_text(encoding="utf-8") if recompiles.exists() else ""
+        wrong = [*unlike(log.steps, others), *compiled_again(said, log.steps)]
+        if wrong:
+            print("\n".join(f"error: {what}" for what in wrong))
+            return 1
     print("; ".join(describe(kind, found) for kind, found in summary["kinds"].items()))
     return 0
+
+
+def unlike(steps: list[dict], others: list[dict]) -> list[str]:
+    """Returns the losses of steps that differ by more than LIKE from those of another run."""
+    wrong = []
+    if [(step["step"], step["kind"]) for step in steps] != [(step["step"], step["kind"]) for step in others]:
+        return [f"{len(steps)} steps are not the other run's {len(others)}, of the same kinds"]
+    for mine, other in zip(steps, others, strict=True):
+        for name, value in other.items():
+            if name.startswith("loss/") and not abs(mine[name] - value) <= LIKE * abs(value):
+                wrong.append(f"step {mine['step']}: {name} is {mine[name]:.4f}, not {value:.4f}")
+    return wrong
+
+
+def compiled_again(said: str, steps: list[dict]) -> list[str]:
+    """Returns what torch has compiled again after the warm-up, given its log and the run's records."""
+    warm = sorted(step["time"] for step in steps)[WARM_UP - 1]
+    year, wrong = datetime.datetime.fromtimestamp(warm).year, []
+    for when, what in COMPILED_AGAIN.findall(said):
+        at = datetime.datetime.strptime(f"{year}{when}", "%Y%m%d %H:%M:%S.%f")
+        if at.timestamp() > warm:
+            wrong.append(f"{what} was compiled again after {WARM_UP} steps")
+    return wrong
 
 
 def overrides(options: argparse.Namespace) -> list[str]:

@@ -1,5 +1,8 @@
 """benchmarks/gpu_suite.sh: its parts, its memory of what has finished, its table; for real, on the CPU."""
 
+import contextlib
+import datetime
+import importlib.util
 import json
 import os
 import re
@@ -12,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from flava_kernels import OPS
+from flava_kernels.bench import peers
 
 ROOT = Path(__file__).parents[1]
 SUITE = ROOT / "benchmarks" / "gpu_suite.sh"
@@ -42,14 +46,19 @@ def test_the_parts(tmp_path):
     first = ["varlen_attention", "layer_norm", "add_layer_norm", "linear_gelu"]
     ordered = [*first, *(op for op in OPS if op not in first)]
     both = [f"{what}-{op}" for op in ordered for what in ("check", "bench")]
-    pairs = [*(f"pairs-{size}" for size in (64, 256, 128)), "compiled-64"]
-    both[2 * len(first) : 2 * len(first)] = pairs
-    assert parts == ["smoke", "train", *both, "others", "apex", "memcheck", "racecheck"]
+    both.insert(2 * len(first), "compiled-64")
+    both.insert(both.index("bench-info_nce") + 1, "bench-info_nce-fp32")
+    trained = ["smoke", "kernels-train", "train", *(f"pairs-{size}" for size in (64, 256, 128))]
+    assert parts == [*trained, *both, "others", "apex", "memcheck", "racecheck"]
     said = dict(line.split(":", 1) for line in done.stdout.splitlines())
     assert "--recipe flava_base --batch 128 --kind pair" in said["pairs-128"]
     assert said["compiled-64"].endswith("--training.compile-codebook --training.pad-to-multiple-of 256")
+    assert f"--like {tmp_path}/pairs-64" in said["compiled-64"]
+    assert "--op info_nce --dtype fp32" in said["bench-info_nce-fp32"]
+    assert "test_trainer_on_kernels.py" in said["kernels-train"]
     assert "--tool racecheck" in said["racecheck"]
     assert "test_bench_measure.py" in said["others"] and "test_op.py" not in said["others"]
+    assert "test_trainer_on_kernels.py" not in said["others"]
     words = re.search(r"\((.*)\)", said["smoke"])[1].split(" or ")
     for op in OPS.values():
         cases = [f"[{op.name}-{case.name}-" for case in op.cases()]
@@ -121,6 +130,48 @@ def test_wheels_are_collected_with_all_that_the_other_machine_lacks(tmp_path, mo
     assert list(missing) == ["nowhere"] and "nowhere" in missing["nowhere"]
 
 
+@pytest.mark.skipif(
+    not any(map(importlib.util.find_spec, ("setuptools.command.bdist_wheel", "wheel"))),
+    reason="setuptools is older than 70.1 and cannot build wheels",
+)
+def test_the_wheel_of_a_folder_leaves_nothing_in_it(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from collect_wheels import fetch
+
+    project = tmp_path / "project"
+    (project / "own").mkdir(parents=True)
+    (project / "own" / "__init__.py").touch()
+    (project / "setup.py").write_text("from setuptools import setup; setup(name='own', packages=['own'])")
+    (project / "build" / "lib" / "own").mkdir(parents=True)
+    (project / "build" / "lib" / "own" / "stale.py").touch()
+    before = sorted(project.rglob("*"))
+    (tmp_path / "out").mkdir()
+    assert fetch(tmp_path / "out", str(project), "3.12", build=True) is None
+    assert sorted(project.rglob("*")) == before
+    (made,) = (tmp_path / "out").iterdir()
+    with zipfile.ZipFile(made) as archive:
+        assert [name for name in archive.namelist() if name.endswith(".py")] == ["own/__init__.py"]
+
+
+def test_every_peer_that_is_no_part_of_torch_is_carried_or_named(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from collect_wheels import NOT_CARRIED, WANTED
+
+    asked = set()
+
+    def library(name: str, **_: object) -> None:
+        asked.add(name.partition(".")[0].replace("_", "-"))
+        raise peers.UnavailableError
+
+    monkeypatch.setattr(peers, "library", library)
+    for op, some in peers.PEERS.items():
+        for peer in some:
+            with contextlib.suppress(peers.UnavailableError):
+                peer.build(OPS[op], "cuda")
+    assert {"flash-attn", "inf-cl", "torch"} <= asked
+    assert asked - {"torch"} <= {*WANTED, *NOT_CARRIED}
+
+
 def test_a_folder_of_wheels_has_to_exist(tmp_path):
     missing = suite(tmp_path, "--dry-run", "--wheels", str(tmp_path / "none"))
     assert missing.returncode == 2 and "is no folder" in missing.stderr
@@ -177,7 +228,7 @@ def test_when_the_minutes_are_over_the_rest_waits_and_what_there_is_is_packed(tm
     assert done.returncode == 1 and "==" not in done.stdout.split("part ")[0]
     found = table(done)
     found.pop("packed:")
-    assert len(found) == 2 * len(OPS) + 10
+    assert len(found) == 2 * len(OPS) + 12
     assert all(result.startswith("waits: the 0 minutes are over") for result in found.values())
     with tarfile.open(tmp_path / "all.tgz") as archive:
         assert archive.getnames() == ["cpu", "cpu/table.txt"]
@@ -191,6 +242,29 @@ def test_the_archive_of_another_device_stays_as_it_is(tmp_path):
     done = suite(tmp_path, "--cpu", "--minutes", "0", "--archive", str(tmp_path / "all.tgz"))
     assert done.returncode == 2 and "has the results of 'nvidia-h100', and this is 'cpu'" in done.stderr
     assert (tmp_path / "all.tgz").read_bytes() == before
+
+
+def test_steps_unlike_those_of_another_run_and_what_is_compiled_late_are_found(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import train_steps
+
+    steps = [{"step": step, "kind": "pair", "loss/mim": 4.0, "time": 1e9 + step} for step in range(5)]
+    assert train_steps.unlike(steps, steps) == []
+    assert train_steps.unlike(steps[:4], steps) == ["4 steps are not the other run's 5, of the same kinds"]
+    others = [*steps[:3], steps[3] | {"loss/mim": 4.05}, steps[4] | {"loss/mim": float("nan")}]
+    assert train_steps.unlike(steps, others) == [
+        "step 3: loss/mim is 4.0000, not 4.0500",
+        "step 4: loss/mim is 4.0000, not nan",
+    ]
+    said = ""
+    for seconds in (1.9, 2.1):
+        when = datetime.datetime.fromtimestamp(1e9 + seconds).strftime("%m%d %H:%M:%S.%f")
+        said += (
+            f"[rank0]:V{when} 6900 torch/_dynamo/guards.py:5396] [1/1] [__recompiles] Recompiling function "
+            f"forward{seconds} in /flava_ds/layers/transformer.py:90\n[rank0]:V{when} ...  triggered by the "
+            "following guard failure(s):\n"
+        )
+    assert train_steps.compiled_again(said, steps) == ["forward2.1 was compiled again after 3 steps"]
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from flava_kernels.dropout import OP as DROPOUT
 from flava_kernels.fusing import OP as FUSE_SEQUENCES
 from flava_kernels.layer_norm import ADD_LAYER_NORM, LAYER_NORM
 from flava_kernels.linear_cross_entropy import OP as LINEAR_CROSS_ENTROPY
-from flava_kernels.linear_gelu import LINEAR_GELU
+from flava_kernels.linear_gelu import GELU_LINEAR, LINEAR_GELU
 from flava_kernels.op import Op
 from flava_kernels.packing import PACK, UNPACK
 
@@ -26,6 +26,7 @@ OPS: dict[str, Op] = {
         ADD_LAYER_NORM,
         DROPOUT,
         LINEAR_GELU,
+        GELU_LINEAR,
         LINEAR_CROSS_ENTROPY,
         INFO_NCE,
     )

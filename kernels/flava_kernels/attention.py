@@ -73,6 +73,8 @@ def supports(
         return f"qkv has {qkv.dtype}; one of {', '.join(map(str, DTYPES))} is wanted"
     if cu_seqlens.dtype != torch.int32:
         return f"cu_seqlens has {cu_seqlens.dtype}, int32 is wanted"
+    if not cu_seqlens.is_contiguous():
+        return "cu_seqlens is not contiguous"
     if head_size not in HEAD_SIZES:
         return f"the head size is {head_size}; one of {', '.join(map(str, HEAD_SIZES))} is wanted"
     if strides[3] != 1:

@@ -74,6 +74,8 @@ def supports(
         return f"q has {q.dtype}, kv {kv.dtype}; one of {', '.join(map(str, DTYPES))} is wanted for both"
     if {cu_seqlens_q.dtype, cu_seqlens_k.dtype} != {torch.int32}:
         return f"cu_seqlens have {cu_seqlens_q.dtype} and {cu_seqlens_k.dtype}, int32 is wanted"
+    if not (cu_seqlens_q.is_contiguous() and cu_seqlens_k.is_contiguous()):
+        return "a cu_seqlens is not contiguous"
     heads, head_size = q.shape[1:]
     if head_size not in HEAD_SIZES:
         return f"the head size is {head_size}; one of {', '.join(map(str, HEAD_SIZES))} is wanted"

@@ -145,6 +145,7 @@ def _keep(ctx: Any, inputs: tuple, output: Any) -> None:
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    grad = grad if grad.stride(-1) == 1 else grad.contiguous()  # the kernel takes whole rows only
     return dropout(grad, ctx.keys, ctx.stream, ctx.p), None, None, None
 
 

@@ -56,7 +56,7 @@ def gelu_linear(z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """
     z, weight, bias = autocast.like_linear(z, weight, bias)
     if torch.compiler.is_compiling():
-        return F.linear(F.gelu(z), weight, bias)
+        return gelu_linear_definition(z, weight, bias)
     return _GELULinear.apply(z, weight, bias)
 
 
@@ -76,12 +76,26 @@ def definition(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.gelu(F.linear(hidden, weight, bias))
 
 
+def gelu_linear_definition(z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Uses torch's own layers."""
+    return F.linear(F.gelu(z), weight, bias)
+
+
 def supports(hidden: Tensor, weight: Tensor, bias: Tensor) -> str | None:
     """Returns None, or why the kernels do not support these arguments."""
-    if hidden.dtype not in DTYPES:
-        return f"hidden is {hidden.dtype}"
-    if hidden.dim() != 2:
-        return f"hidden has shape {tuple(hidden.shape)}; it must be [T d]"
+    return _unsupported("hidden", hidden)
+
+
+def gelu_linear_supports(z: Tensor, weight: Tensor, bias: Tensor) -> str | None:
+    """Returns None, or why the kernels do not support these arguments."""
+    return _unsupported("z", z)
+
+
+def _unsupported(name: str, rows: Tensor) -> str | None:
+    if rows.dtype not in DTYPES:
+        return f"{name} is {rows.dtype}"
+    if rows.dim() != 2:
+        return f"{name} has shape {tuple(rows.shape)}; it must be [T d]"
     return None
 
 
@@ -201,7 +215,7 @@ class _GELULinear(torch.autograd.Function):
     @staticmethod
     @without_autocast
     def forward(ctx, z, weight, bias):
-        ctx.triton = _takes_triton(z, weight, bias)
+        ctx.triton = dispatch.use_triton("gelu_linear", z, gelu_linear_supports, z, weight, bias)
         ctx.save_for_backward(z, weight)
         return F.linear(_gelu(ctx.triton, z), weight, bias)
 
@@ -231,6 +245,21 @@ def cases() -> tuple[Case, ...]:
         for rows, width, columns in sizes
     ]
     return (*made, Case("from -20 to 20", _draw_range, names))
+
+
+def gelu_linear_cases() -> tuple[Case, ...]:
+    """Returns those of `linear_gelu`, whose rows are z, and a z that is not contiguous."""
+
+    def by_columns(generator: Generator) -> dict[str, Tensor]:
+        drawn = renamed(_draw(generator, 37, 24, 40))
+        return drawn | {"z": drawn["z"].T.contiguous().T}
+
+    def renamed(drawn: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"z" if name == "hidden" else name: tensor for name, tensor in drawn.items()}
+
+    names = ("z", "weight", "bias")
+    made = [Case(case.name, lambda g, make=case.make: renamed(make(g)), names) for case in cases()]
+    return (*made, Case("z by columns", by_columns, names))
 
 
 def _draw(generator: Generator, rows: int, width: int, columns: int) -> dict[str, Tensor]:
@@ -266,4 +295,13 @@ LIMITS = {
 
 LINEAR_GELU = Op(
     "linear_gelu", linear_gelu, definition, supports, cases, LIMITS, "flava_kernels.triton_ops.linear_gelu"
+)
+GELU_LINEAR = Op(
+    "gelu_linear",
+    gelu_linear,
+    gelu_linear_definition,
+    gelu_linear_supports,
+    gelu_linear_cases,
+    LIMITS,
+    "flava_kernels.triton_ops.linear_gelu",
 )

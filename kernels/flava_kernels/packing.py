@@ -206,6 +206,8 @@ def unsupported(cu_seqlens: Tensor, *rows: Tensor) -> str | None:
         )
     if cu_seqlens.dtype != torch.int32:
         return f"cu_seqlens has {cu_seqlens.dtype}, int32 is wanted"
+    if not cu_seqlens.is_contiguous():
+        return "cu_seqlens is not contiguous"
     if cu_seqlens.shape[0] - 1 > MOST_SEQUENCES:
         return f"there are {cu_seqlens.shape[0] - 1} sequences, at most {MOST_SEQUENCES} are taken"
     return None

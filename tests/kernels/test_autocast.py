@@ -19,6 +19,7 @@ CASES = {
     "layer_norm": "37x64",
     "add_layer_norm": "37x64",
     "linear_gelu": "37x24",
+    "gelu_linear": "37x24",
     "linear_cross_entropy": "7",
     "info_nce": "70-masked",
     "fuse_sequences": "mixed",

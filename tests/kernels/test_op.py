@@ -1,11 +1,12 @@
 """Every operator and case with the torch references, and again with the kernels in Triton's interpreter,
-against fp64 from the rounded inputs.
+against fp64 from the rounded inputs; and arguments that lie in memory in other ways.
 """
 
 import inspect
 import os
 
 import op_checks
+import other_layouts
 import pytest
 import torch
 from flava_kernels import OPS, dispatch
@@ -63,25 +64,19 @@ class CustomOperators(TorchDispatchMode):
 
 def column_major(value):
     """The same numbers with the last two axes the other way round in memory."""
-    if not isinstance(value, torch.Tensor) or value.dim() < 2:
+    if not isinstance(value, torch.Tensor):
         return value
-    return value.detach().mT.contiguous().mT.requires_grad_(value.requires_grad)
+    return other_layouts.by_columns(value).requires_grad_(value.requires_grad)
 
 
-@pytest.mark.parametrize("name", OPS)
+WITH_CUSTOM_OPERATORS = [name for name in OPS if name != "gelu_linear"]  # the compiler has its layers
+
+
+@pytest.mark.parametrize("name", WITH_CUSTOM_OPERATORS)
 def test_fakes_have_the_layout_of_results_for_any_layout_of_inputs(monkeypatch, name: str):
     """A compiler trusts the strides of a fake: it would read the real tensor at other places."""
-    op = OPS[name]
+    op, case = OPS[name], other_layouts.roomy_case(OPS[name])
     monkeypatch.setattr(dispatch, "needs_custom_operator", lambda example: True)
-    case = next(
-        case
-        for case in op.cases()
-        if all(
-            min(t.shape) > 1
-            for t in case.inputs(torch.float32).values()
-            if isinstance(t, torch.Tensor) and t.dim() > 1
-        )
-    )
     inputs = {argument: column_major(value) for argument, value in case.inputs(torch.float32).items()}
     results = op.function(**inputs)
     upstream = [
@@ -107,6 +102,35 @@ def test_the_kernels_equal_the_definition(monkeypatch, op: Op, case: Case, dtype
         pytest.skip(unsupported)
     assert dispatch.unavailable("cpu") is None
     op_checks.check_case(op, case, dtype)
+
+
+BY_NAME = pytest.mark.parametrize("op", [pytest.param(op, id=f"{op.name}-") for op in OPS.values()])
+
+
+@BY_NAME
+def test_the_reference_takes_any_layout(monkeypatch, op: Op):
+    monkeypatch.setenv("FLAVA_KERNELS", "torch")
+    other_layouts.check(op, kernels=False)
+
+
+@pytest.mark.triton
+@BY_NAME
+def test_the_kernels_take_any_layout_that_they_do_not_refuse(monkeypatch, op: Op):
+    monkeypatch.setenv("FLAVA_KERNELS", "triton")
+    assert other_layouts.check(op, kernels=True) > len(other_layouts.LAYOUTS)
+
+
+@pytest.mark.triton
+def test_a_layout_that_is_read_wrong_is_found(monkeypatch):
+    from flava_kernels.triton_ops import linear_gelu
+
+    monkeypatch.setenv("FLAVA_KERNELS", "triton")
+    dense = linear_gelu.forward
+    monkeypatch.setattr(
+        linear_gelu, "forward", lambda z: dense(z.as_strided(z.shape, (z.shape[1], 1), z.storage_offset()))
+    )
+    with pytest.raises(AssertionError, match="gelu_linear, by_columns z: result 0"):
+        other_layouts.check(OPS["gelu_linear"], kernels=True)
 
 
 @pytest.mark.parametrize(
@@ -148,3 +172,10 @@ def test_the_kernels_equal_the_definition_on_the_gpu(monkeypatch, op: Op, case: 
     if unsupported:
         pytest.skip(unsupported)
     op_checks.check_case(op, case, dtype, "cuda")
+
+
+@pytest.mark.gpu
+@BY_NAME
+def test_any_layout_that_is_not_refused_is_right_on_the_gpu(monkeypatch, op: Op):
+    monkeypatch.setenv("FLAVA_KERNELS", "triton")
+    other_layouts.check(op, "cuda", kernels=True)

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from flava_kernels import OPS, dispatch
 from flava_kernels.bench import machine as machines
 from flava_kernels.bench import plots, table
-from flava_kernels.bench.measure import Arguments, Effort, Measurement, error, exact, measure
+from flava_kernels.bench.measure import Arguments, Effort, Measurement, beyond, errors, exact, measure
 from flava_kernels.bench.peers import OURS, Peer, UnavailableError, peers
 from flava_kernels.bench.workloads import SIZES, Workload, workloads
 from flava_kernels.op import Op
@@ -52,6 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name, workload in chosen:
         if options.resume and (name, workload.name) in done:
             print(f"{name}, {workload.name}: measured before")
+            failed += complaints(name, workload.name, done[name, workload.name])
             continue
         print(f"{name}, {workload.name}", flush=True)
         try:
@@ -61,6 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
             failed.append(f"{name}, {workload.name}")
             continue
         table.append(options.csv, found)
+        failed += complaints(name, workload.name, next(row.note for row in found if row.peer == OURS))
         rows += found
     for path in plots.write(options.plots, rows) if options.plots else ():
         print(f"drawn: {path}")
@@ -98,6 +100,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     options.size = options.size or ("gpu" if on_gpu else "cpu")
     options.dtype = options.dtype or ("bf16" if on_gpu else "fp32")
     return options
+
+
+def complaints(op: str, workload: str, note: str) -> list[str]:
+    """Returns what failed: what the note on our rows says, which names errors beyond the limits."""
+    return [f"{op}, {workload}: {note}"] if note else []
 
 
 def run(
@@ -138,7 +145,10 @@ def attempt(
     effort: Effort,
     device: torch.device,
 ) -> tuple[Measurement | None, float | None, str]:
-    """Measures one implementation. Returns times, error, and a reason if there are none."""
+    """Measures one implementation. Returns times, error, and a reason if there are none.
+
+    Of ours, the last one says otherwise which errors are beyond the operator's limits.
+    """
     needed, free = peer.bytes_needed(sets[0].inputs), machines.free_bytes(device)
     fitting = sets_that_fit(len(sets), needed, free, device)
     if fitting == 0:
@@ -147,11 +157,12 @@ def attempt(
         return None, None, "does not support several ranks"
     try:
         call = peer.build(op, device.type)
-        deviation = None if reference is None else error(call, sets[0], reference)
+        off = {} if reference is None else errors(call, sets[0], reference)
         effort = dataclasses.replace(effort, enough=float("inf")) if peer.compiles else effort
         found = measure(call, sets[:fitting], effort, device)
         found.method += "" if fitting == len(sets) else f", {fitting} of {len(sets)} input sets"
-        return found, deviation, ""
+        note = beyond(off, op.limits, sets[0]) if peer.name == OURS else ""
+        return found, max(off.values(), default=None), note
     except UnavailableError as reason:
         return None, None, str(reason)
     # a peer may reject shapes, dtypes and devices in any way; its message is the result

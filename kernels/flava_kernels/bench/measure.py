@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flava_kernels.op import Limits
+
 Call = Callable[..., Any]
 FLUSHED_BYTES = 2**28
 """More than any L2 cache."""
@@ -126,8 +128,40 @@ def exact(definition: Call, arguments: Arguments) -> list[Tensor]:
 
 def error(call: Call, arguments: Arguments, reference: list[Tensor]) -> float:
     """Returns the largest ||x - reference|| / ||reference|| over results and gradients."""
+    return max(errors(call, arguments, reference).values())
+
+
+def errors(call: Call, arguments: Arguments, reference: list[Tensor]) -> dict[str, float]:
+    """Returns ||x - reference|| / ||reference|| of each "result 0" and gradient "d weight"."""
     found = _results_and_gradients(call, arguments)
-    return max(float((x.double() - y).norm() / y.norm()) for x, y in zip(found, reference, strict=True))
+    results = len(found) - len(arguments.differentiable)
+    names = [
+        *(f"result {place}" for place in range(results)),
+        *(f"d {name}" for name in arguments.differentiable),
+    ]
+    return {
+        name: float((x.double() - y).norm() / y.norm())
+        for name, x, y in zip(names, found, reference, strict=True)
+    }
+
+
+def beyond(found: dict[str, float], limits: dict[torch.dtype, Limits], arguments: Arguments) -> str:
+    """Names the errors that an operator's limits, those of the first input's dtype, do not allow."""
+    dtype = arguments.leaves()[0].dtype
+    allows = limits[dtype]
+
+    def allowed(what: str) -> float:
+        if not what.startswith("d "):
+            return allows.result
+        stays = dtype != torch.float32 and arguments.inputs[what[2:]].dtype == torch.float32
+        return allows.fp32_gradient if stays else allows.gradient
+
+    wrong = [
+        f"{what} is {value:.1e} off, {allowed(what):.1e} is allowed"
+        for what, value in found.items()
+        if not value <= allowed(what)
+    ]
+    return "; ".join(wrong)
 
 
 def _results_and_gradients(call: Call, arguments: Arguments) -> list[Tensor]:

@@ -23,7 +23,10 @@ class Subject:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One pass of one implementation on one workload; no numbers if `note` says why."""
+    """One pass of one implementation on one workload; no numbers if `note` says why.
+
+    On our own rows with numbers, the note names the errors that are beyond the operator's limits.
+    """
 
     op: str
     workload: str
@@ -57,15 +60,19 @@ class Row:
     """On a GPU: median time in which an eager call of this pass returns, while the device works."""
 
 
-def measured(path: Path, device: str, dtype: str, commit: str) -> set[tuple[str, str]]:
-    """Returns the (operator, workload) pairs of a file that were measured at a commit on a device."""
+def measured(path: Path, device: str, dtype: str, commit: str) -> dict[tuple[str, str], str]:
+    """Returns the (operator, workload) pairs of a file that were measured at a commit on a device.
+
+    With each, the note on our own rows.
+    """
     if not path.exists():
-        return set()
+        return {}
     with path.open(newline="", encoding="utf-8") as file:
         return {
-            (line["op"], line["workload"])
+            (line["op"], line["workload"]): line["note"]
             for line in csv.DictReader(file)
             if (line["device"], line["dtype"], line["commit"]) == (device, dtype, commit)
+            and line["implementation"]
         }
 
 

@@ -62,7 +62,7 @@ def _randn(generator: torch.Generator, dtype: torch.dtype, *shape: int) -> Tenso
 
 
 def _layer_norm(op: str, rows: int, width: int) -> Workload:
-    """Rows of a residual stream, or of a branch and its stream."""
+    """Rows of a residual stream, or of a branch and its stream, whose sum no dtype rounds."""
     residual = op == "add_layer_norm"
 
     def draw(generator: torch.Generator, dtype: torch.dtype) -> dict[str, Any]:
@@ -70,9 +70,10 @@ def _layer_norm(op: str, rows: int, width: int) -> Workload:
             1 + 0.1 * _randn(generator, torch.float32, width),
             0.1 * _randn(generator, torch.float32, width),
         )
-        streams = {"x": _randn(generator, dtype, rows, width)} | (
-            {"residual": _randn(generator, dtype, rows, width)} if residual else {}
-        )
+        names = ("x", "residual") if residual else ("x",)
+        streams = {name: _randn(generator, dtype, rows, width) for name in names}
+        if residual:
+            streams = {name: stream.mul_(4).round_().div_(4) for name, stream in streams.items()}
         return streams | {"weight": weight, "bias": bias, "eps": 1e-12}
 
     def cost(element: int) -> Cost:
@@ -125,6 +126,25 @@ def _linear_gelu(op: str, rows: int, width: int, inner: int) -> Workload:
         return Cost(operands + 2 * result, product, 2 * operands + 2 * result, 2 * product)
 
     return Workload(op, f"{rows}x{width}->{inner}", draw, ("hidden", "weight", "bias"), cost)
+
+
+def _gelu_linear(op: str, rows: int, inner: int, width: int) -> Workload:
+    """Second half of an MLP whose first one gives z."""
+
+    def draw(generator: torch.Generator, dtype: torch.dtype) -> dict[str, Any]:
+        weight = _randn(generator, torch.float32, width, inner) / math.sqrt(inner)
+        return {
+            "z": _randn(generator, dtype, rows, inner),
+            "weight": weight.to(dtype),
+            "bias": 0.1 * _randn(generator, dtype, width),
+        }
+
+    def cost(element: int) -> Cost:
+        given, operands = rows * inner * element, (rows + inner) * width * element
+        product = 2 * rows * inner * width
+        return Cost(given + operands, product, 2 * given + operands + width * inner * element, 2 * product)
+
+    return Workload(op, f"{rows}x{inner}->{width}", draw, ("z", "weight", "bias"), cost)
 
 
 def _lengths(batch: int, least: int, most: int) -> Tensor:
@@ -346,6 +366,10 @@ SHAPES: dict[str, tuple[Callable[..., Workload], dict[str, tuple[tuple[int, ...]
             "cpu": ((4352, 192, 768),),
             "quick": ((16, 8, 32),),
         },
+    ),
+    "gelu_linear": (
+        _gelu_linear,
+        {"gpu": ((50432, 3072, 768),), "cpu": ((4352, 768, 192),), "quick": ((16, 32, 8),)},
     ),
     "linear_cross_entropy": (
         _linear_cross_entropy,

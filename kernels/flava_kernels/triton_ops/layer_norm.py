@@ -5,6 +5,8 @@ A program owns several whole rows and keeps them in registers, so every tensor i
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 import triton
 import triton.language as tl
@@ -223,8 +225,8 @@ def _with_whole_rows(tensor: Tensor | None) -> Tensor | None:
 def launches() -> tuple[Launch, ...]:
     """Returns the configurations for FLAVA's widths.
 
-    These include a width that is no power of two (768), the largest one, and half-precision rows with fp32
-    parameters.
+    These include a width that is no power of two (768), the largest one, half-precision rows with fp32
+    parameters, and backward passes for parameters that are frozen.
     """
     shapes = (("bf16", 768), ("bf16", 1024), ("bf16", 8192), ("fp16", 768), ("fp32", 768))
     found = [
@@ -240,8 +242,15 @@ def launches() -> tuple[Launch, ...]:
         for dtype in ("bf16", "fp16")
         for launch in _launches(arch, dtype, 768, True, parameters="fp32")
     ]
+    frozen = [
+        dataclasses.replace(
+            launch, name=f"{launch.name}.frozen", constexprs=launch.constexprs | {"PARAMETERS": False}
+        )
+        for launch in found
+        if launch.name.endswith((".backward.bf16.768", ".backward.fp32.768"))
+    ]
     # sums of fp32 partials into fp32 are already listed
-    return (*found, *(launch for launch in mixed if ".parameters." not in launch.name))
+    return (*found, *(launch for launch in mixed if ".parameters." not in launch.name), *frozen)
 
 
 def _launches(

@@ -94,7 +94,8 @@ def _bias_gradient(
 
 @on_its_device
 def forward(z: Tensor) -> Tensor:
-    """Returns y, like `linear_gelu.forward_reference`; z is contiguous."""
+    """Returns y, like `linear_gelu.forward_reference`, contiguous; a z that is not is copied."""
+    z = z.contiguous()
     y = torch.empty_like(z)
     if z.numel():
         _forward[(triton.cdiv(z.numel(), ELEMENTS),)](
@@ -106,6 +107,7 @@ def forward(z: Tensor) -> Tensor:
 @on_its_device
 def backward(grad: Tensor, z: Tensor, has_bias: bool = True) -> tuple[Tensor, Tensor]:
     """Returns dz and db, like `linear_gelu.backward_reference`, but db in fp32."""
+    z = z.contiguous()
     rows, columns = z.shape
     programs = min(
         triton.cdiv(triton.cdiv(rows, BLOCK_ROWS), TILES_PER_PROGRAM), MULTIPROCESSORS[architecture(z.device)]
@@ -130,7 +132,7 @@ def backward(grad: Tensor, z: Tensor, has_bias: bool = True) -> tuple[Tensor, Te
 
 
 def launches() -> tuple[Launch, ...]:
-    """Returns the configurations for FLAVA's MLP (3072)."""
+    """Returns the configurations for FLAVA's MLP (3072); without a bias are `gelu_linear` and frozen ones."""
     return tuple(
         launch
         for arch in ARCHITECTURES
@@ -162,15 +164,18 @@ def _launches(arch: str, dtype: str, columns: int) -> tuple[Launch, ...]:
             1,
             arch,
         ),
+    ]
+    made += [
         Launch(
-            f"linear_gelu.backward.{suffix}",
+            f"linear_gelu.backward.{suffix}{'' if has_bias else '.no_bias'}",
             _backward,
             backward_types,
-            tile | {"HAS_BIAS": True},
+            tile | {"HAS_BIAS": has_bias},
             BACKWARD_WARPS,
             1,
             arch,
-        ),
+        )
+        for has_bias in (True, False)
     ]
     if dtype == "bf16":  # partial sums are fp32 for every dtype
         types = {"PARTIALS": fp32, "D_BIAS": fp32, "programs": "i32"}

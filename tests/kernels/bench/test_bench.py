@@ -71,6 +71,29 @@ def test_a_second_run_resumes_and_an_exception_of_ours_fails(tmp_path, capsys, m
     assert f"pack, {workload}: measured before" in capsys.readouterr().out
 
 
+def test_an_error_beyond_the_operator_s_limits_fails_and_is_remembered(tmp_path, capsys, monkeypatch):
+    """Of layer_norm's weight, which stays fp32, another one is allowed than of rows in bf16."""
+    monkeypatch.setenv("FLAVA_COMMIT", "carried")
+    monkeypatch.setattr(bench, "peers", lambda op: [peer for peer in peers(op) if peer.name == bench.OURS])
+    norm, path = OPS["layer_norm"], tmp_path / "bench.csv"
+    command = ["--op", "layer_norm", "--quick", "--dtype", "bf16", "--resume", "--csv", str(path)]
+
+    def function(x, weight, bias, eps):
+        return norm.function(x, weight * 1.001, bias, eps)
+
+    monkeypatch.setitem(bench.OPS, "layer_norm", dataclasses.replace(norm, function=function))
+    for _ in range(2):
+        assert bench.main(command) == 1
+        said = capsys.readouterr().out.splitlines()[-1]
+        assert "; failed: layer_norm, 64x32: d weight is 1.0e-03 off, 1.0e-06 is allowed" in said
+    with path.open(newline="") as file:
+        notes = [row["note"] for row in csv.DictReader(file)]
+    assert len(notes) == 2 and all(note.startswith("d weight is") for note in notes)
+    monkeypatch.setitem(bench.OPS, "layer_norm", norm)
+    path.unlink()
+    assert bench.main(command) == 0
+
+
 def test_reasons_instead_of_numbers():
     def missing(op, device):
         raise UnavailableError("lib cannot be imported")

@@ -47,6 +47,11 @@ def test_costs_by_hand():
     assert norm.cost(4).forward_bytes == 2 * 64 * 32 * 4
     (dropped,) = workloads("dropout", "quick")
     assert dropped.cost(2).forward_bytes == dropped.cost(2).backward_bytes == 2 * 64 * 32 * 2 + 64 * 8
+    (activated,) = workloads("gelu_linear", "quick")
+    assert activated.cost(2).forward_flops == 2 * 16 * 32 * 8
+    assert activated.cost(2).forward_bytes == 2 * (16 * 32 + 32 * 8 + 16 * 8)  # z, the weights, the result
+    # z again, its gradient, the gradient of the result, the weights and theirs
+    assert activated.cost(2).backward_bytes == 2 * (2 * 16 * 32 + 16 * 8 + 2 * 32 * 8)
     (crossed,) = workloads("varlen_cross_attention", "quick")
     queries = crossed.draw(torch.Generator(), torch.float32)["q"].shape[0]
     assert crossed.cost(2).forward_flops == 4 * queries * 7 * 2 * 32

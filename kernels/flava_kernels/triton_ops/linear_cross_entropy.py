@@ -113,7 +113,9 @@ def forward(
     """Returns losses, correct rows and G of one chunk, like `forward_reference`; G's rows are padded."""
     rows, columns = labels.shape[0], weight.shape[0]
     padded = triton.cdiv(columns, ROW_ALIGNMENT) * ROW_ALIGNMENT
-    logits = torch.empty((rows, padded), dtype=hidden.dtype, device=hidden.device)[:, :columns]
+    # zeros in the interpreter: on CPUs with AMX, torch's bf16 product reads one element past an odd row
+    make = torch.empty if hidden.is_cuda else torch.zeros
+    logits = make((rows, padded), dtype=hidden.dtype, device=hidden.device)[:, :columns]
     torch.mm(hidden, weight.T, out=logits)
     losses, right = (torch.empty(rows, dtype=torch.float32, device=hidden.device) for _ in range(2))
     _softmax[(rows,)](

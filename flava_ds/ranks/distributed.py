@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import logging
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -87,6 +86,8 @@ def start(timeout_s: int) -> World:
         later = timeout + datetime.timedelta(seconds=DEVICE_LATER_S if cuda else 0)
         dist.init_process_group(
             "nccl" if cuda else "gloo",
+            # alone, without a port, which another process may take between its choice and its use
+            store=dist.HashStore() if size == 1 else None,
             timeout=later,
             rank=rank,
             world_size=size,
@@ -210,16 +211,13 @@ def _complete_environment() -> None:
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     present = [name for name in names if name in os.environ]
     if "RANK" not in present and "WORLD_SIZE" not in present:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
         os.environ.update(
             RANK="0",
             WORLD_SIZE="1",
             LOCAL_RANK="0",
             LOCAL_WORLD_SIZE="1",
             MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=str(port),
+            MASTER_PORT="0",  # no port is opened
         )
     elif len(present) < len(names):
         missing = ", ".join(name for name in names if name not in present)

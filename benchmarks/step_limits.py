@@ -6,7 +6,8 @@ FLAVA's steps of step_vs_huggingface.py. Every product of a step (forward and ba
 sizes and strides, and then made alone, on tensors of these sizes. Their sum is the least that the step can
 take while it makes these products by torch: what is around them would be free. Hugging Face's time over that
 is the most that its time over ours could be, and likewise for bf16 over fp32. Rounds alternate between all of
-these; the table has medians. Writes benchmarks/results/step_limits.json.
+these; the table has medians. Writes benchmarks/results/step_limits.json, where what other machines measured
+stays.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ def main() -> None:
 
     torch.set_num_threads(options.threads)
     keep_freed_memory()
-    rows = []
+    about = versions() | {"threads": options.threads, "rounds": options.rounds}
+    before = json.loads(RESULT.read_text(encoding="utf-8"))["rows"] if RESULT.is_file() else []
+    rows = [row for row in before if row["machine"] != about["machine"]]
     for lengths in ("full", "demo"):
         measured = {name: Steps(lengths, getattr(torch, name)) for name in ("float32", "bfloat16")}
         rounds: list[dict[str, Any]] = []
@@ -57,9 +60,8 @@ def main() -> None:
                 own[name] = {"step": steps.seconds(), "products": steps.alone(), "gemm_rate": rate}
             rounds.append(own)
             print(json.dumps(own), flush=True)
-        rows += [summary(lengths, name, steps, rounds) for name, steps in measured.items()]
-    about = versions() | {"threads": options.threads, "rounds": options.rounds}
-    RESULT.write_text(json.dumps(about | {"rows": rows}, indent=2) + "\n", encoding="utf-8")
+        rows += [about | summary(lengths, name, steps, rounds) for name, steps in measured.items()]
+    RESULT.write_text(json.dumps({"rows": rows}, indent=2) + "\n", encoding="utf-8")
 
 
 class Steps:

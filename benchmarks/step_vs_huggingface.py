@@ -18,7 +18,8 @@ FLAVA theirs runs unmodified, and once more with the same setting; of the others
 
 Each measurement runs in its own process, so that peak memory is its own; processes alternate, so that drift
 of the machine affects all alike. Models have the same weights, and their losses must agree to a thousandth.
-Writes benchmarks/results/step_vs_huggingface.json, where models that are not measured stay.
+Writes benchmarks/results/step_vs_huggingface.json, where models that are not measured stay, and what other
+machines measured.
 """
 
 from __future__ import annotations
@@ -65,8 +66,8 @@ def main() -> None:
         print(json.dumps(measure(*options.measure, options.threads)))
         return
     before = json.loads(RESULT.read_text(encoding="utf-8"))["rows"] if RESULT.is_file() else []
-    rows = [row for row in before if row["model"] not in options.models]
     about = {"rounds": options.rounds, "threads": options.threads} | versions()
+    rows = [row for row in before if row["model"] not in options.models or row["machine"] != about["machine"]]
     for (model, lengths), implementations in PEERS.items():
         if model not in options.models:
             continue

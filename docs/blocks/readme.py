@@ -122,7 +122,9 @@ def step(root: Path) -> str:
     """Writes the time and memory of one step of each kind against Hugging Face's FLAVA, from
     step_vs_huggingface.json.
     """
-    rows, found = [], [row for row in steps(root) if row["model"] == "flava"]
+    measured = [row for row in steps(root) if row["model"] == "flava"]
+    found = [row for row in measured if row["machine"] == measured[0]["machine"]]
+    rows = []
     for row in found:
         seconds = [f"{row['seconds'][kind]:.2f}" for kind in ("pair", "image", "text")]
         cells = [LENGTHS[row["lengths"]], IMPLEMENTATIONS[row["implementation"]]]
@@ -131,6 +133,22 @@ def step(root: Path) -> str:
     return (
         f"{markdown_table([*header, 'time over flava_ds', 'peak MiB'], rows)}\n\n"
         f"{how(found[0])}; `python benchmarks/step_vs_huggingface.py` repeats the measurement.\n"
+        f"{elsewhere([row for row in measured if row not in found])}"
+    )
+
+
+def elsewhere(found: list[dict[str, Any]]) -> str:
+    """Says in a sentence for each other machine how much longer Hugging Face, unmodified, took there."""
+    theirs = [row for row in found if row["implementation"] == "huggingface"]
+    return "".join(
+        f"On {name} it takes "
+        + " and ".join(
+            f"{ratio(row)} times as long ({LENGTHS[row['lengths']]})"
+            for row in theirs
+            if row["machine"] == name
+        )
+        + ".\n"
+        for name in dict.fromkeys(row["machine"] for row in theirs)
     )
 
 
@@ -142,6 +160,7 @@ def family_steps(root: Path) -> str:
     found = [row for row in steps(root) if row["model"] != "flava"]
     if not found:
         raise FileNotFoundError(2, "no other families in it", "step_vs_huggingface.json")
+    found = [row for row in found if row["machine"] == found[0]["machine"]]
     rows = []
     for own in (row for row in found if row["implementation"] == "flava_ds"):
         [theirs] = [row for row in found if row["model"] == own["model"] and row is not own]

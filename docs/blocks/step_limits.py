@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from blocks import markdown_table, read_results
 from blocks.readme import LENGTHS
@@ -11,10 +12,15 @@ PRECISIONS = {"float32": "fp32", "bfloat16": "bf16"}
 
 
 def step_limits(root: Path) -> str:
-    """One row per length of captions and precision."""
-    found = read_results(root, "step_limits")
+    """One table per machine, with a row per length of captions and precision."""
+    found = read_results(root, "step_limits")["rows"]
+    machines = dict.fromkeys(row["machine"] for row in found)
+    return "\n\n".join(_of_machine([row for row in found if row["machine"] == name]) for name in machines)
+
+
+def _of_machine(found: list[dict[str, Any]]) -> str:
     rows = []
-    for row in found["rows"]:
+    for row in found:
         fp32 = [f"{row[f'fp32_over_{what}']:.2f}" for what in ("step", "products")]
         rows.append(
             [
@@ -29,10 +35,10 @@ def step_limits(root: Path) -> str:
         )
     header = ["captions", "precision", "a step, s", "its products alone, s", "of the GEMM rate"]
     header += ["Hugging Face in fp32 over it", "at most", "fp32 over it", "at most"]
+    about = found[0]
     return (
-        f"{markdown_table(header, rows)}\n\n"
-        f"{found['threads']} threads of {found['machine']}, {found['rounds']} rounds, torch "
-        f"{found['torch']}, transformers {found['transformers']}."
+        f"{about['threads']} threads of {about['machine']}, {about['rounds']} rounds, torch "
+        f"{about['torch']}, transformers {about['transformers']}:\n\n{markdown_table(header, rows)}"
     )
 
 

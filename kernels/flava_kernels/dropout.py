@@ -98,13 +98,15 @@ def mix64(value: Tensor) -> Tensor:
 
 
 def kept(keys: Tensor, stream: int, p: float, columns: int) -> Tensor:
-    """Returns True where an element stays: [T] -> [T d] bool."""
+    """Returns True where an element stays: [T] -> [T d] bool. In int32, which halves what a CPU moves."""
     state = mix64(keys + _wrapped((stream + 1) * GAMMA))[:, None]
     column = torch.arange(columns, device=keys.device) * COLUMN
-    hashed = (state + column).bitwise_and_(LOW)
-    hashed = (hashed ^ (hashed >> 16)).mul_(FMIX_1).bitwise_xor_(state >> 32).bitwise_and_(LOW)
-    hashed = (hashed ^ (hashed >> 13)).mul_(FMIX_2).bitwise_and_(LOW)
-    return hashed >= threshold_of(p)
+    hashed = state.to(torch.int32) + column.to(torch.int32)
+    hashed.bitwise_xor_(_shifted(hashed, 16)).mul_(_wrapped(FMIX_1, 32))
+    hashed.bitwise_xor_((state >> 32).to(torch.int32))
+    hashed.bitwise_xor_(_shifted(hashed, 13)).mul_(_wrapped(FMIX_2, 32))
+    # both sides less 2^31: signed integers compare as unsigned ones would
+    return hashed.bitwise_xor_(-(2**31)) >= threshold_of(p) - 2**31
 
 
 def reference(x: Tensor, keys: Tensor, stream: int, p: float) -> Tensor:
@@ -117,14 +119,14 @@ def definition(x: Tensor, keys: Tensor, stream: int, p: float) -> Tensor:
     return x * kept(keys, stream, p, x.shape[1]).to(x.dtype) / (1 - p)
 
 
-def _wrapped(value: int) -> int:
-    """Returns the int64 with the same low 64 bits."""
-    return (value + 2**63) % 2**64 - 2**63
+def _wrapped(value: int, bits: int = 64) -> int:
+    """Returns the signed integer of so many bits with the same low bits."""
+    return (value + 2 ** (bits - 1)) % 2**bits - 2 ** (bits - 1)
 
 
 def _shifted(value: Tensor, bits: int) -> Tensor:
     """Shifts to the right and fills with zeros, as for unsigned integers."""
-    return (value >> bits) & (2 ** (64 - bits) - 1)
+    return (value >> bits) & (2 ** (8 * value.element_size() - bits) - 1)
 
 
 def _drop(x: Tensor, keys: Tensor, stream: int, p: float) -> Tensor:

@@ -33,6 +33,8 @@ def without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def wrapper(*arguments: Any) -> Any:
+        if not torch._C._is_any_autocast_enabled():  # which costs a fifth of what the context does
+            return function(*arguments)
         with torch._C._DisableAutocast():
             return function(*arguments)
 

@@ -19,8 +19,8 @@ PACKING = (
     ),
     bug(
         "pack: last columns skipped",
-        "grid = (triton.cdiv(length, TILE_ROWS), triton.cdiv(width, columns)",
-        "grid = (triton.cdiv(length, TILE_ROWS), width // columns",
+        "grid = (ceil_div(length, TILE_ROWS), ceil_div(width, columns)",
+        "grid = (ceil_div(length, TILE_ROWS), width // columns",
         "pack",
         "mixed",
     ),  # fmt: skip

@@ -26,7 +26,13 @@ from torch import Tensor
 
 from flava_kernels.attention import HEAD_SIZES
 from flava_kernels.triton_ops.attention_tiles import BUCKETS, Tile, longest_of_bucket, tile_of
-from flava_kernels.triton_ops.launch import ARCHITECTURES, Launch, architecture, on_its_device
+from flava_kernels.triton_ops.launch import (
+    ARCHITECTURES,
+    Launch,
+    architecture,
+    ceil_div,
+    on_its_device,
+)
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -252,7 +258,7 @@ def forward(
         head_size=head_size,
         max_seqlen=max_seqlen,
     )
-    grid = (triton.cdiv(max_seqlen, tile.queries), heads, cu_seqlens.shape[0] - 1)
+    grid = (ceil_div(max_seqlen, tile.queries), heads, cu_seqlens.shape[0] - 1)
     constexprs = _compiled_as(tile, head_size, max_seqlen, causal)
     attention_forward[grid](
         qkv, cu_seqlens, out, lse, *qkv.stride()[:3], tokens, **constexprs, **options(tile)

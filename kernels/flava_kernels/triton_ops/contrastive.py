@@ -17,7 +17,7 @@ from torch import Tensor
 
 from flava_kernels.contrastive import shifts
 from flava_kernels.triton_ops.contrastive_tiles import FULL, HALF, Tiles, constants, options, tiles_of
-from flava_kernels.triton_ops.launch import ARCHITECTURES, Launch, on_its_device
+from flava_kernels.triton_ops.launch import ARCHITECTURES, Launch, ceil_div, on_its_device
 
 LOG2_E = math.log2(math.e)
 
@@ -236,7 +236,7 @@ def backward(
     rows, columns, tiles = rows.contiguous(), columns.contiguous(), tiles_of(rows)
     (num_rows, width), num_columns, factor = rows.shape, columns.shape[0], scale * grad / 2
     row_shift, column_shift = shifts(row_vectors), shifts(column_vectors)
-    stride = triton.cdiv(num_columns, 16) * 16
+    stride = ceil_div(num_columns, 16) * 16
     most = (
         max(1, CHUNK_BYTES[rows.element_size()] // (stride * rows.element_size() * tiles.block_m))
         * tiles.block_m
@@ -247,7 +247,7 @@ def backward(
     d_columns = scale.new_zeros(num_columns if both else 0, width)
     for start in range(0, num_rows, most):
         chunk = slice(start, min(start + most, num_rows))
-        programs = triton.cdiv(chunk.stop - start, tiles.block_m) * triton.cdiv(num_columns, tiles.block_n)
+        programs = ceil_div(chunk.stop - start, tiles.block_m) * ceil_div(num_columns, tiles.block_n)
         part_d_scale, gradient = scale.new_empty(programs), memory[: chunk.stop - start]
         _gradient_kernel[(programs,)](
             rows[chunk], columns, scale, row_shift[chunk], column_shift, row_vectors[1, chunk], gradient,
@@ -316,9 +316,9 @@ def _launches(arch: str, dtype: str) -> tuple[Launch, ...]:
 def _statistics(rows: Tensor, columns: Tensor, scale: Tensor, offset: int) -> tuple[Tensor, Tensor, Tensor]:
     """Returns log-sum-exp, own entry and column of the first maximum of each row: [b] each."""
     tiles, num_rows, num_columns = tiles_of(rows), rows.shape[0], columns.shape[0]
-    row_tiles, column_tiles = triton.cdiv(num_rows, tiles.block_m), triton.cdiv(num_columns, tiles.block_n)
-    tiles_per_part = triton.cdiv(column_tiles, triton.cdiv(TARGET_PROGRAMS, row_tiles))
-    parts = triton.cdiv(column_tiles, tiles_per_part)
+    row_tiles, column_tiles = ceil_div(num_rows, tiles.block_m), ceil_div(num_columns, tiles.block_n)
+    tiles_per_part = ceil_div(column_tiles, ceil_div(TARGET_PROGRAMS, row_tiles))
+    parts = ceil_div(column_tiles, tiles_per_part)
     part_max, part_sum, part_own = (scale.new_empty(parts, num_rows) for _ in range(3))
     part_place = torch.empty(parts, num_rows, dtype=torch.int32, device=rows.device)
     _forward_kernel[(row_tiles, parts)](
@@ -340,7 +340,7 @@ def _product(a: Tensor, b: Tensor, tiles: Tiles) -> Tensor:
         return a.float() @ b.float()
     (rows, inner), columns, transposed = a.shape, b.shape[1], a.stride(0) == 1
     out = torch.empty((rows, columns), dtype=torch.float32, device=a.device)
-    grid = (triton.cdiv(rows, tiles.block_m), triton.cdiv(columns, tiles.block_n))
+    grid = (ceil_div(rows, tiles.block_m), ceil_div(columns, tiles.block_n))
     _product_kernel[grid](
         a, b, out, rows, columns, inner, a.stride(1) if transposed else a.stride(0), transposed,
         **options(tiles),

@@ -17,7 +17,13 @@ from torch import Tensor
 from flava_kernels.attention import HEAD_SIZES
 from flava_kernels.triton_ops.attention import LOG2_E, _attend_to_keys, from_memory, options
 from flava_kernels.triton_ops.attention_tiles import CROSS_QUERIES, Tile, cross_tile_of
-from flava_kernels.triton_ops.launch import ARCHITECTURES, Launch, architecture, on_its_device
+from flava_kernels.triton_ops.launch import (
+    ARCHITECTURES,
+    Launch,
+    architecture,
+    ceil_div,
+    on_its_device,
+)
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -190,7 +196,7 @@ def forward(
     tokens, heads, head_size = q.shape
     out, lse = q.new_empty(tokens, heads, head_size), q.new_empty(heads, tokens, dtype=torch.float32)
     tile = tile or _tile_of(q, max_seqlen_q, backward=False)
-    grid = (triton.cdiv(max_seqlen_q, tile.queries), heads, cu_seqlens_q.shape[0] - 1)
+    grid = (ceil_div(max_seqlen_q, tile.queries), heads, cu_seqlens_q.shape[0] - 1)
     strides = (*q.stride()[:2], *kv.stride()[:3])
     cross_attention_forward[grid](
         q, kv, cu_seqlens_q, cu_seqlens_k, out, lse, *strides, tokens,

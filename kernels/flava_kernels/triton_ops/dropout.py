@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from flava_kernels import dropout as formula
-from flava_kernels.triton_ops.launch import ARCHITECTURES, Launch, on_its_device
+from flava_kernels.triton_ops.launch import ARCHITECTURES, Launch, ceil_div, on_its_device
 from flava_kernels.triton_ops.packing import LISTED_TYPES, OPTIONS, TILE_ROWS, tile_columns
 
 GAMMA, MIX_1, MIX_2 = (tl.constexpr(value) for value in (formula.GAMMA, formula.MIX_1, formula.MIX_2))
@@ -53,7 +53,7 @@ def dropout(x: Tensor, keys: Tensor, stream: int, p: float) -> Tensor:
     y = x.new_empty(rows, width)
     if y.numel() > 0:
         columns = tile_columns(width)
-        grid = (triton.cdiv(rows, TILE_ROWS), triton.cdiv(width, columns))
+        grid = (ceil_div(rows, TILE_ROWS), ceil_div(width, columns))
         drop[grid](
             x, keys.contiguous(), y, rows, stream, x.stride(0), width, 1 / (1 - p),
             THRESHOLD=formula.threshold_of(p), ROWS=TILE_ROWS, COLUMNS=columns, **OPTIONS,

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flava_kernels.triton_ops.launch import ARCHITECTURES, Launch, on_its_device
+from flava_kernels.triton_ops.launch import ARCHITECTURES, Launch, ceil_div, on_its_device
 from flava_kernels.triton_ops.packing import LISTED_TYPES, OPTIONS, TILE_ROWS, tile_columns
 
 SUM_ROWS, SUM_COLUMNS = 64, 32
@@ -167,7 +167,7 @@ def backward(
             grad, d_image, d_text, text_cu_seqlens, *strides, image_length, width, **tile, **OPTIONS
         )
     sizes = {"ROWS": SUM_ROWS, "COLUMNS": SUM_COLUMNS}
-    sum_cls_rows[(triton.cdiv(width, SUM_COLUMNS),)](
+    sum_cls_rows[(ceil_div(width, SUM_COLUMNS),)](
         grad, d_cls, text_cu_seqlens, grad.stride(0), image_length, width, batch, **sizes, **OPTIONS
     )
     return d_cls, d_image, d_text
@@ -175,7 +175,7 @@ def backward(
 
 def _grid_and_tile(longest: int, width: int, batch: int) -> tuple[tuple[int, int, int], dict[str, int]]:
     columns = tile_columns(width)
-    return (triton.cdiv(longest, TILE_ROWS), triton.cdiv(width, columns), batch), {
+    return (ceil_div(longest, TILE_ROWS), ceil_div(width, columns), batch), {
         "ROWS": TILE_ROWS,
         "COLUMNS": columns,
     }

@@ -19,7 +19,14 @@ from flava_kernels.triton_ops.column_sums import (
     TILE_WARPS,
     column_sum,
 )
-from flava_kernels.triton_ops.launch import ARCHITECTURES, Launch, architecture, on_its_device
+from flava_kernels.triton_ops.launch import (
+    ARCHITECTURES,
+    Launch,
+    architecture,
+    ceil_div,
+    next_power_of_2,
+    on_its_device,
+)
 
 ELEMENTS = {"sm_80": 4096, "sm_90": 4096, "sm_100": 4096, "gfx942": 4096}
 """Elements of each tensor per program, unless a single row has more."""
@@ -160,7 +167,7 @@ def forward(
     mean, rstd = (torch.empty((rows, 1), dtype=torch.float32, device=x.device) for _ in range(2))
     tile, warps = _tile(columns, architecture(x.device))
     if rows:
-        _forward[(triton.cdiv(rows, tile["BLOCK_ROWS"]),)](
+        _forward[(ceil_div(rows, tile["BLOCK_ROWS"]),)](
             x, x if residual is None else residual, weight, bias, y, total, mean, rstd, rows, x.stride(0),
             0 if residual is None else residual.stride(0), eps,
             COLUMNS=columns, **tile, HAS_RESIDUAL=residual is not None,
@@ -184,9 +191,9 @@ def backward(
     rows, columns = total.shape
     arch = architecture(total.device)
     tile, warps = _tile(columns, arch)
-    tiles = triton.cdiv(rows, tile["BLOCK_ROWS"])
+    tiles = ceil_div(rows, tile["BLOCK_ROWS"])
     programs = min(
-        triton.cdiv(tiles, TILES_PER_PROGRAM), PROGRAMS_PER_MULTIPROCESSOR[arch] * MULTIPROCESSORS[arch]
+        ceil_div(tiles, TILES_PER_PROGRAM), PROGRAMS_PER_MULTIPROCESSOR[arch] * MULTIPROCESSORS[arch]
     )
     grad, grad_total = (_with_whole_rows(tensor) for tensor in (grad, grad_total))
     d_total = torch.empty((rows, columns), dtype=total.dtype, device=total.device)
@@ -203,7 +210,7 @@ def backward(
     if not parameters:
         return d_total, weight.new_empty(0), bias.new_empty(0)
     d_weight, d_bias = torch.empty_like(weight), torch.empty_like(bias)
-    _parameter_gradients[(triton.cdiv(columns, TILE_COLUMNS),)](
+    _parameter_gradients[(ceil_div(columns, TILE_COLUMNS),)](
         partials, d_weight, d_bias, programs,
         COLUMNS=columns, BLOCK_ROWS=TILE_ROWS, BLOCK_COLUMNS=TILE_COLUMNS,
         num_warps=TILE_WARPS, num_stages=1, enable_fp_fusion=True,
@@ -213,7 +220,7 @@ def backward(
 
 def _tile(columns: int, arch: str) -> tuple[dict[str, int], int]:
     """Returns a tile's rows and columns, and its warps: 16 above 4096 padded columns, else 8."""
-    block = triton.next_power_of_2(columns)
+    block = next_power_of_2(columns)
     rows = max(1, ELEMENTS[arch] // block)
     return {"BLOCK_ROWS": rows, "BLOCK_COLUMNS": block}, 8 if block <= 4096 else 16
 

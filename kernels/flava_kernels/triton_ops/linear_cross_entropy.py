@@ -13,7 +13,13 @@ import triton.language as tl
 from torch import Tensor
 
 from flava_kernels.linear_cross_entropy import IGNORE_INDEX
-from flava_kernels.triton_ops.launch import ARCHITECTURES, Launch, on_its_device
+from flava_kernels.triton_ops.launch import (
+    ARCHITECTURES,
+    Launch,
+    ceil_div,
+    next_power_of_2,
+    on_its_device,
+)
 
 BLOCK, NUM_WARPS = 4096, 8
 """Classes per step, and warps."""
@@ -112,7 +118,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns losses, correct rows and G of one chunk, like `forward_reference`; G's rows are padded."""
     rows, columns = labels.shape[0], weight.shape[0]
-    padded = triton.cdiv(columns, ROW_ALIGNMENT) * ROW_ALIGNMENT
+    padded = ceil_div(columns, ROW_ALIGNMENT) * ROW_ALIGNMENT
     # zeros in the interpreter: on CPUs with AMX, torch's bf16 product reads one element past an odd row
     make = torch.empty if hidden.is_cuda else torch.zeros
     logits = make((rows, padded), dtype=hidden.dtype, device=hidden.device)[:, :columns]
@@ -129,7 +135,7 @@ def _constants(columns: int, gradients: bool) -> dict[str, int | bool]:
     return {
         "IGNORED": IGNORE_INDEX,
         "COLUMNS": columns,
-        "BLOCK": min(BLOCK, triton.next_power_of_2(columns)),
+        "BLOCK": min(BLOCK, next_power_of_2(columns)),
         "GRADIENTS": gradients,
     }
 

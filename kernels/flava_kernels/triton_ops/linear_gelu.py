@@ -17,7 +17,13 @@ from flava_kernels.triton_ops.column_sums import (
     TILE_WARPS,
     column_sum,
 )
-from flava_kernels.triton_ops.launch import ARCHITECTURES, Launch, architecture, on_its_device
+from flava_kernels.triton_ops.launch import (
+    ARCHITECTURES,
+    Launch,
+    architecture,
+    ceil_div,
+    on_its_device,
+)
 
 ELEMENTS, FORWARD_WARPS = 2048, 4
 """Elements per forward program."""
@@ -98,7 +104,7 @@ def forward(z: Tensor) -> Tensor:
     z = z.contiguous()
     y = torch.empty_like(z)
     if z.numel():
-        _forward[(triton.cdiv(z.numel(), ELEMENTS),)](
+        _forward[(ceil_div(z.numel(), ELEMENTS),)](
             z, y, z.numel(), BLOCK=ELEMENTS, num_warps=FORWARD_WARPS, num_stages=1, enable_fp_fusion=True
         )
     return y
@@ -110,7 +116,7 @@ def backward(grad: Tensor, z: Tensor, has_bias: bool = True) -> tuple[Tensor, Te
     z = z.contiguous()
     rows, columns = z.shape
     programs = min(
-        triton.cdiv(triton.cdiv(rows, BLOCK_ROWS), TILES_PER_PROGRAM), MULTIPROCESSORS[architecture(z.device)]
+        ceil_div(ceil_div(rows, BLOCK_ROWS), TILES_PER_PROGRAM), MULTIPROCESSORS[architecture(z.device)]
     )
     grad = grad if grad.stride(-1) == 1 else grad.contiguous()
     d_z = torch.empty_like(z)
@@ -118,14 +124,14 @@ def backward(grad: Tensor, z: Tensor, has_bias: bool = True) -> tuple[Tensor, Te
     d_bias = torch.empty(columns if has_bias else 0, dtype=torch.float32, device=z.device)
     tile = {"COLUMNS": columns, "BLOCK_ROWS": BLOCK_ROWS, "BLOCK_COLUMNS": BLOCK_COLUMNS}
     if rows:
-        _backward[(programs, triton.cdiv(columns, BLOCK_COLUMNS))](
+        _backward[(programs, ceil_div(columns, BLOCK_COLUMNS))](
             grad, z, d_z, partials, rows, programs, grad.stride(0), **tile, HAS_BIAS=has_bias,
             num_warps=BACKWARD_WARPS, num_stages=1, enable_fp_fusion=True,
         )  # fmt: skip
     if not has_bias:
         return d_z, d_bias
     tile |= {"BLOCK_ROWS": TILE_ROWS, "BLOCK_COLUMNS": TILE_COLUMNS}
-    _bias_gradient[(triton.cdiv(columns, TILE_COLUMNS),)](
+    _bias_gradient[(ceil_div(columns, TILE_COLUMNS),)](
         partials, d_bias, programs, **tile, num_warps=TILE_WARPS, num_stages=1, enable_fp_fusion=True
     )
     return d_z, d_bias

@@ -12,7 +12,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flava_kernels.triton_ops.launch import ARCHITECTURES, Launch, on_its_device
+from flava_kernels.triton_ops.launch import (
+    ARCHITECTURES,
+    Launch,
+    ceil_div,
+    next_power_of_2,
+    on_its_device,
+)
 
 TILE_ROWS = 16
 OPTIONS = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": True}
@@ -22,7 +28,7 @@ LISTED_TYPES = ("bf16", "fp16", "fp32")
 
 def tile_columns(width: int) -> int:
     """Returns a tile's columns for rows of `width`."""
-    return min(triton.next_power_of_2(max(width, 1)), 256)
+    return min(next_power_of_2(max(width, 1)), 256)
 
 
 @triton.jit
@@ -81,7 +87,7 @@ def pack(padded: Tensor, cu_seqlens: Tensor, total: int) -> Tensor:
         batch, length, width = *padded.shape[:2], math.prod(padded.shape[2:])
         source, target = padded.reshape(batch, length, width), packed.view(total, width)
         columns = tile_columns(width)
-        grid = (triton.cdiv(length, TILE_ROWS), triton.cdiv(width, columns), batch)
+        grid = (ceil_div(length, TILE_ROWS), ceil_div(width, columns), batch)
         source = source if source.stride(2) == 1 else source.contiguous()
         strides = (source.stride(0), source.stride(1), target.stride(0))
         pack_rows[grid](
@@ -100,7 +106,7 @@ def unpack(packed: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
         source = packed.reshape(packed.shape[0], width)
         source = source if source.stride(1) == 1 else source.contiguous()
         columns = tile_columns(width)
-        grid = (triton.cdiv(max_seqlen, TILE_ROWS), triton.cdiv(width, columns), batch)
+        grid = (ceil_div(max_seqlen, TILE_ROWS), ceil_div(width, columns), batch)
         unpack_rows[grid](
             source, padded, cu_seqlens, source.stride(0), width, max_seqlen, ROWS=TILE_ROWS, COLUMNS=columns,
             **OPTIONS,

@@ -241,7 +241,7 @@ def _differentiate(ctx, grad, _, backward=_attention_backward):
     if grad is None:
         return (None,) * 6
     *saved, qkv_bias = ctx.saved_tensors
-    needed = ctx.needs_input_grad[5]
+    needed = any(ctx.needs_input_grad[5:])  # a default is no input
     d_qkv, d_bias = backward(grad, *saved, *ctx.plain, qkv_bias if needed else None)
     return d_qkv, None, None, None, None, d_bias if needed else None
 

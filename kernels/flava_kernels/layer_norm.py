@@ -318,7 +318,7 @@ def _differentiate_add_layer_norm(
     *_: Tensor | None,
     gradients: Callable[..., tuple[Tensor, ...]] = _layer_norm_backward,
 ) -> tuple[Tensor | None, ...]:
-    needs = (*ctx.needs_input_grad[2:4], ctx.needs_input_grad[5])
+    needs = (*ctx.needs_input_grad[2:4], any(ctx.needs_input_grad[5:]))  # a default is no input
     d_total, d_weight, d_bias, d_x_bias = _differentiate(gradients, ctx, needs, grad, grad_total)
     return d_total, d_total, d_weight, d_bias, None, d_x_bias
 

@@ -8,8 +8,10 @@ tiles of queries. dK and dV stay in registers; dQ is accumulated tile by tile in
 program touches. So every sum has a fixed order and needs no atomics. rowsum(P * dP) is computed as
 rowsum(O * dO).
 
-With QKV_BIAS, a program also leaves the sums of its dQ, dK and dV over the tokens of its sequence, before
-they are rounded; column_sums.py adds those of all sequences. That of dQ is colsum(dS) K.
+With QKV_BIAS, a program also leaves the sums of dQ, dK and dV over its sequence, for the bias of the layer
+before; column_sums.py adds those of all sequences. Only that of dQ is summed, as it was written. A query's
+probabilities add up to one, so colsum(dV) = colsum(dO); the gradients of its scores add up to zero, so
+colsum(dK) = 0: a constant in all keys changes nothing.
 
 With CAUSAL, a query attends to no later key, and tiles without any pair are skipped: forward, the keys end
 with the tile of queries; backward, the queries start with the tile of keys, and a tile's dQ is complete after
@@ -198,9 +200,6 @@ def attention_backward(
     grads = grad + start.to(tl.int64) * grad_token_stride + head * grad_head_stride
     d_queries = d_qkv + start.to(tl.int64) * 3 * out_stride + head * HEAD_SIZE
     first_of_head = head.to(tl.int64) * tokens + start
-    d_q_bias = tl.zeros((HEAD_SIZE,), tl.float32)
-    d_k_bias = tl.zeros((HEAD_SIZE,), tl.float32)
-    d_v_bias = tl.zeros((HEAD_SIZE,), tl.float32)
     for first_key in range(0, length, KEYS):
         key = first_key + tl.arange(0, KEYS)
         real_key = (key < length)[:, None]
@@ -210,7 +209,6 @@ def attention_backward(
         )
         d_k = tl.zeros((KEYS, HEAD_SIZE), tl.float32)
         d_v = tl.zeros((KEYS, HEAD_SIZE), tl.float32)
-        d_scores_sums = tl.zeros((KEYS,), tl.float32)
         for first_query in range(first_key // QUERIES * QUERIES if CAUSAL else 0, length, QUERIES):
             row = first_query + tl.arange(0, QUERIES)
             inside = row < length
@@ -231,10 +229,7 @@ def attention_backward(
             # Operands are rounded to the input dtype for the matrix units; the sums stay fp32.
             d_v = tl.dot(p.to(d_o.dtype), d_o, d_v, input_precision="ieee")
             d_p = tl.dot(v, tl.trans(d_o), input_precision="ieee")
-            d_scores = p * (d_p - delta[None, :])
-            if QKV_BIAS:
-                d_scores_sums += tl.sum(d_scores, 1)
-            d_scores = d_scores.to(q.dtype)
+            d_scores = (p * (d_p - delta[None, :])).to(q.dtype)
             d_k = tl.dot(d_scores, q, d_k, input_precision="ieee")
             d_q = tl.dot(tl.trans(d_scores), k, input_precision="ieee")
             d_q_place = d_queries + row[:, None] * (3 * out_stride) + column
@@ -252,19 +247,25 @@ def attention_backward(
         d_k_place = d_queries + out_stride + key[:, None] * (3 * out_stride) + column
         tl.store(d_k_place, (d_k * SCALE).to(d_qkv.dtype.element_ty), mask=real_key)
         tl.store(d_k_place + out_stride, d_v.to(d_qkv.dtype.element_ty), mask=real_key)
-        if QKV_BIAS:
-            d_q_bias += tl.sum(d_scores_sums[:, None] * k.to(tl.float32), 0)
-            d_k_bias += tl.sum(d_k, 0)
-            d_v_bias += tl.sum(d_v, 0)
-        if not ONE_TILE:
-            # The next tile of keys reads partial sums that other threads of this program wrote.
+        if QKV_BIAS or not ONE_TILE:
+            # What other threads of this program wrote is read next: partial sums, or at the end dQ.
             tl.debug_barrier()
     if QKV_BIAS:
+        # After the loops, which leave no registers for sums; these rows are still in the cache.
+        ROWS: tl.constexpr = QUERIES if QUERIES < 32 else 32
+        d_q_sum = tl.zeros((ROWS, HEAD_SIZE), tl.float32)
+        d_v_sum = tl.zeros((ROWS, HEAD_SIZE), tl.float32)
+        for first in range(0, length, ROWS):
+            row = (first + tl.arange(0, ROWS))[:, None]
+            d_q = tl.load(d_queries + row * (3 * out_stride) + column, mask=row < length, other=0.0)
+            d_o = tl.load(grads + row * grad_token_stride + column, mask=row < length, other=0.0)
+            d_q_sum += d_q.to(tl.float32)
+            d_v_sum += d_o.to(tl.float32)
         of_sequence = bias_sums + sequence.to(tl.int64) * (3 * out_stride)
         place = of_sequence + head * HEAD_SIZE + tl.arange(0, HEAD_SIZE)
-        tl.store(place, d_q_bias * SCALE)
-        tl.store(place + out_stride, d_k_bias * SCALE)
-        tl.store(place + 2 * out_stride, d_v_bias)
+        tl.store(place, tl.sum(d_q_sum, 0))
+        tl.store(place + out_stride, tl.zeros((HEAD_SIZE,), tl.float32))
+        tl.store(place + 2 * out_stride, tl.sum(d_v_sum, 0))
 
 
 @on_its_device

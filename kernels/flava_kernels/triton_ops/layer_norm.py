@@ -53,6 +53,16 @@ def _centred(x, center, inside, columns: tl.constexpr, EXACT: tl.constexpr):
     return tl.where(inside, x - _mean(x, columns, EXACT)[:, None], 0.0)
 
 
+@triton.jit
+def _over_rows(x, NOW: tl.constexpr):
+    """Returns what a tile adds to a sum over rows: the sum of its own [1 n] if NOW, else all of them [r n].
+
+    Rows of 16-bit numbers lie in several warps, so that their sum costs shared memory and two barriers, which
+    a loop may leave for its end. fp32 tiles have all rows of a column in one thread, and no registers left.
+    """
+    return tl.sum(x, 0, keep_dims=True) if NOW else x
+
+
 @triton.jit(do_not_specialize=["rows"])
 def _forward(
     X, RESIDUAL, WEIGHT, BIAS, Y, TOTAL, MEAN, RSTD, rows, x_stride, residual_stride, eps,
@@ -95,9 +105,10 @@ def _backward(
     column = tl.arange(0, BLOCK_COLUMNS)
     # Loaded once: the program keeps the same columns for all its rows.
     weight = tl.load(WEIGHT + column, mask=column < COLUMNS, other=0.0).to(tl.float32)
-    d_weight = tl.zeros((BLOCK_COLUMNS,), dtype=tl.float32)
-    d_bias = tl.zeros((BLOCK_COLUMNS,), dtype=tl.float32)
-    d_x_bias = tl.zeros((BLOCK_COLUMNS,), dtype=tl.float32)
+    SUMMED_ROWS: tl.constexpr = 1 if EXACT else BLOCK_ROWS
+    d_weight = tl.zeros((SUMMED_ROWS, BLOCK_COLUMNS), dtype=tl.float32)
+    d_bias = tl.zeros((SUMMED_ROWS, BLOCK_COLUMNS), dtype=tl.float32)
+    d_x_bias = tl.zeros((SUMMED_ROWS, BLOCK_COLUMNS), dtype=tl.float32)
     for first in range(program * BLOCK_ROWS, rows, programs * BLOCK_ROWS):
         row = (first + tl.arange(0, BLOCK_ROWS)).to(tl.int64)
         inside = (row < rows)[:, None] & (column < COLUMNS)[None, :]
@@ -124,17 +135,17 @@ def _backward(
             mask=inside,
         )
         if PARAMETERS:
-            d_weight += tl.sum(grad * normed, 0)
-            d_bias += tl.sum(grad, 0)
+            d_weight += _over_rows(grad * normed, EXACT)
+            d_bias += _over_rows(grad, EXACT)
         if BIAS_OF_X:
-            d_x_bias += tl.sum(d_total, 0)  # before it is rounded
+            d_x_bias += _over_rows(d_total, EXACT)  # before it is rounded
     # One row of partial sums per program instead of atomics; _parameter_gradients adds them in order.
     place = PARTIALS + program.to(tl.int64) * ((2 * PARAMETERS + BIAS_OF_X) * COLUMNS) + column
     if PARAMETERS:
-        tl.store(place, d_weight, mask=column < COLUMNS)
-        tl.store(place + COLUMNS, d_bias, mask=column < COLUMNS)
+        tl.store(place, tl.sum(d_weight, 0), mask=column < COLUMNS)
+        tl.store(place + COLUMNS, tl.sum(d_bias, 0), mask=column < COLUMNS)
     if BIAS_OF_X:
-        tl.store(place + 2 * PARAMETERS * COLUMNS, d_x_bias, mask=column < COLUMNS)
+        tl.store(place + 2 * PARAMETERS * COLUMNS, tl.sum(d_x_bias, 0), mask=column < COLUMNS)
 
 
 @triton.jit(do_not_specialize=["programs"])

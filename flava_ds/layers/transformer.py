@@ -227,7 +227,8 @@ class Transformer(nn.Module):
         drops: HiddenDropout | None = None,
         memory: Packed | None = None,
     ) -> Tensor:
-        stream, branch = packed.hidden, None
+        stream: Tensor = packed.hidden
+        branch: Branch | None = None
         read = () if memory is None else (memory,)
         checkpointing = self.activation_checkpointing and self.training
         for number, block in enumerate(self.blocks, start=1):
@@ -236,12 +237,20 @@ class Transformer(nn.Module):
             kept = rows if number == len(self.blocks) else None
             own = None if paths is None else paths[number - 1]
             bounds = packed.cu_seqlens, packed.max_seqlen, equal_lengths
-            arguments = (stream, branch, *bounds, kept, own, None if drops is None else drops.of(number))
+            arguments = (*bounds, kept, own, None if drops is None else drops.of(number), *read)
             if checkpointing:
-                stream, branch = checkpoint(block, *arguments, *read, use_reentrant=False)
+                parts = (None, None) if branch is None else branch
+                stream, branch = checkpoint(_run, block, stream, *parts, *arguments, use_reentrant=False)
             else:
-                stream, branch = block(*arguments, *read)
+                stream, branch = block(stream, branch, *arguments)
         return stream if branch is None else branch.onto(stream)
+
+
+def _run(
+    block: Block, stream: Tensor, rows: Tensor | None, bias: Tensor | None, *others: Any
+) -> tuple[Tensor, Branch | None]:
+    """Runs a block on a branch in parts: a checkpoint saves what it is given, not what lies inside of it."""
+    return block(stream, None if rows is None else Branch(rows, bias), *others)
 
 
 @dataclass(frozen=True)

@@ -98,8 +98,10 @@ def timed(parts: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
 def of_engine(config: Any, batch: Any, world: Any, rounds: int) -> dict[str, float]:
     """Returns the ms of an engine's step by part."""
     from flava_ds.training.engine import Engine
+    from flava_ds.training.task import fold_biases
 
     engine = Engine(config.model.build(config), config, world)
+    fold_biases(engine.module, True)  # as on a GPU
     denominators, backward = whole_counts(engine.module, batch), []
     inner = engine.deepspeed.backward
 
@@ -122,7 +124,10 @@ def of_module(config: Any, batch: Any, rounds: int) -> dict[str, float]:
     """Returns the ms of the same passes without the engine."""
     import torch
 
+    from flava_ds.training.task import fold_biases
+
     module, losses = config.model.build(config).to(torch.bfloat16), []
+    fold_biases(module, True)
     denominators = whole_counts(module, batch)
 
     def forward() -> None:

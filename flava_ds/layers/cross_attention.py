@@ -8,9 +8,9 @@ from flava_kernels.cross_attention import varlen_cross_attention
 from torch import Tensor, nn
 
 from flava_ds.batch import Packed
-from flava_ds.layers.fused import ResidualLayerNorm
-from flava_ds.layers.hidden_dropout import ATTENTION, CROSS, MLP, HiddenDropout
-from flava_ds.layers.transformer import Block, PostNormBlock, TransformerShape, thinned
+from flava_ds.layers.fused import Branch, ResidualLayerNorm
+from flava_ds.layers.hidden_dropout import ATTENTION, CROSS, HiddenDropout
+from flava_ds.layers.transformer import Block, PostNormBlock, TransformerShape, branch_of, thinned
 
 
 class CrossAttention(nn.Module):
@@ -59,7 +59,7 @@ class CrossBlock(PostNormBlock):
     def forward(
         self,
         stream: Tensor,
-        branch: Tensor | None,
+        branch: Branch | None,
         cu_seqlens: Tensor,
         max_seqlen: int,
         equal_lengths: bool,
@@ -75,11 +75,11 @@ class CrossBlock(PostNormBlock):
             stream, context = stream.index_select(0, rows), context.index_select(0, rows)
             cu_seqlens = torch.searchsorted(rows, cu_seqlens.long()).to(torch.int32)
             drops = None if drops is None else drops.at(rows)
-        attended = thinned(self.attention.output(context), ATTENTION, None, drops)
+        attended = branch_of(self.attention.output, context, ATTENTION, None, drops)
         stream, _ = self.attention_norm(attended, stream)
         crossed = thinned(self.cross_attention(stream, cu_seqlens, max_seqlen, memory), CROSS, None, drops)
         stream, _ = self.cross_norm(crossed, stream)
-        stream, _ = self.mlp_norm(thinned(self.mlp(stream, drops), MLP, None, drops), stream)
+        stream, _ = self.mlp_norm(self.mlp(stream, None, drops), stream)
         return stream, None
 
 
@@ -97,7 +97,7 @@ class DecoderBlock(Block):
     def forward(
         self,
         stream: Tensor,
-        branch: Tensor | None,
+        branch: Branch | None,
         cu_seqlens: Tensor,
         max_seqlen: int,
         equal_lengths: bool,
@@ -105,13 +105,13 @@ class DecoderBlock(Block):
         paths: Tensor | None = None,
         drops: HiddenDropout | None = None,
         memory: Packed | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Branch]:
         if memory is None or paths is not None or rows is not None:
             raise ValueError("a DecoderBlock needs `memory`, finishes all rows, and has no `paths`")
         normed, stream = self.attention_norm(branch, stream)
         context = self.attention(normed, cu_seqlens, max_seqlen, equal_lengths)
-        attended = thinned(self.attention.output(context), ATTENTION, None, drops)
+        attended = branch_of(self.attention.output, context, ATTENTION, None, drops)
         normed, stream = self.cross_norm(attended, stream)
         crossed = thinned(self.cross_attention(normed, cu_seqlens, max_seqlen, memory), CROSS, None, drops)
         normed, stream = self.mlp_norm(crossed, stream)
-        return stream, thinned(self.mlp(normed, drops), MLP, None, drops)
+        return stream, self.mlp(normed, None, drops)

@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from flava_ds.batch import Packed
-from flava_ds.layers.fused import ACTIVATIONS, GELULinear, LinearGELU, ResidualLayerNorm
+from flava_ds.layers.fused import (
+    ACTIVATIONS,
+    Branch,
+    FoldingLinear,
+    GELULinear,
+    LinearGELU,
+    ResidualLayerNorm,
+)
 from flava_ds.layers.hidden_dropout import ACTIVATION, ATTENTION, MLP, HiddenDropout
 
 
@@ -49,13 +56,14 @@ class Attention(nn.Module):
     def __init__(self, hidden_size: int, num_heads: int, *, causal: bool = False):
         super().__init__()
         self.num_heads, self.causal = num_heads, causal
-        self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
-        self.output = nn.Linear(hidden_size, hidden_size)
+        self.qkv = FoldingLinear(hidden_size, 3 * hidden_size)
+        self.output = FoldingLinear(hidden_size, hidden_size)
 
     def forward(self, hidden: Tensor, cu_seqlens: Tensor, max_seqlen: int, equal_lengths: bool) -> Tensor:
-        qkv = rearrange(self.qkv(hidden), "T (three h e) -> T three h e", three=3, h=self.num_heads)
+        projected, bias = self.qkv.unsummed(hidden)
+        qkv = rearrange(projected, "T (three h e) -> T three h e", three=3, h=self.num_heads)
         context = varlen_attention(
-            qkv, cu_seqlens, max_seqlen, equal_lengths=equal_lengths, causal=self.causal
+            qkv, cu_seqlens, max_seqlen, equal_lengths=equal_lengths, causal=self.causal, qkv_bias=bias
         )
         return rearrange(context, "T h e -> T (h e)")
 
@@ -71,7 +79,7 @@ class Block(nn.Module):
 
     Shapes:
         stream  [T d] -> [T d], or [k d] with rows [k]
-        branch  [T d] -> [T d], or [k d] with rows; None before the first block
+        branch  [T d] -> [T d], or [k d] with rows, and its bias; None before the first block
         paths   [2 T]  factors of what attention and MLP add to each row (stochastic depth); None for 1
     `drops` drops elements of both, and with `drops_inside` of the MLP's activations; None for none.
     """
@@ -90,34 +98,34 @@ class Block(nn.Module):
     def forward(
         self,
         stream: Tensor,
-        branch: Tensor | None,
+        branch: Branch | None,
         cu_seqlens: Tensor,
         max_seqlen: int,
         equal_lengths: bool,
         rows: Tensor | None = None,
         paths: Tensor | None = None,
         drops: HiddenDropout | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Branch | None]:
         normed, stream = self.attention_norm(branch, stream)
         context = self.attention(normed, cu_seqlens, max_seqlen, equal_lengths)
         if rows is not None:
             stream, context = stream.index_select(0, rows), context.index_select(0, rows)
             paths = None if paths is None else paths.index_select(1, rows)
             drops = None if drops is None else drops.at(rows)
-        attended = thinned(self.attention.output(context), ATTENTION, paths, drops)
+        attended = branch_of(self.attention.output, context, ATTENTION, paths, drops)
         normed, stream = self.mlp_norm(attended, stream)
-        return stream, thinned(self.mlp(normed, drops), MLP, paths, drops)
+        return stream, self.mlp(normed, paths, drops)
 
     def attention_of(self, shape: Any, causal: bool) -> Attention:
         """Builds the block's attention."""
         return Attention(shape.hidden_size, shape.num_attention_heads, causal=causal)
 
-    def mlp(self, hidden: Tensor, drops: HiddenDropout | None) -> Tensor:
+    def mlp(self, hidden: Tensor, paths: Tensor | None, drops: HiddenDropout | None) -> Branch:
         """Computes what the MLP adds: [T d] -> [T d]."""
         activations = self.mlp_up(hidden)
         if drops is not None and self.drops_inside:
             activations = drops(activations, ACTIVATION)
-        return self.mlp_down(activations)
+        return branch_of(self.mlp_down, activations, MLP, paths, drops)
 
     def recompute_gelu(self, wanted: bool) -> None:
         """Keeps GELU's input alone instead of input and result; a block with another activation, or that
@@ -139,7 +147,7 @@ class PostNormBlock(Block):
     def forward(
         self,
         stream: Tensor,
-        branch: Tensor | None,
+        branch: Branch | None,
         cu_seqlens: Tensor,
         max_seqlen: int,
         equal_lengths: bool,
@@ -152,10 +160,22 @@ class PostNormBlock(Block):
             stream, context = stream.index_select(0, rows), context.index_select(0, rows)
             paths = None if paths is None else paths.index_select(1, rows)
             drops = None if drops is None else drops.at(rows)
-        added = thinned(self.attention.output(context), ATTENTION, paths, drops)
-        stream, _ = self.attention_norm(added, stream)
-        stream, _ = self.mlp_norm(thinned(self.mlp(stream, drops), MLP, paths, drops), stream)
+        attended = branch_of(self.attention.output, context, ATTENTION, paths, drops)
+        stream, _ = self.attention_norm(attended, stream)
+        stream, _ = self.mlp_norm(self.mlp(stream, paths, drops), stream)
         return stream, None
+
+
+def branch_of(
+    last: FoldingLinear, hidden: Tensor, place: int, paths: Tensor | None, drops: HiddenDropout | None
+) -> Branch:
+    """Applies the last layer of attention (place 0) or MLP (1), and thins the result: [T f] -> [T d].
+
+    What is thinned has another gradient than the layer's result, so that the layer sums that of its bias.
+    """
+    if paths is None and drops is None:
+        return Branch(*last.unsummed(hidden))
+    return Branch(thinned(last(hidden), place, paths, drops))
 
 
 def thinned(added: Tensor, place: int, paths: Tensor | None, drops: HiddenDropout | None) -> Tensor:
@@ -207,21 +227,30 @@ class Transformer(nn.Module):
         drops: HiddenDropout | None = None,
         memory: Packed | None = None,
     ) -> Tensor:
-        stream, branch = packed.hidden, None
+        stream: Tensor = packed.hidden
+        branch: Branch | None = None
         read = () if memory is None else (memory,)
         checkpointing = self.activation_checkpointing and self.training
         for number, block in enumerate(self.blocks, start=1):
             if checkpointing and self.checkpoint_sums and branch is not None:
-                stream, branch = branch + stream, None
+                stream, branch = branch.onto(stream), None
             kept = rows if number == len(self.blocks) else None
             own = None if paths is None else paths[number - 1]
             bounds = packed.cu_seqlens, packed.max_seqlen, equal_lengths
-            arguments = (stream, branch, *bounds, kept, own, None if drops is None else drops.of(number))
+            arguments = (*bounds, kept, own, None if drops is None else drops.of(number), *read)
             if checkpointing:
-                stream, branch = checkpoint(block, *arguments, *read, use_reentrant=False)
+                parts = (None, None) if branch is None else branch
+                stream, branch = checkpoint(_run, block, stream, *parts, *arguments, use_reentrant=False)
             else:
-                stream, branch = block(*arguments, *read)
-        return stream if branch is None else stream + branch
+                stream, branch = block(stream, branch, *arguments)
+        return stream if branch is None else branch.onto(stream)
+
+
+def _run(
+    block: Block, stream: Tensor, rows: Tensor | None, bias: Tensor | None, *others: Any
+) -> tuple[Tensor, Branch | None]:
+    """Runs a block on a branch in parts: a checkpoint saves what it is given, not what lies inside of it."""
+    return block(stream, None if rows is None else Branch(rows, bias), *others)
 
 
 @dataclass(frozen=True)

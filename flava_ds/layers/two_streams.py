@@ -16,7 +16,7 @@ from flava_ds.batch import Packed
 from flava_ds.layers.cross_attention import CrossAttention
 from flava_ds.layers.fused import ACTIVATIONS, GELULinear, LinearGELU, ResidualLayerNorm
 from flava_ds.layers.hidden_dropout import CROSS, MLP, HiddenDropout
-from flava_ds.layers.transformer import PostNormBlock, Transformer, TransformerShape, thinned
+from flava_ds.layers.transformer import PostNormBlock, Transformer, TransformerShape, branch_of, thinned
 
 STREAMS = ("text", "regions")
 
@@ -66,7 +66,7 @@ class CoAttentionLayer(CrossLayer):
 
     def forward(self, own: Packed, other: Packed, drops: HiddenDropout | None = None) -> Tensor:
         stream = super().forward(own, other, drops)
-        return self.mlp_norm(thinned(self.mlp_down(self.mlp_up(stream)), MLP, None, drops), stream)[0]
+        return self.mlp_norm(branch_of(self.mlp_down, self.mlp_up(stream), MLP, None, drops), stream)[0]
 
     def recompute_gelu(self, wanted: bool) -> None:
         """Keeps GELU's input alone instead of input and result, as Block does."""

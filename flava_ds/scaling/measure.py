@@ -21,7 +21,7 @@ from flava_ds.scaling.captions import Lengths
 from flava_ds.scaling.synthetic import batch_of
 from flava_ds.scaling.trace import Call, Trace, trace_step
 from flava_ds.scaling.work import Amount, KindWork, ModelWork, Operator, ParameterGroup, fitted
-from flava_ds.training.task import Task
+from flava_ds.training.task import Task, fold_biases
 
 SAMPLES = 64
 """Of the smaller batch; the larger one has each of them twice."""
@@ -47,6 +47,7 @@ def measure(
         task = config.model.build(config)
         codebook = ImageCodebook(config.codebook, decoder=False) if config.computes_image_codes else None
     task.to(DTYPES[config.training.precision]).train()
+    fold_biases(task, device == META)  # as the engine does on GPUs; ZeRO-3 alone does not
     teachers = teachers_of(task)
     for teacher in teachers:
         teacher.to(device, DTYPES[config.training.precision])

@@ -17,7 +17,7 @@ from flava_ds.ranks.distributed import DEVICE_LATER_S, World
 from flava_ds.training import deepspeed_fixes, fragments
 from flava_ds.training.compiling import compile_blocks
 from flava_ds.training.engine_config import merged_settings, offloads, zero_stage
-from flava_ds.training.task import StepOutput, Task
+from flava_ds.training.task import StepOutput, Task, fold_biases
 
 SKIP_COUNTERS = ("skipped", "skipped_in_a_row", "longest_skip")
 LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
@@ -48,6 +48,8 @@ class Engine:
         )
         deepspeed_fixes.reshape_scalars(module)
         module = module.to(world.device)
+        # ZeRO-3 gathers a bias for its own layer alone.
+        fold_biases(module, world.device.type == "cuda" and self.stage < 3)
         if config.training.compile_blocks:
             compile_blocks(module, self.stage)
         groups = parameter_groups(module, module.users(), config.optimizer, module.first_steps())

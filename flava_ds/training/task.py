@@ -13,6 +13,7 @@ from flava_ds.batch import Batch
 from flava_ds.config import Config, TrainingConfig
 from flava_ds.config.objectives import in_use
 from flava_ds.errors import ConfigError
+from flava_ds.layers.fused import FoldingLinear
 from flava_ds.layers.positioned import PositionedTransformer
 from flava_ds.layers.transformer import Block, Transformer
 from flava_ds.layers.two_streams import CoAttentionLayer, TwoStreams
@@ -295,3 +296,13 @@ def recompute_activations(module: nn.Module, training: TrainingConfig) -> None:
             part.activation_checkpointing = training.activation_checkpointing
         elif isinstance(part, Block | CoAttentionLayer):
             part.recompute_gelu(training.recompute_gelu)
+
+
+def fold_biases(module: nn.Module, wanted: bool) -> None:
+    """Sets whether linear layers of `module` leave their biases' gradients to the operators behind them.
+
+    Gradients are the same. It saves a GPU reading [T d] tensors again; on a CPU torch sums either way.
+    """
+    for part in module.modules():
+        if isinstance(part, FoldingLinear):
+            part.folds = wanted

@@ -4,18 +4,21 @@
                                          those up to the query itself
 
     dV = P^T dO,   dP = dO V^T,   dS = P * (dP - rowsum(P * dP)) * scale,   dQ = dS K,   dK = dS^T Q
+    d(qkv's bias) = colsum(dQ | dK | dV)
 
-This is the only operator that knows sequence boundaries.
+The last sum is that of the linear layer that made qkv (folded_bias.py). This is the only operator that knows
+sequence boundaries.
 """
 
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from flava_kernels import autocast, checks, dispatch
+from flava_kernels import autocast, checks, dispatch, folded_bias
 from flava_kernels.attention_reference import (
     EagerAttention,
     backward_reference,
@@ -38,7 +41,13 @@ LIMITS = {
 
 
 def varlen_attention(
-    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, equal_lengths: bool = False, causal: bool = False
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    *,
+    equal_lengths: bool = False,
+    causal: bool = False,
+    qkv_bias: Tensor | None = None,
 ) -> Tensor:
     """Attends within each packed sequence, with `causal` to no later token; never waits for the device.
 
@@ -46,6 +55,7 @@ def varlen_attention(
         qkv         [T 3 h e]
         cu_seqlens  [b+1]     int32
         max_seqlen            the longest sequence, or more
+        qkv_bias    [3*h*e]   which qkv's layer has added detached: only its gradient is computed here
         returns     [T h e]   under autocast in its dtype
 
     `equal_lengths` promises that every sequence is max_seqlen long (images), which saves the reference a
@@ -53,19 +63,25 @@ def varlen_attention(
     """
     (qkv,) = autocast.like_linear(qkv)
     if dispatch.needs_custom_operator(qkv):
-        return _attention(qkv, cu_seqlens, max_seqlen, equal_lengths, causal)[0]
+        return _attention(qkv, cu_seqlens, max_seqlen, equal_lengths, causal, qkv_bias)[0]
     if dispatch.runs_on_the_cpu(qkv) and keeps_probabilities(qkv, max_seqlen):
         checks.sequences(
             "varlen_attention", cu_seqlens, qkv.shape[0], max_seqlen, equal_lengths=equal_lengths
         )
-        return EagerAttention.apply(
-            qkv, cu_seqlens, max_seqlen, equal_lengths, causal, torch.is_grad_enabled() and qkv.requires_grad
-        )
-    return _Attention.apply(qkv, cu_seqlens, max_seqlen, equal_lengths, causal)
+        wanted = qkv.requires_grad or (qkv_bias is not None and qkv_bias.requires_grad)
+        gradients = torch.is_grad_enabled() and wanted
+        return EagerAttention.apply(qkv, cu_seqlens, max_seqlen, equal_lengths, causal, qkv_bias, gradients)
+    return _Attention.apply(qkv, cu_seqlens, max_seqlen, equal_lengths, causal, qkv_bias)
 
 
 def supports(
-    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, equal_lengths: bool = False, causal: bool = False
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    *,
+    equal_lengths: bool = False,
+    causal: bool = False,
+    qkv_bias: Tensor | None = None,
 ) -> str | None:
     """Returns None, or why the kernels do not support this input."""
     (_, _, heads, head_size), strides = qkv.shape, qkv.stride()
@@ -88,14 +104,20 @@ def supports(
         return f"a sequence of {max_seqlen} rows spans 2^31 elements or more"
     if max(2 * strides[1], (heads - 1) * strides[2]) >= 2**31:
         return f"a token's parts and heads span 2^31 elements or more: the strides of qkv are {strides}"
-    return None
+    return folded_bias.unfitting("qkv_bias", qkv_bias, qkv)
 
 
 def definition(
-    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, equal_lengths: bool = False, causal: bool = False
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    *,
+    equal_lengths: bool = False,
+    causal: bool = False,
+    qkv_bias: Tensor | None = None,
 ) -> Tensor:
     """Attends in a padded layout with all scores stored, masking padding and, with `causal`, later keys."""
-    batch = cu_seqlens.shape[0] - 1
+    batch, qkv = cu_seqlens.shape[0] - 1, folded_bias.definition(qkv, qkv_bias)
     sequence, position = places(cu_seqlens, qkv.shape[0])
     q, k, v = (
         qkv.new_zeros(batch, max_seqlen, *qkv.shape[1:])
@@ -116,8 +138,9 @@ def pairs(length: int, causal: bool) -> int:
     return length * (length + 1) // 2 if causal else length**2
 
 
-def _takes_triton(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> bool:
-    return dispatch.use_triton("varlen_attention", qkv, supports, qkv, cu_seqlens, max_seqlen)
+def _takes_triton(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, qkv_bias: Tensor | None = None) -> bool:
+    supported = partial(supports, qkv_bias=qkv_bias)
+    return dispatch.use_triton("varlen_attention", qkv, supported, qkv, cu_seqlens, max_seqlen)
 
 
 @without_autocast
@@ -145,21 +168,29 @@ def _attend_backward(
     max_seqlen: int,
     equal_lengths: bool,
     causal: bool,
-) -> Tensor:
-    if qkv.numel() == 0:
-        return _fake_attention_backward(grad, qkv, out, lse, cu_seqlens, max_seqlen, equal_lengths, causal)
-    if triton:
+    qkv_bias: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Returns d_qkv and the gradient of its bias, which is empty without one."""
+    if triton and qkv.numel():
         from flava_kernels.triton_ops import attention as kernels
 
-        return kernels.backward(grad, qkv, out, lse, cu_seqlens, max_seqlen, causal)
-    return backward_reference(grad, qkv, cu_seqlens, max_seqlen, equal_lengths, causal)
+        return kernels.backward(grad, qkv, out, lse, cu_seqlens, max_seqlen, causal, qkv_bias)
+    d_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
+    if qkv.numel():
+        d_qkv = backward_reference(grad, qkv, cu_seqlens, max_seqlen, equal_lengths, causal)
+    return d_qkv, qkv.new_empty(0) if qkv_bias is None else folded_bias.gradient(d_qkv, qkv_bias)
 
 
 @torch.library.custom_op("flava_kernels::varlen_attention", mutates_args=())
 def _attention(
-    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, equal_lengths: bool, causal: bool
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    equal_lengths: bool,
+    causal: bool,
+    qkv_bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    triton = _takes_triton(qkv, cu_seqlens, max_seqlen)
+    triton = _takes_triton(qkv, cu_seqlens, max_seqlen, qkv_bias)
     return _attend(triton, qkv, cu_seqlens, max_seqlen, equal_lengths, causal)
 
 
@@ -173,13 +204,16 @@ def _attention_backward(
     max_seqlen: int,
     equal_lengths: bool,
     causal: bool,
-) -> Tensor:
-    triton = _takes_triton(qkv, cu_seqlens, max_seqlen)
-    return _attend_backward(triton, grad, qkv, out, lse, cu_seqlens, max_seqlen, equal_lengths, causal)
+    qkv_bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    triton = _takes_triton(qkv, cu_seqlens, max_seqlen, qkv_bias)
+    return _attend_backward(
+        triton, grad, qkv, out, lse, cu_seqlens, max_seqlen, equal_lengths, causal, qkv_bias
+    )
 
 
 @_attention.register_fake
-def _fake_attention(qkv, cu_seqlens, max_seqlen, equal_lengths, causal):
+def _fake_attention(qkv, cu_seqlens, max_seqlen, equal_lengths, causal, qkv_bias=None):
     tokens, _, heads, head_size = qkv.shape
     return qkv.new_empty(tokens, heads, head_size), qkv.new_empty(
         heads, tokens, dtype=torch.promote_types(qkv.dtype, torch.float32)
@@ -187,28 +221,29 @@ def _fake_attention(qkv, cu_seqlens, max_seqlen, equal_lengths, causal):
 
 
 @_attention_backward.register_fake
-def _fake_attention_backward(grad, qkv, out, lse, cu_seqlens, max_seqlen, equal_lengths, causal):
-    return torch.empty_like(qkv, memory_format=torch.contiguous_format)
+def _fake_attention_backward(
+    grad, qkv, out, lse, cu_seqlens, max_seqlen, equal_lengths, causal, qkv_bias=None
+):
+    d_bias = qkv.new_empty(0) if qkv_bias is None else qkv_bias.new_empty(qkv_bias.shape)
+    return torch.empty_like(qkv, memory_format=torch.contiguous_format), d_bias
 
 
 def _keep(ctx, inputs, output) -> None:
-    qkv, cu_seqlens, ctx.max_seqlen, ctx.equal_lengths, ctx.causal = inputs
+    qkv, cu_seqlens, *ctx.plain, qkv_bias = inputs
     out, lse = output
     ctx.mark_non_differentiable(lse)
     ctx.set_materialize_grads(False)  # lse gets none, and zeros for it would be a kernel per layer
-    ctx.save_for_backward(qkv, out, lse, cu_seqlens)
+    ctx.save_for_backward(qkv, out, lse, cu_seqlens, qkv_bias)
 
 
-def _differentiate(ctx, grad, _):
+def _differentiate(ctx, grad, _, backward=_attention_backward):
+    """Returns the gradients of all arguments; only qkv and its bias can have one."""
     if grad is None:
-        return (None,) * 5
-    return (
-        _attention_backward(grad, *ctx.saved_tensors, ctx.max_seqlen, ctx.equal_lengths, ctx.causal),
-        None,
-        None,
-        None,
-        None,
-    )
+        return (None,) * 6
+    *saved, qkv_bias = ctx.saved_tensors
+    needed = any(ctx.needs_input_grad[5:])  # a default is no input
+    d_qkv, d_bias = backward(grad, *saved, *ctx.plain, qkv_bias if needed else None)
+    return d_qkv, None, None, None, None, d_bias if needed else None
 
 
 _attention.register_autograd(_differentiate, setup_context=_keep)
@@ -218,17 +253,17 @@ class _Attention(torch.autograd.Function):
     """The operator without torch.library."""
 
     @staticmethod
-    def forward(ctx, qkv, cu_seqlens, max_seqlen, equal_lengths, causal):
-        ctx.triton = _takes_triton(qkv, cu_seqlens, max_seqlen)
-        out, lse = _attend(ctx.triton, qkv, cu_seqlens, max_seqlen, equal_lengths, causal)
+    def forward(ctx, qkv, cu_seqlens, max_seqlen, equal_lengths, causal, qkv_bias):
+        ctx.triton = _takes_triton(qkv, cu_seqlens, max_seqlen, qkv_bias)
         ctx.plain = max_seqlen, equal_lengths, causal
-        ctx.save_for_backward(qkv, out, lse, cu_seqlens)
+        out, lse = _attend(ctx.triton, qkv, cu_seqlens, *ctx.plain)
+        ctx.save_for_backward(qkv, out, lse, cu_seqlens, qkv_bias)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        return _attend_backward(ctx.triton, grad, *ctx.saved_tensors, *ctx.plain), None, None, None, None
+        return _differentiate(ctx, grad, None, partial(_attend_backward, ctx.triton))
 
 
 OP = Op(

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from flava_kernels import folded_bias
 from flava_kernels.eager import once_differentiable, without_autocast
 from flava_kernels.packing import padded_rows, padded_slots, to_packed
 
@@ -208,6 +209,7 @@ class EagerAttention(torch.autograd.Function):
         max_seqlen: int,
         equal_lengths: bool,
         causal: bool,
+        qkv_bias: Tensor | None,
         gradients: bool,
     ) -> Tensor:
         padding, kept = _Padding(cu_seqlens, max_seqlen, equal_lengths, causal, qkv.shape[0]), []
@@ -221,15 +223,17 @@ class EagerAttention(torch.autograd.Function):
                 if gradients:
                     kept.append(p)
         ctx.padding = padding
-        ctx.save_for_backward(padded, *kept)
+        ctx.save_for_backward(padded, qkv_bias, *kept)
         return padding.pack(out)
 
     @staticmethod
     @once_differentiable
     @without_autocast
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        padded, *probabilities = ctx.saved_tensors
-        return _gradient(grad, padded, ctx.padding, probabilities), *[None] * 5
+        padded, qkv_bias, *probabilities = ctx.saved_tensors
+        d_qkv = _gradient(grad, padded, ctx.padding, probabilities)
+        d_bias = folded_bias.gradient(d_qkv, qkv_bias) if ctx.needs_input_grad[5] else None
+        return d_qkv, *[None] * 4, d_bias, None
 
 
 def _by_head(padded: Tensor) -> Iterator[tuple[Tensor, ...]]:

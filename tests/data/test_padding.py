@@ -22,6 +22,7 @@ from flava_ds.families.flava.task import build_task
 from flava_ds.families.flava.views import Kind
 from flava_ds.objectives.hard_matching import HardMatchingConfig
 from flava_ds.scaling.trace import trace_step
+from flava_ds.training.task import fold_biases
 
 MULTIPLE, LONGEST = 48, 13
 
@@ -70,6 +71,16 @@ def test_losses_and_gradients_are_those_of_exact_batches(name):
     task, batch = build_task(config).double(), BATCHES[name](config)
     assert_equal_steps(task, batch)
     assert task.flops(with_padding(batch)) == task.flops(batch), "FLOPs that count are those of data"
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_folded_biases_change_no_bit_of_a_padded_step(name):
+    config = tiny_config()
+    plain, folding, batch = build_task(config), build_task(config), with_padding(BATCHES[name](config))
+    fold_biases(folding, True)
+    (losses, gradients, _), (found, ours, _) = (losses_and_gradients(own, batch) for own in (plain, folding))
+    assert found == losses and ours.keys() == gradients.keys()
+    assert [own for own, gradient in gradients.items() if not torch.equal(ours[own], gradient)] == []
 
 
 def test_clip_reads_no_padding():

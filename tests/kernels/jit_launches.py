@@ -64,14 +64,14 @@ def compile_only(binaries: dict[str, set[str]]) -> Callable[..., Any]:
 
 
 def chosen(op: Op) -> list[Case]:
-    """Returns a case with several rows of everything, and the one with the most numbers."""
+    """Returns cases with several rows of everything, and the one with the most numbers."""
     fitting = [case for case in op.cases() if {torch.float32, torch.bfloat16} <= set(case.dtypes)]
 
     def numbers(case: Case) -> int:
         return sum(x.numel() for x in case.inputs(torch.float32).values() if isinstance(x, torch.Tensor))
 
     return list(
-        {case.name: case for case in (other_layouts.roomy_case(op), max(fitting, key=numbers))}.values()
+        {case.name: case for case in (*other_layouts.roomy_cases(op), max(fitting, key=numbers))}.values()
     )
 
 

@@ -62,8 +62,9 @@ def causal_attention_of_any_tile(dtype: torch.dtype) -> None:
     for sides in ((16, 16), (16, 32), (32, 16), (32, 32)):
         tile = Tile(*sides, 4, 1)
         out, lse = kernels.forward(qkv, cu_seqlens, longest, True, tile)
-        d_qkv = kernels.backward(grad, qkv, out, lse, cu_seqlens, longest, True, tile)
-        assert bool(out.isfinite().all()) and bool(d_qkv.isfinite().all())
+        bias = qkv.new_empty(3 * 32)
+        d_qkv, d_bias = kernels.backward(grad, qkv, out, lse, cu_seqlens, longest, True, bias, tile)
+        assert all(bool(found.isfinite().all()) for found in (out, d_qkv, d_bias))
         unread = qkv.clone()
         unread[behind:] = torch.nan
         before, _ = kernels.forward(unread, cu_seqlens, longest, True, tile)
@@ -71,7 +72,7 @@ def causal_attention_of_any_tile(dtype: torch.dtype) -> None:
         unread, out_unread, lse_unread, grad_unread = (value.clone() for value in (qkv, out, lse, grad))
         for rows in (unread[:, 0], out_unread, lse_unread.T, grad_unread):
             rows[lengths[0] : behind] = torch.nan
-        d_behind = kernels.backward(
-            grad_unread, unread, out_unread, lse_unread, cu_seqlens, longest, True, tile
+        d_behind, _ = kernels.backward(
+            grad_unread, unread, out_unread, lse_unread, cu_seqlens, longest, True, bias, tile
         )
         assert torch.equal(d_behind[behind:], d_qkv[behind:]), f"backward, tiles of {sides}"

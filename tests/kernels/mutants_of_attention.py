@@ -166,6 +166,48 @@ ATTENTION = (
         "to-32",
         dtype="bfloat16",
     ),
+    bug(
+        "d_bias: last rows left out",
+        "for first in range(0, length, ROWS)",
+        "for first in range(0, length - ROWS, ROWS)",
+        "varlen_attention",
+        "bias-head-64",
+    ),
+    bug(
+        "d_bias: tiles of dQ not added",
+        "d_q_sum += d_q",
+        "d_q_sum = d_q",
+        "varlen_attention",
+        "bias-head-64",
+    ),
+    bug(
+        "d_bias: dO of the next sequence",
+        "row * grad_token_stride + column, mask=row < length, other=0.0)\n            d_q_sum",
+        "row * grad_token_stride + column, mask=row <= length, other=0.0)\n            d_q_sum",
+        "varlen_attention",
+        "bias-to-16",
+    ),
+    bug(
+        "d_bias: sums of another sequence",
+        "bias_sums + sequence.to(tl.int64) * (3 * out_stride)",
+        "bias_sums + sequence.to(tl.int64) * out_stride",
+        "varlen_attention",
+        "bias-to-32",
+    ),
+    bug(
+        "d_bias: sums of another head",
+        "place = of_sequence + head * HEAD_SIZE",
+        "place = of_sequence + (head * 0) * HEAD_SIZE",
+        "varlen_attention",
+        "bias-to-16",
+    ),
+    bug(
+        "d_bias: values in the place of keys",
+        "tl.store(place + 2 * out_stride, tl.sum(d_v_sum, 0))",
+        "tl.store(place + out_stride, tl.sum(d_v_sum, 0))",
+        "varlen_attention",
+        "bias-to-16",
+    ),
 )
 
 CROSS = "varlen_cross_attention"

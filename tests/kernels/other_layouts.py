@@ -36,9 +36,15 @@ def repeated(tensor: Tensor) -> Tensor:
 LAYOUTS: tuple[Callable[[Tensor], Tensor], ...] = (by_columns, in_wider_rows, every_other)
 
 
-def roomy_case(op: Op) -> Case:
-    """The first case with no axis of one or none, whose layouts would all be the same."""
-    return next(case for case in op.cases() if _is_roomy(op, case))
+def roomy_cases(op: Op) -> list[Case]:
+    """For each set of differentiable arguments the first case without an axis of one or none, whose layouts
+    would all be the same.
+    """
+    found: dict[tuple[str, ...], Case] = {}
+    for case in op.cases():
+        if case.differentiable not in found and _is_roomy(op, case):
+            found[case.differentiable] = case
+    return list(found.values())
 
 
 def _is_roomy(op: Op, case: Case) -> bool:
@@ -57,7 +63,11 @@ def check(op: Op, device: str = "cpu", *, kernels: bool) -> int:
     One argument at a time lies elsewhere, then the upstream gradient. With `kernels`, arguments that
     `supports` refuses are left out: the reference gets them. Returns how many it has compared.
     """
-    case, compared = roomy_case(op), 0
+    return sum(_check(op, case, device, kernels) for case in roomy_cases(op))
+
+
+def _check(op: Op, case: Case, device: str, kernels: bool) -> int:
+    compared = 0
 
     def run(moved: dict[str, Any], upstream: list[Tensor]) -> dict[str, Tensor]:
         inputs = case.inputs(torch.float32, device) | moved

@@ -140,7 +140,7 @@ def test_nothing_of_other_sequences_or_of_memory_around_leaks(monkeypatch, imple
     qkv.copy_(clean), grad.copy_(upstream)
     qkv[: lengths[0]], grad[: lengths[0]] = torch.nan, torch.nan
     out, lse = torch.ops.flava_kernels.varlen_attention(qkv, cu_seqlens, max(lengths), False, causal)
-    d_qkv = torch.ops.flava_kernels.varlen_attention_backward(
+    d_qkv, _ = torch.ops.flava_kernels.varlen_attention_backward(
         grad, qkv, out, lse, cu_seqlens, max(lengths), False, causal
     )
     torch.testing.assert_close(out[lengths[0] :], expected[0][lengths[0] :], rtol=1e-6, atol=1e-6)
@@ -328,5 +328,9 @@ def test_every_tile_that_ships_is_right(head_size, causal):
             ours, lse = kernels.forward(qkv, cu_seqlens, max_seqlen, causal, None if backward else tile)
             assert relative_error(ours, out) < 1e-6, (tile, lengths)
             if backward:
-                d_ours = kernels.backward(upstream, qkv, ours, lse, cu_seqlens, max_seqlen, causal, tile)
+                bias = qkv.new_empty(3 * head_size)
+                saved = upstream, qkv, ours, lse, cu_seqlens, max_seqlen, causal
+                d_ours, d_bias = kernels.backward(*saved, bias, tile)
                 assert relative_error(d_ours, d_qkv) < 2e-6, (tile, lengths)
+                assert relative_error(d_bias, d_qkv.sum(0).flatten()) < 2e-6, (tile, lengths)
+                assert torch.equal(kernels.backward(*saved, tile=tile)[0], d_ours)

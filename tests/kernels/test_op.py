@@ -75,19 +75,20 @@ WITH_CUSTOM_OPERATORS = [name for name in OPS if name != "gelu_linear"]  # the c
 @pytest.mark.parametrize("name", WITH_CUSTOM_OPERATORS)
 def test_fakes_have_the_layout_of_results_for_any_layout_of_inputs(monkeypatch, name: str):
     """A compiler trusts the strides of a fake: it would read the real tensor at other places."""
-    op, case = OPS[name], other_layouts.roomy_case(OPS[name])
+    op = OPS[name]
     monkeypatch.setattr(dispatch, "needs_custom_operator", lambda example: True)
-    inputs = {argument: column_major(value) for argument, value in case.inputs(torch.float32).items()}
-    results = op.function(**inputs)
-    upstream = [
-        column_major(gradient)
-        for gradient in op_checks.upstream_of(list(results) if isinstance(results, tuple) else [results])
-    ]
-    with CustomOperators() as operators:
-        op_checks.results_and_gradients(op.function, inputs, case.differentiable, upstream)
-    assert len(operators.calls) >= 2
-    for function, arguments in operators.calls:
-        torch.library.opcheck(function, arguments, test_utils=("test_schema", "test_faketensor"))
+    for case in other_layouts.roomy_cases(op):
+        inputs = {argument: column_major(value) for argument, value in case.inputs(torch.float32).items()}
+        results = op.function(**inputs)
+        upstream = [
+            column_major(gradient)
+            for gradient in op_checks.upstream_of(list(results) if isinstance(results, tuple) else [results])
+        ]
+        with CustomOperators() as operators:
+            op_checks.results_and_gradients(op.function, inputs, case.differentiable, upstream)
+        assert len(operators.calls) >= 2
+        for function, arguments in operators.calls:
+            torch.library.opcheck(function, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
 @pytest.mark.triton
@@ -141,14 +142,22 @@ def test_a_layout_that_is_read_wrong_is_found(monkeypatch):
         pytest.param(False, "triton", marks=pytest.mark.triton),
     ],
 )
-@pytest.mark.parametrize("name", [name for name, op in OPS.items() if len(op.cases()[0].differentiable) > 1])
-def test_a_gradient_alone_equals_the_one_among_all(monkeypatch, name, custom, implementation):
+@pytest.mark.parametrize(
+    ("op", "case"),
+    [
+        pytest.param(op, case, id=f"{op.name}-{case.name}")
+        for op in OPS.values()
+        for case in {
+            case.differentiable: case for case in reversed(op.cases()[1:]) if "no rows" not in case.name
+        }.values()
+        if len(case.differentiable) > 1
+    ],
+)
+def test_a_gradient_alone_equals_the_one_among_all(monkeypatch, op, case, custom, implementation):
     """Inputs that need none get none, whatever was left out for that."""
     monkeypatch.setenv("FLAVA_KERNELS", implementation)
     if custom:
         monkeypatch.setattr(dispatch, "needs_custom_operator", lambda example: True)
-    op = OPS[name]
-    case = min(op.cases()[1:4], key=lambda case: case.name == "no rows")
     _, gradients = op_checks.results_and_gradients(
         op.function, case.inputs(torch.float32), case.differentiable
     )

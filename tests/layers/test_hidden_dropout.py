@@ -126,9 +126,9 @@ def test_the_mean_over_many_seeds_is_what_a_block_adds_without_dropout():
     bounds = torch.arange(0, 3 * copies + 1, 3).int()
     hidden = torch.randn(3, 24)
     with torch.no_grad():
-        _, plain = block(hidden, None, bounds[:2], 3, True)
+        _, (plain, _) = block(hidden, None, bounds[:2], 3, True)
         drops = drawn(bounds=bounds).of(1)
-        _, dropped = block(hidden.repeat(copies, 1), None, bounds, 3, True, drops=drops)
+        _, (dropped, _) = block(hidden.repeat(copies, 1), None, bounds, 3, True, drops=drops)
     mean = dropped.view(copies, 3, 24).mean(0)
     deviation = plain.abs() * (P / (1 - P) / copies) ** 0.5
     assert bool((mean - plain).abs().le(5 * deviation + 1e-7).all())

@@ -23,8 +23,10 @@ from torch import Tensor  # noqa: E402
 from flava_ds.build import build  # noqa: E402
 from flava_ds.config import CheckpointConfig  # noqa: E402
 from flava_ds.demo.dataset import unpack  # noqa: E402
+from flava_ds.layers.fused import FoldingLinear  # noqa: E402
 from flava_ds.recipes.demo import DATA  # noqa: E402
 from flava_ds.recipes.flava_debug import flava_debug  # noqa: E402
+from flava_ds.training.task import fold_biases  # noqa: E402
 from flava_ds.training.watcher import Watcher  # noqa: E402
 
 STEPS, STOPPED = 10, 6
@@ -72,6 +74,8 @@ def train(folder: Path, name: str, precision: str, stop: int = 0) -> None:
         logging=dataclasses.replace(recipe.logging, tensorboard=False),
     )
     trainer = build(config)
+    if os.environ["FLAVA_KERNELS"] == "triton":
+        fold_biases(trainer.engine.module, True)  # which the engine does on a GPU alone
     if stop:
         trainer.watchers += (Stops(stop),)
     before = _weights(trainer)
@@ -79,6 +83,7 @@ def train(folder: Path, name: str, precision: str, stop: int = 0) -> None:
     loaded = {module.removeprefix(KERNELS) for module in sys.modules if module.startswith(KERNELS)}
     torch.save({"before": before, "after": _weights(trainer)}, folder / f"{name}.pt")
     told = {"status": status, "loaded": sorted(loaded), "device": trainer.world.device.type}
+    told["folds"] = all(p.folds for p in trainer.engine.module.modules() if isinstance(p, FoldingLinear))
     (folder / f"{name}.json").write_text(json.dumps(told))
 
 
@@ -123,6 +128,7 @@ def check(folder: Path, kernels: str, device: str, precision: str = "fp32", **en
     unpack(folder / DATA)
     told = run(folder, "torch", "references", precision, **environment)
     assert (told["status"], told["device"]) == (0, device) and "attention" not in told["loaded"]
+    assert told["folds"] == (device == "cuda")
     told = run(folder, kernels, "kernels", precision, **environment)
     assert told["status"] == 0 and (kernels != "triton" or TRAINED <= set(told["loaded"]))
     stopped = run(folder, kernels, "stopped", precision, STOPPED, **environment)

@@ -9,6 +9,7 @@ from flava_ds.errors import ConfigError
 from flava_ds.families.flava.task import build_task
 from flava_ds.families.flava.views import Kind
 from flava_ds.training.compiling import check_compiler, compile_blocks
+from flava_ds.training.task import fold_biases
 
 LENGTHS = ((9, 4, 12), (5, 5, 7), (3, 11, 8), (12, 12, 12))
 
@@ -35,14 +36,16 @@ def fresh():
     torch.compiler.reset()
 
 
+@pytest.mark.parametrize("folds", [False, True], ids=["", "folding"])
 @pytest.mark.parametrize(
     "backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
 )  # the same graphs, as they are and compiled to C++
-def test_losses_are_the_same_and_lengths_compile_nothing_again(fresh, backend, full):
+def test_losses_are_the_same_and_lengths_compile_nothing_again(fresh, backend, folds, full):
     if backend == "inductor" and not full:
         pytest.skip("compiles C++ for a minute; --full does")
     config = tiny_config()
     eager, compiled = build_task(config), build_task(config)
+    fold_biases(compiled, folds)
     assert compile_blocks(compiled, 1, backend) == sum(
         part.num_hidden_layers for part in (config.model.image, config.model.text, config.model.multimodal)
     )

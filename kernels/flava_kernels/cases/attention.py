@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ def cases() -> tuple[Case, ...]:
 
     These are no rows, empty sequences, all head sizes, equal lengths, and huge logits, which alone may all be
     negative. Causal attention has its own: the edges of its tiles, and CLIP's text encoder with 8 heads of 64
-    and 77 tokens.
+    and 77 tokens. The last ones have qkv's bias.
     """
     return (
         _case("nothing", ()),
@@ -55,6 +56,15 @@ def cases() -> tuple[Case, ...]:
         _case("causal-clip-text", (77, 12), heads=8, head_size=64, causal=True),
         _case("causal-slack", (4, 70), slack=60, heads=1, causal=True),
         _case("causal-huge-logits", (2, 5, 70), heads=1, size=60.0, limits=HUGE_LOGITS, causal=True),
+        _case("bias-to-16", (2, 0, 15, 16), bias=True),
+        _case("bias-nothing", (), bias=True),
+        _case("bias-empty", (0, 0), bias=True),
+        _case("bias-to-32", (17, 0, 31, 32), heads=1, bias=True),
+        _case("bias-head-64", (7, 40, 0, 130), heads=2, head_size=64, bias=True),
+        _case("bias-head-128", (5, 70), heads=1, head_size=128, bias=True),
+        _case("bias-equal", (20, 20), equal_lengths=True, bias=True),
+        _case("bias-many", (3,) * 70, heads=1, bias=True),
+        _case("causal-bias", (33, 0, 64, 1, 140), heads=1, causal=True, bias=True),
     )
 
 
@@ -68,6 +78,7 @@ def _case(
     causal: bool = False,
     slack: int = 0,
     size: float = 1.0,
+    bias: bool = False,
     limits: dict[torch.dtype, Limits] | None = None,
     reference_limits: dict[torch.dtype, Limits] | None = None,
 ) -> Case:
@@ -77,14 +88,22 @@ def _case(
         "equal_lengths": equal_lengths,
         "causal": causal,
     }
-    draw = functools.partial(_draw, (sum(lengths), 3, heads, head_size), size, layout)
-    return Case(name, draw, ("qkv",), limits=limits or {}, reference_limits=reference_limits or {})
+    draw = functools.partial(_draw, (sum(lengths), 3, heads, head_size), size, layout, bias)
+    return Case(
+        name,
+        draw,
+        ("qkv", "qkv_bias") if bias else ("qkv",),
+        limits=limits or {},
+        reference_limits=reference_limits or {},
+    )
 
 
 def _draw(
-    shape: tuple[int, ...], size: float, layout: dict[str, Any], generator: Generator
+    shape: tuple[int, ...], size: float, layout: dict[str, Any], bias: bool, generator: Generator
 ) -> dict[str, Any]:
     """Draws the arguments; `size` multiplies queries and keys."""
     qkv = torch.randn(shape, generator=generator, dtype=torch.float64)
     qkv[:, :2] *= size
+    if bias:
+        layout = {**layout, "qkv_bias": torch.randn(math.prod(shape[1:]), generator=generator).double()}
     return {"qkv": qkv, **layout}

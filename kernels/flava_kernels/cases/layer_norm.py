@@ -12,7 +12,7 @@ from flava_kernels.op import DTYPES, Case, Limits
 
 SIZES = ((1, 64), (3, 64), (37, 64), (3, 1), (3, 768), (5, 770), (3, 1024), (3, 3072), (2, 8192))
 """Rows and columns."""
-
+SIZES_WITH_BIAS = ((37, 64), (21, 770), (3, 1024), (2, 8192))
 
 OF_TORCH = {
     "3x1": {torch.float32: Limits(2e-7, 2e-4)},
@@ -26,13 +26,26 @@ ROUNDED_SUM = {"large mean": {torch.float32: Limits(5e-4, 5e-4)}}
 """With a residual, x + r itself is rounded before it is normalised."""
 
 
+SUMS_OF_ROUNDED_ROWS = {
+    dtype: Limits(rounded, rounded, rounded)
+    for dtype, rounded in ((torch.float16, 5e-4), (torch.bfloat16, 3.5e-3))
+}
+"""torch sums the gradient of x's bias from rows that are rounded; the kernels sum before they round."""
+
+
 def add_layer_norm_cases() -> tuple[Case, ...]:
-    """Returns many shapes, constant rows, a large mean, fp32 parameters of half-precision rows."""
+    """Returns many shapes, constant rows, a large mean, fp32 parameters of half-precision rows, and some of
+    them with the bias of x.
+    """
 
     def case(
-        name: str, fp32: tuple[str, ...] = (), dtypes: tuple[torch.dtype, ...] = DTYPES, **draw: Any
+        name: str,
+        fp32: tuple[str, ...] = (),
+        dtypes: tuple[torch.dtype, ...] = DTYPES,
+        reference_limits: dict[torch.dtype, Limits] | None = None,
+        **draw: Any,
     ) -> Case:
-        tensors = ("x", "residual", "weight", "bias")
+        tensors = ("x", "residual", "weight", "bias", *(("x_bias",) if draw.get("x_bias") else ()))
         return Case(
             name,
             lambda generator: _draw(generator, **draw),
@@ -40,7 +53,7 @@ def add_layer_norm_cases() -> tuple[Case, ...]:
             fp32,
             dtypes,
             ROUNDED_SUM.get(name, {}),
-            OF_TORCH.get(name, {}),
+            reference_limits or OF_TORCH.get(name, {}),
         )
 
     return (
@@ -57,6 +70,20 @@ def add_layer_norm_cases() -> tuple[Case, ...]:
         case("large mean", rows=3, columns=768, mean=1e4, dtypes=(torch.float32,)),
         case("fp32 parameters", rows=37, columns=96, quarters=True, fp32=("weight", "bias")),
         case("no rows", rows=0, columns=64),
+        *(
+            case(f"{rows}x{columns}, bias of x", rows=rows, columns=columns, x_bias=True)
+            for rows, columns in SIZES_WITH_BIAS
+        ),
+        case(
+            "fp32 parameters, bias of x",
+            rows=37,
+            columns=96,
+            quarters=True,
+            x_bias=True,
+            fp32=("weight", "bias", "x_bias"),
+            reference_limits=SUMS_OF_ROUNDED_ROWS,
+        ),
+        case("no rows, bias of x", rows=0, columns=64, x_bias=True),
     )
 
 
@@ -82,6 +109,7 @@ def _draw(
     constant: bool = False,
     quarters: bool = False,
     eps: float = 1e-6,
+    x_bias: bool = False,
 ) -> dict[str, Any]:
     """Draws the arguments; quarters add exactly in every dtype, so what depends on the sum stays accurate."""
 
@@ -101,4 +129,5 @@ def _draw(
         "weight": 1 + 0.2 * normal(columns),
         "bias": 0.2 * normal(columns),
         "eps": eps,
+        **({"x_bias": normal(columns)} if x_bias else {}),
     }

@@ -8,6 +8,11 @@ tiles of queries. dK and dV stay in registers; dQ is accumulated tile by tile in
 program touches. So every sum has a fixed order and needs no atomics. rowsum(P * dP) is computed as
 rowsum(O * dO).
 
+With QKV_BIAS, a program also leaves the sums of dQ, dK and dV over its sequence, for the bias of the layer
+before; column_sums.py adds those of all sequences. Only that of dQ is summed, as it was written. A query's
+probabilities add up to one, so colsum(dV) = colsum(dO); the gradients of its scores add up to zero, so
+colsum(dK) = 0: a constant in all keys changes nothing.
+
 With CAUSAL, a query attends to no later key, and tiles without any pair are skipped: forward, the keys end
 with the tile of queries; backward, the queries start with the tile of keys, and a tile's dQ is complete after
 the last keys that it sees. Only tiles on the diagonal are masked.
@@ -25,7 +30,15 @@ import triton.language as tl
 from torch import Tensor
 
 from flava_kernels.attention import HEAD_SIZES
-from flava_kernels.triton_ops.attention_tiles import BUCKETS, Tile, longest_of_bucket, tile_of
+from flava_kernels.triton_ops.attention_tiles import (
+    BUCKETS,
+    Tile,
+    from_memory,
+    longest_of_bucket,
+    options,
+    tile_of,
+)
+from flava_kernels.triton_ops.column_sums import TILE_COLUMNS, TILE_ROWS, TILE_WARPS, add_partial_sums, added
 from flava_kernels.triton_ops.launch import (
     ARCHITECTURES,
     Launch,
@@ -36,8 +49,7 @@ from flava_kernels.triton_ops.launch import (
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
-EXAMPLE_LENGTH = 512
-"""Sequence length for the static estimate of the last bucket."""
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 @triton.jit
@@ -164,6 +176,7 @@ def attention_backward(
     cu_seqlens,
     d_qkv,
     d_q_sums,
+    bias_sums,
     token_stride,
     part_stride,
     head_stride,
@@ -176,10 +189,11 @@ def attention_backward(
     KEYS: tl.constexpr,
     ONE_TILE: tl.constexpr,
     CAUSAL: tl.constexpr,
+    QKV_BIAS: tl.constexpr,
 ):
     """qkv [T 3 h e], out, grad [T h e], lse [h T] -> d_qkv [T 3 h e]; d_q_sums [h T e] fp32 is scratch.
 
-    With ONE_TILE the scratch is unused.
+    With ONE_TILE the scratch is unused. With QKV_BIAS, also bias_sums [b 3 h e] fp32.
     """
     # One program per head and sequence, so that dQ can be summed without atomics, in a fixed order.
     head, sequence = tl.program_id(0), tl.program_id(1)
@@ -239,9 +253,25 @@ def attention_backward(
         d_k_place = d_queries + out_stride + key[:, None] * (3 * out_stride) + column
         tl.store(d_k_place, (d_k * SCALE).to(d_qkv.dtype.element_ty), mask=real_key)
         tl.store(d_k_place + out_stride, d_v.to(d_qkv.dtype.element_ty), mask=real_key)
-        if not ONE_TILE:
-            # The next tile of keys reads partial sums that other threads of this program wrote.
+        if QKV_BIAS or not ONE_TILE:
+            # What other threads of this program wrote is read next: partial sums, or at the end dQ.
             tl.debug_barrier()
+    if QKV_BIAS:
+        # After the loops, which leave no registers for sums; these rows are still in the cache.
+        ROWS: tl.constexpr = QUERIES if QUERIES < 32 else 32
+        d_q_sum = tl.zeros((ROWS, HEAD_SIZE), tl.float32)
+        d_v_sum = tl.zeros((ROWS, HEAD_SIZE), tl.float32)
+        for first in range(0, length, ROWS):
+            row = (first + tl.arange(0, ROWS))[:, None]
+            d_q = tl.load(d_queries + row * (3 * out_stride) + column, mask=row < length, other=0.0)
+            d_o = tl.load(grads + row * grad_token_stride + column, mask=row < length, other=0.0)
+            d_q_sum += d_q.to(tl.float32)
+            d_v_sum += d_o.to(tl.float32)
+        of_sequence = bias_sums + sequence.to(tl.int64) * (3 * out_stride)
+        place = of_sequence + head * HEAD_SIZE + tl.arange(0, HEAD_SIZE)
+        tl.store(place, tl.sum(d_q_sum, 0))
+        tl.store(place + out_stride, tl.zeros((HEAD_SIZE,), tl.float32))
+        tl.store(place + 2 * out_stride, tl.sum(d_v_sum, 0))
 
 
 @on_its_device
@@ -275,9 +305,10 @@ def backward(
     cu_seqlens: Tensor,
     max_seqlen: int,
     causal: bool,
+    qkv_bias: Tensor | None = None,
     tile: Tile | None = None,
-) -> Tensor:
-    """Runs `attention_backward`: returns d_qkv [T 3 h e], contiguous."""
+) -> tuple[Tensor, Tensor]:
+    """Runs `attention_backward`: returns d_qkv [T 3 h e], contiguous, and the gradient of its bias or [0]."""
     tokens, _, heads, head_size = qkv.shape
     tile = tile or tile_of(
         backward=True,
@@ -293,11 +324,15 @@ def backward(
     d_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
     d_q_sums = lse if constexprs["ONE_TILE"] else qkv.new_empty(heads, tokens, head_size, dtype=torch.float32)
     strides = (*qkv.stride()[:3], *grad.stride()[:2])
-    grid = (heads, cu_seqlens.shape[0] - 1)
-    attention_backward[grid](
-        qkv, out, grad, lse, cu_seqlens, d_qkv, d_q_sums, *strides, tokens, **constexprs, **options(tile)
-    )
-    return d_qkv
+    sequences, columns, folds = cu_seqlens.shape[0] - 1, 3 * heads * head_size, qkv_bias is not None
+    bias_sums = qkv.new_empty(sequences, columns, dtype=torch.float32) if folds else lse
+    attention_backward[(heads, sequences)](
+        qkv, out, grad, lse, cu_seqlens, d_qkv, d_q_sums, bias_sums, *strides, tokens,
+        **constexprs, QKV_BIAS=folds, **options(tile),
+    )  # fmt: skip
+    if not folds:
+        return d_qkv, qkv.new_empty(0)
+    return d_qkv, added(bias_sums, qkv_bias)
 
 
 def _compiled_as(tile: Tile, head_size: int, max_seqlen: int, causal: bool) -> dict[str, int | float | bool]:
@@ -312,52 +347,51 @@ def _compiled_as(tile: Tile, head_size: int, max_seqlen: int, causal: bool) -> d
     }
 
 
-def options(tile: Tile) -> dict[str, int | bool]:
-    """Returns a tile's compile options."""
-    return {"num_warps": tile.num_warps, "num_stages": tile.num_stages, "enable_fp_fusion": True}
-
-
 def launches() -> tuple[Launch, ...]:
-    """Lists every configuration once, under its first bucket's name: every dtype and head size."""
+    """Lists every configuration once, under its first bucket's name: every dtype and head size.
+
+    With the gradient of qkv's bias they are those of bf16, and in the other dtypes of heads of 64.
+    """
     found: dict[tuple, Launch] = {}
-    dtypes = (("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", torch.float32))
     lengths = (*BUCKETS, BUCKETS[-1] + 1)
-    for arch, (name, dtype), head_size, causal, longest, backward_pass in product(
-        ARCHITECTURES, dtypes, HEAD_SIZES, (False, True), lengths, (False, True)
+    for arch, (name, dtype), head_size, causal, longest, way in product(
+        ARCHITECTURES, DTYPES.items(), HEAD_SIZES, (False, True), lengths, ("forward", "backward", "qkv_bias")
     ):
-        way = "backward" if backward_pass else "forward"
+        folds, backward_pass = way == "qkv_bias", way != "forward"
+        if folds and name != "bf16" and (head_size != 64 or causal):
+            continue
         tile = tile_of(
             backward=backward_pass, dtype=dtype, arch=arch, head_size=head_size, max_seqlen=longest
         )
         constexprs = _compiled_as(tile, head_size, longest, causal)
         bucket = longest if longest in BUCKETS else "long"
-        label = f"varlen_attention.{way}.{name}.{head_size}.{bucket}{'.causal' if causal else ''}"
-        kernel = attention_backward if backward_pass else attention_forward
-        once = (
-            1.0
-            if constexprs["ONE_TILE"]
-            else from_memory(tile, longest, dtype.itemsize, backward_pass, causal)
-        )
-        types = _types(f"*{name}", backward_pass)
+        label = f"varlen_attention.{'backward' if backward_pass else 'forward'}.{name}.{head_size}.{bucket}"
+        label += f"{'.causal' if causal else ''}{'.qkv_bias' if folds else ''}"
         launch = Launch(
-            label, kernel, types, constexprs, tile.num_warps, tile.num_stages, arch, from_memory=once
+            label,
+            attention_backward if backward_pass else attention_forward,
+            _types(f"*{name}", backward_pass),
+            constexprs | ({"QKV_BIAS": folds} if backward_pass else {}),
+            tile.num_warps,
+            tile.num_stages,
+            arch,
+            from_memory=from_memory(tile, longest, dtype.itemsize, backward_pass, causal),
         )
         found.setdefault((arch, way, name, head_size, causal, tile, constexprs["ONE_TILE"]), launch)
-    return tuple(found.values())
-
-
-def from_memory(tile: Tile, longest: int, element: int, backward_pass: bool, causal: bool) -> float:
-    """Returns `Launch.from_memory` of a loop over tiles.
-
-    4 rows per token (backward: 8) move once, spread over all passes; sums of dQ stay in the L2 cache.
-    Forward, a pass loads a tile's keys and values; backward, three rows per query and two of sums, and it
-    writes one more. Causal attention makes about half as many passes: the tiles up to the diagonal.
-    """
-    length = longest if longest in BUCKETS else EXAMPLE_LENGTH
-    step = tile.keys if backward_pass else tile.queries
-    once = 8 * element * step / ((4 * element + 8) * length) if backward_pass else 2 * step / length
-    visited = (1 + step / length) / 2 if causal else 1.0
-    return min(1.0, once / visited)
+    sizes = {"COLUMNS": 3 * 768, "BLOCK_ROWS": TILE_ROWS, "BLOCK_COLUMNS": TILE_COLUMNS}
+    sums = (
+        Launch(
+            f"varlen_attention.qkv_bias.{name}.768",
+            add_partial_sums,
+            {"PARTIALS": "*fp32", "TOTAL": f"*{name}", "rows": "i32"},
+            sizes,
+            TILE_WARPS,
+            1,
+            arch,
+        )
+        for arch, name in product(ARCHITECTURES, DTYPES)
+    )
+    return (*found.values(), *sums)
 
 
 def _types(rows: str, backward_pass: bool) -> dict[str, str]:
@@ -365,6 +399,6 @@ def _types(rows: str, backward_pass: bool) -> dict[str, str]:
     pointers = {"qkv": rows, "cu_seqlens": "*i32", "out": rows, "lse": "*fp32"}
     integers = ("token_stride", "part_stride", "head_stride", "tokens")
     if backward_pass:
-        pointers |= {"grad": rows, "d_qkv": rows, "d_q_sums": "*fp32"}
+        pointers |= {"grad": rows, "d_qkv": rows, "d_q_sums": "*fp32", "bias_sums": "*fp32"}
         integers += ("grad_token_stride", "grad_head_stride")
     return pointers | dict.fromkeys(integers, "i32")

@@ -66,6 +66,9 @@ BACKWARD_FP32 = {
     128: (Tile(16, 16, 4, 1),) * 4,
 }
 
+EXAMPLE_LENGTH = 512
+"""Sequence length for the static estimate of the last bucket."""
+
 CROSS_QUERIES = 32
 """Most queries of cross-attention's first bucket, captions; there is one other. Keys are taken as many."""
 
@@ -115,3 +118,22 @@ def cross_tile_of(*, backward: bool, dtype: torch.dtype, arch: str, head_size: i
         return (BACKWARD_FP32 if backward else FORWARD_FP32)[head_size][-1]
     few, many = (CROSS_BACKWARD if backward else CROSS_FORWARD)[arch][head_size]
     return few if max_queries <= CROSS_QUERIES else many
+
+
+def from_memory(tile: Tile, longest: int, element: int, backward_pass: bool, causal: bool) -> float:
+    """Returns `Launch.from_memory` of a loop over tiles.
+
+    4 rows per token (backward: 8) move once, spread over all passes; sums of dQ stay in the L2 cache.
+    Forward, a pass loads a tile's keys and values; backward, three rows per query and two of sums, and it
+    writes one more. Causal attention makes about half as many passes: the tiles up to the diagonal.
+    """
+    length = longest if longest in BUCKETS else EXAMPLE_LENGTH
+    step = tile.keys if backward_pass else tile.queries
+    once = 8 * element * step / ((4 * element + 8) * length) if backward_pass else 2 * step / length
+    visited = (1 + step / length) / 2 if causal else 1.0
+    return min(1.0, once / visited)
+
+
+def options(tile: Tile) -> dict[str, int | bool]:
+    """Returns a tile's compile options."""
+    return {"num_warps": tile.num_warps, "num_stages": tile.num_stages, "enable_fp_fusion": True}

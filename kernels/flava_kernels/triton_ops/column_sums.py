@@ -6,8 +6,12 @@ architecture and the shape, so two runs on one machine add in the same order.
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
+from flava_kernels.triton_ops.launch import ceil_div
 
 MULTIPROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148, "gfx942": 304}
 """Backward passes launch programs in proportion to these."""
@@ -29,4 +33,25 @@ def column_sum(
         total += tl.sum(
             tl.load(PARTIALS + places, mask=(row < rows)[:, None] & inside[None, :], other=0.0), 0
         )
+    return total
+
+
+@triton.jit(do_not_specialize=["rows"])
+def add_partial_sums(
+    PARTIALS, TOTAL, rows, COLUMNS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr
+):
+    """PARTIALS [n c] fp32 -> TOTAL [c], in the order of the rows."""
+    column = tl.program_id(0) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
+    total = column_sum(PARTIALS, COLUMNS, rows, column, COLUMNS, BLOCK_ROWS, BLOCK_COLUMNS)
+    tl.store(TOTAL + column, total.to(TOTAL.dtype.element_ty), mask=column < COLUMNS)
+
+
+def added(partials: Tensor, like: Tensor) -> Tensor:
+    """Adds rows of fp32 partial sums: [n c] -> c elements in the shape and dtype of `like`."""
+    rows, columns = partials.shape
+    total = torch.empty(like.shape, dtype=like.dtype, device=partials.device)
+    add_partial_sums[(ceil_div(columns, TILE_COLUMNS),)](
+        partials, total, rows, COLUMNS=columns, BLOCK_ROWS=TILE_ROWS, BLOCK_COLUMNS=TILE_COLUMNS,
+        num_warps=TILE_WARPS, num_stages=1, enable_fp_fusion=True,
+    )  # fmt: skip
     return total

@@ -15,8 +15,8 @@ import triton.language as tl
 from torch import Tensor
 
 from flava_kernels.attention import HEAD_SIZES
-from flava_kernels.triton_ops.attention import LOG2_E, _attend_to_keys, from_memory, options
-from flava_kernels.triton_ops.attention_tiles import CROSS_QUERIES, Tile, cross_tile_of
+from flava_kernels.triton_ops.attention import LOG2_E, _attend_to_keys
+from flava_kernels.triton_ops.attention_tiles import CROSS_QUERIES, Tile, cross_tile_of, from_memory, options
 from flava_kernels.triton_ops.launch import (
     ARCHITECTURES,
     Launch,

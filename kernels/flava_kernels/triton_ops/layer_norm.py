@@ -60,6 +60,16 @@ def _centred(x, center, inside, columns: tl.constexpr, EXACT: tl.constexpr):
     return tl.where(inside, x - _mean(x, columns, EXACT)[:, None], 0.0)
 
 
+@triton.jit
+def _over_rows(x, NOW: tl.constexpr):
+    """Returns what a tile adds to a sum over rows: the sum of its own [1 n] if NOW, else all of them [r n].
+
+    Rows of 16-bit numbers lie in several warps, so that their sum costs shared memory and two barriers, which
+    a loop may leave for its end. fp32 tiles have all rows of a column in one thread, and no registers left.
+    """
+    return tl.sum(x, 0, keep_dims=True) if NOW else x
+
+
 @triton.jit(do_not_specialize=["rows"])
 def _forward(
     X, RESIDUAL, WEIGHT, BIAS, Y, TOTAL, MEAN, RSTD, rows, x_stride, residual_stride, eps,
@@ -95,15 +105,17 @@ def _backward(
     GRAD, GRAD_TOTAL, TOTAL, WEIGHT, MEAN, RSTD, D_TOTAL, PARTIALS, rows, programs,
     grad_stride, grad_total_stride, total_stride,
     COLUMNS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
-    HAS_GRAD_TOTAL: tl.constexpr, PARAMETERS: tl.constexpr,
+    HAS_GRAD_TOTAL: tl.constexpr, PARAMETERS: tl.constexpr, BIAS_OF_X: tl.constexpr,
 ):  # fmt: skip
     EXACT: tl.constexpr = TOTAL.dtype.element_ty == tl.float32
     program = tl.program_id(0)
     column = tl.arange(0, BLOCK_COLUMNS)
     # Loaded once: the program keeps the same columns for all its rows.
     weight = tl.load(WEIGHT + column, mask=column < COLUMNS, other=0.0).to(tl.float32)
-    d_weight = tl.zeros((BLOCK_COLUMNS,), dtype=tl.float32)
-    d_bias = tl.zeros((BLOCK_COLUMNS,), dtype=tl.float32)
+    SUMMED_ROWS: tl.constexpr = 1 if EXACT else BLOCK_ROWS
+    d_weight = tl.zeros((SUMMED_ROWS, BLOCK_COLUMNS), dtype=tl.float32)
+    d_bias = tl.zeros((SUMMED_ROWS, BLOCK_COLUMNS), dtype=tl.float32)
+    d_x_bias = tl.zeros((SUMMED_ROWS, BLOCK_COLUMNS), dtype=tl.float32)
     for first in range(program * BLOCK_ROWS, rows, programs * BLOCK_ROWS):
         row = (first + tl.arange(0, BLOCK_ROWS)).to(tl.int64)
         inside = (row < rows)[:, None] & (column < COLUMNS)[None, :]
@@ -130,13 +142,17 @@ def _backward(
             mask=inside,
         )
         if PARAMETERS:
-            d_weight += tl.sum(grad * normed, 0)
-            d_bias += tl.sum(grad, 0)
+            d_weight += _over_rows(grad * normed, EXACT)
+            d_bias += _over_rows(grad, EXACT)
+        if BIAS_OF_X:
+            d_x_bias += _over_rows(d_total, EXACT)  # before it is rounded
+    # One row of partial sums per program instead of atomics; _parameter_gradients adds them in order.
+    place = PARTIALS + program.to(tl.int64) * ((2 * PARAMETERS + BIAS_OF_X) * COLUMNS) + column
     if PARAMETERS:
-        # One row of partial sums per program instead of atomics; _parameter_gradients adds them in order.
-        place = PARTIALS + program.to(tl.int64) * (2 * COLUMNS) + column
-        tl.store(place, d_weight, mask=column < COLUMNS)
-        tl.store(place + COLUMNS, d_bias, mask=column < COLUMNS)
+        tl.store(place, tl.sum(d_weight, 0), mask=column < COLUMNS)
+        tl.store(place + COLUMNS, tl.sum(d_bias, 0), mask=column < COLUMNS)
+    if BIAS_OF_X:
+        tl.store(place + 2 * PARAMETERS * COLUMNS, tl.sum(d_x_bias, 0), mask=column < COLUMNS)
 
 
 @triton.jit(do_not_specialize=["programs"])
@@ -144,16 +160,25 @@ def _parameter_gradients(
     PARTIALS,
     D_WEIGHT,
     D_BIAS,
+    D_X_BIAS,
     programs,
     COLUMNS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
+    PARAMETERS: tl.constexpr,
+    BIAS_OF_X: tl.constexpr,
 ):
     column = tl.program_id(0) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
-    d_weight = column_sum(PARTIALS, 2 * COLUMNS, programs, column, COLUMNS, BLOCK_ROWS, BLOCK_COLUMNS)
-    d_bias = column_sum(PARTIALS + COLUMNS, 2 * COLUMNS, programs, column, COLUMNS, BLOCK_ROWS, BLOCK_COLUMNS)
-    tl.store(D_WEIGHT + column, d_weight.to(D_WEIGHT.dtype.element_ty), mask=column < COLUMNS)
-    tl.store(D_BIAS + column, d_bias.to(D_BIAS.dtype.element_ty), mask=column < COLUMNS)
+    STRIDE: tl.constexpr = (2 * PARAMETERS + BIAS_OF_X) * COLUMNS
+    if PARAMETERS:
+        d_weight = column_sum(PARTIALS, STRIDE, programs, column, COLUMNS, BLOCK_ROWS, BLOCK_COLUMNS)
+        d_bias = column_sum(PARTIALS + COLUMNS, STRIDE, programs, column, COLUMNS, BLOCK_ROWS, BLOCK_COLUMNS)
+        tl.store(D_WEIGHT + column, d_weight.to(D_WEIGHT.dtype.element_ty), mask=column < COLUMNS)
+        tl.store(D_BIAS + column, d_bias.to(D_BIAS.dtype.element_ty), mask=column < COLUMNS)
+    if BIAS_OF_X:
+        PARTIALS += 2 * PARAMETERS * COLUMNS
+        d_x_bias = column_sum(PARTIALS, STRIDE, programs, column, COLUMNS, BLOCK_ROWS, BLOCK_COLUMNS)
+        tl.store(D_X_BIAS + column, d_x_bias.to(D_X_BIAS.dtype.element_ty), mask=column < COLUMNS)
 
 
 @on_its_device
@@ -186,8 +211,9 @@ def backward(
     weight: Tensor,
     bias: Tensor,
     parameters: bool = True,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns ds, dw and db, like `layer_norm.backward_reference`."""
+    x_bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns ds, dw, db and the gradient of x's bias, like `layer_norm.backward_reference`."""
     rows, columns = total.shape
     arch = architecture(total.device)
     tile, warps = _tile(columns, arch)
@@ -197,25 +223,26 @@ def backward(
     )
     grad, grad_total = (_with_whole_rows(tensor) for tensor in (grad, grad_total))
     d_total = torch.empty((rows, columns), dtype=total.dtype, device=total.device)
-    shape = (programs, 2, columns) if parameters else (0,)
-    partials = torch.empty(shape, dtype=torch.float32, device=total.device)
+    sums = 2 * parameters + (x_bias is not None)
+    partials = torch.empty((programs, sums, columns), dtype=torch.float32, device=total.device)
     if rows:
         _backward[(programs,)](
             grad, grad if grad_total is None else grad_total, total, weight, mean, rstd, d_total, partials,
             rows, programs,
             grad.stride(0), 0 if grad_total is None else grad_total.stride(0), total.stride(0),
             COLUMNS=columns, **tile, HAS_GRAD_TOTAL=grad_total is not None, PARAMETERS=parameters,
-            num_warps=warps, num_stages=1, enable_fp_fusion=True,
+            BIAS_OF_X=x_bias is not None, num_warps=warps, num_stages=1, enable_fp_fusion=True,
         )  # fmt: skip
-    if not parameters:
-        return d_total, weight.new_empty(0), bias.new_empty(0)
-    d_weight, d_bias = torch.empty_like(weight), torch.empty_like(bias)
-    _parameter_gradients[(ceil_div(columns, TILE_COLUMNS),)](
-        partials, d_weight, d_bias, programs,
-        COLUMNS=columns, BLOCK_ROWS=TILE_ROWS, BLOCK_COLUMNS=TILE_COLUMNS,
-        num_warps=TILE_WARPS, num_stages=1, enable_fp_fusion=True,
-    )  # fmt: skip
-    return d_total, d_weight, d_bias
+    d_weight, d_bias = (own.new_empty(own.shape if parameters else 0) for own in (weight, bias))
+    d_x_bias = total.new_empty(0) if x_bias is None else x_bias.new_empty(x_bias.shape)
+    if sums:
+        _parameter_gradients[(ceil_div(columns, TILE_COLUMNS),)](
+            partials, d_weight, d_bias, d_x_bias, programs,
+            COLUMNS=columns, BLOCK_ROWS=TILE_ROWS, BLOCK_COLUMNS=TILE_COLUMNS,
+            PARAMETERS=parameters, BIAS_OF_X=x_bias is not None,
+            num_warps=TILE_WARPS, num_stages=1, enable_fp_fusion=True,
+        )  # fmt: skip
+    return d_total, d_weight, d_bias, d_x_bias
 
 
 def _tile(columns: int, arch: str) -> tuple[dict[str, int], int]:
@@ -233,7 +260,8 @@ def launches() -> tuple[Launch, ...]:
     """Returns the configurations for FLAVA's widths.
 
     These include a width that is no power of two (768), the largest one, half-precision rows with fp32
-    parameters, and backward passes for parameters that are frozen.
+    parameters, backward passes that sum the gradient of x's bias too, and those for parameters that are
+    frozen.
     """
     shapes = (("bf16", 768), ("bf16", 1024), ("bf16", 8192), ("fp16", 768), ("fp32", 768))
     found = [
@@ -249,15 +277,29 @@ def launches() -> tuple[Launch, ...]:
         for dtype in ("bf16", "fp16")
         for launch in _launches(arch, dtype, 768, True, parameters="fp32")
     ]
+    folding = [
+        dataclasses.replace(
+            launch, name=f"{launch.name}.x_bias", constexprs=launch.constexprs | {"BIAS_OF_X": True}
+        )
+        for launch in found
+        if launch.name.startswith("add_layer_norm") and "BIAS_OF_X" in launch.constexprs
+    ]
     frozen = [
         dataclasses.replace(
             launch, name=f"{launch.name}.frozen", constexprs=launch.constexprs | {"PARAMETERS": False}
         )
-        for launch in found
-        if launch.name.endswith((".backward.bf16.768", ".backward.fp32.768"))
+        for launch in (*found, *folding)
+        if launch.name.endswith(
+            (
+                ".backward.bf16.768",
+                ".backward.fp32.768",
+                "backward.bf16.768.x_bias",
+                "parameters.bf16.768.x_bias",
+            )
+        )
     ]
     # sums of fp32 partials into fp32 are already listed
-    return (*found, *(launch for launch in mixed if ".parameters." not in launch.name), *frozen)
+    return (*found, *(launch for launch in mixed if ".parameters." not in launch.name), *folding, *frozen)
 
 
 def _launches(
@@ -297,15 +339,23 @@ def _launches(
             f"{prefix}.backward.{suffix}",
             _backward,
             backward_types,
-            {"COLUMNS": columns, **tile, "HAS_GRAD_TOTAL": residual, "PARAMETERS": True},
+            {
+                "COLUMNS": columns,
+                **tile,
+                "HAS_GRAD_TOTAL": residual,
+                "PARAMETERS": True,
+                "BIAS_OF_X": False,
+            },
             warps,
             1,
             arch,
         ),
     ]
     if residual:
-        types = {"PARTIALS": fp32, "D_WEIGHT": parameter, "D_BIAS": parameter, "programs": "i32"}
+        results = {"D_WEIGHT": parameter, "D_BIAS": parameter, "D_X_BIAS": value}
+        types = {"PARTIALS": fp32, **results, "programs": "i32"}
         constants = {"COLUMNS": columns, "BLOCK_ROWS": TILE_ROWS, "BLOCK_COLUMNS": TILE_COLUMNS}
+        constants |= {"PARAMETERS": True, "BIAS_OF_X": False}
         made.append(
             Launch(
                 f"{prefix}.parameters.{suffix}", _parameter_gradients, types, constants, TILE_WARPS, 1, arch

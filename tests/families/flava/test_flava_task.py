@@ -15,6 +15,7 @@ from flava_ds.families.flava.task import build_task
 from flava_ds.families.flava.views import Kind
 from flava_ds.objectives.global_contrastive import GlobalContrastiveConfig
 from flava_ds.objectives.itm import ImageTextMatchingConfig
+from flava_ds.training.task import fold_biases
 
 CONTRASTIVE = "global_contrastive"
 
@@ -133,6 +134,27 @@ def test_computing_again_changes_no_gradient(wanted, kind):
     for module in (plain, recomputing):
         module("step", batch, denominators(module, batch)).loss.backward()
     for (name, ours), theirs in zip(plain.named_parameters(), recomputing.parameters(), strict=True):
+        assert (ours.grad is None) == (theirs.grad is None), name
+        assert ours.grad is None or torch.equal(ours.grad, theirs.grad), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("wanted", [(), ("activation_checkpointing", "checkpoint_sums")], ids=["", "again"])
+@pytest.mark.parametrize("kind", list(Kind))
+def test_biases_whose_gradients_operators_sum_change_no_bit(kind, wanted, dtype):
+    """As on a GPU (`fold_biases`); here the operators' references sum."""
+    config = tiny_config()
+    training = dataclasses.replace(config.training, **dict.fromkeys(wanted, True))
+    config = dataclasses.replace(config, training=training)
+    plain, folding = build_task(config).to(dtype), build_task(config).to(dtype)
+    fold_biases(folding, True)
+    batch = make_batch(kind, config, size=6, mismatched=(1, 4))
+    losses = []
+    for module in (plain, folding):
+        losses.append(module("step", batch, denominators(module, batch)).loss)
+        losses[-1].backward()
+    assert torch.equal(*losses)
+    for (name, ours), theirs in zip(folding.named_parameters(), plain.parameters(), strict=True):
         assert (ours.grad is None) == (theirs.grad is None), name
         assert ours.grad is None or torch.equal(ours.grad, theirs.grad), name
 

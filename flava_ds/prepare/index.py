@@ -101,7 +101,7 @@ def _verify(paths: Sequence[Shard], processes: int | None) -> int:
     arguments = list(zip(paths, stamps_of(paths), strict=True))
     workers = processes or len(os.sched_getaffinity(0))
     # threads suffice, because hashing releases the GIL
-    results = for_each(_agrees, arguments, workers=workers, threads=True, label="verifying", unit="shard")
+    results = for_each(_agrees, arguments, workers=workers, threads=True, label="verifying")
     changed = [str(path) for path, result in zip(paths, results, strict=True) if result is False]
     if changed:
         raise DataError(

@@ -209,7 +209,6 @@ def index_missing(
         workers=_REQUESTS_AT_ONCE if remote else 1,
         threads=True,
         label="reading indexes",
-        unit="shard",
     )
     missing = [entry for entry, there in zip(known, kept, strict=True) if not there]
     if not missing:
@@ -225,7 +224,7 @@ def index_missing(
             processes or len(os.sched_getaffinity(0)),
             1 + sum(stamp[0] for _, stamp, _ in missing) // _WORTH_A_PROCESS,
         )
-    results = for_each(write_index, missing, workers=workers, threads=remote, label="indexing", unit="shard")
+    results = for_each(write_index, missing, workers=workers, threads=remote, label="indexing")
     return {entry[0]: index for entry, index in zip(missing, results, strict=True) if index is not None}
 
 
@@ -239,7 +238,6 @@ def stamps_of(shards: Sequence[Shard]) -> list[Stamp]:
         workers=_REQUESTS_AT_ONCE if remote else 1,
         threads=True,
         label="looking for shards",
-        unit="shard",
     )
 
 

@@ -19,9 +19,9 @@ from flava_ds.errors import DataError
 from flava_ds.prepare.shard_writer import add_member
 from flava_ds.storage import faults
 from flava_ds.storage.atomic import replacing, write_whole
-from flava_ds.storage.faults import SampleFault
+from flava_ds.storage.faults import SampleFault, counted
 from flava_ds.storage.files import LocalFile
-from flava_ds.storage.index import IMAGE_SUFFIXES, counted, sample_key
+from flava_ds.storage.members import IMAGE_SUFFIXES, sample_key
 from flava_ds.storage.shards import expand_shards
 from flava_ds.storage.tar_headers import tar_members
 

@@ -12,8 +12,9 @@ import numpy as np
 from flava_ds.errors import DataError
 from flava_ds.prepare.img2dataset import compare
 from flava_ds.storage import faults
+from flava_ds.storage.faults import counted
 from flava_ds.storage.files import RemoteShard, Shard, Stamp
-from flava_ds.storage.index import ShardIndex, counted, load_indexes, read_index, scan_shard, stamps_of
+from flava_ds.storage.index import ShardIndex, load_indexes, read_index, scan_shard, stamps_of
 from flava_ds.storage.parallel import for_each
 from flava_ds.storage.shards import list_shards
 

@@ -76,7 +76,7 @@ def run(options: argparse.Namespace, _: list[str]) -> int:
 
 def describe(corpus: Corpus, counts: Counts) -> str:
     """Formats a conversion's counts next to the paper's, and the reasons for entries left out."""
-    from flava_ds.storage.index import counted
+    from flava_ds.storage.faults import counted
 
     unit = {"pair": "pairs", "image": "images", "text": "passages"}[corpus.kind]
     found = counts.samples if corpus.kind == "image" else counts.captions

@@ -198,7 +198,7 @@ def uniform_at(seeds: np.ndarray, counters: np.ndarray, *, stream: int = 0) -> n
     with np.errstate(over="ignore"):
         start = mix64(np.asarray(seeds, dtype=np.uint64) ^ _hash_integers((stream,)))
         state = start + (_unsigned(counters) + np.uint64(1)) * _GAMMA
-        return (mix64(state) >> np.uint64(11)).astype(np.float64) * 2.0**-53  # the top 53 bits fill a mantissa
+        return (mix64(state) >> np.uint64(11)).astype(np.float64) * 2.0**-53  # 53 bits fill a mantissa
 
 
 def _feistel(index: np.ndarray, key: np.ndarray, rows: np.uint64, columns: np.uint64) -> np.ndarray:

@@ -46,7 +46,7 @@ def add_arguments(action: argparse.ArgumentParser, corpus: Corpus) -> None:
     )
 
 
-def run(options: argparse.Namespace, _: list[str]) -> int:
+def run(options: argparse.Namespace) -> int:
     """Converts, filters or lists one corpus, and prints its counts next to the paper's."""
     corpus: Corpus = options.corpus
     require_one_input(options)

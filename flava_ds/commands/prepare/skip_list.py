@@ -33,7 +33,7 @@ def add_arguments(action: argparse.ArgumentParser) -> None:
     )
 
 
-def run(options: argparse.Namespace, _: list[str]) -> int:
+def run(options: argparse.Namespace) -> int:
     """Writes a skip list."""
     if options.from_quarantine:
         return quarantined(options)

@@ -28,7 +28,7 @@ from torch import Tensor
 from flava_ds.codebook.image_codebook import ImageCodebook
 from flava_ds.demo.dataset import unpack
 from flava_ds.recipes import resolve
-from flava_ds.storage.atomic import write_whole
+from flava_ds.storage.atomic import write_json
 
 RESULT = Path(__file__).parent / "results" / "codebook_speed.json"
 WAYS = ("NCHW", "channels-last", "channels-last, compiled")
@@ -47,7 +47,7 @@ def main() -> None:
     entry = compare(device, drawings(options.images).to(device), options.rounds)
     before = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else []
     others = [each for each in before if each["device"] != entry["device"]]
-    write_whole(RESULT, json.dumps([*others, entry], indent=1) + "\n")
+    write_json(RESULT, [*others, entry], indent=1)
     print(json.dumps(entry, indent=1))
 
 

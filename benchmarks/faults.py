@@ -103,9 +103,9 @@ def without_places(said: str, folder: Path) -> str:
 
 def write(path: Path, found: dict[str, Any]) -> None:
     """Writes results, whole or not at all."""
-    from flava_ds.storage.atomic import write_whole
+    from flava_ds.storage.atomic import write_json
 
-    write_whole(path, json.dumps(found, indent=1) + "\n")
+    write_json(path, found, indent=1)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from flava_ds.scaling.hardware import cluster
 from flava_ds.scaling.plan import Plan, plan
 from flava_ds.scaling.setting import Measured, setting_of
 from flava_ds.scaling.step_time import COMMUNICATION, PRODUCTS, TORCH
-from flava_ds.storage.atomic import write_whole
+from flava_ds.storage.atomic import write_json
 
 RESULT = Path(__file__).parent / "results" / "forecast.json"
 RECIPE, SOURCE = "flava_base", "pmd"
@@ -83,7 +83,7 @@ def main() -> int:
         new = {(run["card"], run["pairs"]) for run in runs}
         kept = [*(run for run in kept if (run["card"], run["pairs"]) not in new), *runs]
     found = {"recipe": RECIPE, "forecasts": forecasts(), "measured": kept}
-    write_whole(RESULT, json.dumps(found, indent=1) + "\n")
+    write_json(RESULT, found, indent=1)
     return 0
 
 

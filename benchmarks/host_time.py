@@ -30,10 +30,10 @@ from unittest import mock
 os.environ["FLAVA_KERNELS"] = "triton"
 os.environ.pop("TRITON_INTERPRET", None)
 
-import torch  # noqa: E402
-from flava_kernels import OPS, autocast, checks, dispatch  # noqa: E402
-from flava_kernels.bench.machine import version_of  # noqa: E402
-from triton.runtime.jit import JITFunction  # noqa: E402
+import torch
+from flava_kernels import OPS, autocast, checks, dispatch
+from flava_kernels.bench.machine import version_of
+from triton.runtime.jit import JITFunction
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "host_time.json"

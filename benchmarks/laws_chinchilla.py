@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from flava_ds.scaling import findings, laws
-from flava_ds.storage.atomic import write_whole
+from flava_ds.storage.atomic import write_json
 
 RESULTS = Path(__file__).parent / "results" / "laws_chinchilla.json"
 PUBLISHED = {"E": 1.82, "A": 482, "alpha": 0.348, "B": 2085, "beta": 0.366}
@@ -57,7 +57,7 @@ def main() -> None:
         "advice": {"budget": BUDGET, **vars(advice)},
         "intervals": {name: law.interval(lambda fit, name=name: fit.named()[name]) for name in numbers},
     }
-    write_whole(RESULTS, json.dumps(found, indent=2) + "\n")
+    write_json(RESULTS, found)
     print(json.dumps(found, indent=2))
 
 

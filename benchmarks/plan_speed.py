@@ -9,7 +9,6 @@ benchmarks/results/plan_speed.json.
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import statistics
@@ -18,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from flava_ds.storage.atomic import write_whole
+from flava_ds.storage.atomic import write_json
 from flava_ds.storage.files import CACHE_VARIABLE
 
 RESULT = Path(__file__).parent / "results" / "plan_speed.json"
@@ -70,7 +69,7 @@ def main() -> None:
         for (title, _), own in zip(CASES, zip(*rounds, strict=True), strict=True)
     ]
     result = {"rounds": ROUNDS, "plans": rows}
-    write_whole(RESULT, json.dumps(result, indent=1) + "\n")
+    write_json(RESULT, result, indent=1)
 
 
 if __name__ == "__main__":

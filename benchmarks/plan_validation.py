@@ -45,7 +45,7 @@ from flava_ds.scaling.plan import plan
 from flava_ds.scaling.setting import Measured, setting_of
 from flava_ds.scaling.traffic import payloads
 from flava_ds.scaling.zero import zero_of
-from flava_ds.storage.atomic import write_whole
+from flava_ds.storage.atomic import write_json
 from flava_ds.training.engine_config import read_settings
 
 ROOT = Path(__file__).parents[1]
@@ -84,13 +84,13 @@ def main() -> None:
             found["memory"] = measure_all(Path(folder))
     if options.time or options.simulate:
         on_this_machine(options.time, options.simulate)
-    write_whole(path, json.dumps(found, indent=1) + "\n")
+    write_json(path, found, indent=1)
     write_example()
 
 
 def write_example() -> None:
     """Plans the worked example and writes it."""
-    write_whole(RESULTS / "plan_example.json", json.dumps(example(), indent=1) + "\n")
+    write_json(RESULTS / "plan_example.json", example(), indent=1)
 
 
 def on_this_machine(steps: bool, runs: bool) -> None:
@@ -110,7 +110,7 @@ def on_this_machine(steps: bool, runs: bool) -> None:
             found["steps"] = time_all(folder, found["rates"])
         if runs:
             found["runs"] = simulate_all(folder, found["rates"])
-    write_whole(path, json.dumps(rounded(found), indent=1) + "\n")
+    write_json(path, rounded(found), indent=1)
 
 
 def about_this_machine() -> dict[str, Any]:

@@ -30,7 +30,7 @@ from sample_runs import write_run  # noqa: E402
 from flava_ds.cli import main as flava_ds  # noqa: E402
 from flava_ds.evaluation.paper_table import ROWS  # noqa: E402
 from flava_ds.evaluation.tasks import eurosat  # noqa: E402
-from flava_ds.storage.atomic import write_whole  # noqa: E402
+from flava_ds.storage.atomic import write_json  # noqa: E402
 
 OUT = ROOT / "benchmarks" / "results"
 LIMIT = 1000
@@ -91,7 +91,7 @@ def main() -> None:
     kinds.add_parser("miniatures")
     options = parser.parse_args()
     found = {"real": real, "miniatures": miniatures}[options.kind](options)
-    write_whole(OUT / f"suite_{options.kind}.json", json.dumps(found, indent=1) + "\n")
+    write_json(OUT / f"suite_{options.kind}.json", found, indent=1)
 
 
 if __name__ == "__main__":

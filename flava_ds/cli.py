@@ -12,16 +12,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from flava_ds.commands import ablation as ablation_command
-from flava_ds.commands import codebook as codebook_command
-from flava_ds.commands import compare as compare_command
-from flava_ds.commands import convert as convert_command
-from flava_ds.commands import demo as demo_command
-from flava_ds.commands import evaluate as evaluate_command
-from flava_ds.commands import laws as laws_command
+from flava_ds.commands import ablation, codebook, compare, convert, demo, evaluate, laws, prepare, sweep
 from flava_ds.commands import plan as plan_command
-from flava_ds.commands import prepare as prepare_command
-from flava_ds.commands import sweep as sweep_command
 from flava_ds.commands import train as train_command
 from flava_ds.commands.local_path import local_path
 from flava_ds.commands.runs import require_run
@@ -51,14 +43,15 @@ def run_command(words: list[str]) -> int:
     if broken := next((word for word in words if not _is_text(word)), None):
         parser.error(f"{broken!r:.200} is not text that a name or a value can have")
     options, rest = parser.parse_known_args(words)
-    if rest and options.run not in takes_overrides:
+    overrides = (rest,) if options.run in takes_overrides else ()
+    if rest and not overrides:
         options.parser.error(f"unknown argument {rest[0]}{did_you_mean(rest[0], options.parser.options())}")
     try:
         if places := getattr(options, "plugin", None):
             from flava_ds.recipes.outside import import_plugins
 
             import_plugins(places)
-        status = options.run(options, rest) or 0
+        status = options.run(options, *overrides) or 0
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:
@@ -125,33 +118,33 @@ def build_parser() -> tuple[Parser, set[Callable[..., Any]]]:
     add_run_commands(add)
     add_scaling_commands(add)
     add_data_commands(add)
-    return parser, {train, show_config, codebook_command.run_train, plan}
+    return parser, {train, show_config, codebook.run_train, plan}
 
 
 def add_run_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     """Adds demo, ablation, compare, train, config, evaluate, report and convert."""
-    demo_command.add_arguments(
-        add("demo", run_demo, "train, evaluate, export and report a small FLAVA on the built-in data")
+    demo.add_arguments(
+        add("demo", demo.run, "train, evaluate, export and report a small FLAVA on the built-in data")
     )
-    ablation_command.add_arguments(
-        add("ablation", run_ablation, "run the paper's ablation at the demo's size, and judge its orderings")
+    ablation.add_arguments(
+        add("ablation", ablation.run, "run the paper's ablation at the demo's size, and judge its orderings")
     )
-    compare_command.add_arguments(
-        add("compare", run_comparison, "train every family's demo recipe for equal FLOPs, and compare them")
+    compare.add_arguments(
+        add("compare", compare.run, "train every family's demo recipe for equal FLOPs, and compare them")
     )
     add_training(add)
-    command = add("evaluate", evaluate, "evaluate a run, a checkpoint or a Hugging Face folder on tasks")
-    evaluate_command.add_arguments(command)
+    command = add("evaluate", evaluate.run, "evaluate a run, a checkpoint or a Hugging Face folder on tasks")
+    evaluate.add_arguments(command)
     add_plugin(command)
     command = add("report", report, "write a run's report as one HTML page")
     command.add_argument("run_path", metavar="RUN", type=local_path, help="a run's folder")
     add_plugin(command)
     command = add(
         "convert",
-        convert,
+        convert.run,
         "export a run's weights, or convert models of Hugging Face, DINO or timm to initial_weights",
     )
-    convert_command.add_arguments(command)
+    convert.add_arguments(command)
     add_plugin(command)
 
 
@@ -220,19 +213,19 @@ def add_plugin(command: argparse.ArgumentParser) -> None:
 
 def add_scaling_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     """Adds sweep and laws."""
-    command = add("sweep", run_sweep, "plan, run, continue and compare the runs of a sweep")
-    sweep_command.add_arguments(command)
+    command = add("sweep", sweep.run, "plan, run, continue and compare the runs of a sweep")
+    sweep.add_arguments(command)
     add_plugin(command)
-    laws_command.add_arguments(add("laws", fit_laws, "fit scaling laws to a sweep or a table of runs"))
+    laws.add_arguments(add("laws", laws.run, "fit scaling laws to a sweep or a table of runs"))
 
 
 def add_data_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     """Adds codebook and prepare."""
-    codebook_command.add_actions(
-        add("codebook", codebook_command.run_train, "train an image codebook, or store the codes of shards")
+    codebook.add_actions(
+        add("codebook", codebook.run_train, "train an image codebook, or store the codes of shards")
     )
     purpose = "index, check and convert data, and list samples that a run must not see"
-    prepare_command.add_actions(add("prepare", prepare_command.index.run, purpose))
+    prepare.add_actions(add("prepare", prepare.index.run, purpose))
 
 
 def train(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -294,27 +287,7 @@ def resolve_or_help(options: argparse.Namespace, overrides: list[str]) -> Any:
     return recipes.resolve(options.recipe, [*overrides, "--help"] if options.help else overrides, beside)
 
 
-def run_demo(options: argparse.Namespace, _: list[str]) -> int:
-    """Runs the demo, from unpacking the data to the report."""
-    return demo_command.run(options)
-
-
-def run_ablation(options: argparse.Namespace, _: list[str]) -> int:
-    """Runs what is left of the ablation and prints its verdicts."""
-    return ablation_command.run(options)
-
-
-def run_comparison(options: argparse.Namespace, _: list[str]) -> int:
-    """Runs what is left of the comparison and prints its table."""
-    return compare_command.run(options)
-
-
-def evaluate(options: argparse.Namespace, _: list[str]) -> int:
-    """Prints the results of tasks, or the demo's held-out metrics, as JSON."""
-    return evaluate_command.run(options)
-
-
-def report(options: argparse.Namespace, _: list[str]) -> int:
+def report(options: argparse.Namespace) -> int:
     """Writes a run's report and prints its path."""
     require_run(options.run_path)
     from flava_ds.demo.evaluation.held_out import held_out_of
@@ -322,21 +295,6 @@ def report(options: argparse.Namespace, _: list[str]) -> int:
 
     print(write_report(options.run_path, held_out_of(options.run_path)))
     return 0
-
-
-def run_sweep(options: argparse.Namespace, _: list[str]) -> int:
-    """Runs a sweep, or shows its states."""
-    return sweep_command.run(options)
-
-
-def fit_laws(options: argparse.Namespace, _: list[str]) -> int:
-    """Prints scaling laws."""
-    return laws_command.run(options)
-
-
-def convert(options: argparse.Namespace, _: list[str]) -> int:
-    """Exports a run's weights, or imports foreign weights for --initial-weights."""
-    return convert_command.run(options)
 
 
 if __name__ == "__main__":

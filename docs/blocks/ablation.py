@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from blocks import markdown_table
+from blocks import campaign_results, markdown_table
 from flava_ds.campaigns.ablation import (
     DOMAINS,
     MACRO,
@@ -20,7 +20,7 @@ from flava_ds.campaigns.ablation import (
     numbers_of,
     spelled,
 )
-from flava_ds.campaigns.campaign import plan, read_results
+from flava_ds.campaigns.campaign import plan
 from flava_ds.evaluation.paired import bootstrap
 from flava_ds.recipes.ablation import BALANCED
 
@@ -47,18 +47,9 @@ BESIDES = (
 """Rows that are compared without having been named before the first run, and what they have in common."""
 
 
-def results_in(root: Path) -> dict[str, list[dict[str, Any]]]:
-    """Reads the results of the work `small`. Raises: FileNotFoundError without any."""
-    folder = root / "benchmarks" / "results" / "ablation" / "small"
-    found = read_results(folder)
-    if not found:
-        raise FileNotFoundError(2, "no results", str(folder))
-    return found
-
-
 def rows(root: Path) -> str:
     """Compares every row's domains with the paper's, with standard errors over seeds and items."""
-    found = results_in(root)
+    found = campaign_results(root, "ablation")
     lines = []
     for row in TABLE.rows:
         paper = ["" if value is None else f"{value:.1f}" for value in PAPER.get(row, (None,) * 4)]
@@ -86,7 +77,7 @@ def _score(results: list[dict[str, Any]], domain: str) -> str:
 
 def numbers(root: Path) -> str:
     """Lists the numbers behind the domains, as means over seeds, in per cent."""
-    found = results_in(root)
+    found = campaign_results(root, "ablation")
     names = sorted({name for results in found.values() for name in results[0]["metrics"]})
     names = [name for domain in DOMAINS for name in names if name.startswith(domain)]
     lines = []
@@ -99,7 +90,7 @@ def numbers(root: Path) -> str:
 
 def verdicts(root: Path) -> str:
     """Lists every ordering with its difference and verdict."""
-    judged = judge(results_in(root))
+    judged = judge(campaign_results(root, "ablation"))
     lines = []
     for each in judged:
         asked, estimate = each.ordering, each.estimate
@@ -125,7 +116,7 @@ def besides(root: Path) -> str:
     """Compares rows of which no ordering was named."""
     asked = [Ordering(higher, lower, MACRO, 0.0, equal) for higher, lower, equal in BESIDES]
     lines = []
-    for each in judge(results_in(root), asked):
+    for each in judge(campaign_results(root, "ablation"), asked):
         name = f"`{each.ordering.higher}` - `{each.ordering.lower}`"
         if each.estimate is None:
             lines.append([name, each.ordering.expected, each.verdict, ""])
@@ -140,7 +131,7 @@ def work(root: Path) -> str:
     """Says what all runs computed and how long they took. A first result that does not say its FLOPs counts
     like the row's others.
     """
-    found = results_in(root)
+    found = campaign_results(root, "ablation")
     flops = sum(
         len(results) * max(result.get("training_flops", 0) for result in results)
         for results in found.values()
@@ -158,7 +149,7 @@ def work(root: Path) -> str:
 
 def campaign(root: Path) -> str:
     """Says which runs these are."""
-    found = [result for results in results_in(root).values() for result in results]
+    found = [result for results in campaign_results(root, "ablation").values() for result in results]
     commits = sorted({result["code"]["commit"][:7] for result in found})
     machines = sorted({result["machine"]["processor"] for result in found})
     seconds = [sum(result["seconds_since_last_start"].values()) for result in found]

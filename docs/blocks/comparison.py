@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from blocks import markdown_table
-from flava_ds.campaigns.campaign import read_results
+from blocks import campaign_results, markdown_table
 from flava_ds.campaigns.comparison import ROWS, table_rows
 from flava_ds.evaluation.paper_table import RIVAL_NUMBERS
 from flava_ds.evaluation.paper_table import ROWS as OF_PAPER
@@ -16,10 +15,7 @@ SAME_CODE = ("CLIP-400M", "CLIP on PMD", "FLAVA")
 
 def comparison(root: Path) -> str:
     """Lists the rows so far. Raises: FileNotFoundError without any."""
-    folder = root / "benchmarks" / "results" / "comparison" / "small"
-    found = read_results(folder)
-    if not found:
-        raise FileNotFoundError(2, "no results", str(folder))
+    found = campaign_results(root, "comparison")
     header, *rows = table_rows(found)
     done = [result for results in found.values() for result in results]
     training = sum(result["training_seconds"] for result in done) / 3600

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from blocks import markdown_table, read_results
+from blocks import markdown_table, ranged, read_results
 
 CARDS = {"h100": "H100", "h200": "H200", "a100": "A100"}
 """Name of the planner -> what the name of a card that was measured has in it."""
@@ -60,12 +60,6 @@ def eight(root: Path) -> str:
         )
     header = ["8 x", "pairs of each", "optimizer", "communication, exposed", "stragglers", "step", "MFU, %"]
     return markdown_table(header, rows)
-
-
-def ranged(estimate: dict[str, float]) -> str:
-    """Writes an estimate with its range."""
-    low, middle, high = (f"{estimate[end]:.1f}" for end in ("low", "middle", "high"))
-    return middle if low == high else f"{middle} ({low} to {high})"
 
 
 def judged(value: float, estimate: dict[str, float]) -> str:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
-from blocks import markdown_table, read_results
+from blocks import markdown_table, ranged, read_results
 from flava_ds.scaling.assumptions import RANGES
 from flava_ds.scaling.failures import RATES
 from flava_ds.scaling.hardware import GPUS, NETWORKS
@@ -114,7 +113,7 @@ def plan_planned(root: Path) -> str:
             row["run"],
             f"{row['gpus']} x {row['gpu']}",
             f"{row['mfu']:.1f}",
-            spelled(row["planned"], "{:.1f}"),
+            ranged(row["planned"], "{:.1f}"),
             f"{row['planned']['middle'] / row['mfu']:.1f}",
         ]
         for row in found
@@ -156,23 +155,17 @@ def plan_example(root: Path) -> str:
             [
                 name,
                 f"{run['parameters']['trainable'] / 1e6:,.0f} M",
-                spelled(run["samples_per_second"], "{:,.0f}"),
-                spelled(run["mfu_percent"], "{:.0f}"),
+                ranged(run["samples_per_second"], "{:,.0f}"),
+                ranged(run["mfu_percent"], "{:.0f}"),
                 f"{run['peak_gib']['middle']:.0f} GiB",
                 f"{run['fits']}, with `{run['options']}`" if run["options"] else run["fits"],
-                spelled(run["hours"], "{:.1f}"),
+                ranged(run["hours"], "{:.1f}"),
                 f"{middle} ({low} to {high})",
             ]
         )
     header = ["model", "parameters", "samples/s", "MFU, %", "memory", "fits", "hours for 214,286 steps",
               "such runs in two weeks"]  # fmt: skip
     return markdown_table(header, rows)
-
-
-def spelled(estimate: dict[str, Any], form: str) -> str:
-    """Writes an estimate with its range."""
-    low, middle, high = (form.format(estimate[end]) for end in ("low", "middle", "high"))
-    return f"{middle} ({low} to {high})"
 
 
 def plan_names(root: Path) -> str:

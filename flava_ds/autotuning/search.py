@@ -28,7 +28,7 @@ from flava_ds.ranks.stop_signals import is_stop, signal_of
 from flava_ds.recipes import resolve
 from flava_ds.scaling.facts import shares_of
 from flava_ds.scaling.sweep import reason_in
-from flava_ds.storage.atomic import write_whole
+from flava_ds.storage.atomic import write_json
 from flava_ds.training.engine_config import read_settings
 from flava_ds.watching.environment import git_state
 
@@ -223,7 +223,7 @@ def buckets(tuner: Tuner, config: Config) -> Iterator[Choice]:
             stem = Path(path).stem
             file = tuner.folder / f"{stem}_buckets_{elements // 10**6}m.json"
             changed = settings | {"zero_optimization": zero | {"reduce_bucket_size": elements}}
-            write_whole(file, json.dumps(changed, indent=2) + "\n")
+            write_json(file, changed)
             title = f"{stem} with buckets of {elements // 10**6} M"
             yield Choice(title, ("--engine.deepspeed-config", str(file)))
 

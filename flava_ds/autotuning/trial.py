@@ -5,7 +5,6 @@ Started on every rank, like flava_ds.train, with FILE RECIPE overrides... Rank 0
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from contextlib import closing
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from flava_ds import train
 from flava_ds.processes import leave
-from flava_ds.storage.atomic import write_whole
+from flava_ds.storage.atomic import write_json
 
 OF_EACH = 4
 """Steps of the source that is drawn least; the first one of each is not counted."""
@@ -73,7 +72,7 @@ def run(words: list[str]) -> int:
     trainer.recorder.close()
     if trainer.world.is_main:
         found = {"steps": steps, "peak_memory_gib": peak.item() / 2**30}
-        write_whole(Path(file), json.dumps(found) + "\n")
+        write_json(Path(file), found, indent=None)
     return 0
 
 

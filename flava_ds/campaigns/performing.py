@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from flava_ds import config as configuration
 from flava_ds.campaigns.campaign import RANKS, Run, code
 from flava_ds.campaigns.course import checkpoints_on_the_way, losses_of
-from flava_ds.storage.atomic import write_whole
+from flava_ds.storage.atomic import write_json, write_whole
 
 if TYPE_CHECKING:
     from flava_ds.demo.evaluation.inputs import Inputs
@@ -75,7 +75,7 @@ def perform(run: Run) -> None:
             "quarters": _measured_on_the_way(run),
         }
     result["seconds_since_last_start"]["measure"] = round(time.monotonic() - trained)
-    write_whole(run.file, json.dumps(result) + "\n")
+    write_json(run.file, result, indent=None)
     shutil.rmtree(run.folder, ignore_errors=not run.sequence.stages)
     print(
         f"{run.file}: " + ", ".join(f"{k} {m['value']:.3f}" for k, m in result["metrics"].items()), flush=True

@@ -236,10 +236,22 @@ def _load(engine: Engine, reader: CheckpointReader) -> None:
     reader.close()
 
 
+@contextmanager
+def of_this_model(folder: Place) -> Iterator[None]:
+    """Adds to an error inside what to do with a checkpoint of another model."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}; go on with the settings in {folder / files.CONFIG}, or start a new run with another "
+            "--name"
+        ) from error
+
+
 def _check_fits(engine: Engine, reader: CheckpointReader) -> None:
     """Raises CheckpointError unless the checkpoint fits this model, its training states and its averages."""
     folder, states = reader.folder, engine.state_tensors()
-    try:
+    with of_this_model(folder):
         check_shapes(reader.shapes, engine.shapes(), str(folder))
         buffers = reader.buffer_shapes()
         own = {name: tuple(buffer.shape) for name, buffer in engine.module.named_buffers() if name in buffers}
@@ -253,11 +265,6 @@ def _check_fits(engine: Engine, reader: CheckpointReader) -> None:
             raise CheckpointError(
                 f"{folder} has '{lacking[0]}', which the module of that name lacks in this model"
             )
-    except CheckpointError as error:
-        raise CheckpointError(
-            f"{error}; go on with the settings in {folder / files.CONFIG}, or start a new run with "
-            "another --name"
-        ) from error
     for key, average in engine.averages.items():
         if absent := [name for name in sorted(average.followed) if not reader.holds(key, name)]:
             raise CheckpointError(

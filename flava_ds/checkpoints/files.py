@@ -210,8 +210,7 @@ def prune(place: Place, rules: CheckpointConfig, good: str | None = None) -> lis
 def best(place: Place, rules: CheckpointConfig) -> Place | None:
     """Returns the checkpoint with the best checkpoint.best_metric; None without one that has it."""
     costs = {name: _cost(place / name, rules.best_metric) for name in complete(place)}
-    measured = sorted((cost, name) for name, cost in costs.items() if cost is not None)
-    return place / measured[0][1] if measured else None
+    return next((place / name for name in _best_first(costs)), None)
 
 
 def kept(names: list[str], costs: dict[str, float | None], rules: CheckpointConfig) -> set[str]:
@@ -219,8 +218,12 @@ def kept(names: list[str], costs: dict[str, float | None], rules: CheckpointConf
     keep = set(names[-max(1, rules.keep_last) :])
     if rules.keep_every:
         keep |= {name for name in names if step_of(name) % rules.keep_every == 0}
-    measured = sorted((cost, name) for name, cost in costs.items() if cost is not None)
-    return keep | {name for _, name in measured[: rules.keep_best]}
+    return keep | set(_best_first(costs)[: rules.keep_best])
+
+
+def _best_first(costs: dict[str, float | None]) -> list[str]:
+    """Returns the checkpoints that have a cost, the lowest first."""
+    return [name for _, name in sorted((cost, name) for name, cost in costs.items() if cost is not None)]
 
 
 def _cost(folder: Place, name: str) -> float | None:

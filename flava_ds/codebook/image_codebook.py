@@ -18,7 +18,7 @@ from flava_ds.codebook.dvae import CodebookDecoder, CodebookEncoder, map_pixels,
 from flava_ds.config import CodebookConfig, from_dict
 from flava_ds.config.plain_files import loads
 from flava_ds.errors import CheckpointError, ConfigError, DataError
-from flava_ds.storage.atomic import write_whole
+from flava_ds.storage.atomic import write_json
 from flava_ds.storage.tensor_files import save_tensors
 from flava_ds.tensor_hash import hash_of_tensors
 
@@ -170,7 +170,7 @@ def save_huggingface_codebook(codebook: ImageCodebook, folder: Path) -> None:
         for name, tensor in codebook.encoder.state_dict().items()
     }
     save_tensors(tensors, folder / "model.safetensors")
-    write_whole(folder / "config.json", json.dumps(description, indent=2) + "\n")
+    write_json(folder / "config.json", description)
 
 
 def load_codebook(path: str | Path, config: CodebookConfig) -> ImageCodebook:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import math
 import tempfile
@@ -27,7 +26,7 @@ from flava_ds.codebook.trainer import CodebookTrainer
 from flava_ds.config import Config, SourceConfig, to_dict
 from flava_ds.errors import CheckpointError, DataError
 from flava_ds.plain_text import public
-from flava_ds.storage.atomic import write_whole
+from flava_ds.storage.atomic import write_json
 
 log = logging.getLogger(__name__)
 
@@ -249,7 +248,7 @@ def _write(
         "max_seconds": trainer.training.max_seconds,
         "sources": {name: public(to_dict(source)) for name, source in sources.items()},
     }
-    write_whole(out.with_suffix(".json"), json.dumps(summary, indent=2) + "\n")
+    write_json(out.with_suffix(".json"), summary)
 
 
 def _report(

@@ -97,7 +97,7 @@ def run_train(options: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
-def run_encode(options: argparse.Namespace, _: list[str]) -> int:
+def run_encode(options: argparse.Namespace) -> int:
     """Writes shards that carry codes."""
     encode(options.recipe, options.shards, options.codebook, options.out)
     return 0

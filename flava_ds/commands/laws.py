@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -101,9 +100,9 @@ def run(options: argparse.Namespace) -> int:
             print("\n".join(lines))
     finally:  # the laws took minutes, and stand without that of the error
         if options.json is not None:
-            from flava_ds.storage.atomic import write_whole
+            from flava_ds.storage.atomic import write_json
 
-            write_whole(options.json, json.dumps(found, indent=2) + "\n")
+            write_json(options.json, found)
     return 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -105,9 +104,9 @@ def run(options: argparse.Namespace, overrides: list[str], resolve: Callable[[li
     if simulated:
         found["simulated"] = [scales.as_json(each) for each in simulated]
     if options.json is not None:
-        from flava_ds.storage.atomic import write_whole
+        from flava_ds.storage.atomic import write_json
 
-        write_whole(options.json, json.dumps(found, indent=2) + "\n")
+        write_json(options.json, found)
     if options.page is not None:
         from flava_ds.report.plan_page import write_plan_page
 

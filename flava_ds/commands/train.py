@@ -8,7 +8,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from flava_ds.config import Config
-from flava_ds.errors import CheckpointError, UserError
+from flava_ds.errors import UserError
 from flava_ds.ranks import launch
 from flava_ds.recipes.outside import absolute
 
@@ -141,7 +141,7 @@ def check_checkpoint(config: Config, task: Task) -> dict[str, Any] | None:
     Raises: CheckpointError when its checkpoint is of another model, or of other frozen networks.
     """
     from flava_ds.checkpoints import files
-    from flava_ds.checkpoints.checkpoint import check_family, check_frozen
+    from flava_ds.checkpoints.checkpoint import check_family, check_frozen, of_this_model
     from flava_ds.checkpoints.reader import CheckpointReader, check_shapes
 
     place = files.place_of(config.run_path, config)
@@ -150,13 +150,8 @@ def check_checkpoint(config: Config, task: Task) -> dict[str, Any] | None:
     check_family(folder, str(config.model.type))
     reader = CheckpointReader(folder)
     reader.close()  # state.json has been read
-    try:
+    with of_this_model(folder):
         shapes = {name: tuple(parameter.shape) for name, parameter in task.named_parameters()}
         check_shapes(reader.shapes, shapes, str(folder))
-    except CheckpointError as error:
-        raise CheckpointError(
-            f"{error}; go on with the settings in {folder / files.CONFIG}, or start a new run with another "
-            "--name"
-        ) from error
     check_frozen(reader, task.fingerprints)
     return reader.state

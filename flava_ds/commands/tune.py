@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import shlex
@@ -68,9 +67,9 @@ def tune(options: argparse.Namespace, config: Config, overrides: list[str]) -> i
         print(f"later plans of this recipe with --gpu {card.name} follow them")
     result = as_json(tuner, trials, expected, found, card.name if gpus and card is not None else None)
     for file in filter(None, [tuned_file(config), options.json]):
-        from flava_ds.storage.atomic import write_whole
+        from flava_ds.storage.atomic import write_json
 
-        write_whole(file, json.dumps(result, indent=2) + "\n")
+        write_json(file, result)
     return 0
 
 

@@ -1,5 +1,6 @@
 """The configuration of a run: a tree of frozen dataclasses, checked as a whole, with strict JSON I/O."""
 
+from flava_ds.config.checks import check
 from flava_ds.config.codebook import CodebookConfig
 from flava_ds.config.data import (
     UNCHANGED,
@@ -26,7 +27,6 @@ from flava_ds.config.tree import (
     EngineConfig,
     LoggingConfig,
     TrainingConfig,
-    check,
     dumps,
     load,
     parse,

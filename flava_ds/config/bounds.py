@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from flava_ds.config.places import alternatives, places, plain
+from flava_ds.config.places import alternatives, places, without_none
 from flava_ds.config.strict_json import convert
 from flava_ds.errors import ConfigError
 
@@ -144,9 +144,9 @@ def described(hint: Any) -> str:
     words = []
     if bounds:
         words.append(f"It must {' and '.join([bounds[0], *(b.removeprefix('be ') for b in bounds[1:])])}.")
-    kind = next(part for part in alternatives(hint) if part is not type(None))
-    if typing.get_origin(plain(kind)) is tuple:
-        hints = [entry for entry in typing.get_args(plain(kind)) if entry is not Ellipsis]
+    kind = without_none(hint)
+    if typing.get_origin(kind) is tuple:
+        hints = [entry for entry in typing.get_args(kind) if entry is not Ellipsis]
         alike = all(entry == hints[0] for entry in hints)
         entries = [described(entry) for entry in (hints[:1] if alike else hints)]
         words += [
@@ -159,7 +159,7 @@ def described(hint: Any) -> str:
 
 def _entry_hints(hint: Any, count: int) -> list[Any]:
     """Returns the annotation of each of a tuple's `count` entries."""
-    entries = typing.get_args(plain(next(part for part in alternatives(hint) if part is not type(None))))
+    entries = typing.get_args(without_none(hint))
     return [entries[0]] * count if len(entries) == 2 and entries[1] is Ellipsis else list(entries)
 
 

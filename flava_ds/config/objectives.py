@@ -115,6 +115,12 @@ def targets_of(objectives: Mapping[str, ObjectiveConfig], kind: str) -> Any:
     return next((own for own in used if own.targets and kind in own.kinds), None)
 
 
+def corruptions_of(config: Any, source: Any) -> list[Corruption]:
+    """Returns the corruptions of the objectives in use that take part in a source's steps."""
+    used = (own for own in in_use(config.objectives).values() if source.step_kind in own.kinds)
+    return [corruption for own in used for corruption in own.corruptions(config, source)]
+
+
 def check_drawn_once(objectives: Mapping[str, ObjectiveConfig]) -> None:
     """Raises ConfigError for two objectives that want one batch corrupted in different ways: only the first
     one's settings would count. One with a weight of 0 may still say how.

@@ -61,6 +61,11 @@ def alternatives(hint: Any) -> tuple[Any, ...]:
     return typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
 
 
+def without_none(hint: Any) -> Any:
+    """Returns the first alternative that is not None, without its bounds."""
+    return plain(next(part for part in alternatives(hint) if part is not type(None)))
+
+
 def is_section(hint: Any) -> bool:
     """Returns whether an annotation is a dataclass or variant, possibly optional."""
     return any(dataclasses.is_dataclass(part) or is_position(part) for part in alternatives(hint))

@@ -8,7 +8,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from flava_ds.config.places import alternatives, plain
+from flava_ds.config.places import alternatives, without_none
 from flava_ds.config.variants import Variant, choices, find, is_position, tag_of
 from flava_ds.errors import ConfigError, did_you_mean
 
@@ -69,10 +69,9 @@ def convert(hint: Any, value: Any, where: str) -> Any:
 
     Raises: ConfigError for a value of another type.
     """
-    parts = alternatives(hint)
-    if value is None and type(None) in parts:
+    if value is None and type(None) in alternatives(hint):
         return None
-    hint = plain(next(part for part in parts if part is not type(None)))
+    hint = without_none(hint)
     origin, arguments, name = typing.get_origin(hint), typing.get_args(hint), where.rstrip(".")
     if isinstance(hint, type) and (dataclasses.is_dataclass(hint) or is_position(hint)):
         return from_dict(hint, value, where)

@@ -16,8 +16,7 @@ from flava_ds.data.skip_log import MIN_SEEN, SkipLog, where
 from flava_ds.data.sources import CONTENT, Lane, Promises
 from flava_ds.errors import DataError
 from flava_ds.storage import faults
-from flava_ds.storage.faults import SampleFault
-from flava_ds.storage.index import counted
+from flava_ds.storage.faults import SampleFault, counted
 from flava_ds.storage.retry import policy_of
 from flava_ds.storage.sample_table import SampleTable
 from flava_ds.storage.shard_reader import ShardReader

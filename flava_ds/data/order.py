@@ -30,13 +30,9 @@ def mix64(value: np.ndarray) -> np.ndarray:
         value  [...]  uint64
         out    [...]  uint64
     Source: the finaliser of splitmix64 (Steele, Lea, Flood 2014).
+
+    Callers ignore the overflow of scalars: np.errstate is slow for a few elements.
     """
-    with np.errstate(over="ignore"):
-        return _mix(value)
-
-
-def _mix(value: np.ndarray) -> np.ndarray:
-    """Does mix64's work for callers that already ignore overflow: np.errstate is slow for a few elements."""
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return value ^ (value >> np.uint64(31))
@@ -59,8 +55,8 @@ def _hash_integers(parts: tuple[int, ...]) -> np.uint64:
 def _hash_on(state: np.ndarray, parts: Sequence[int | np.ndarray]) -> np.ndarray:
     """Continues a hash with more parts."""
     for part in parts:
-        state = _mix(np.asarray(state + _GAMMA, dtype=np.uint64)) ^ _unsigned(part)
-        state = _mix(state + _GAMMA)
+        state = mix64(np.asarray(state + _GAMMA, dtype=np.uint64)) ^ _unsigned(part)
+        state = mix64(state + _GAMMA)
     return state
 
 
@@ -200,9 +196,9 @@ def uniforms(seeds: np.ndarray, n: int, *, stream: int = 0, start: int = 0) -> n
 def uniform_at(seeds: np.ndarray, counters: np.ndarray, *, stream: int = 0) -> np.ndarray:
     """Draws number `counters` of each seed's stream: float64 in [0, 1), of the broadcast shape."""
     with np.errstate(over="ignore"):
-        start = _mix(np.asarray(seeds, dtype=np.uint64) ^ _hash_integers((stream,)))
+        start = mix64(np.asarray(seeds, dtype=np.uint64) ^ _hash_integers((stream,)))
         state = start + (_unsigned(counters) + np.uint64(1)) * _GAMMA
-        return (_mix(state) >> np.uint64(11)).astype(np.float64) * 2.0**-53  # the top 53 bits fill a mantissa
+        return (mix64(state) >> np.uint64(11)).astype(np.float64) * 2.0**-53  # 53 bits fill a mantissa
 
 
 def _feistel(index: np.ndarray, key: np.ndarray, rows: np.uint64, columns: np.uint64) -> np.ndarray:
@@ -210,11 +206,11 @@ def _feistel(index: np.ndarray, key: np.ndarray, rows: np.uint64, columns: np.ui
     left, right = index % rows, index // rows
     with np.errstate(over="ignore"):
         for number in range(_ROUNDS):
-            salt = _mix(key + np.uint64(number + 1) * _GAMMA)
+            salt = mix64(key + np.uint64(number + 1) * _GAMMA)
             if number % 2:
-                right = (right + _mix(salt ^ left) % columns) % columns
+                right = (right + mix64(salt ^ left) % columns) % columns
             else:
-                left = (left + _mix(salt ^ right) % rows) % rows
+                left = (left + mix64(salt ^ right) % rows) % rows
     return left + rows * right
 
 

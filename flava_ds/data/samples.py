@@ -24,7 +24,7 @@ from flava_ds.errors import ConfigError, DataError
 from flava_ds.plain_text import escaped
 from flava_ds.storage import faults
 from flava_ds.storage.faults import SampleFault
-from flava_ds.storage.index import IMAGE_SUFFIXES
+from flava_ds.storage.members import IMAGE_SUFFIXES
 
 CAPTION_STREAM = 4
 _NPY = re.compile(

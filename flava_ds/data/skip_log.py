@@ -9,8 +9,7 @@ from typing import Any
 from flava_ds.data.samples import printable
 from flava_ds.errors import DataError
 from flava_ds.storage import faults
-from flava_ds.storage.faults import SampleFault
-from flava_ds.storage.index import counted
+from flava_ds.storage.faults import SampleFault, counted
 
 log = logging.getLogger(__name__)
 

@@ -27,9 +27,8 @@ from flava_ds.data.stream_pipeline import (
 from flava_ds.data.user_pipeline import load_pipeline
 from flava_ds.errors import ConfigError, DataError
 from flava_ds.storage import faults
-from flava_ds.storage.faults import SampleFault
+from flava_ds.storage.faults import SampleFault, counted
 from flava_ds.storage.files import Shard
-from flava_ds.storage.index import counted
 from flava_ds.storage.retry import policy_of
 from flava_ds.storage.shards import list_shards
 

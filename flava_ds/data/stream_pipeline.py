@@ -18,7 +18,7 @@ from flava_ds.data.sources import Lane
 from flava_ds.errors import DataError, UserError
 from flava_ds.storage import faults
 from flava_ds.storage.files import RemoteShard, SequentialReader, Shard, open_shard
-from flava_ds.storage.index import allowed, refusal, sample_key
+from flava_ds.storage.members import allowed, refusal, sample_key
 from flava_ds.storage.tar_headers import tar_members
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +27,7 @@ from flava_ds.errors import CheckpointError
 from flava_ds.regions.average_precision import Boxes, mean_average_precision, without_classes
 from flava_ds.regions.detector import Detector, DetectorConfig, load_detector, save_detector
 from flava_ds.regions.training import DetectorTrainingConfig, Truths, train_detector
-from flava_ds.storage.atomic import write_whole
+from flava_ds.storage.atomic import write_json
 
 ALONE_EVERY = 4
 """Every fourth training picture is a drawing alone, as the pairs' pictures are."""
@@ -161,7 +160,7 @@ def train(
     }
     for name, numbers in summary["quality"].items():
         tell(f"{name}: AP50 {100 * numbers['ap50']:.1f} %, places {100 * numbers['ap50_places']:.1f} %")
-    write_whole(out.with_suffix(".json"), json.dumps(summary, indent=2) + "\n")
+    write_json(out.with_suffix(".json"), summary)
     return summary
 
 

@@ -15,7 +15,7 @@ from flava_ds.demo.works import WORKS, expected_seconds
 from flava_ds.errors import UserError, did_you_mean
 from flava_ds.ranks.launch import check_batches, check_ranks
 from flava_ds.recipes import resolve
-from flava_ds.storage.atomic import write_whole
+from flava_ds.storage.atomic import write_json
 
 LEAST_MINUTES = 1.0
 
@@ -104,7 +104,7 @@ def conclude(demo: Demo) -> int:
     for verdict, name, value, threshold, _ in lines:
         print(f"{verdict:<5}{name:<{width}}{value:>9.3g}{threshold:>9.3g}")
     summary = summarise(demo, found)
-    write_whole(demo.run_path / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    write_json(demo.run_path / SUMMARY, summary)
     missed = sum(not gate["passed"] for gate in summary["gates"])
     verdict = (
         f"{len(found) - missed} of {len(found)} gates passed"

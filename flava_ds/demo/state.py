@@ -16,7 +16,7 @@ from typing import IO, Any
 from flava_ds.config import to_dict
 from flava_ds.demo.works import WORKS, Work
 from flava_ds.recipes import resolve
-from flava_ds.storage.atomic import hold, write_whole
+from flava_ds.storage.atomic import hold, write_json
 
 STATE = "demo_state.json"
 SUMMARY = "demo.json"
@@ -71,7 +71,7 @@ class Demo:
         """Records decisions atomically."""
         with self._saving:
             self.state |= decided
-            write_whole(self.run_path / STATE, json.dumps(self.state, indent=2) + "\n")
+            write_json(self.run_path / STATE, self.state)
 
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:

@@ -19,7 +19,7 @@ CONTINUATION = "##"
 Pair = tuple[str, str]
 
 
-def train_vocabulary(texts: Iterable[str], size: int = VOCABULARY_SIZE) -> list[str]:
+def train_vocabulary(texts: Iterable[str]) -> list[str]:
     """Merges the most frequent pairs until the vocabulary is full. Returns tokens in the order of their ids.
 
     Ties are broken alphabetically, so the same texts give the same vocabulary.
@@ -37,7 +37,7 @@ def train_vocabulary(texts: Iterable[str], size: int = VOCABULARY_SIZE) -> list[
     ]
     tokens = dict.fromkeys((*SPECIAL_TOKENS, *sorted({piece for pieces, _ in spelled for piece in pieces})))
     for merged in _merges(spelled):
-        if len(tokens) == size:
+        if len(tokens) == VOCABULARY_SIZE:
             break
         tokens[merged] = None
     return list(tokens)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from flava_ds.evaluation.frozen_model import FrozenModel
 from flava_ds.evaluation.labelled import limited, state_of_pictures
 from flava_ds.evaluation.protocols import EvaluationData, Evaluator, Progress, Score, Trained, Varied
 from flava_ds.evaluation.published import published
-from flava_ds.storage.atomic import write_whole
+from flava_ds.storage.atomic import write_json
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ def read_results(run_path: Path) -> dict[str, Any]:
 def write_results(run_path: Path, found: dict[str, Any]) -> Path:
     """Adds results to a run's file, replaced atomically. Returns its path."""
     file = run_path / RESULTS
-    write_whole(file, json.dumps(read_results(run_path) | found, indent=2) + "\n")
+    write_json(file, read_results(run_path) | found)
     return file
 
 

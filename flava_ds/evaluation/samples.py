@@ -16,8 +16,8 @@ from torch import Tensor
 from flava_ds.data.decode import decode_image
 from flava_ds.data.transforms import center_pixels
 from flava_ds.errors import DataError
-from flava_ds.storage.faults import SampleFault, lossy
-from flava_ds.storage.index import IMAGE_SUFFIXES, counted
+from flava_ds.storage.faults import SampleFault, counted, lossy
+from flava_ds.storage.members import IMAGE_SUFFIXES
 from flava_ds.storage.sample_table import SampleTable
 from flava_ds.storage.shards import expand_shards
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import itertools
-import json
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from flava_ds.evaluation.labelled import state_of_pictures
 from flava_ds.evaluation.protocols import EvaluationData, Evaluator, Progress, Varied
 from flava_ds.evaluation.runner import FoundData, evaluate, expected, find_data
 from flava_ds.evaluation.statistics import RESAMPLES, SEED
-from flava_ds.storage.atomic import write_whole
+from flava_ds.storage.atomic import write_json
 
 FILE = "suite.json"
 DISTRIBUTIONS = ("flava_ds", "torch", "torchvision", "numpy", "scikit-learn")
@@ -116,9 +115,9 @@ class Suite:
                 done[task.name] = {"data": data.name, "protocol": task.about, **found}
                 # What is still to come keeps its earlier result in the file, for the next attempt.
                 whole = report | {"tasks": done | {k: v for k, v in earlier.items() if k not in done}}
-                write_whole(self.out / FILE, json.dumps(whole, indent=2) + "\n")
+                write_json(self.out / FILE, whole)
         report["tasks"] = done
-        write_whole(self.out / FILE, json.dumps(report, indent=2) + "\n")
+        write_json(self.out / FILE, report)
         return report
 
     def _run_tasks(

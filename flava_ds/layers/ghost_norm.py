@@ -39,15 +39,14 @@ class FrozenBatchNorm(FixedPrecision):
     Source: Carion et al. 2020, DETR, section 4.
     """
 
-    def __init__(self, channels: int, *, eps: float = 1e-5):
+    def __init__(self, channels: int):
         super().__init__()
-        self.eps = eps
         for name, value in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
             self.register_buffer(name, torch.full((channels,), value))
 
     def forward(self, hidden: Tensor) -> Tensor:
         moments = (self.running_mean, self.running_var, self.weight, self.bias)
-        return F.batch_norm(hidden, *moments, eps=self.eps)
+        return F.batch_norm(hidden, *moments, eps=1e-5)
 
 
 class GhostBatchNorm(FixedPrecision):

@@ -15,21 +15,28 @@ CONTRASTIVE = ("image_projection", "text_projection", "logit_scale", "temperatur
 """Parts of a model that only contrastive objectives use."""
 
 
-class MaskedPredictionHead(nn.Module):
+class TransformHead(nn.Module):
+    """Dense, GELU and LayerNorm, before what the head is for. Source: BERT's prediction head."""
+
+    def __init__(self, hidden_size: int, layer_norm_eps: float):
+        super().__init__()
+        self.dense = LinearGELU(hidden_size, hidden_size)
+        self.norm = LayerNorm(hidden_size, eps=layer_norm_eps)
+
+    def transform(self, hidden: Tensor) -> Tensor:
+        """Computes everything before the classifier: [k d] -> [k d]."""
+        return self.norm(self.dense(hidden))
+
+
+class MaskedPredictionHead(TransformHead):
     """Dense, GELU, LayerNorm and a classifier over a vocabulary, not tied to an embedding.
 
     Source: paper, section 3.2; BERT's prediction head.
     """
 
     def __init__(self, hidden_size: int, vocab_size: int, layer_norm_eps: float):
-        super().__init__()
-        self.dense = LinearGELU(hidden_size, hidden_size)
-        self.norm = LayerNorm(hidden_size, eps=layer_norm_eps)
+        super().__init__(hidden_size, layer_norm_eps)
         self.decoder = nn.Linear(hidden_size, vocab_size)
-
-    def transform(self, hidden: Tensor) -> Tensor:
-        """Computes everything before the classifier: [k d] -> [k d]."""
-        return self.norm(self.dense(hidden))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Returns scores over the vocabulary: [k d] -> [k v]."""
@@ -40,42 +47,38 @@ class MaskedPredictionHead(nn.Module):
         return linear_cross_entropy(self.transform(hidden), self.decoder.weight, self.decoder.bias, labels)
 
 
-class TiedPredictionHead(nn.Module):
+class TiedPredictionHead(TransformHead):
     """Dense, GELU, LayerNorm, and the model's word embeddings as the classifier, with a bias of its own.
 
     Source: Devlin et al. 2019, BERT, its published code.
     """
 
     def __init__(self, hidden_size: int, vocab_size: int, layer_norm_eps: float):
-        super().__init__()
-        self.dense = LinearGELU(hidden_size, hidden_size)
-        self.norm = LayerNorm(hidden_size, eps=layer_norm_eps)
+        super().__init__(hidden_size, layer_norm_eps)
         self.bias = nn.Parameter(torch.zeros(vocab_size))
 
     def logits(self, hidden: Tensor, words: Tensor) -> Tensor:
         """Returns scores over the vocabulary: [k d], [v d] -> [k v]."""
-        return F.linear(self.norm(self.dense(hidden)), words, self.bias)
+        return F.linear(self.transform(hidden), words, self.bias)
 
     def loss(self, hidden: Tensor, labels: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the summed cross-entropy and the number of correct predictions: [k d], [k] -> scalars."""
-        return linear_cross_entropy(self.norm(self.dense(hidden)), words, self.bias, labels)
+        return linear_cross_entropy(self.transform(hidden), words, self.bias, labels)
 
 
-class TiedFeatureHead(nn.Module):
+class TiedFeatureHead(TransformHead):
     """Dense, GELU, LayerNorm, and back through the model's map of features, with a bias of its own.
 
     Source: Chen et al. 2020, UNITER, section 3.2.
     """
 
     def __init__(self, hidden_size: int, feature_size: int, layer_norm_eps: float):
-        super().__init__()
-        self.dense = LinearGELU(hidden_size, hidden_size)
-        self.norm = LayerNorm(hidden_size, eps=layer_norm_eps)
+        super().__init__(hidden_size, layer_norm_eps)
         self.bias = nn.Parameter(torch.zeros(feature_size))
 
     def logits(self, hidden: Tensor, table: Tensor) -> Tensor:
         """Returns features: [k d], [d y] -> [k y]."""
-        return F.linear(self.norm(self.dense(hidden)), table.t(), self.bias)
+        return F.linear(self.transform(hidden), table.t(), self.bias)
 
 
 class ContrastedModel(nn.Module):

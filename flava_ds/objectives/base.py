@@ -125,6 +125,21 @@ class Objective(nn.Module, ABC):
         return set().union(*(model.parameters_of(view, read_directly=True) for view in self.needs))
 
 
+class OfCrops(Objective):
+    """Encodes crops of images itself, with the family's image encoder, and reads none of its views."""
+
+    needs = frozenset()
+
+    def count(self, batch: Batch) -> int:
+        return batch.size
+
+    def reads(self, model: Any, batch: Batch) -> dict[str, Tensor]:
+        return {}
+
+    def model_parameters(self, model: Any) -> set[str]:
+        return model.parameters_of("image", read_directly=True)
+
+
 @dataclass(frozen=True)
 class Features:
     """What a pooled loss reads of one micro-batch.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from flava_ds.batch import Batch
 from flava_ds.config.bounds import AtLeast, AtMost
-from flava_ds.layers.fused import LayerNorm, LinearGELU
+from flava_ds.layers.heads import TransformHead
 from flava_ds.layers.transformer import at_least_fp32
 from flava_ds.objectives.base import Loss
 from flava_ds.objectives.region_masks import MaskedRegions, MaskedRegionsConfig
@@ -38,13 +38,11 @@ class DetectedRegionsConfig(MaskedRegionsConfig, type="detected_regions"):
         )
 
 
-class DetectedRegionsHead(nn.Module):
+class DetectedRegionsHead(TransformHead):
     """Dense, GELU, LayerNorm, and from there a classifier and a map to features: [k d] -> [k z], [k y]."""
 
     def __init__(self, hidden_size: int, num_classes: int, feature_size: int, layer_norm_eps: float):
-        super().__init__()
-        self.dense = LinearGELU(hidden_size, hidden_size)
-        self.norm = LayerNorm(hidden_size, eps=layer_norm_eps)
+        super().__init__(hidden_size, layer_norm_eps)
         self.classes = nn.Linear(hidden_size, num_classes)
         self.features = nn.Linear(hidden_size, feature_size)
 
@@ -73,7 +71,7 @@ class DetectedRegions(MaskedRegions):
         return {self.view: model.region_rows(self.view, everything, batch)}
 
     def forward(self, model: Any, hidden: Mapping[str, Tensor], batch: Batch) -> Loss:
-        rows, states = batch["region_masked_rows"], self.head.norm(self.head.dense(hidden[self.view]))
+        rows, states = batch["region_masked_rows"], self.head.transform(hidden[self.view])
         logits = at_least_fp32(self.head.classes(states))
         sure, label = batch["region_classes"].to(logits.dtype).max(-1)
         of_classes = (F.cross_entropy(logits, label, reduction="none") * sure).sum()

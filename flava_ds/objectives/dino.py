@@ -217,10 +217,6 @@ class KoleoDino(Spread, Dino):
 
     metrics: ClassVar[Mapping[str, str]] = {**Dino.metrics, "koleo": "koleo"}
 
-    def spread(self, large: Tensor) -> Features:
-        first, second = large.unbind(1)
-        return Features({"first": first.contiguous(), "second": second.contiguous()})
-
     def pooled_loss(self, features: Features) -> tuple[Tensor, dict[str, Tensor]]:
         found = koleo(features.samples["first"]) + koleo(features.samples["second"])
         return self.config.koleo_weight * found, {"koleo": found.detach()}

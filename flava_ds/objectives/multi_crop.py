@@ -26,7 +26,7 @@ from flava_ds.data.order import uniforms
 from flava_ds.data.plan import BatchPlan, Corruption, Crops, Draft
 from flava_ds.errors import ConfigError
 from flava_ds.layers.work import image_flops
-from flava_ds.objectives.base import FeatureGradients, Features, Loss, Objective, PooledObjective
+from flava_ds.objectives.base import FeatureGradients, Features, Loss, OfCrops, PooledObjective
 from flava_ds.objectives.dino_head import DinoHead
 
 _JITTER: dict[str, Any] = {
@@ -136,14 +136,13 @@ class Seen(NamedTuple):
     patches: Tensor | None
 
 
-class MultiCrop(Objective):
-    """Encodes the crops itself, in one pass per resolution, and reads no view of the family.
+class MultiCrop(OfCrops):
+    """Encodes the crops in one pass per resolution.
 
     A subclass has a `head` and compares the student with the teacher's targets, which the batch holds.
     """
 
     kinds = MultiCropConfig.kinds
-    needs = frozenset()
     head: DinoHead
 
     def __init__(self, config: MultiCropConfig, shape: Any, total_steps: int) -> None:
@@ -158,15 +157,6 @@ class MultiCrop(Objective):
         """Returns what the teacher keeps of itself at an update."""
         begin, end = self.crops_config.teacher_momentum, self.crops_config.teacher_momentum_end
         return along_cosine(begin, end, step / self.total_steps)
-
-    def count(self, batch: Batch) -> int:
-        return batch.size
-
-    def reads(self, model: Any, batch: Batch) -> dict[str, Tensor]:
-        return {}
-
-    def model_parameters(self, model: Any) -> set[str]:
-        return model.parameters_of("image", read_directly=True)
 
     def flops(self, model: Any, batch: Batch) -> float:
         """Counts the student's crops, and the teacher's, which have no backward pass, as a third."""
@@ -208,9 +198,11 @@ class MultiCrop(Objective):
 class Spread(MultiCrop, PooledObjective):
     """Adds a term that spreads the student's large crops, over all images of a step."""
 
-    @abstractmethod
-    def spread(self, large: Tensor) -> Features:
-        """Returns what the term needs of the student's large crops, as `Seen` has them: [b 2 d]."""
+    @staticmethod
+    def spread(large: Tensor) -> Features:
+        """Returns what the term needs, the student's large crops by view: [b 2 d]."""
+        first, second = large.unbind(1)
+        return Features({"first": first.contiguous(), "second": second.contiguous()})
 
     def features(self, model: Any, hidden: Mapping[str, Tensor], batch: Batch) -> Features:
         return self.spread(self.student(model, batch, small=False).large)

@@ -28,7 +28,7 @@ from flava_ds.data.plan import Crops
 from flava_ds.layers.fused import LinearGELU
 from flava_ds.layers.transformer import at_least_fp32
 from flava_ds.layers.work import image_flops
-from flava_ds.objectives.base import Features, PooledObjective
+from flava_ds.objectives.base import Features, OfCrops, PooledObjective
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,11 +71,10 @@ class SimclrConfig(ObjectiveConfig, type="simclr"):
         check_transform(f"{where}.view", self.view)
 
 
-class Simclr(PooledObjective):
+class Simclr(OfCrops, PooledObjective):
     """Symmetric InfoNCE between the first and the second views of all images of a step."""
 
     kinds = SimclrConfig.kinds
-    needs = frozenset()
 
     def __init__(self, config: SimclrConfig, shape: Any) -> None:
         super().__init__(config.weight)
@@ -84,15 +83,6 @@ class Simclr(PooledObjective):
             LinearGELU(shape.hidden_size, config.head_hidden_size),
             nn.Linear(config.head_hidden_size, config.projection_size),
         )
-
-    def count(self, batch: Batch) -> int:
-        return batch.size
-
-    def reads(self, model: Any, batch: Batch) -> dict[str, Tensor]:
-        return {}
-
-    def model_parameters(self, model: Any) -> set[str]:
-        return model.parameters_of("image", read_directly=True)
 
     def flops(self, model: Any, batch: Batch) -> float:
         head = 2 * self.config.head_hidden_size * (self.shape.hidden_size + self.config.projection_size)

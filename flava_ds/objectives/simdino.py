@@ -85,10 +85,6 @@ class Simdino(Spread):
         """Returns the head's L2-normalised features: [b a d] -> [b a r]."""
         return self.head(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])
 
-    def spread(self, large: Tensor) -> Features:
-        first, second = large.unbind(1)
-        return Features({"first": first.contiguous(), "second": second.contiguous()})
-
     def pooled_loss(self, features: Features) -> tuple[Tensor, dict[str, Tensor]]:
         views = [features.samples[name] for name in ("first", "second")]
         rate = torch.stack([coding_rate(view, self.config.epsilon) for view in views]).mean()

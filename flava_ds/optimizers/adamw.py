@@ -107,9 +107,7 @@ def _gate_deepspeed_adam(vendor: type) -> type:
             if self.found_inf is not None and self.found_inf.item():
                 return
             everything = self.param_groups
-            self.param_groups = [
-                group for group in self.active_groups() if any(p.grad is not None for p in group["params"])
-            ]
+            self.param_groups = self.moving_groups()
             if self.grad_scale is not None:
                 torch._foreach_div_(
                     [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None],

@@ -69,7 +69,7 @@ class ApexGates(Gated):
         """Updates the active groups, unless found_inf is 1."""
         self.create_states()
         everything = self.param_groups
-        moving = [group for group in self.active_groups() if any(p.grad is not None for p in group["params"])]
+        moving = self.moving_groups()
         if not moving:
             return
         device = moving[0]["params"][0].device

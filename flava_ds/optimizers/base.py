@@ -117,6 +117,10 @@ class Gated:
         """Returns the groups that this update moves."""
         return [group for group in self.param_groups if group.get("active", True)]
 
+    def moving_groups(self) -> list[dict[str, Any]]:
+        """Returns the active groups of which a parameter has a gradient."""
+        return [group for group in self.active_groups() if any(p.grad is not None for p in group["params"])]
+
     def create_state(self, parameter: Tensor) -> dict[str, Any]:
         """Returns a parameter's state; a new one has zero moments and no updates."""
         if not self.state[parameter]:
@@ -148,3 +152,33 @@ class Gated:
     def _no_updates(self, parameter: Tensor) -> Any:
         """Returns a zero count on the device, where a skipped update leaves it without telling the host."""
         return torch.zeros((), dtype=torch.float32, device=parameter.device)
+
+
+class TensorByTensor(Gated):
+    """Gated, for optimizers that move each tensor by itself."""
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """Updates the active groups; if `found_inf` is 1, the device leaves everything unchanged."""
+        self.create_states()
+        for group in self.active_groups():
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self.move(parameter, group)
+
+    def move(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        """Updates one tensor."""
+        raise NotImplementedError
+
+    def taken(self, gradient: Tensor, average: Tensor) -> tuple[Tensor, Any]:
+        """Returns the gradient without its scale, and the share of the update that is taken, 1 or 0.
+
+        A skipped update's gradient is the average of those before, since NaN would survive a factor of 0.
+        """
+        if self.grad_scale is not None:
+            gradient = gradient / self.grad_scale.to(gradient.device)
+        if self.found_inf is None:
+            return gradient, 1.0
+        # a scalar, so it does not widen the other operands
+        taken = 1.0 - self.found_inf.to(gradient.device, torch.float64)
+        return torch.where(taken > 0, gradient, average), taken

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from flava_ds.config.bounds import AtLeast, AtMost
 from flava_ds.config.optimizers import Beta, OptimizerConfig
-from flava_ds.optimizers.base import Gated, Place, Places
+from flava_ds.optimizers.base import Place, Places, TensorByTensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class LambConfig(OptimizerConfig, type="lamb"):
         return Lamb(groups, self)
 
 
-class Lamb(Gated, torch.optim.Optimizer):
+class Lamb(TensorByTensor, torch.optim.Optimizer):
     """u = m^ / (sqrt(v^) + eps) + decay w, then w <- w - lr |w| / |u| u, by parameter.
 
     ZeRO hands over flat tensors with parts of many parameters. The engine says which (`hold`), and the
@@ -62,26 +62,11 @@ class Lamb(Gated, torch.optim.Optimizer):
     def hold(self, places: Mapping[int, Places], add_up: Callable[[Tensor], Any] | None) -> None:
         self._places, self._add_up = places, add_up
 
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:
-        """Updates the active groups; if `found_inf` is 1, the device leaves everything unchanged."""
-        self.create_states()
-        for group in self.active_groups():
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._move(parameter, group)
-
-    def _move(self, parameter: Tensor, group: dict[str, Any]) -> None:
+    def move(self, parameter: Tensor, group: dict[str, Any]) -> None:
         """Updates one tensor. A skipped update has a learning rate of 0 and a finite gradient."""
-        state, gradient = self.create_state(parameter), parameter.grad
+        state = self.create_state(parameter)
         average, squares, (first, second) = state["exp_avg"], state["exp_avg_sq"], group["betas"]
-        if self.grad_scale is not None:
-            gradient = gradient / self.grad_scale.to(gradient.device)
-        taken: Any = 1.0
-        if self.found_inf is not None:
-            # a scalar, so it does not widen the other operands
-            taken = 1.0 - self.found_inf.to(gradient.device, torch.float64)
-            gradient = torch.where(taken > 0, gradient, average)  # NaN would survive a factor of 0
+        gradient, taken = self.taken(parameter.grad, average)
         average.add_((gradient - average) * ((1.0 - first) * taken))
         squares.add_((gradient.square() - squares) * ((1.0 - second) * taken))
         state["step"] += taken

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flava_ds.config.bounds import AtLeast, AtMost
 from flava_ds.config.optimizers import Beta, OptimizerConfig
-from flava_ds.optimizers.base import Gated
+from flava_ds.optimizers.base import TensorByTensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class LionConfig(OptimizerConfig, type="lion"):
         return Lion(groups, self)
 
 
-class Lion(Gated, torch.optim.Optimizer):
+class Lion(TensorByTensor, torch.optim.Optimizer):
     """w <- (1 - lr decay) w - lr sign(beta_1 m + (1 - beta_1) g), then m <- beta_2 m + (1 - beta_2) g."""
 
     moments = ("exp_avg",)
@@ -43,27 +43,11 @@ class Lion(Gated, torch.optim.Optimizer):
             groups, {"lr": config.lr, "betas": config.betas, "weight_decay": config.weight_decay}
         )
 
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:
-        """Updates the active groups; if `found_inf` is 1, the device leaves everything unchanged."""
-        self.create_states()
-        for group in self.active_groups():
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._move(parameter, group)
-
-    def _move(self, parameter: Tensor, group: dict[str, Any]) -> None:
+    def move(self, parameter: Tensor, group: dict[str, Any]) -> None:
         """Updates one parameter. A skipped update has a learning rate of 0 and a finite gradient."""
-        state, gradient, lr = self.create_state(parameter), parameter.grad, group["lr"]
+        state, lr = self.create_state(parameter), group["lr"]
         momentum, (inner, outer) = state["exp_avg"], group["betas"]
-        if self.grad_scale is not None:
-            gradient = gradient / self.grad_scale.to(gradient.device)
-        taken: Any = 1.0
-        if self.found_inf is not None:
-            # a scalar, so it does not widen the other operands
-            taken = 1.0 - self.found_inf.to(gradient.device, torch.float64)
-            # NaN would survive a factor of 0; the momentum in its place leaves the momentum as it is.
-            gradient = torch.where(taken > 0, gradient, momentum)
+        gradient, taken = self.taken(parameter.grad, momentum)
         parameter.mul_(1.0 - lr * group["weight_decay"] * taken)
         parameter.sub_(torch.sign(momentum * inner + gradient * (1.0 - inner)) * (lr * taken))
         momentum.add_((gradient - momentum) * (1.0 - outer))

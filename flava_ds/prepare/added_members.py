@@ -18,10 +18,10 @@ from flava_ds.data.transforms import CHUNK_BYTES
 from flava_ds.errors import DataError
 from flava_ds.prepare.shard_writer import add_member
 from flava_ds.storage import faults
-from flava_ds.storage.atomic import replacing, write_whole
-from flava_ds.storage.faults import SampleFault
+from flava_ds.storage.atomic import replacing, write_json
+from flava_ds.storage.faults import SampleFault, counted
 from flava_ds.storage.files import LocalFile
-from flava_ds.storage.index import IMAGE_SUFFIXES, counted, sample_key
+from flava_ds.storage.members import IMAGE_SUFFIXES, sample_key
 from flava_ds.storage.shards import expand_shards
 from flava_ds.storage.tar_headers import tar_members
 
@@ -88,7 +88,7 @@ def add_members(
         else:
             done = _write_shard(shard, target, member, batch_size)
             report = {**_of(member), **done, **_stat("target", target), **_stat("source", shard)}
-            write_whole(record, json.dumps(report, indent=2) + "\n")
+            write_json(record, report)
             written += 1
         samples, failed = samples + done["samples"], failed + done["failed"]
         on_shard(target, done["samples"])

@@ -173,7 +173,7 @@ def name_in(url: str) -> str:
         return ""
 
 
-def position_paths(position: int, per_shard: int = 10_000) -> tuple[str, ...]:
+def position_paths(position: int) -> tuple[str, ...]:
     """Returns where img2dataset stores row `position` of a list with --output_format files: SHARD/KEY.jpg."""
-    shard, row = divmod(position, per_shard)
+    shard, row = divmod(position, 10_000)
     return (f"{shard:05d}/{shard:05d}{row:04d}.jpg",)

@@ -28,8 +28,9 @@ from flava_ds.data.targets import TARGETS_SUFFIX
 from flava_ds.errors import DataError
 from flava_ds.recipes import resolve
 from flava_ds.storage import faults
-from flava_ds.storage.faults import SampleFault
-from flava_ds.storage.index import IMAGE_SUFFIXES, ShardIndex, counted, load_indexes
+from flava_ds.storage.faults import SampleFault, counted
+from flava_ds.storage.index import ShardIndex, load_indexes
+from flava_ds.storage.members import IMAGE_SUFFIXES
 from flava_ds.storage.shards import expand_shards
 
 log = logging.getLogger(__name__)

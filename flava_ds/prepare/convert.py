@@ -25,9 +25,10 @@ from flava_ds.prepare.corpora import Corpus
 from flava_ds.prepare.shard_writer import Counts, ShardWriter
 from flava_ds.storage import faults
 from flava_ds.storage.atomic import replacing
-from flava_ds.storage.faults import SampleFault
+from flava_ds.storage.faults import SampleFault, counted
 from flava_ds.storage.files import sha256_of
-from flava_ds.storage.index import IMAGE_SUFFIXES, counted, load_indexes
+from flava_ds.storage.index import load_indexes
+from flava_ds.storage.members import IMAGE_SUFFIXES
 from flava_ds.storage.shards import expand_shards
 
 log = logging.getLogger(__name__)

@@ -12,8 +12,9 @@ import numpy as np
 from flava_ds.errors import DataError
 from flava_ds.prepare.img2dataset import compare
 from flava_ds.storage import faults
+from flava_ds.storage.faults import counted
 from flava_ds.storage.files import RemoteShard, Shard, Stamp
-from flava_ds.storage.index import ShardIndex, counted, load_indexes, read_index, scan_shard, stamps_of
+from flava_ds.storage.index import ShardIndex, load_indexes, read_index, scan_shard, stamps_of
 from flava_ds.storage.parallel import for_each
 from flava_ds.storage.shards import list_shards
 
@@ -101,7 +102,7 @@ def _verify(paths: Sequence[Shard], processes: int | None) -> int:
     arguments = list(zip(paths, stamps_of(paths), strict=True))
     workers = processes or len(os.sched_getaffinity(0))
     # threads suffice, because hashing releases the GIL
-    results = for_each(_agrees, arguments, workers=workers, threads=True, label="verifying", unit="shard")
+    results = for_each(_agrees, arguments, workers=workers, threads=True, label="verifying")
     changed = [str(path) for path, result in zip(paths, results, strict=True) if result is False]
     if changed:
         raise DataError(

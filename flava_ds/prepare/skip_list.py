@@ -15,7 +15,8 @@ from flava_ds.prepare.annotations import clean, load_json
 from flava_ds.prepare.coco import key_of
 from flava_ds.storage.atomic import write_whole
 from flava_ds.storage.faults import SampleFault
-from flava_ds.storage.index import IMAGE_SUFFIXES, load_index
+from flava_ds.storage.index import load_index
+from flava_ds.storage.members import IMAGE_SUFFIXES
 from flava_ds.storage.shards import expand_shards
 
 log = logging.getLogger(__name__)

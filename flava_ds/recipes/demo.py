@@ -1,6 +1,7 @@
 """The demo: a small FLAVA on the committed data set, sized for ten minutes on two CPU cores."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from flava_ds.config import (
     TrainingConfig,
 )
 from flava_ds.config.encoders import BertTextConfig, RegionsConfig, VisionEncoderConfig
+from flava_ds.config.family import FamilyConfig
 from flava_ds.families.flava.config import (
     FlavaConfig,
     FlavaTextConfig,
@@ -72,6 +74,30 @@ def demo() -> Config:
     )
 
 
+def like_demo(
+    name: str,
+    *,
+    model: FamilyConfig,
+    objectives: Mapping[str, ObjectiveConfig],
+    sources: Mapping[str, SourceConfig],
+    steps: int,
+) -> Config:
+    """Returns another model's run with the demo's optimizer and vocabulary, without a codebook, so many steps
+    long, a twentieth of them warm-up.
+    """
+    base = demo()
+    return dataclasses.replace(
+        base,
+        name=name,
+        model=model,
+        codebook_weights=None,
+        objectives=objectives,
+        data=dataclasses.replace(base.data, sources=sources),
+        training=dataclasses.replace(base.training, total_steps=steps),
+        schedule=dataclasses.replace(base.schedule, warmup_steps=round(steps / 20)),
+    )
+
+
 def demo_regions() -> RegionsConfig:
     """Returns what the demo's detector finds in 96-pixel scenes: 64 features, a class for each subgroup."""
     return RegionsConfig(feature_size=64, num_classes=97, image_size=96)
@@ -88,7 +114,7 @@ def demo_scenes(**changed: Any) -> SourceConfig:
     source = SourceConfig(
         kind="pair",
         seed=3,
-        shards=str(DATA / "scenes-train"),
+        shards=str(SCENES),
         caption_key="captions",
         max_tokens=32,
         regions_key="regions.safetensors",

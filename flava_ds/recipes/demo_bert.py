@@ -7,7 +7,7 @@ from flava_ds.config.encoders import BertTextConfig
 from flava_ds.families.bert.config import BertConfig
 from flava_ds.objectives.masked_text import MaskedTextConfig
 from flava_ds.objectives.next_sentence import NextSentenceConfig
-from flava_ds.recipes.demo import INITIALIZER_RANGE, VOCABULARY_SIZE, demo, demo_sources
+from flava_ds.recipes.demo import INITIALIZER_RANGE, VOCABULARY_SIZE, demo_sources, like_demo
 
 
 def demo_bert() -> Config:
@@ -15,7 +15,6 @@ def demo_bert() -> Config:
 
     Optimizer, vocabulary and share of masked tokens are the demo's; only model and losses differ.
     """
-    base = demo()
     text = BertTextConfig(
         vocab_size=VOCABULARY_SIZE,
         max_position_embeddings=64,
@@ -25,18 +24,15 @@ def demo_bert() -> Config:
         intermediate_size=1024,
     )
     source = dataclasses.replace(demo_sources()["text"], weight=1.0, global_batch_size=None)
-    return dataclasses.replace(
-        base,
-        name="demo_bert",
+    return like_demo(
+        "demo_bert",
         model=BertConfig(text=text, initializer_range=INITIALIZER_RANGE),
-        codebook_weights=None,
         objectives={
             "mlm": MaskedTextConfig(mask_probability=0.3, tied_decoder=True),
             "nsp": NextSentenceConfig(),
         },
-        data=dataclasses.replace(base.data, sources={"text": source}),
+        sources={"text": source},
         # By Task.flops over 40 steps: 51.8 GFLOP per step, the demo's 24.9 over its three kinds; both without
         # the codebook.
-        training=dataclasses.replace(base.training, total_steps=289),
-        schedule=dataclasses.replace(base.schedule, warmup_steps=14),
+        steps=289,
     )

@@ -5,7 +5,7 @@ import dataclasses
 from flava_ds.config import Config
 from flava_ds.families.clip.config import ClipConfig, ImageTowerConfig, TextTowerConfig
 from flava_ds.objectives.global_contrastive import GlobalContrastiveConfig
-from flava_ds.recipes.demo import VOCABULARY_SIZE, demo, demo_sources
+from flava_ds.recipes.demo import VOCABULARY_SIZE, demo_sources, like_demo
 
 
 def demo_clip() -> Config:
@@ -13,12 +13,10 @@ def demo_clip() -> Config:
 
     Optimizer, augmentation, vocabulary and batch are the demo's; only model and losses differ.
     """
-    base = demo()
     shape = {"hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024}
     pairs = dataclasses.replace(demo_sources()["pair"], weight=1.0, masked_share=1.0)
-    return dataclasses.replace(
-        base,
-        name="demo_clip",
+    return like_demo(
+        "demo_clip",
         model=ClipConfig(
             image=ImageTowerConfig(image_size=48, patch_size=12, num_hidden_layers=2, **shape),
             text=TextTowerConfig(
@@ -26,10 +24,8 @@ def demo_clip() -> Config:
             ),
             projection_dim=256,
         ),
-        codebook_weights=None,
         objectives={"global_contrastive": GlobalContrastiveConfig()},
-        data=dataclasses.replace(base.data, sources={"pair": pairs}),
+        sources={"pair": pairs},
         # By Task.flops over 40 steps: 17.0 GFLOP per step (the demo: 24.9), both without the codebook.
-        training=dataclasses.replace(base.training, total_steps=878),
-        schedule=dataclasses.replace(base.schedule, warmup_steps=44),
+        steps=878,
     )

@@ -7,7 +7,7 @@ from flava_ds.families.two_streams.config import LxmertConfig, LxmertRegionsConf
 from flava_ds.objectives.detected_regions import DetectedRegionsConfig
 from flava_ds.objectives.itm import ImageTextMatchingConfig
 from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig
-from flava_ds.recipes.demo import INITIALIZER_RANGE, VOCABULARY_SIZE, demo, demo_regions, demo_scenes
+from flava_ds.recipes.demo import INITIALIZER_RANGE, VOCABULARY_SIZE, demo_regions, demo_scenes, like_demo
 
 
 def demo_lxmert() -> Config:
@@ -16,10 +16,8 @@ def demo_lxmert() -> Config:
     Two layers read words, two regions, and two both. Optimizer and vocabulary are the demo's; model, data and
     losses differ.
     """
-    base = demo()
-    return dataclasses.replace(
-        base,
-        name="demo_lxmert",
+    return like_demo(
+        "demo_lxmert",
         model=LxmertConfig(
             text=LxmertTextConfig(
                 vocab_size=VOCABULARY_SIZE,
@@ -34,15 +32,13 @@ def demo_lxmert() -> Config:
             detector="demo",
             initializer_range=INITIALIZER_RANGE,
         ),
-        codebook_weights=None,
         objectives={
             "mmm_text": MultimodalMaskedTextConfig(whole_word=False, tied_decoder=True),
             "itm": ImageTextMatchingConfig(mismatch_probability=0.5),
             "detected_regions": DetectedRegionsConfig(hidden_share=0.9),
         },
-        data=dataclasses.replace(base.data, sources={"scenes": demo_scenes()}),
+        sources={"scenes": demo_scenes()},
         # By Task.flops over 8 batches: 24.9 GFLOP per step (the demo: 24.9), both without the codebook and
         # the detector.
-        training=dataclasses.replace(base.training, total_steps=600),
-        schedule=dataclasses.replace(base.schedule, warmup_steps=30),
+        steps=600,
     )

@@ -5,7 +5,7 @@ import dataclasses
 from flava_ds.config import Config
 from flava_ds.families.simvlm.config import ConvStemConfig, SidesConfig, SimvlmConfig, StackConfig
 from flava_ds.objectives.prefix_lm import PrefixLmConfig, TextPrefixLmConfig
-from flava_ds.recipes.demo import INITIALIZER_RANGE, VOCABULARY_SIZE, demo, demo_sources
+from flava_ds.recipes.demo import INITIALIZER_RANGE, VOCABULARY_SIZE, demo_sources, like_demo
 
 
 def demo_simvlm() -> Config:
@@ -14,12 +14,11 @@ def demo_simvlm() -> Config:
     Optimizer, augmentation, vocabulary and batch are the demo's; model and losses differ, and images are
     64 pixels, of which the convolutions make 4 x 4 patches.
     """
-    base, sources = demo(), demo_sources()
+    sources = demo_sources()
     stack = StackConfig(hidden_size=192, num_hidden_layers=3, num_attention_heads=3, intermediate_size=768)
     pairs = dataclasses.replace(sources["pair"], weight=8.0, masked_share=1.0)
-    return dataclasses.replace(
-        base,
-        name="demo_simvlm",
+    return like_demo(
+        "demo_simvlm",
         model=SimvlmConfig(
             image=ConvStemConfig(image_size=64, width=16, blocks=(1, 1, 2), norm_momentum=0.9),
             text=SidesConfig(vocab_size=VOCABULARY_SIZE, max_position_embeddings=64),
@@ -27,13 +26,9 @@ def demo_simvlm() -> Config:
             decoder=stack,
             initializer_range=INITIALIZER_RANGE,
         ),
-        codebook_weights=None,
         objectives={"prefix_lm": PrefixLmConfig(), "text_prefix_lm": TextPrefixLmConfig()},
-        data=dataclasses.replace(
-            base.data, sources={"pair": pairs, "text": dataclasses.replace(sources["text"], weight=1.0)}
-        ),
+        sources={"pair": pairs, "text": dataclasses.replace(sources["text"], weight=1.0)},
         # By Task.flops over 20 batches of each source: 40.7 GFLOP per step (the demo: 24.9), both without the
         # codebook.
-        training=dataclasses.replace(base.training, total_steps=367),
-        schedule=dataclasses.replace(base.schedule, warmup_steps=18),
+        steps=367,
     )

@@ -1,7 +1,5 @@
 """A small UNITER on the demo's scenes, as a baseline for the demo's FLAVA."""
 
-import dataclasses
-
 from flava_ds.config import Config
 from flava_ds.families.uniter.config import UniterConfig
 from flava_ds.objectives.itm import ImageTextMatchingConfig
@@ -9,7 +7,7 @@ from flava_ds.objectives.masked_region_classes import MaskedRegionClassesConfig
 from flava_ds.objectives.masked_region_features import MaskedRegionFeaturesConfig
 from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig
 from flava_ds.objectives.word_patch_alignment import WordPatchAlignmentConfig
-from flava_ds.recipes.demo import INITIALIZER_RANGE, demo, demo_regions, demo_scenes, demo_stream
+from flava_ds.recipes.demo import INITIALIZER_RANGE, demo_regions, demo_scenes, demo_stream, like_demo
 
 
 def demo_uniter() -> Config:
@@ -18,14 +16,11 @@ def demo_uniter() -> Config:
     Optimizer and vocabulary are the demo's; model, data and losses differ. The regions' divergence is a sum
     over classes and not their mean, which would all but remove it.
     """
-    base = demo()
-    return dataclasses.replace(
-        base,
-        name="demo_uniter",
+    return like_demo(
+        "demo_uniter",
         model=UniterConfig(
             image=demo_regions(), text=demo_stream(), detector="demo", initializer_range=INITIALIZER_RANGE
         ),
-        codebook_weights=None,
         objectives={
             "itm": ImageTextMatchingConfig(weight=2 / 6, mismatch_probability=0.5),
             "wpa": WordPatchAlignmentConfig(weight=0.1 * 2 / 6),
@@ -33,9 +28,8 @@ def demo_uniter() -> Config:
             "mrfr": MaskedRegionFeaturesConfig(weight=1 / 6),
             "mrc": MaskedRegionClassesConfig(weight=1 / 6),
         },
-        data=dataclasses.replace(base.data, sources={"scenes": demo_scenes(global_batch_size=64)}),
+        sources={"scenes": demo_scenes(global_batch_size=64)},
         # By Task.flops over 4 batches of each source: 47.6 GFLOP per step (the demo: 24.9), both without the
         # codebook and the detector.
-        training=dataclasses.replace(base.training, total_steps=314),
-        schedule=dataclasses.replace(base.schedule, warmup_steps=16),
+        steps=314,
     )

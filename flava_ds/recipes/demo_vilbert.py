@@ -8,7 +8,7 @@ from flava_ds.families.two_streams.config import VilbertConfig, VilbertRegionsCo
 from flava_ds.objectives.itm import ImageTextMatchingConfig
 from flava_ds.objectives.masked_region_classes import MaskedRegionClassesConfig
 from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig
-from flava_ds.recipes.demo import INITIALIZER_RANGE, VOCABULARY_SIZE, demo, demo_regions, demo_scenes
+from flava_ds.recipes.demo import INITIALIZER_RANGE, VOCABULARY_SIZE, demo_regions, demo_scenes, like_demo
 
 
 def demo_vilbert() -> Config:
@@ -17,11 +17,9 @@ def demo_vilbert() -> Config:
     Half of four layers of words come first, as published; then two co-attention layers take turns with a
     layer of each stream. Optimizer and vocabulary are the demo's; model, data and losses differ.
     """
-    base = demo()
     shape = {"hidden_size": 192, "num_attention_heads": 3}
-    return dataclasses.replace(
-        base,
-        name="demo_vilbert",
+    return like_demo(
+        "demo_vilbert",
         model=VilbertConfig(
             text=BertTextConfig(
                 vocab_size=VOCABULARY_SIZE,
@@ -39,15 +37,13 @@ def demo_vilbert() -> Config:
             detector="demo",
             initializer_range=INITIALIZER_RANGE,
         ),
-        codebook_weights=None,
         objectives={
             "mmm_text": MultimodalMaskedTextConfig(whole_word=False, tied_decoder=True),
             "itm": ImageTextMatchingConfig(mismatch_probability=0.5),
             "mrc": MaskedRegionClassesConfig(hidden_share=0.9),
         },
-        data=dataclasses.replace(base.data, sources={"scenes": demo_scenes()}),
+        sources={"scenes": demo_scenes()},
         # By Task.flops over 8 batches: 26.6 GFLOP per step (the demo: 24.9), both without the codebook and
         # the detector.
-        training=dataclasses.replace(base.training, total_steps=562),
-        schedule=dataclasses.replace(base.schedule, warmup_steps=28),
+        steps=562,
     )

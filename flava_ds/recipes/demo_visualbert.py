@@ -1,12 +1,10 @@
 """A small VisualBERT on the demo's scenes, as a baseline for the demo's FLAVA."""
 
-import dataclasses
-
 from flava_ds.config import Config
 from flava_ds.families.visualbert.config import VisualBertConfig
 from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig
 from flava_ds.objectives.next_sentence import SentenceImageConfig
-from flava_ds.recipes.demo import INITIALIZER_RANGE, demo, demo_regions, demo_scenes, demo_stream
+from flava_ds.recipes.demo import INITIALIZER_RANGE, demo_regions, demo_scenes, demo_stream, like_demo
 
 
 def demo_visualbert() -> Config:
@@ -14,21 +12,17 @@ def demo_visualbert() -> Config:
 
     Optimizer and vocabulary are the demo's; model, data and losses differ.
     """
-    base = demo()
-    return dataclasses.replace(
-        base,
-        name="demo_visualbert",
+    return like_demo(
+        "demo_visualbert",
         model=VisualBertConfig(
             image=demo_regions(), text=demo_stream(), detector="demo", initializer_range=INITIALIZER_RANGE
         ),
-        codebook_weights=None,
         objectives={
             "mmm_text": MultimodalMaskedTextConfig(whole_word=False, tied_decoder=True),
             "sentence_image": SentenceImageConfig(),
         },
-        data=dataclasses.replace(base.data, sources={"scenes": demo_scenes(max_tokens=48)}),
+        sources={"scenes": demo_scenes(max_tokens=48)},
         # By Task.flops over 4 batches of each source: 53.7 GFLOP per step (the demo: 24.9), both without the
         # codebook and the detector.
-        training=dataclasses.replace(base.training, total_steps=278),
-        schedule=dataclasses.replace(base.schedule, warmup_steps=14),
+        steps=278,
     )

@@ -8,11 +8,11 @@ from flava_ds.objectives.masked_region_classes import MaskedRegionClassesConfig
 from flava_ds.objectives.masked_text import JointMaskedTextConfig
 from flava_ds.recipes.demo import (
     INITIALIZER_RANGE,
-    demo,
     demo_regions,
     demo_scenes,
     demo_sources,
     demo_stream,
+    like_demo,
 )
 
 
@@ -21,25 +21,21 @@ def demo_vlbert() -> Config:
 
     Optimizer and vocabulary are the demo's; model, data and losses differ.
     """
-    base = demo()
     text = dataclasses.replace(demo_sources()["text"], weight=1.0, global_batch_size=None)
-    return dataclasses.replace(
-        base,
-        name="demo_vlbert",
+    return like_demo(
+        "demo_vlbert",
         model=VlbertConfig(
             image=demo_regions(),
             text=demo_stream(type_vocab_size=3),
             detector="demo",
             initializer_range=INITIALIZER_RANGE,
         ),
-        codebook_weights=None,
         objectives={
             "joint_mlm": JointMaskedTextConfig(tied_decoder=True),
             "mrc": MaskedRegionClassesConfig(hidden_share=0.9, loss="cross_entropy"),
         },
-        data=dataclasses.replace(base.data, sources={"scenes": demo_scenes(), "text": text}),
+        sources={"scenes": demo_scenes(), "text": text},
         # By Task.flops over 4 batches of each source: 39.0 GFLOP per step (the demo: 24.9), both without the
         # codebook and the detector.
-        training=dataclasses.replace(base.training, total_steps=383),
-        schedule=dataclasses.replace(base.schedule, warmup_steps=19),
+        steps=383,
     )

@@ -41,7 +41,7 @@ def ious(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     return np.divide(both, union, out=np.zeros_like(both, dtype=np.float64), where=union > 0)
 
 
-def average_precisions(found: Boxes, truths: Boxes, least_iou: float = LEAST_IOU) -> dict[int, float]:
+def average_precisions(found: Boxes, truths: Boxes) -> dict[int, float]:
     """Returns the average precision of each class that the truths have.
 
     Detections take the truths of their picture and class in the order of their scores, each the one that it
@@ -52,15 +52,14 @@ def average_precisions(found: Boxes, truths: Boxes, least_iou: float = LEAST_IOU
         int(label): _average_precision(
             found.of(np.flatnonzero(found.labels == label)),
             truths.of(np.flatnonzero(truths.labels == label)),
-            least_iou,
         )
         for label in np.unique(truths.labels)
     }
 
 
-def mean_average_precision(found: Boxes, truths: Boxes, least_iou: float = LEAST_IOU) -> float:
+def mean_average_precision(found: Boxes, truths: Boxes) -> float:
     """Returns the mean of the average precisions over the classes that the truths have."""
-    return float(np.mean(list(average_precisions(found, truths, least_iou).values())))
+    return float(np.mean(list(average_precisions(found, truths).values())))
 
 
 def without_classes(boxes: Boxes) -> Boxes:
@@ -68,8 +67,8 @@ def without_classes(boxes: Boxes) -> Boxes:
     return Boxes(boxes.boxes, np.zeros_like(boxes.labels), boxes.images, boxes.scores)
 
 
-def _average_precision(found: Boxes, truths: Boxes, least_iou: float) -> float:
-    hits = _hits(found.of(np.argsort(-found.scores, kind="stable")), truths, least_iou).cumsum()
+def _average_precision(found: Boxes, truths: Boxes) -> float:
+    hits = _hits(found.of(np.argsort(-found.scores, kind="stable")), truths).cumsum()
     if not len(hits):
         return 0.0
     recall = hits / len(truths.labels)
@@ -78,7 +77,7 @@ def _average_precision(found: Boxes, truths: Boxes, least_iou: float) -> float:
     return float((np.diff(recall, prepend=0.0) * best).sum())
 
 
-def _hits(found: Boxes, truths: Boxes, least_iou: float) -> np.ndarray:
+def _hits(found: Boxes, truths: Boxes) -> np.ndarray:
     """Says which detections, best first, are hits: [k] bool."""
     taken, hits = np.zeros(len(truths.labels), dtype=bool), np.zeros(len(found.labels), dtype=bool)
     there = {int(image): np.flatnonzero(truths.images == image) for image in np.unique(truths.images)}
@@ -88,6 +87,6 @@ def _hits(found: Boxes, truths: Boxes, least_iou: float) -> np.ndarray:
             continue
         overlaps = ious(box[None], truths.boxes[rows])[0]
         best = rows[int(overlaps.argmax())]
-        if overlaps.max() >= least_iou and not taken[best]:
+        if overlaps.max() >= LEAST_IOU and not taken[best]:
             taken[best] = hits[row] = True
     return hits

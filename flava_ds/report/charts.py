@@ -176,11 +176,9 @@ def short(value: float) -> str:
     return f"{value:.4g}"
 
 
-def thin(
-    steps: Sequence[float], values: Sequence[float], most: int = MOST_POINTS
-) -> tuple[list[float], list[float]]:
-    """Averages neighbouring points until at most `most` remain, including the first and the last step."""
-    size = -(-len(steps) // most)
+def thin(steps: Sequence[float], values: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Averages neighbouring points until at most MOST_POINTS remain, with the first and the last step."""
+    size = -(-len(steps) // MOST_POINTS)
     if size <= 1:
         return list(steps), list(values)
     starts = range(0, len(steps), size)

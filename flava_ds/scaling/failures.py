@@ -22,7 +22,7 @@ LLAMA3 = {
     "others": 10,
 }
 """Unexpected interruptions of 54 days on 16,384 H100. Source: The Llama 3 Herd of Models, Table 5."""
-LLAMA3_DAYS, LLAMA3_GPUS, LLAMA3_PLANNED = 54, 16_384, 47
+LLAMA3_DAYS, LLAMA3_GPUS = 54, 16_384
 
 
 @dataclass(frozen=True)

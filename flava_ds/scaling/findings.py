@@ -154,10 +154,10 @@ class Law:
         return self.interval(lambda each: each.named()["E"])[0] > IDENTIFIED * self.lowest
 
 
-def law(form: Form, runs: Runs, count: int, seed: int = 0) -> Law:
+def law(form: Form, runs: Runs, count: int) -> Law:
     """Fits a form, and `count` times to as many runs drawn with repetition."""
     found = laws.fit(form, runs.columns, runs.losses)
-    draw, resampled = np.random.default_rng(seed), []
+    draw, resampled = np.random.default_rng(0), []
     for _ in range(count):
         drawn = runs.at(draw.integers(0, len(runs.names), len(runs.names)))
         resampled.append(laws.fit(form, drawn.columns, drawn.losses, near=found))

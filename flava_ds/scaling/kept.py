@@ -25,7 +25,7 @@ from typing import Any
 from flava_ds.code_hash import hash_of_sources
 from flava_ds.config.plain_files import loads, read_small
 from flava_ds.errors import UserError
-from flava_ds.storage.atomic import write_whole
+from flava_ds.storage.atomic import write_json
 from flava_ds.storage.files import user_cache
 
 log = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ def keep(kind: str, key: Any, value: Any) -> None:
     plain = as_plain(value)
     try:
         file = place_of(kind, key)
-        write_whole(file, json.dumps({"name": file.name, "sha256": _hash(plain), "value": plain}) + "\n")
+        write_json(file, {"name": file.name, "sha256": _hash(plain), "value": plain}, indent=None)
     except OSError as error:
         log.warning("%s cannot be written (%s); the next plan finds it out again", file, error.strerror)
     except RuntimeError as error:

@@ -20,7 +20,6 @@ ZERO0_PIECE = 500_000_000
 """Elements of the flat copies in which ZeRO-0 reduces gradients."""
 LOGITS_BYTES = 24 * 2**20
 """Of the similarity matrix of the contrastive loss on a GPU, at most."""
-MOMENTS = ("forward", "backward", "update")
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def parse_scale(text: str | None, gpus: int) -> list[int]:
     return sorted({int(word) for word in words})
 
 
-def simulate(setting: Setting, counts: Sequence[int], rate: Rate, seed: int = 0) -> list[Scaled]:
+def simulate(setting: Setting, counts: Sequence[int], rate: Rate) -> list[Scaled]:
     """Simulates the run on every number of GPUs, with the same batch in all (strong) and on each (weak): with
     the assumptions in the middle and at both ends.
     """
@@ -73,7 +73,7 @@ def simulate(setting: Setting, counts: Sequence[int], rate: Rate, seed: int = 0)
                 found.append(Scaled(gpus, weak, None, None))
                 continue
             middle, *ends = (
-                Simulator(run_of(other, recovery_of(other, assumed), rate, assumed), seed)
+                Simulator(run_of(other, recovery_of(other, assumed), rate, assumed))
                 for assumed in (MIDDLE, WORSE, BETTER)
             )
             outcomes = [simulator.simulate() for simulator in (middle, *ends)]

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from flava_ds.errors import ConfigError, UserError
 from flava_ds.ranks.stop_signals import is_stop, signal_of
 from flava_ds.scaling.results import results
 from flava_ds.scaling.spec import Run
-from flava_ds.storage.atomic import write_whole
+from flava_ds.storage.atomic import write_json, write_whole
 
 MANIFEST = "sweep.json"
 PLANNED, RUNNING, FINISHED, FAILED = "planned", "running", "finished", "failed"
@@ -85,7 +84,7 @@ class Sweep:
             for name, run in self.runs.items()
         }
         said = {"base": self.base, "metric": self.metric, "commit": self.commit, "plugins": self.plugins}
-        write_whole(self.folder / MANIFEST, json.dumps(said | {"runs": runs}, indent=1) + "\n", durable=True)
+        write_json(self.folder / MANIFEST, said | {"runs": runs}, indent=1, durable=True)
 
     def path_of(self, name: str) -> Path:
         """Returns a run's folder."""
@@ -141,7 +140,7 @@ class Sweep:
 
     def _write(self, name: str, state: dict[str, Any]) -> None:
         said = state | {"since": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-        write_whole(self.folder / "states" / f"{name}.json", json.dumps(said, indent=1) + "\n")
+        write_json(self.folder / "states" / f"{name}.json", said, indent=1)
 
     def rows(self) -> list[dict[str, Any]]:
         """Returns one row for each run: state, place on the axes, overrides, facts and results."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import logging
 import os
 import secrets
@@ -11,7 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from flava_ds.errors import UserError
 
@@ -89,6 +90,11 @@ def write_whole(path: Path, data: str | bytes, *, durable: bool = False) -> None
     """
     with replacing(path, durable=durable) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def write_json(path: Path, value: Any, *, indent: int | None = 2, durable: bool = False) -> None:
+    """Writes plain values as JSON through `replacing`."""
+    write_whole(path, json.dumps(value, indent=indent) + "\n", durable=durable)
 
 
 def check_writable(folder: Path, option: str) -> None:

@@ -76,3 +76,9 @@ def remedy(name: str, reasons: Collection[str]) -> str:
 def lossy(counts: Mapping[str, int]) -> dict[str, int]:
     """Returns the counts of the reasons that lose samples."""
     return {reason: n for reason, n in counts.items() if n and reason not in HARMLESS}
+
+
+def counted(counts: dict[str, int]) -> str:
+    """Formats counts as 'reason n, reason n', most frequent first; 'none' when there are none."""
+    present = sorted(((name, n) for name, n in counts.items() if n), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{name} {n}" for name, n in present) or "none"

@@ -28,18 +28,12 @@ from flava_ds.storage.files import (
     stamp_of,
     user_cache,
 )
+from flava_ds.storage.members import allowed, refusal, sample_key
 from flava_ds.storage.parallel import for_each
 from flava_ds.storage.tar_headers import tar_members
 
 log = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = ("webp", "jpg", "jpeg", "png")
-SUFFIXES = (*IMAGE_SUFFIXES, "txt", "json")
-MAX_IMAGE_BYTES, MAX_OTHER_BYTES = 256 * 2**20, 16 * 2**20
-"""Largest members that are read, in bytes: images; captions, metadata, codes and regions, which are read
-whole."""
-_PICKLED = frozenset({"pkl", "pickle", "pyd", "pth", "pt", "ten", "tenbin", "cbor", "mp"})
-_PACKED = frozenset({"gz", "bz2", "xz", "zst", "zip", "tgz", "lzma"})
 _VERSION = 4
 _COLUMNS = ("keys", "key_ends", "member_sample", "member_suffix", "member_offset", "member_size")
 _REQUESTS_AT_ONCE = 16
@@ -93,37 +87,6 @@ class ShardIndex:
         offset[self.member_sample[members]] = self.member_offset[members]
         size[self.member_sample[members]] = self.member_size[members]
         return offset, size
-
-
-def sample_key(name: bytes) -> tuple[bytes, str]:
-    """Splits a member's name at the first dot of its last component into sample key and suffix."""
-    folder, slash, base = name.rpartition(b"/")
-    stem, _, suffix = base.partition(b".")
-    return folder + slash + stem, suffix.decode("utf-8", "replace").lower()
-
-
-def allowed(suffix: str) -> bool:
-    """Returns whether members with this suffix are indexed; nothing else in a shard is ever read."""
-    return suffix in SUFFIXES or suffix.split(".")[-1] in ("npy", "safetensors")
-
-
-def refusal(name: bytes, suffix: str, size: int) -> str | None:
-    """Returns why a member is skipped and counted; None if it is read, or ignored without counting.
-
-    A picture or text with a longer suffix is counted: `10.15.jpg` may be the rest of a key that holds dots.
-    """
-    last = suffix.rpartition(".")[2]
-    if last in _PICKLED:
-        return faults.PICKLED
-    if last in _PACKED:
-        return faults.PACKED
-    if not allowed(suffix):
-        hidden = name.rpartition(b"/")[2].startswith(b".")
-        return faults.DOTTED if last in SUFFIXES and not hidden else None
-    if name.startswith(b"/") or b".." in name.split(b"/") or b"\0" in name:
-        return faults.UNSAFE_NAME
-    limit = MAX_IMAGE_BYTES if suffix in IMAGE_SUFFIXES else MAX_OTHER_BYTES
-    return faults.TOO_LARGE if size > limit else None
 
 
 def scan_shard(shard: Shard, stamp: Stamp | None = None, *, checksum: bool = False) -> ShardIndex:
@@ -203,14 +166,8 @@ def index_missing(
     """
     remote = bool(shards) and isinstance(shards[0], RemoteShard)
     known = [(shard, stamp, checksum) for shard, stamp in zip(shards, stamps_of(shards), strict=True)]
-    kept = for_each(
-        _is_kept,
-        known,
-        workers=_REQUESTS_AT_ONCE if remote else 1,
-        threads=True,
-        label="reading indexes",
-        unit="shard",
-    )
+    at_once = _REQUESTS_AT_ONCE if remote else 1
+    kept = for_each(_is_kept, known, workers=at_once, threads=True, label="reading indexes")
     missing = [entry for entry, there in zip(known, kept, strict=True) if not there]
     if not missing:
         return {}
@@ -225,22 +182,15 @@ def index_missing(
             processes or len(os.sched_getaffinity(0)),
             1 + sum(stamp[0] for _, stamp, _ in missing) // _WORTH_A_PROCESS,
         )
-    results = for_each(write_index, missing, workers=workers, threads=remote, label="indexing", unit="shard")
+    results = for_each(write_index, missing, workers=workers, threads=remote, label="indexing")
     return {entry[0]: index for entry, index in zip(missing, results, strict=True) if index is not None}
 
 
 def stamps_of(shards: Sequence[Shard]) -> list[Stamp]:
     """Returns the version of every shard. Raises: DataError when one does not exist."""
     remote = bool(shards) and isinstance(shards[0], RemoteShard)
-    arguments = [(shard,) for shard in shards]
-    return for_each(
-        stamp_of,
-        arguments,
-        workers=_REQUESTS_AT_ONCE if remote else 1,
-        threads=True,
-        label="looking for shards",
-        unit="shard",
-    )
+    arguments, at_once = [(shard,) for shard in shards], _REQUESTS_AT_ONCE if remote else 1
+    return for_each(stamp_of, arguments, workers=at_once, threads=True, label="looking for shards")
 
 
 def _is_kept(shard: Shard, stamp: Stamp, checksum: bool) -> bool:
@@ -358,9 +308,3 @@ def _replace(file: Path, data: bytes) -> bool:
     except OSError:
         return False
     return True
-
-
-def counted(counts: dict[str, int]) -> str:
-    """Formats counts as 'reason n, reason n', most frequent first; 'none' when there are none."""
-    present = sorted(((name, n) for name, n in counts.items() if n), key=lambda item: (-item[1], item[0]))
-    return ", ".join(f"{name} {n}" for name, n in present) or "none"

@@ -20,7 +20,6 @@ def for_each(
     workers: int,
     threads: bool,
     label: str,
-    unit: str,
 ) -> list[Any]:
     """Returns function(*entry) of every entry, in order.
 
@@ -29,7 +28,7 @@ def for_each(
 
     Raises: DataError when a process dies, and whatever `function` raises.
     """
-    with tqdm(total=len(arguments), desc=label, unit=unit, disable=None) as bar:
+    with tqdm(total=len(arguments), desc=label, unit="shard", disable=None) as bar:
         if min(workers, len(arguments)) <= 1:
             results = []
             for entry in arguments:

@@ -24,7 +24,7 @@ from flava_ds.config.plain_files import loads, read_small
 from flava_ds.errors import DesyncError
 from flava_ds.plain_text import public
 from flava_ds.ranks.distributed import World, gather_objects, log
-from flava_ds.storage.atomic import write_whole
+from flava_ds.storage.atomic import write_json
 
 DISTRIBUTIONS = ("flava_ds", "torch", "torchvision", "deepspeed", "triton", "transformers", "numpy")
 VARIABLES = (
@@ -141,7 +141,7 @@ def write_start(path: Path, description: dict[str, Any], step: int) -> None:
     except ValueError as error:
         log.warning("%s cannot be read (%s); starting a new one", path, error)
         starts = []
-    write_whole(path, json.dumps([*starts, {"step": step, **description}], indent=1) + "\n")
+    write_json(path, [*starts, {"step": step, **description}], indent=1)
 
 
 def git_state() -> dict[str, Any] | None:

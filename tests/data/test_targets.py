@@ -13,7 +13,7 @@ from torchvision.io import encode_png
 
 from flava_ds import config as configuration
 from flava_ds.config import UNCHANGED
-from flava_ds.config.tree import check_targets
+from flava_ds.config.checks import check_targets
 from flava_ds.data.plan import TargetsPlan
 from flava_ds.data.reader import BatchReader
 from flava_ds.data.sources import open_source

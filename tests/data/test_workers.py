@@ -210,4 +210,4 @@ def test_an_error_that_keeps_the_loader_alive_ends_the_process(tmp_path):
 
 def test_a_death_while_indexing_is_one_line():
     with pytest.raises(DataError, match="indexing: a process died, perhaps out of memory"):
-        for_each(os._exit, [(1,), (1,)], workers=2, threads=False, label="indexing", unit="shard")
+        for_each(os._exit, [(1,), (1,)], workers=2, threads=False, label="indexing")

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from families.bert.bert_peers import randomize
 from families.unit.unit_toys import ANSWERS, OBJECTIVES, make_batch, source_of, tiny_config
 
-from flava_ds.config.tree import check_objectives
+from flava_ds.config.checks import check_objectives
 from flava_ds.errors import ConfigError
 
 

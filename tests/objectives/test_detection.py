@@ -18,7 +18,7 @@ from families.unit.unit_toys import (
     tiny_model,
 )
 
-from flava_ds.config.tree import check_objectives
+from flava_ds.config.checks import check_objectives
 from flava_ds.errors import ConfigError
 from flava_ds.layers.boxes import to_centres
 from flava_ds.objectives.detection import DetectionConfig

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from flava_ds.storage.atomic import PARTIAL, replacing, write_whole
+from flava_ds.storage.atomic import PARTIAL, replacing, write_json, write_whole
 
 ROUNDS = 60
 CONTENTS = [letter * 400_000 for letter in ("a", "b")]
@@ -32,6 +32,13 @@ def test_text_bytes_and_what_a_library_writes(tmp_path):
     assert (tmp_path / "bytes").read_bytes() == b"\x00\xff"
     assert load_file(tmp_path / "tensors")["x"].tolist() == [0, 1, 2]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bytes", "new", "tensors"]
+
+
+def test_json_is_indented_and_ends_with_a_newline(tmp_path):
+    write_json(tmp_path / "indented", {"a": [1]})
+    write_json(tmp_path / "plain", {"a": [1]}, indent=None)
+    assert (tmp_path / "indented").read_bytes() == b'{\n  "a": [\n    1\n  ]\n}\n'
+    assert (tmp_path / "plain").read_bytes() == b'{"a": [1]}\n'
 
 
 def test_two_processes_that_write_one_file_show_no_mixture(tmp_path):

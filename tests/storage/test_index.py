@@ -16,7 +16,8 @@ from data.shard_files import pair_members, write_tar
 
 from flava_ds.errors import DataError
 from flava_ds.storage.files import LocalFile
-from flava_ds.storage.index import _encode, index_files, load_index, load_indexes, sample_key, scan_shard
+from flava_ds.storage.index import _encode, index_files, load_index, load_indexes, scan_shard
+from flava_ds.storage.members import sample_key
 from flava_ds.storage.sample_table import SampleTable
 from flava_ds.storage.tar_headers import tar_members
 

@@ -46,7 +46,7 @@ def add_arguments(action: argparse.ArgumentParser) -> None:
     )
 
 
-def run(options: argparse.Namespace, _: list[str]) -> int:
+def run(options: argparse.Namespace) -> int:
     """Checks shards and prints the results, also as JSON and as a page if requested; returns 1 where a run of
     the recipe would end before or by its data.
     """

@@ -46,7 +46,7 @@ def add_arguments(action: argparse.ArgumentParser, corpus: Corpus) -> None:
     )
 
 
-def run(options: argparse.Namespace, _: list[str]) -> int:
+def run(options: argparse.Namespace) -> int:
     """Converts, filters or lists one corpus, and prints its counts next to the paper's."""
     corpus: Corpus = options.corpus
     require_one_input(options)
@@ -76,7 +76,7 @@ def run(options: argparse.Namespace, _: list[str]) -> int:
 
 def describe(corpus: Corpus, counts: Counts) -> str:
     """Formats a conversion's counts next to the paper's, and the reasons for entries left out."""
-    from flava_ds.storage.index import counted
+    from flava_ds.storage.faults import counted
 
     unit = {"pair": "pairs", "image": "images", "text": "passages"}[corpus.kind]
     found = counts.samples if corpus.kind == "image" else counts.captions

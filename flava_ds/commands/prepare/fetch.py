@@ -24,7 +24,7 @@ def add_arguments(action: argparse.ArgumentParser) -> None:
     )
 
 
-def run(options: argparse.Namespace, _: list[str]) -> int:
+def run(options: argparse.Namespace) -> int:
     """Gets a labelled set, and says what it is and which tasks read it."""
     from flava_ds.prepare.fetch import fetch_set
     from flava_ds.prepare.fetchable import SETS

@@ -28,7 +28,7 @@ def add_arguments(action: argparse.ArgumentParser) -> None:
     action.add_argument("--processes", type=int, help="shards to index in parallel (default: one per core)")
 
 
-def run(options: argparse.Namespace, _: list[str]) -> int:
+def run(options: argparse.Namespace) -> int:
     """Indexes shards."""
     if options.processes is not None and options.processes < 1:
         raise UserError(f"--processes {options.processes}: use at least 1")

@@ -20,7 +20,7 @@ def add_arguments(action: argparse.ArgumentParser) -> None:
     )
 
 
-def run(options: argparse.Namespace, _: list[str]) -> int:
+def run(options: argparse.Namespace) -> int:
     """Writes shards that carry regions."""
     from flava_ds.commands.codebook import device
     from flava_ds.data.regions import REGIONS_SUFFIX

@@ -17,7 +17,7 @@ def add_arguments(action: argparse.ArgumentParser) -> None:
     )
 
 
-def run(options: argparse.Namespace, _: list[str]) -> int:
+def run(options: argparse.Namespace) -> int:
     """Writes scenes as shards."""
     from flava_ds.demo.dataset import unpack
     from flava_ds.demo.scene_shards import write_scenes

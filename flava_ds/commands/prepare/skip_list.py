@@ -33,7 +33,7 @@ def add_arguments(action: argparse.ArgumentParser) -> None:
     )
 
 
-def run(options: argparse.Namespace, _: list[str]) -> int:
+def run(options: argparse.Namespace) -> int:
     """Writes a skip list."""
     if options.from_quarantine:
         return quarantined(options)
@@ -60,7 +60,7 @@ def quarantined(options: argparse.Namespace) -> int:
 
     from flava_ds.data.quarantine import read_quarantine, skip_list_lines
     from flava_ds.storage.atomic import write_whole
-    from flava_ds.storage.index import counted
+    from flava_ds.storage.faults import counted
 
     entries = read_quarantine(options.from_quarantine)
     lines = skip_list_lines(entries)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from pathlib import Path
@@ -25,7 +24,7 @@ from flava_ds.errors import UserError
 from flava_ds.evaluation.frozen_model import FrozenModel, Lacking
 from flava_ds.evaluation.opening import open_model
 from flava_ds.recipes.demo import DATA
-from flava_ds.storage.atomic import write_whole
+from flava_ds.storage.atomic import write_json
 from flava_ds.watching.run_log import logged_losses, read_log
 
 if TYPE_CHECKING:
@@ -79,7 +78,7 @@ def evaluate_run(
     result["losses"] = logged_losses(read_log(run_path / "log.jsonl"))
     result |= {"data": str(inputs.root.resolve()), "data_checksum": inputs.checksum}
     result["total_s"] = round(time.monotonic() - start, 2)
-    write_whole(run_path / RESULT, json.dumps(result, indent=2) + "\n")
+    write_json(run_path / RESULT, result)
     return result
 
 

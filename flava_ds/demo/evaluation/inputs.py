@@ -95,6 +95,10 @@ class Inputs:
             digest.update(path.read_bytes())
         return digest.hexdigest()
 
+    def held_out_sets(self) -> dict[str, Samples]:
+        """Returns the held-out styles one by one, then the unseen concepts."""
+        return self.styles_of(self.unseen_style) | {"unseen_concepts": self.unseen_concepts}
+
     def styles_of(self, samples: Samples) -> dict[str, Samples]:
         """Splits samples by drawing style; returns the same objects on every call, so that caches work."""
         return self._styles.setdefault(

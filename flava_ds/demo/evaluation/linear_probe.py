@@ -33,10 +33,7 @@ class LinearProbe(Measurement):
 
     def run(self, model: FrozenModel) -> dict[str, float]:
         """Returns accuracy on each held-out style and unseen concepts, and the most frequent class's."""
-        sets = self.inputs.styles_of(self.inputs.unseen_style) | {
-            "unseen_concepts": self.inputs.unseen_concepts
-        }
-        metrics = {}
+        sets, metrics = self.inputs.held_out_sets(), {}
         for field in ("group", "subgroup"):
             for (set_name, samples), hits in zip(
                 sets.items(), self.hits(model, field, sets.values()), strict=True

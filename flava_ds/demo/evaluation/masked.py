@@ -16,6 +16,7 @@ from flava_ds.demo.evaluation.inputs import SEED, Inputs
 from flava_ds.evaluation.frozen_model import BATCH_ROWS, FrozenModel
 from flava_ds.evaluation.protocols import Predictions, Reading, Scorer
 from flava_ds.evaluation.samples import Samples
+from flava_ds.families.flava.capabilities import PREDICTS
 from flava_ds.objectives.masked_image import mask_patches
 from flava_ds.objectives.masked_text import mask_tokens
 
@@ -23,8 +24,6 @@ MOST_SAMPLES = 1024
 """Per set; about ten thousand masked tokens or patches, for a standard error of half a per cent."""
 KINDS = {"text": ("mlm",), "image": ("mim",), "pair": ("mmm_image", "mmm_text")}
 """Objectives per kind of input: text, images, pairs."""
-PREDICTS = {"mlm": "text", "mim": "image", "mmm_text": "text of a pair", "mmm_image": "image of a pair"}
-"""A Scorer's name for each."""
 
 
 @dataclass(frozen=True)

@@ -51,9 +51,7 @@ def measure(inputs: Inputs) -> dict[str, float]:
     keys = pixel_vectors(train.pixels(EDGE))
     concepts = train.column("concept")
     metrics = {}
-    for set_name, samples in (
-        inputs.styles_of(inputs.unseen_style) | {"unseen_concepts": inputs.unseen_concepts}
-    ).items():
+    for set_name, samples in inputs.held_out_sets().items():
         neighbours = top_k(pixel_vectors(samples.pixels(EDGE)), keys, NEIGHBOURS).numpy()
         if set_name != "unseen_concepts":
             right, found = samples.column("concept"), distinct(concepts[neighbours], 5)

@@ -9,7 +9,6 @@ from torch import Tensor
 from flava_ds.demo.evaluation.base import Measurement
 from flava_ds.evaluation.frozen_model import FrozenModel
 from flava_ds.evaluation.nearest import recall, top_k
-from flava_ds.evaluation.samples import Samples
 from flava_ds.evaluation.zero_shot import classifier
 
 TEMPLATES = ("{}", "a drawing of {}", "a picture of {}", "an emoji of {}", "a black and white icon of {}")
@@ -30,7 +29,7 @@ class ZeroShot(Measurement):
         everything = sorted(labels)
         concepts = classifier(model, [labels[concept] for concept in everything], TEMPLATES, self.asked_by)
         metrics = {}
-        for set_name, samples in self.held_out_sets().items():
+        for set_name, samples in self.inputs.held_out_sets().items():
             embeddings, right = model.image_embeddings(samples, self.asked_by), samples.column("concept")
             present = np.isin(everything, np.unique(right))
             rows = torch.from_numpy(np.flatnonzero(present)).to(concepts.device)
@@ -41,12 +40,6 @@ class ZeroShot(Measurement):
                 f"{self.name}/{set_name}/all_concepts_", embeddings, right, concepts, np.array(everything)
             )
         return metrics
-
-    def held_out_sets(self) -> dict[str, Samples]:
-        """Returns the held-out styles one by one, then the unseen concepts."""
-        return self.inputs.styles_of(self.inputs.unseen_style) | {
-            "unseen_concepts": self.inputs.unseen_concepts
-        }
 
 
 def classify(

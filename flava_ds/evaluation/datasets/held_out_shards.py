@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from flava_ds.families.unit.config import TASKS
-from flava_ds.storage.index import IMAGE_SUFFIXES
+from flava_ds.storage.members import IMAGE_SUFFIXES
 from flava_ds.storage.sample_table import SampleTable
 from flava_ds.storage.shards import expand_shards
 

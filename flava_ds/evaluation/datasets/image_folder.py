@@ -11,7 +11,7 @@ import numpy as np
 from flava_ds.errors import DataError
 from flava_ds.evaluation.labelled import DEFAULT_TEMPLATES, LabelledImages
 from flava_ds.evaluation.stored import Files
-from flava_ds.storage.index import IMAGE_SUFFIXES
+from flava_ds.storage.members import IMAGE_SUFFIXES
 
 CLASSES, TEMPLATES = "classes.json", "templates.txt"
 _CLASSES_MAP = "it maps a class (its folder or label) to its name, or lists the names of the labels 0, 1, ..."

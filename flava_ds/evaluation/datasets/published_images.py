@@ -233,10 +233,10 @@ def read_picture(file: Path) -> Tensor | bytes:
         raise DataError(f"{file}: no picture ({error}); unpack the archive again") from error
 
 
-def lines_of(file: Path, encoding: str = "utf-8") -> list[str]:
+def lines_of(file: Path) -> list[str]:
     """Returns a text file's lines that are not blank. Raises: DataError."""
     try:
-        return [line.strip() for line in file.read_text(encoding=encoding).splitlines() if line.strip()]
+        return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, ValueError) as error:
         raise DataError(f"{file}: cannot be read ({error}); get the file again") from error
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from flava_ds.config.plain_files import loads, read_small
 from flava_ds.errors import DataError
 from flava_ds.evaluation.protocols import Score
-from flava_ds.storage.atomic import replacing, write_whole
+from flava_ds.storage.atomic import replacing, write_json
 from flava_ds.storage.files import LocalFile
 from flava_ds.storage.tensor_files import TensorFile, write_tensors
 
@@ -109,7 +109,7 @@ class Saved:
         if self._done is None or self._running is None:
             return
         found = {name: dataclasses.asdict(score) for name, score in scores.items()}
-        write_whole(self._done, json.dumps({"identity": self.identity, "scores": found}, indent=2) + "\n")
+        write_json(self._done, {"identity": self.identity, "scores": found})
         self._running.unlink(missing_ok=True)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flava_ds.config import Config, SourceConfig
-from flava_ds.config.objectives import in_use
+from flava_ds.config.objectives import corruptions_of, in_use
 from flava_ds.data.plan import BatchPlan
 from flava_ds.families.albef.config import albef_of
 from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig, TokenMask
@@ -14,7 +14,7 @@ def plan(config: Config, source: SourceConfig) -> BatchPlan:
     used, model = in_use(config.objectives).values(), albef_of(config)
     tokenizer = model.load_tokenizer(config)
     masked = next((own for own in used if isinstance(own, MultimodalMaskedTextConfig)), None)
-    own = [corruption for objective in used for corruption in objective.corruptions(config, source)]
+    own = corruptions_of(config, source)
     return BatchPlan(
         kind=source.kind,
         views={"pixel_values": model.image_size},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flava_ds.config import Config, SourceConfig
-from flava_ds.config.objectives import in_use
+from flava_ds.config.objectives import corruptions_of, in_use
 from flava_ds.data.plan import BatchPlan
 from flava_ds.families.bert.config import bert_of
 from flava_ds.objectives.masked_text import MaskedTextConfig, TokenMask
@@ -19,7 +19,7 @@ def plan(config: Config, source: SourceConfig) -> BatchPlan:
     used, tokenizer = in_use(config.objectives).values(), bert_of(config).load_tokenizer(config)
     mask = next((own for own in config.objectives.values() if type(own) is MaskedTextConfig), None)
     pairs = next((own for own in used if isinstance(own, NextSentenceConfig)), None)
-    own = [corruption for objective in used for corruption in objective.corruptions(config, source)]
+    own = corruptions_of(config, source)
     return BatchPlan(
         kind=source.kind,
         tokenizer=tokenizer,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from flava_ds.layers.heads import MaskedPredictionHead
     from flava_ds.training.task import Task
 
-HEADS = {"mlm": "text", "mim": "image", "mmm_text": "text of a pair", "mmm_image": "image of a pair"}
+PREDICTS = {"mlm": "text", "mim": "image", "mmm_text": "text of a pair", "mmm_image": "image of a pair"}
 """What the head of each type of objective predicts."""
 
 
@@ -48,7 +48,7 @@ def offers(module: Task, config: Config) -> tuple[tuple[object, ...], dict[str, 
         parts.append(PairMatcher(first, head, matching.mismatch_probability))
     else:
         lacks["Matcher"] = "the run trains no objective of type itm, so it has no matching head"
-    heads = {what: objectives[names[kind]].head for kind, what in HEADS.items() if kind in names}
+    heads = {what: objectives[names[kind]].head for kind, what in PREDICTS.items() if kind in names}
     if heads:
         parts.append(FlavaScorer(model, heads))
     else:

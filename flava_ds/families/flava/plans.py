@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from flava_ds.config import Config, SourceConfig
-from flava_ds.config.objectives import ObjectiveConfig, in_use
+from flava_ds.config.objectives import ObjectiveConfig, corruptions_of, in_use
 from flava_ds.data.plan import BatchPlan, Corruption, Crops
 from flava_ds.errors import ConfigError
 from flava_ds.families.flava.config import flava_of
@@ -57,7 +57,7 @@ def plan(config: Config, source: SourceConfig) -> BatchPlan:
     if text_mask is not None:
         assert tokenizer is not None  # only kinds with text have a text mask
         corruptions.append(TokenMask(text_mask, tokenizer))
-    corruptions += [corruption for own in active for corruption in own.corruptions(config, source)]
+    corruptions += corruptions_of(config, source)
     return BatchPlan(
         kind=kind,
         views=views,

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 from flava_ds.config import Config, SourceConfig
-from flava_ds.config.objectives import in_use
+from flava_ds.config.objectives import corruptions_of
 from flava_ds.data.plan import BatchPlan
 from flava_ds.families.simvlm.config import simvlm_of
 
 
 def plan(config: Config, source: SourceConfig) -> BatchPlan:
     """Plans the batches of `source`; those of texts have no images."""
-    model, used = simvlm_of(config), in_use(config.objectives).values()
-    own = [
-        corruption
-        for objective in used
-        if source.kind in objective.kinds
-        for corruption in objective.corruptions(config, source)
-    ]
+    model = simvlm_of(config)
     return BatchPlan(
         kind=source.kind,
         views={"pixel_values": model.image.image_size} if source.kind == "pair" else {},
         tokenizer=model.load_tokenizer(config),
         max_tokens=source.max_tokens,
-        corruptions=tuple(dict.fromkeys(own)),
+        corruptions=tuple(dict.fromkeys(corruptions_of(config, source))),
     )

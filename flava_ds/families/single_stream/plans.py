@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flava_ds.config import Config, SourceConfig
-from flava_ds.config.objectives import in_use
+from flava_ds.config.objectives import corruptions_of, in_use
 from flava_ds.data.plan import BatchPlan, Corruption, RegionsPlan
 from flava_ds.families.single_stream.config import single_stream_of
 from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig, TokenMask
@@ -37,12 +37,7 @@ def plan(config: Config, source: SourceConfig) -> BatchPlan:
         masked = masked or MultimodalMaskedTextConfig()
     mask: list[Corruption] = [] if masked is None else [TokenMask(masked, tokenizer, mismatched_too=True)]
     mask += [TokenTypes(tokenizer.sep_id)] * model.reads_tags
-    own = [
-        corruption
-        for objective in used
-        if source.kind in objective.kinds
-        for corruption in objective.corruptions(config, source)
-    ]
+    own = corruptions_of(config, source)
     if source.kind == "text":
         return BatchPlan(
             kind=source.kind,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flava_ds.config import Config, SourceConfig
-from flava_ds.config.objectives import in_use
+from flava_ds.config.objectives import corruptions_of, in_use
 from flava_ds.data.plan import BatchPlan, RegionsPlan
 from flava_ds.families.two_streams.config import two_streams_of
 from flava_ds.objectives.itm import ImageTextMatchingConfig
@@ -20,7 +20,7 @@ def plan(config: Config, source: SourceConfig) -> BatchPlan:
     told = [own for own in config.objectives.values() if isinstance(own, MultimodalMaskedTextConfig)]
     mask = (told or [MultimodalMaskedTextConfig()])[0]
     matching = next((own for own in used if isinstance(own, ImageTextMatchingConfig)), None)
-    own = [corruption for objective in used for corruption in objective.corruptions(config, source)]
+    own = corruptions_of(config, source)
     return BatchPlan(
         kind=source.kind,
         regions=RegionsPlan.of(config, source),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flava_ds.config import Config, SourceConfig
-from flava_ds.config.objectives import in_use
+from flava_ds.config.objectives import corruptions_of, in_use
 from flava_ds.data.plan import BatchPlan
 from flava_ds.families.vilt.config import vilt_of
 from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig, TokenMask
@@ -20,7 +20,6 @@ def plan(config: Config, source: SourceConfig) -> BatchPlan:
     masked = next((own for own in used if isinstance(own, MultimodalMaskedTextConfig)), None)
     mismatched = second_texts(config.objectives)
     mask = [] if masked is None else [TokenMask(masked, tokenizer, mismatched_too=True)]
-    own = [corruption for objective in used for corruption in objective.corruptions(config, source)]
     return BatchPlan(
         kind=source.kind,
         views={"pixel_values": model.image_size},
@@ -29,5 +28,5 @@ def plan(config: Config, source: SourceConfig) -> BatchPlan:
         mismatch_probability=mismatched or 0.0,
         matches_apart=mismatched is not None,
         sample_seeds=model.image.hidden_dropout > 0,
-        corruptions=tuple(dict.fromkeys([*mask, *own])),
+        corruptions=tuple(dict.fromkeys([*mask, *corruptions_of(config, source)])),
     )

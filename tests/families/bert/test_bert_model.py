@@ -146,7 +146,7 @@ def test_capabilities_are_those_of_the_training_model(tmp_path):
     ],
 )
 def test_objectives_over_images_are_refused(objective, message):
-    from flava_ds.config.tree import check_objectives
+    from flava_ds.config.checks import check_objectives
 
     config = tiny_config(objectives={"other": objective})
     with pytest.raises(ConfigError, match=message):

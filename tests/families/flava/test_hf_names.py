@@ -10,7 +10,7 @@ from sample_batches import tiny_config
 
 from flava_ds.config import Config
 from flava_ds.errors import CheckpointError
-from flava_ds.families.flava.capabilities import HEADS, FlavaScorer, offers
+from flava_ds.families.flava.capabilities import PREDICTS, FlavaScorer, offers
 from flava_ds.families.flava.config import flava_objectives
 from flava_ds.families.flava.hf import LAYOUTS
 from flava_ds.families.flava.hf_names import flava_entries, huggingface_names
@@ -69,7 +69,7 @@ def test_objectives_of_any_name_are_written_and_offered_by_their_type():
     assert all(torch.equal(tensors[name], written[name]) for name in tensors)
     parts, lacks = offers(renamed, config)
     assert not lacks and {type(own).__name__ for own in parts} > {"PairMatcher", "FlavaScorer"}
-    assert [own.predicts for own in parts if isinstance(own, FlavaScorer)] == [frozenset(HEADS.values())]
+    assert [own.predicts for own in parts if isinstance(own, FlavaScorer)] == [frozenset(PREDICTS.values())]
     twice = dataclasses.replace(plain, objectives={**plain.objectives, "more": plain.objectives["mlm"]})
     with pytest.raises(CheckpointError, match="objectives.mlm and objectives.more are both of type mlm"):
         LAYOUTS.write(twice, build_task(twice).state_dict())

@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from flava_ds.config.tree import check_objectives
+from flava_ds.config.checks import check_objectives
 from flava_ds.errors import ConfigError
 from flava_ds.families.flava.views import View
 from flava_ds.families.simvlm.capabilities import SimvlmPart

@@ -12,8 +12,8 @@ from real_runs import family_config, steps_of
 from region_files import CLASSES, WIDTH, with_regions, write_regions, write_texts
 
 from flava_ds.config import Config, SourceConfig, from_dict, to_dict
+from flava_ds.config.checks import check_objectives
 from flava_ds.config.encoders import BertTextConfig, RegionsConfig
-from flava_ds.config.tree import check_objectives
 from flava_ds.data.indexed import IndexedShards
 from flava_ds.data.reader import BatchReader
 from flava_ds.errors import ConfigError

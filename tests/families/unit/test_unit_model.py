@@ -11,7 +11,7 @@ from sample_batches import denominators
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from flava_ds.config.tree import check_objectives
+from flava_ds.config.checks import check_objectives
 from flava_ds.errors import ConfigError
 from flava_ds.families.unit.config import TASKS
 from flava_ds.families.unit.model import Unit

@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from flava_ds.config import Config, SourceConfig
-from flava_ds.config.tree import check_objectives
+from flava_ds.config.checks import check_objectives
 from flava_ds.errors import ConfigError
 from flava_ds.families.vilt.config import vilt_b_32
 from flava_ds.families.vilt.hf import entries, heads_of

@@ -15,12 +15,12 @@ from pathlib import Path
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")  # documentation asks no GPU what it is
 
+import flava_kernels
 import pdoc
 import pdoc.docstrings
 import pdoc.render
 
 import flava_ds
-import flava_kernels
 
 LEFT_OUT = ("flava_ds.demo", "flava_kernels.triton_ops")
 """A program, and kernels, which docs/kernels.md describes."""

@@ -180,7 +180,7 @@ BASE_GRADIENTS = 1e-4
 
 @pytest.mark.slow
 def test_open_clips_base_model_agrees(told):
-    """Small models agree with both activations, and the other base model of theirs differs in nothing else."""
+    """Small models agree with both activations, and the other base model of theirs differs in no more."""
     open_clip = pytest.importorskip("open_clip")
     config = Config(
         name="base",

@@ -21,7 +21,6 @@ IMPORTED_ONCE = (
     "deepspeed",
     "deepspeed.comm.mori",
     "deepspeed.module_inject.auto_ep_layer",
-    "deepspeed.runtime.zero.muon.muon_optimizer",
     "flava_ds.build",
     "flava_ds.checkpoints.checkpoint",
     "flava_ds.demo.dataset",

@@ -18,11 +18,12 @@ from flava_ds.demo.dataset import unpack
 from flava_ds.recipes.demo import DATA
 from flava_ds.recipes.flava_debug import flava_debug
 
+STEPS = 12
 LOSSES = {f"loss/{name}" for name in ("global_contrastive", "mim", "mlm", "mmm_image", "mmm_text", "itm")}
 
 
 class Run(NamedTuple):
-    """A run of 20 steps."""
+    """A run of STEPS steps."""
 
     name: str
     deepspeed_config: str
@@ -43,7 +44,9 @@ def train_all(folder: str, runs: list[Run]) -> list[int]:
         config = dataclasses.replace(
             recipe,
             name=run.name,
-            training=dataclasses.replace(recipe.training, gradient_accumulation_steps=run.accumulation),
+            training=dataclasses.replace(
+                recipe.training, total_steps=STEPS, gradient_accumulation_steps=run.accumulation
+            ),
             engine=EngineConfig(deepspeed_config=run.deepspeed_config),
             checkpoint=CheckpointConfig(every_steps=0),
             logging=dataclasses.replace(
@@ -73,7 +76,7 @@ def json_lines(folder: Path, name: str) -> list[dict]:
 @pytest.mark.distributed
 @pytest.mark.slow
 def test_ranks_stages_and_accumulation_log_equal_losses(run_ranks, tmp_path):
-    """Relative tolerance 1e-5 on every loss of each of the 20 steps; accuracies are counts over counts, so
+    """Relative tolerance 1e-5 on every loss of each step; accuracies are counts over counts, so
     they are equal, too.
 
     One rank in every stage is the business of test_engine.py and test_equality.py.
@@ -95,7 +98,7 @@ def test_ranks_stages_and_accumulation_log_equal_losses(run_ranks, tmp_path):
     for ranks, runs in planned.items():
         assert run_ranks(train_all, ranks, str(tmp_path), runs) == [[0] * len(runs)] * ranks
     expected = logged(tmp_path, "1_0")
-    assert len(expected) == 20 and {line["source"] for line in expected} == {"pair", "image", "text"}
+    assert len(expected) == STEPS and {line["source"] for line in expected} == {"pair", "image", "text"}
     assert {key for line in expected for key in line if key.startswith("loss/")} == LOSSES
     norms = {key for line in json_lines(tmp_path, "1_0") for key in line if key.startswith("gradient_norm/")}
     assert norms == {name.replace("loss/", "gradient_norm/") for name in LOSSES}

@@ -36,6 +36,7 @@ def run(folder: Path, *words: str) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("demo_data")
 def test_a_new_objective_trains_and_the_run_embeds_pictures(tmp_path):
     place = f"{EXAMPLES / 'mean_colour.py'}:recipe"
     run(tmp_path, "-m", "flava_ds.cli", "train", place, *TWO_STEPS)
@@ -59,6 +60,7 @@ def test_a_new_objective_trains_and_the_run_embeds_pictures(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("demo_data")
 def test_training_continues_from_a_hugging_face_folder(tmp_path):
     their_model(resolve("flava_debug", [])).save_pretrained(tmp_path / "theirs")
     script = str(EXAMPLES / "continue_from_huggingface.py")

@@ -10,9 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from flava_ds.demo.dataset import unpack
-from flava_ds.recipes.demo import DATA
-
 SETTINGS = [
     "--training.total-steps",
     "30",
@@ -88,8 +85,8 @@ def kill_rank(job: subprocess.Popen, folder: Path, name: str, rank: int, after_s
     os.kill(ranks_of(job.pid)[rank], signal.SIGKILL)
 
 
+@pytest.mark.usefixtures("demo_data")
 def test_killed_ranks_are_started_again_and_the_curve_stays_the_same(tmp_path):
-    unpack(tmp_path / DATA)
     undisturbed = start(tmp_path, "undisturbed")
     said = undisturbed.communicate(timeout=300)[1]
     assert undisturbed.returncode == 0 and "error" not in said, said

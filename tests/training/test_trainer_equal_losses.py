@@ -14,8 +14,6 @@ import pytest
 from toy import partition_everything
 
 from flava_ds.config import CheckpointConfig, EngineConfig
-from flava_ds.demo.dataset import unpack
-from flava_ds.recipes.demo import DATA
 from flava_ds.recipes.flava_debug import flava_debug
 
 STEPS = 12
@@ -75,6 +73,7 @@ def json_lines(folder: Path, name: str) -> list[dict]:
 
 @pytest.mark.distributed
 @pytest.mark.slow
+@pytest.mark.usefixtures("demo_data")
 def test_ranks_stages_and_accumulation_log_equal_losses(run_ranks, tmp_path):
     """Relative tolerance 1e-5 on every loss of each step; accuracies are counts over counts, so
     they are equal, too.
@@ -84,7 +83,6 @@ def test_ranks_stages_and_accumulation_log_equal_losses(run_ranks, tmp_path):
     Not compared is the contrastive one: a borrowed caption stands twice in its batch, and rounding decides
     which of two equal texts ranks first.
     """
-    unpack(tmp_path / DATA)
     stages = {"0": "zero0", "1": "zero1", "2": "zero2", "3": "zero3", "3_all": partition_everything(tmp_path)}
     accumulating = [Run(f"2_four_micro_steps_{stage}", f"zero{stage}", 4) for stage in (0, 2, 3)]
     planned = {

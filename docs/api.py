@@ -1,6 +1,6 @@
 """Renders the API reference from the docstrings as HTML, one page per module, with pdoc.
 
-python docs/api.py [FOLDER]        (default: docs/api; open FOLDER/index.html)
+python docs/api.py [FOLDER [MODULE...]]        (default: docs/api, all modules; open FOLDER/index.html)
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")  # documentation asks no GPU what it is
 
+import flava_kernels
 import pdoc
 import pdoc.docstrings
 import pdoc.render
@@ -26,9 +27,13 @@ LEFT_OUT = ("flava_ds.demo", "flava_kernels.triton_ops")
 
 
 def modules() -> list[str]:
-    """Lists what pdoc documents, with everything below it, and what it leaves out."""
-    parts = [f"flava_ds.{module.name}" for module in pkgutil.iter_modules(flava_ds.__path__)]
-    return ["flava_ds", *parts, "flava_kernels", *(f"!{name}" for name in LEFT_OUT)]
+    """Lists what is documented: all modules, also those of a package whose __all__ does not name them, which
+    pdoc would not find by itself.
+    """
+    found = ["flava_ds", "flava_kernels"]
+    for package in (flava_ds, flava_kernels):
+        found += [part.name for part in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
+    return [name for name in found if not f"{name}.".startswith(tuple(f"{left}." for left in LEFT_OUT))]
 
 
 SHAPES = re.compile(r"^Shapes:\n((?:[ \t]+\S.*(?:\n|$))+)", re.MULTILINE)
@@ -51,7 +56,7 @@ def main() -> None:
     google = pdoc.docstrings.google
     pdoc.docstrings.google = lambda docstring: google(with_aligned_shapes(docstring))
     pdoc.render.configure(docformat="google", search=False)
-    pdoc.pdoc(*modules(), output_directory=out)
+    pdoc.pdoc(*(sys.argv[2:] or modules()), *(f"!{name}" for name in LEFT_OUT), output_directory=out)
     print(out / "index.html")
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -44,6 +46,27 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     begun = item.config.stash.setdefault(BEGUN, time.monotonic())
     if time.monotonic() - begun > item.config.getoption("--seconds"):
         pytest.skip("no time left for it in make check; make test runs it")
+
+
+@pytest.fixture(scope="session")
+def indexed_demo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built-in data, unpacked, with an index of every shard, as a first run in a folder leaves them."""
+    from flava_ds.demo.dataset import unpack
+    from flava_ds.storage.index import index_missing
+
+    root = unpack(tmp_path_factory.mktemp("demo") / "data").root
+    index_missing(sorted(root.rglob("*.tar")))
+    return root
+
+
+@pytest.fixture
+def demo_data(indexed_demo_data: Path, tmp_path: Path) -> None:
+    """Puts the built-in data where a run of `flava_debug` in the test's folder would unpack and index them,
+    which takes seconds. Not for tests that change shards: the files are links.
+    """
+    from flava_ds.recipes.demo import DATA
+
+    shutil.copytree(indexed_demo_data, tmp_path / DATA, copy_function=os.link)
 
 
 @pytest.fixture

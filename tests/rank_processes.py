@@ -19,15 +19,18 @@ from typing import Any
 
 IMPORTED_ONCE = (
     "deepspeed",
+    "deepspeed.comm.mori",
     "deepspeed.module_inject.auto_ep_layer",
     "flava_ds.build",
     "flava_ds.checkpoints.checkpoint",
     "flava_ds.demo.dataset",
     "flava_ds.evaluation.runner",
+    "flava_ds.families.flava.plans",
     "flava_ds.families.flava.task",
     "flava_ds.recipes",
     "pytest",
     "torch._dynamo",
+    "torch.profiler._cupti_monitor",
     "torch.utils.tensorboard",
     "torchvision.io",
 )

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -41,13 +42,20 @@ def status_of(words: list[str]) -> int:
         return stop.code
 
 
+@pytest.fixture(scope="module")
+def shard(tmp_path_factory) -> Path:
+    """A shard of one step."""
+    return write_photos(tmp_path_factory.mktemp("photos") / "00000.tar", 16)
+
+
 @pytest.fixture
-def sources(tmp_path) -> list[str]:
+def sources(tmp_path, shard) -> list[str]:
     """Overrides that give flava_debug a shard of one step for every source."""
     words = []
     for name in ("pair", "image", "text"):
         folder = tmp_path / name
-        write_photos(folder / "00000.tar", 16)
+        folder.mkdir()
+        shutil.copy(shard, folder)
         words += [f"--data.sources.{name}.shards", str(folder)]
     return [*words, "--data.sources.pair.caption-key", "caption"]
 
@@ -225,17 +233,18 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path, monkeypatch, capsys):
     )
 
 
-def test_config_prints_what_rebuilds_the_run(tmp_path):
+def test_config_prints_what_rebuilds_the_run(tmp_path, capsys):
     done = run("config", "flava_base", "--optimizer.lr", "3e-4")
     assert json.loads(done.stdout)["optimizer"]["lr"] == 3e-4
     (tmp_path / "config.json").write_text(done.stdout)
-    assert run("config", str(tmp_path / "config.json")).stdout == done.stdout
+    assert cli.main(["config", str(tmp_path / "config.json")]) == 0
+    assert capsys.readouterr().out == done.stdout
 
 
-def test_dry_run_of_one_rank(sources):
-    done = run("train", "flava_debug", "--dry-run", "--ranks", "1", *sources)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.rstrip("\n").endswith(
+def test_dry_run_of_one_rank(sources, capsys):
+    assert cli.main(["train", "flava_debug", "--dry-run", "--ranks", "1", *sources]) == 0
+    printed = capsys.readouterr().out
+    assert printed.rstrip("\n").endswith(
         f"{sys.executable} -m flava_ds.train flava_debug {' '.join(sources)}"
     )
 
@@ -268,9 +277,10 @@ def test_dry_run_of_two_ranks(sources):
     assert printed == f"PYTHONSAFEPATH=1 OMP_NUM_THREADS=1 DS_ACCELERATOR=cpu {command}"
 
 
-def test_debug_reaches_the_ranks_and_lets_the_launcher_speak(sources):
-    done = run("train", "flava_debug", "--dry-run", "--ranks", "2", "--debug", *sources)
-    assert done.returncode == 0 and "--log_level info" in done.stdout and done.stdout.endswith(" --debug\n")
+def test_debug_reaches_the_ranks_and_lets_the_launcher_speak(sources, capsys):
+    assert cli.main(["train", "flava_debug", "--dry-run", "--ranks", "2", "--debug", *sources]) == 0
+    printed = capsys.readouterr().out
+    assert "--log_level info" in printed and printed.endswith(" --debug\n")
 
 
 @pytest.mark.slow

@@ -7,10 +7,13 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from own_photos import write_photos, write_texts
+
+from flava_ds import cli
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = (DOCS / "own_data.md").read_text(encoding="utf-8")
@@ -37,6 +40,18 @@ def run(folder: Path, *words: str, status: int = 0) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.fixture
+def run_here(folder, monkeypatch, capfd) -> Callable[..., str]:
+    """`run` in this process, for commands of which another test or another line starts the program."""
+
+    def run_here(*words: str) -> str:
+        monkeypatch.chdir(folder)
+        assert cli.main(list(words)) == 0, words
+        return "".join(capfd.readouterr())
+
+    return run_here
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """Pairs in uneven shards, some bad; images, texts, and held-out pictures with labels."""
@@ -52,15 +67,15 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-def test_a_stranger_gets_from_photographs_to_transformers(folder):
+def test_a_stranger_gets_from_photographs_to_transformers(folder, run_here):
     printed = run(folder, "prepare", "index", "data/pairs", "data/images", "data/text")
     assert "data/pairs: 3 shards, 86 samples; members: jpg 86, json 86, txt 85" in printed
-    printed = run(folder, "prepare", "check", "data/pairs", "--recipe", "flava_tiny")
+    printed = run_here("prepare", "check", "data/pairs", "--recipe", "flava_tiny")
     assert "(not utf-8 1, undecodable 1)" in printed and "missing caption 1" in printed
     printed = run(folder, *"codebook train data/pairs --out codebook.safetensors --total-steps 4".split())
     assert "a grid of 7 x 7" in printed and "step 4/4: mse" in printed and "use it: flava-ds train" in printed
 
-    printed = run(folder, "train", *TRAIN, *SMALL, "--dry-run")
+    printed = run_here("train", *TRAIN, *SMALL, "--dry-run")
     assert "data: pairs 85 samples, 7.1 steps an epoch at 12" in printed and "-m flava_ds.train" in printed
     more = ["--data.sources.photos.kind", "image", "--data.sources.photos.shards", "data/images"]
     printed = run(folder, "train", *TRAIN, *SMALL, *more)
@@ -82,16 +97,16 @@ def test_a_stranger_gets_from_photographs_to_transformers(folder):
 
 
 @pytest.mark.slow
-def test_the_rest_of_the_walk(folder):
+def test_the_rest_of_the_walk(folder, run_here):
     """Needs the run of the test before."""
     file = folder / "second.yaml"
     file.write_text(
         "base: runs/mine/config.json\nseed: 1\ndata:\n  sources:\n"
         "    words: {kind: text, shards: data/text, weight: 0.25}\n"
     )
-    printed = run(folder, "train", "second.yaml", "--dry-run")
+    printed = run_here("train", "second.yaml", "--dry-run")
     assert "words 15 samples" in printed and "photos 25 samples" in printed
-    run(folder, "convert", "runs/mine", "--to", "hf", "hf")
+    run_here("convert", "runs/mine", "--to", "hf", "hf")
     code = re.findall(r"```python\n(.*?)```", (DOCS / "transformers.md").read_text("utf-8"), flags=re.S)[0]
     done = subprocess.run(
         [sys.executable, "-c", code + AS_OURS], cwd=folder, capture_output=True, text=True, timeout=300

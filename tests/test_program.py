@@ -58,17 +58,15 @@ def test_debug_recipe_trains_on_two_ranks_and_its_configuration_rebuilds_it(tmp_
     assert header["config"] == configuration.to_dict(resolve("flava_debug", OVERRIDES))
 
 
+ONLY_PAIRS = [
+    *("--data.sources.image.weight", "0", "--data.sources.text.weight", "0"),
+    *("--data.sources.pair.caption-key", "None"),
+]
+
+
 def train(folder: Path, *words: str) -> subprocess.CompletedProcess:
     """Runs `flava-ds train flava_debug` in a folder, on pairs alone."""
-    only_pairs = [
-        "--data.sources.image.weight",
-        "0",
-        "--data.sources.text.weight",
-        "0",
-        "--data.sources.pair.caption-key",
-        "None",
-    ]
-    command = [sys.executable, "-m", "flava_ds.cli", "train", "flava_debug", *OVERRIDES, *only_pairs, *words]
+    command = [sys.executable, "-m", "flava_ds.cli", "train", "flava_debug", *OVERRIDES, *ONLY_PAIRS, *words]
     return subprocess.run(
         command,
         cwd=folder,
@@ -76,6 +74,27 @@ def train(folder: Path, *words: str) -> subprocess.CompletedProcess:
         text=True,
         timeout=TIMEOUT_S,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def _rank(folder: Path, words: list[str]) -> int:
+    """On a rank: the program of a launcher, whose words go to files."""
+    from flava_ds.train import main
+
+    os.chdir(folder)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    status = main(words)
+    sys.stdout.flush(), sys.stderr.flush()
+    return status
+
+
+def train_here(run_ranks, folder: Path, *words: str) -> subprocess.CompletedProcess:
+    """What `train` starts with one rank, forked: without the seconds of two programs' imports."""
+    whole = ["flava_debug", *OVERRIDES, *ONLY_PAIRS, *words]
+    (status,) = run_ranks(_rank, 1, folder, whole)
+    return subprocess.CompletedProcess(
+        whole, status, (folder / "stdout").read_text(), (folder / "stderr").read_text()
     )
 
 
@@ -126,14 +145,14 @@ def test_too_few_samples_for_a_step_are_refused(tmp_path):
 
 
 @pytest.mark.distributed
-def test_bad_samples_are_skipped_counted_and_shown(tmp_path):
+def test_bad_samples_are_skipped_counted_and_shown(run_ranks, tmp_path):
     whole, pairs = picture(0), 20
     odd = [whole[: len(whole) // 2], *[picture(0, mode) for mode in ("L", "CMYK", "P", "RGBA")], whole, whole]
     captions = [b"cut short", b"grey", b"cmyk", b"palette", b"alpha", b" ", b"x" * 10_000]
     shards = write_pairs(
         tmp_path / "odd", odd + [picture(i) for i in range(pairs)], captions + [b"a dog"] * pairs
     )
-    done = train(tmp_path, "--ranks", "1", "--data.sources.pair.shards", shards)
+    done = train_here(run_ranks, tmp_path, "--data.sources.pair.shards", shards)
     assert done.returncode == 0, done.stderr
     steps = [
         json.loads(line)
@@ -148,16 +167,14 @@ def test_bad_samples_are_skipped_counted_and_shown(tmp_path):
 
 
 @pytest.mark.distributed
-def test_checkpoint_of_another_shape_is_refused_and_the_run_stays_whole(tmp_path):
+def test_checkpoint_of_another_shape_is_refused_and_the_run_stays_whole(run_ranks, tmp_path):
     shards = [
-        "--ranks",
-        "1",
         "--data.sources.pair.shards",
         write_pairs(tmp_path / "pairs", [picture(i) for i in range(20)], [b"a dog"] * 20),
     ]
-    assert train(tmp_path, *shards).returncode == 0
+    assert train_here(run_ranks, tmp_path, *shards).returncode == 0
     before = (tmp_path / "runs" / "flava_debug" / "config.json").read_text()
-    done = train(tmp_path, *shards, "--model.image.hidden-size", "96")
+    done = train_here(run_ranks, tmp_path, *shards, "--model.image.hidden-size", "96")
     assert done.returncode == 2
     (line,) = errors_in(done)
     assert (

@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
 
 @pytest.fixture
-def run(tmp_path) -> Iterator[subprocess.Popen]:
+def run(tmp_path, demo_data) -> Iterator[subprocess.Popen]:
     """A run on two ranks, each with a loader process, that has made its first step."""
     command = [sys.executable, "-m", "flava_ds.cli", "train", "flava_debug", *OVERRIDES]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -1,4 +1,6 @@
-"""Reads the docstrings of dataclass fields, the strings below them, for --help and the reference."""
+"""Reads the docstrings of dataclass fields, the strings below them, for --help and the reference; and their
+annotations.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,8 @@ import ast
 import functools
 import inspect
 import textwrap
+import typing
+from typing import Any
 
 
 @functools.cache
@@ -29,6 +33,16 @@ def field_docs(kind: type) -> dict[str, str]:
             ):
                 found[node.target.id] = " ".join(text.split())
     return found
+
+
+@functools.cache
+def field_hints(kind: type) -> dict[str, Any]:
+    """Returns the annotations of the fields of `kind` and its bases, bounds included.
+
+    Kept, because a walk over a configuration asks for them at every section, and to evaluate them takes most
+    of its time.
+    """
+    return typing.get_type_hints(kind, include_extras=True)
 
 
 def _text(node: ast.stmt) -> str | None:

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import inspect
 import io
 import re
-import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from flava_ds.config.bounds import described
-from flava_ds.config.field_docs import field_docs
+from flava_ds.config.field_docs import field_docs, field_hints
 from flava_ds.config.places import Place, places
 from flava_ds.config.variants import NONE, Variant, find, switched
 from flava_ds.errors import ConfigError, did_you_mean
@@ -129,6 +129,7 @@ def _parse(default: Settings, words: list[str], prog: str) -> Settings:
     """
     import tyro  # here, because listing the recipes should not pay for it
 
+    helping = "--help" in words or "-h" in words
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -137,10 +138,10 @@ def _parse(default: Settings, words: list[str], prog: str) -> Settings:
                 default=default,
                 args=words,
                 prog=prog,
-                description=describe_variants(default),
+                description=describe_variants(default) if helping else "",
                 # an optional section has the options of its current value
                 config=(tyro.conf.AvoidSubcommands,),
-                registry=_described_fields(),
+                registry=_described_fields({} if helping else named_fields(default, words)),
             )
     except SystemExit as stop:
         if stop.code in (0, None):
@@ -148,8 +149,44 @@ def _parse(default: Settings, words: list[str], prog: str) -> Settings:
         raise ConfigError(_one_line(complaint.getvalue())) from None
 
 
-def _described_fields() -> Any:
-    """Returns a tyro registry that adds each field's meaning and bounds to --help."""
+def named_fields(default: Any, words: list[str]) -> dict[int, set[str]]:
+    """Returns, for each section that the options in `words` lead to or that stands beside one in a mapping,
+    by its identity, which of its fields they name.
+
+    One object may stand in several places; then it has the fields of all.
+    """
+    named = {word[2:].split("=", 1)[0].replace("_", "-") for word in words if word.startswith("--")}
+    named |= {re.sub(r"(^|\.)no-([^.]*)$", r"\1\2", name) for name in named}
+    found: dict[int, set[str]] = {}
+
+    def visit(node: Any, path: str) -> None:
+        if dataclasses.is_dataclass(node):
+            entries = {field.name: getattr(node, field.name) for field in dataclasses.fields(node)}
+        elif isinstance(node, Mapping):
+            entries = dict(node)
+        elif isinstance(node, tuple):
+            entries = {str(number): entry for number, entry in enumerate(node)}
+        else:
+            return
+        own = found.setdefault(id(node), set())
+        for name, value in entries.items():
+            option = f"{path}{name}".replace("_", "-")
+            if any(word == option or word.startswith(f"{option}.") for word in named):
+                own.add(name)
+            elif dataclasses.is_dataclass(node):
+                continue
+            visit(value, f"{option}.")
+
+    visit(default, "")
+    return found
+
+
+def _described_fields(named: Mapping[int, Collection[str]]) -> Any:
+    """Returns a tyro registry that adds each field's meaning and bounds to --help.
+
+    Of a section in `named` it has only those fields and no meanings, and the other fields keep their values:
+    tyro takes a millisecond for each, and a configuration has hundreds.
+    """
     from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec
 
     registry = ConstructorRegistry()
@@ -159,7 +196,8 @@ def _described_fields() -> Any:
         if not dataclasses.is_dataclass(info.default) or isinstance(info.default, type):
             return None
         kind = type(info.default)
-        hints, meanings = typing.get_type_hints(kind, include_extras=True), field_docs(kind)
+        wanted = named.get(id(info.default))
+        hints, meanings = field_hints(kind), field_docs(kind) if wanted is None else {}
         fields = [
             StructFieldSpec(
                 name=field.name,
@@ -169,8 +207,10 @@ def _described_fields() -> Any:
                 or None,
             )
             for field in dataclasses.fields(kind)
+            if wanted is None or field.name in wanted
         ]
-        return StructConstructorSpec(instantiate=kind, fields=tuple(fields))
+        keeping = functools.partial(dataclasses.replace, info.default)
+        return StructConstructorSpec(instantiate=keeping, fields=tuple(fields))
 
     return registry
 

@@ -8,6 +8,7 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, NamedTuple
 
+from flava_ds.config.field_docs import field_hints
 from flava_ds.config.variants import NONE, Variant, choices, is_position
 
 
@@ -77,7 +78,8 @@ def _entries(node: Any, parts: tuple[Any, ...]) -> list[tuple[str | int, Any, An
     None for a plain value.
     """
     if dataclasses.is_dataclass(node):
-        hints = typing.get_type_hints(type(node), include_extras=True)
+        kind: type = type(node)
+        hints = field_hints(kind)
         names = [field.name for field in dataclasses.fields(node)]
         return [(name, hints[name], getattr(node, name)) for name in names]
     inner = typing.get_args(plain(parts[0]))

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from flava_ds.config.bounds import described
-from flava_ds.config.field_docs import field_docs
+from flava_ds.config.field_docs import field_docs, field_hints
 from flava_ds.config.places import alternatives, is_section, plain
 from flava_ds.config.tree import Config
 from flava_ds.config.variants import choices, default_of, find, is_position
@@ -49,7 +49,7 @@ def _sections(
     kind: type, name: str, tag: str, own_variants: bool, seen: set[tuple[type, str]]
 ) -> Iterator[str]:
     """Yields the table of a section's own fields, then those of its subsections; shared ones only once."""
-    hints, meanings = typing.get_type_hints(kind, include_extras=True), field_docs(kind)
+    hints, meanings = field_hints(kind), field_docs(kind)
     fields = dataclasses.fields(kind)
     title = f"`{name}`" if name else "The run"
     below = {field.name: found for field in fields if (found := _below(hints[field.name]))}

@@ -8,6 +8,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from flava_ds.config.field_docs import field_hints
 from flava_ds.config.places import alternatives, without_none
 from flava_ds.config.variants import Variant, choices, find, is_position, tag_of
 from flava_ds.errors import ConfigError, did_you_mean
@@ -49,7 +50,7 @@ def from_dict(kind: type, data: dict[str, Any], where: str = "") -> Any:
             f"{where}type",
             otherwise="; if code of your own defines it, add --plugin FILE.py",
         )
-    hints = typing.get_type_hints(kind, include_extras=True)
+    hints = field_hints(kind)
     fields = {field.name: field for field in dataclasses.fields(kind)}
     unknown = [key for key in data if key not in fields]
     if unknown:

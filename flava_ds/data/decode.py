@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import io
 import re
+import sys
 import warnings
 from collections.abc import Callable
-from types import ModuleType
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -36,6 +38,7 @@ MAX_SCANS = 200
 """Most scans of a JPEG, including those of its thumbnails; progressive files have about ten."""
 _MAX_SEGMENTS = 10_000
 _STRIP_PIXELS = 2**20
+_RGB, _RGB_ALPHA = 3, 4  # of torchvision.io.ImageReadMode
 _WHERE = re.compile(r"\w+, \S+\.cpp:\d+, ")  # torchvision names its own source first
 
 
@@ -76,10 +79,8 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
             data = png.plain(data)
         if header.rare:
             return _decode_with_pillow(data, header)
-        mode = "RGB_ALPHA" if header.alpha else "RGB"
-        image = decoder().decode_image(
-            torch.frombuffer(bytearray(data), dtype=torch.uint8), mode, apply_exif_orientation=True
-        )
+        mode = _RGB_ALPHA if header.alpha else _RGB
+        image = decoder()(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode, True)
     except Exception as error:  # Pillow's plugins raise all kinds of errors on damaged files
         said = _WHERE.sub("", " ".join(str(error).split()))[:200] or type(error).__name__
         raise SampleFault(faults.UNDECODABLE, f"{header.format}: {said}") from error
@@ -89,14 +90,19 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
 
 
 @functools.cache
-def decoder() -> ModuleType:
-    """Imports torchvision.io on first use, because importing torchvision loads Triton and takes a second.
+def decoder() -> Callable[[Tensor, int, bool], Tensor]:
+    """Loads torchvision's decoder on first use: of bytes, ImageReadMode, whether to apply the orientation.
 
-    Call it before forking.
+    Nothing else of torchvision is loaded, unless it is laid out in another way: it imports torch's compiler
+    and Triton, which takes two seconds. Call it before forking.
     """
-    import torchvision.io
-
-    return torchvision.io
+    found = importlib.util.find_spec("torchvision")
+    library = Path(*found.submodule_search_locations or ()) / "image.so" if found else Path()
+    if library.is_file() and "torchvision" not in sys.modules:
+        torch.ops.load_library(library)
+    else:
+        import torchvision.io  # noqa: F401
+    return torch.ops.image.decode_image
 
 
 def over_white(image: Tensor) -> Tensor:

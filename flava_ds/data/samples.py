@@ -72,7 +72,7 @@ class SampleDecoder:
                     "but a source with regions reads no images; list samples by shard and key"
                 )
         if self.source.kind != "text" and not self.source.regions_key:
-            decoder()  # imports torchvision now, before workers are forked
+            decoder()  # is loaded now, before workers are forked
 
     def __call__(
         self, fields: Mapping[str, bytes], key: str, index: int, seed: int, draw: float | None = None

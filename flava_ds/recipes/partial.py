@@ -10,6 +10,7 @@ from typing import Any
 
 from flava_ds import config as configuration
 from flava_ds.config import Config
+from flava_ds.config.field_docs import field_hints
 from flava_ds.config.places import alternatives, plain
 from flava_ds.config.plain_files import loads, read_small
 from flava_ds.config.variants import Variant, find, is_position, switched
@@ -98,7 +99,7 @@ def _merged(value: Any, hint: Any, changes: Any, where: str) -> Any:
     if not isinstance(changes, dict) or value is None:
         return changes
     if dataclasses.is_dataclass(value):
-        hints = typing.get_type_hints(type(value), include_extras=True)
+        hints = field_hints(type(value))
         below = {key: (getattr(value, key), hints[key]) for key in changes if key in hints}
     elif isinstance(value, Mapping):
         inner = typing.get_args(plain(alternatives(hint)[0]))[1]

@@ -153,7 +153,7 @@ from flava_ds.demo.state import Plan
 options = [f"--data.sources.{name}.global-batch-size" for name in ("pair", "image", "text")]
 batches = [word for option in options for word in (option, "8")]
 batches += ["--data.sources.pair.masked-share", "0.5", "--logging.every-steps", "1"]
-works.WORKS["small"] = works.Work(name="small", total_steps=60, overrides=tuple(batches))
+works.WORKS["small"] = works.Work(name="small", total_steps=30, overrides=tuple(batches))
 every = run.phases
 run.phases = lambda demo: [phase for phase in every(demo) if phase.name in ("data", "precision", "train")]
 run.conclude = lambda demo: print("to the end", demo.state["interruptions"]) or 0
@@ -178,5 +178,5 @@ def test_a_killed_demo_trains_on_from_where_it_was(empty_folder):
     assert again.returncode == 0, again.stderr
     assert "== 2/3 precision: done before" in again.stdout and "to the end 1" in again.stdout
     steps = [line["step"] for line in read_log(log).steps]
-    assert steps == list(range(60)), "each step once, whichever process made it"
+    assert steps == list(range(30)), "each step once, whichever process made it"
     assert Path("runs/demo-small/train.log").read_text().count("a fresh start") == 1, "the second one went on"

@@ -13,25 +13,22 @@ from flava_ds.batch import Batch
 from flava_ds.config import Config
 from flava_ds.families.flava.config import flava_objectives
 from flava_ds.families.flava.hf_names import flava_entries, our_shapes
+from flava_ds.families.flava.task import FlavaTask
 from flava_ds.families.flava.views import Kind
 from flava_ds.hf import parity
 from flava_ds.layouts import to_ours
 
-CANCELLING = [
-    f"model.{name}.bias"
-    for name in ("image_encoder.final_norm", "text_encoder.final_norm", "image_projection", "text_projection")
-]
-"""Without a mismatch, the contrastive gradients of a batch nearly cancel in these: at the base size either
-side's rounding is 4e-5 of what is left.
-"""
 CASES = [(Kind.IMAGE, ()), (Kind.TEXT, ()), (Kind.PAIR, ()), (Kind.PAIR, (1,)), (Kind.PAIR, (0, 2))]
 
 
 def differences(
-    theirs: transformers.FlavaForPreTraining, config: Config, batch: Batch
+    theirs: transformers.FlavaForPreTraining, config: Config, batch: Batch, module: FlavaTask | None = None
 ) -> dict[str, dict[str, float]]:
-    """Runs both sides forward and backward and returns relative differences: what -> name -> number."""
-    module = our_model(config, theirs)
+    """Runs both sides forward and backward and returns relative differences: what -> name -> number.
+
+    `module` has their weights, and no gradients; otherwise it is made.
+    """
+    module = module or our_model(config, theirs)
     found: dict[str, dict[str, float]] = {}
     output = parity.run_theirs(theirs, batch, config)
     expected = dict(zip(("hidden", "logits"), parity.their_results(output, batch), strict=True))
@@ -137,23 +134,18 @@ def test_tiny_model_agrees_in_fp64(kind, mismatched, told):
 
 
 def differences_in_every_kind(config: Config) -> dict[str, dict[str, float]]:
-    """Returns the differences of an image, a text and two pair batches, one pair with a mismatch: what ->
-    "kind mismatched/name" -> number.
+    """Returns the differences of an image, a text and a pair batch with a mismatch: what -> "kind/name" ->
+    number. Without a mismatch, contrastive gradients nearly cancel; the small models have such a batch.
     """
     theirs = their_model(config)
+    module = our_model(config, theirs)
     found: dict[str, dict[str, float]] = {}
-    for kind, size, mismatched in (
-        (Kind.PAIR, 2, (1,)),
-        (Kind.PAIR, 2, ()),
-        (Kind.IMAGE, 1, ()),
-        (Kind.TEXT, 2, ()),
-    ):
+    for kind, size, mismatched in ((Kind.PAIR, 2, (1,)), (Kind.IMAGE, 1, ()), (Kind.TEXT, 2, ())):
         theirs.zero_grad(set_to_none=True)
+        module.zero_grad(set_to_none=True)
         batch = parity.random_batch(kind, config, size=size, mismatched=mismatched)
-        for what, numbers in differences(theirs, config, batch).items():
-            found.setdefault(what, {}).update(
-                {f"{kind} {mismatched}/{name}": number for name, number in numbers.items()}
-            )
+        for what, numbers in differences(theirs, config, batch, module).items():
+            found.setdefault(what, {}).update({f"{kind}/{name}": number for name, number in numbers.items()})
     return found
 
 
@@ -163,9 +155,7 @@ def test_base_model_agrees(run_ranks):
     the C library keeps most of it.
     """
     (found,) = run_ranks(differences_in_every_kind, 1, Config(name="base", objectives=flava_objectives()))
-    cancelling = [found["gradients"].pop(f"pair ()/{name}") for name in CANCELLING]
     check(found, hidden=1e-5, logits=1e-5, losses=1e-5, gradients=1e-5)
-    assert max(cancelling) < 1e-4
 
 
 def test_parameter_counts_are_the_published_ones():

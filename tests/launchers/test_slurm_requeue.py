@@ -10,9 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from flava_ds.demo.dataset import unpack
-from flava_ds.recipes.demo import DATA
-
 ROOT = Path(__file__).parents[2]
 COMMANDS = {
     "srun": 'echo $$ > srun.pid; while [ "$1" != env ]; do shift; done; exec "$@"',
@@ -23,12 +20,11 @@ COMMANDS = {
 writes down what is asked.
 """
 
-pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+pytestmark = [pytest.mark.slow, pytest.mark.distributed, pytest.mark.usefixtures("demo_data")]
 
 
 def start(folder: Path, *overrides: str) -> subprocess.Popen:
     """Starts the batch script as Slurm would, on one process."""
-    unpack(folder / DATA)
     programs = folder / "bin"
     programs.mkdir()
     for name, body in COMMANDS.items():

@@ -102,6 +102,7 @@ def test_a_rank_that_is_stopping_is_not_asked_again(monkeypatch):
 
 @pytest.mark.distributed
 @pytest.mark.slow
+@pytest.mark.usefixtures("demo_data")
 @pytest.mark.parametrize("words", [[], ["--max-restarts", "1"]], ids=["deepspeed", "torchrun"])
 def test_kill_9_of_the_launcher_ends_a_run_with_a_checkpoint(tmp_path, words):
     settings = [

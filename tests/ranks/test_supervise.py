@@ -10,16 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from flava_ds.demo.dataset import unpack
-from flava_ds.recipes.demo import DATA
-
 SETTINGS = [
     "--training.total-steps",
-    "60",
+    "30",
     "--schedule.warmup-steps",
     "2",
     "--checkpoint.every-steps",
-    "10",
+    "8",
     "--logging.no-tensorboard",
 ]
 
@@ -88,19 +85,19 @@ def kill_rank(job: subprocess.Popen, folder: Path, name: str, rank: int, after_s
     os.kill(ranks_of(job.pid)[rank], signal.SIGKILL)
 
 
+@pytest.mark.usefixtures("demo_data")
 def test_killed_ranks_are_started_again_and_the_curve_stays_the_same(tmp_path):
-    unpack(tmp_path / DATA)
     undisturbed = start(tmp_path, "undisturbed")
     said = undisturbed.communicate(timeout=300)[1]
     assert undisturbed.returncode == 0 and "error" not in said, said
 
     disturbed = start(tmp_path, "disturbed")
-    kill_rank(disturbed, tmp_path, "disturbed", rank=1, after_step=14)
+    kill_rank(disturbed, tmp_path, "disturbed", rank=1, after_step=9)
     # until the restarted run has cut the log back to its checkpoint
-    while curve(tmp_path, "disturbed")[-1]["step"] > 14:
+    while curve(tmp_path, "disturbed")[-1]["step"] > 9:
         assert disturbed.poll() is None, disturbed.stderr.read()
         time.sleep(0.02)
-    kill_rank(disturbed, tmp_path, "disturbed", rank=0, after_step=34)
+    kill_rank(disturbed, tmp_path, "disturbed", rank=0, after_step=18)
     said = disturbed.communicate(timeout=300)[1]
     assert disturbed.returncode == 128 + signal.SIGKILL, said
     assert (
@@ -108,7 +105,7 @@ def test_killed_ranks_are_started_again_and_the_curve_stays_the_same(tmp_path):
         and "Traceback" not in said
     ), said
     found, expected = curve(tmp_path, "disturbed"), curve(tmp_path, "undisturbed")
-    assert len(expected) == 60 and 34 <= len(found) < 60 and found == expected[: len(found)]
+    assert len(expected) == 30 and 18 <= len(found) < 30 and found == expected[: len(found)]
 
 
 PROGRAM = """

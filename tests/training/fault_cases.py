@@ -212,12 +212,16 @@ class Gauntlet:
         return Outcome("unwritable run directory", _last(job), time.monotonic() - begun, None)
 
     def two_runs(self) -> Outcome:
-        """Starts a second run in the folder of one that trains."""
+        """Starts a second run in the folder of one that trains, which is held meanwhile."""
         config = self.config("twice")
         first, begun = self.started(config, steps=2), time.monotonic()
+        for rank in range(2):
+            first.signal(signal.SIGSTOP, rank)
         second = Job(config)
         second.wait()
         seconds = time.monotonic() - begun
+        for rank in range(2):
+            first.signal(signal.SIGCONT, rank)
         equal = self.equal(config, first.wait())
         return Outcome("a second run in the same directory", _last(second), seconds, equal)
 

@@ -14,15 +14,14 @@ import pytest
 from toy import partition_everything
 
 from flava_ds.config import CheckpointConfig, EngineConfig
-from flava_ds.demo.dataset import unpack
-from flava_ds.recipes.demo import DATA
 from flava_ds.recipes.flava_debug import flava_debug
 
+STEPS = 12
 LOSSES = {f"loss/{name}" for name in ("global_contrastive", "mim", "mlm", "mmm_image", "mmm_text", "itm")}
 
 
 class Run(NamedTuple):
-    """A run of 20 steps."""
+    """A run of STEPS steps."""
 
     name: str
     deepspeed_config: str
@@ -43,7 +42,9 @@ def train_all(folder: str, runs: list[Run]) -> list[int]:
         config = dataclasses.replace(
             recipe,
             name=run.name,
-            training=dataclasses.replace(recipe.training, gradient_accumulation_steps=run.accumulation),
+            training=dataclasses.replace(
+                recipe.training, total_steps=STEPS, gradient_accumulation_steps=run.accumulation
+            ),
             engine=EngineConfig(deepspeed_config=run.deepspeed_config),
             checkpoint=CheckpointConfig(every_steps=0),
             logging=dataclasses.replace(
@@ -72,8 +73,9 @@ def json_lines(folder: Path, name: str) -> list[dict]:
 
 @pytest.mark.distributed
 @pytest.mark.slow
+@pytest.mark.usefixtures("demo_data")
 def test_ranks_stages_and_accumulation_log_equal_losses(run_ranks, tmp_path):
-    """Relative tolerance 1e-5 on every loss of each of the 20 steps; accuracies are counts over counts, so
+    """Relative tolerance 1e-5 on every loss of each step; accuracies are counts over counts, so
     they are equal, too.
 
     One rank in every stage is the business of test_engine.py and test_equality.py.
@@ -81,7 +83,6 @@ def test_ranks_stages_and_accumulation_log_equal_losses(run_ranks, tmp_path):
     Not compared is the contrastive one: a borrowed caption stands twice in its batch, and rounding decides
     which of two equal texts ranks first.
     """
-    unpack(tmp_path / DATA)
     stages = {"0": "zero0", "1": "zero1", "2": "zero2", "3": "zero3", "3_all": partition_everything(tmp_path)}
     accumulating = [Run(f"2_four_micro_steps_{stage}", f"zero{stage}", 4) for stage in (0, 2, 3)]
     planned = {
@@ -95,7 +96,7 @@ def test_ranks_stages_and_accumulation_log_equal_losses(run_ranks, tmp_path):
     for ranks, runs in planned.items():
         assert run_ranks(train_all, ranks, str(tmp_path), runs) == [[0] * len(runs)] * ranks
     expected = logged(tmp_path, "1_0")
-    assert len(expected) == 20 and {line["source"] for line in expected} == {"pair", "image", "text"}
+    assert len(expected) == STEPS and {line["source"] for line in expected} == {"pair", "image", "text"}
     assert {key for line in expected for key in line if key.startswith("loss/")} == LOSSES
     norms = {key for line in json_lines(tmp_path, "1_0") for key in line if key.startswith("gradient_norm/")}
     assert norms == {name.replace("loss/", "gradient_norm/") for name in LOSSES}

@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import pkgutil
-import re
 import sys
 from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 
+from flava_ds.config.evaluation import OWN_FILE
 from flava_ds.errors import DataError, UserError
 from flava_ds.evaluation import methods
 from flava_ds.evaluation import tasks as package
@@ -19,7 +19,6 @@ from flava_ds.evaluation.protocols import Evaluator
 
 _TASKS: dict[str, Evaluator] = {}
 OTHERS = "others"
-_FILE = re.compile(r"(?P<file>.+\.py)(:(?P<task>.*))?")
 GROUPS = ("vision probes", "zero-shot", "retrieval", "language", "vision-language", "validation", OTHERS)
 """In the order in which they are listed."""
 SHOWN, MOST_NAMED = 2, 10
@@ -62,7 +61,7 @@ def find(names: Iterable[str], root: Path | None = None) -> list[Evaluator]:
     """
     found: list[Evaluator] = []
     for name in names:
-        if (own := _FILE.fullmatch(name)) is not None:
+        if (own := OWN_FILE.fullmatch(name)) is not None:
             added = {entry.name: entry for entry in _load(Path(own["file"])).TASKS}
             for entry in added.values():
                 register(entry)
@@ -106,6 +105,7 @@ def _pick(name: str, known: dict[str, Evaluator], also: Collection[str] = ()) ->
     if name not in known:
         close = " or ".join(f"'{own}'" for own in nearest(name, known, also))
         hint = f" (did you mean {close}?)" if close else ""
+        hint = " (names of tasks are separated by spaces here)" if "," in name else hint
         there = overview(known) if len(known) > MOST_NAMED else ", ".join(known)
         plain = f"; on data of your own: {', '.join(also)}" if also else ""
         raise UserError(f"no task '{name}'{hint}; there are {there}{plain}")

@@ -114,7 +114,7 @@ def run(words: list[str]) -> int:
 
     Raises: UserError when no recipe is given, or the run cannot be built or continued.
     """
-    from flava_ds.recipes import RECIPES, WAYS, resolve
+    from flava_ds.recipes import RECIPES, WAYS, check_code, resolve
     from flava_ds.recipes.outside import import_plugins, take_plugins
 
     plugins, words = take_plugins(words)
@@ -122,6 +122,7 @@ def run(words: list[str]) -> int:
     if not words or words[0].startswith("-"):
         raise UserError(f"the first argument must be a recipe ({', '.join(RECIPES)}), {WAYS}")
     config = resolve(words[0], words[1:])
+    check_code(words[0], config, words[1:], plugins)
     from flava_ds.build import build
 
     return build(config).fit()

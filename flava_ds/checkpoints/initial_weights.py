@@ -70,6 +70,11 @@ def initial_weights(module: nn.Module, path: str, family: str) -> tuple[dict[str
         )
     shapes = {name: tuple(tensor.shape) for name, tensor in known.items()}
     check_shapes(shapes, {name: tuple(own[name].shape) for name in known}, f"initial_weights '{path}'")
+    if broken := [name for name, tensor in known.items() if not tensor.isfinite().all()]:
+        raise CheckpointError(
+            f"initial_weights '{path}': '{broken[0]}' holds infinities or no numbers; the model has diverged "
+            "or the file is damaged, so take another"
+        )
     unused = [name for name in weights if name not in own]
     if lacking := lacked(unused, own, module):
         log.warning(

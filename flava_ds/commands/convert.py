@@ -5,8 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from flava_ds.checkpoints import files
 from flava_ds.commands.local_path import local_path
 from flava_ds.commands.runs import require_run
+from flava_ds.errors import UserError
+
+RUN = (files.CONFIG, "environment.json")
+"""Files of a run's folder."""
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -24,9 +29,22 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )
 
 
+def check_place(source: Path, out: Path) -> None:
+    """Raises UserError where writing would overwrite what is read, a run, or a part of its checkpoints."""
+    if out.resolve() == source.resolve():
+        raise UserError(f"{out}: is what is read, which would be overwritten; name another place")
+    if (out / files.FOLDER).is_dir() or all((out / name).is_file() for name in RUN):
+        raise UserError(f"{out}: is a run, whose config.json would be overwritten; name another place")
+    for folder in (out.resolve(), out.resolve().parent):
+        whole = all((folder / name).is_file() for name in (files.MANIFEST, files.STATE))
+        if whole or ((folder / files.LATEST).is_file() and any(folder.glob("step_*"))):
+            raise UserError(f"{out}: {folder} belongs to a run's checkpoints; name another place")
+
+
 def run(options: argparse.Namespace) -> int:
     """Writes the converted weights and prints where they are; returns the exit status."""
     source = Path(options.source)
+    check_place(source, options.out)
     if options.to == "safetensors":
         from flava_ds.checkpoints.reader import write_weights
 

@@ -13,6 +13,7 @@ from typing import Any
 from flava_ds import config as configuration
 from flava_ds.commands import train as train_command
 from flava_ds.config import Config
+from flava_ds.config.evaluation import files_of
 from flava_ds.errors import ConfigError
 from flava_ds.recipes.outside import is_outside
 from flava_ds.recipes.stages import Stage, Stages, resolve_stages
@@ -48,7 +49,7 @@ def train(sequence: Stages, options: argparse.Namespace, overrides: list[str]) -
             continue
         config = stage.config if options.dry_run else with_inherited(sequence, stage)
         file = folder_of(config) / f"{stage.name}.json"
-        command = train_command.compose(options, str(file), [], ranks[stage.name], plugins)
+        command = train_command.compose(options, str(file), said_again(config), ranks[stage.name], plugins)
         if options.dry_run:
             print(f"{where}; {file} is written when it begins")
             print(*rehearsed[stage.name], command, sep="\n")
@@ -61,6 +62,13 @@ def train(sequence: Stages, options: argparse.Namespace, overrides: list[str]) -
             print(f"{where}: ended with status {status}; the same command goes on from here", flush=True)
             return status
     return 0
+
+
+def said_again(config: Config) -> list[str]:
+    """Returns the options that name or allow code, which a stage's file cannot."""
+    tasks, sources = config.evaluation.tasks, config.data.sources
+    named = ["--evaluation.tasks", *tasks] if files_of(tasks) else []
+    return named + [f"--data.sources.{name}.allow-code" for name, own in sources.items() if own.allow_code]
 
 
 def folder_of(config: Config) -> Path:

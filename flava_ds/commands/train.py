@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from flava_ds.config import Config
 from flava_ds.errors import UserError
 from flava_ds.ranks import launch
+from flava_ds.recipes import check_code
 from flava_ds.recipes.outside import absolute
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def run(config: Config, options: argparse.Namespace, overrides: list[str]) -> in
     Raises: UserError.
     """
     check_options(options)
+    check_code(options.recipe, config, overrides, options.plugin)
     ranks = check_run(options, config)
     command = compose(options, options.recipe, overrides, ranks, options.plugin)
     if not options.dry_run:
@@ -104,8 +106,8 @@ def compose(
 
 def rehearse(config: Config, ranks: int) -> list[str]:
     """Does what ranks do before their first step, as far as it needs no weights, and says what the run will
-    be: tokenizer, codebook, index, sources, model, and the checkpoint that the run would go on from. Shards
-    without an index get one, as they would at the start of the run.
+    be: tokenizer, codebook, index, sources, model, evaluation tasks with their data, and the checkpoint that
+    the run would go on from. Shards without an index get one, as they would at the start of the run.
 
     Raises: UserError with what would end the run.
     """
@@ -114,6 +116,7 @@ def rehearse(config: Config, ranks: int) -> list[str]:
     from flava_ds.codebook.image_codebook import load_codebook
     from flava_ds.data.first_look import look_over
     from flava_ds.data.loader import StepLoader
+    from flava_ds.evaluation.live import find_tasks
     from flava_ds.preview import meta_task, preview
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -132,6 +135,8 @@ def rehearse(config: Config, ranks: int) -> list[str]:
     look_over(config, loader.sources)
     if saved:
         loader.check_state(saved["data"])
+    if config.evaluation.every_steps:
+        find_tasks(config, task)
     return preview(config, task, loader, ranks, "cuda" if launch.count_gpus() else "cpu")
 
 

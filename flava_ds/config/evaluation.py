@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -30,12 +31,30 @@ class EvaluationConfig:
     what the numbers of a trained model are compared with."""
 
 
+METHODS = {
+    "zero_shot": "zero_shot",
+    "retrieval": "retrieval",
+    "linear_probe": "probe",
+    "neighbours": "neighbours",
+}
+"""Methods by their plain names, and how the tasks of a data set are called after them."""
+LAYOUTS = ("own", "image_folder")
+"""Data sets that a user brings, each a way to lay the data out: `zero_shot` is `own_zero_shot` where the data
+are shards.
+"""
+OWN_FILE = re.compile(r"(?P<file>.+\.py)(:(?P<task>.*))?")
+"""A task's name that is a Python file with TASKS, or one of them."""
 EVALUATED = "evaluation/"
 """How the names of the tasks' numbers begin in the log: evaluation/<task>/<number>."""
 OF_OBJECTIVES = {"loss": 2, "accuracy": 2, "gradient_norm": 2, "metric": 3}
 """How numbers of objectives begin in the log, and of how many parts their names are; the last one is the
 objective.
 """
+
+
+def files_of(tasks: Iterable[str]) -> list[str]:
+    """Returns the Python files among the names of tasks."""
+    return [found["file"] for name in tasks if (found := OWN_FILE.fullmatch(name)) is not None]
 
 
 def check_evaluation(config: EvaluationConfig, best_metric: str, objectives: Collection[str]) -> None:
@@ -51,13 +70,18 @@ def check_evaluation(config: EvaluationConfig, best_metric: str, objectives: Col
         raise ConfigError("evaluation.tasks needs evaluation.data_root, the folder with their data sets")
     _check_best_metric(best_metric, objectives)
     task = best_metric.removeprefix(EVALUATED).split("/")[0]
-    own_files = any(".py" in name for name in config.tasks)
-    runs = bool(config.every_steps) and (task in config.tasks or own_files)
+    runs = bool(config.every_steps) and (_may_run(task, config.tasks) or bool(files_of(config.tasks)))
     if best_metric.startswith(EVALUATED) and not runs:
         raise ConfigError(
             f"checkpoint.best_metric is '{best_metric}', but task '{task}' does not run: add it to "
             "evaluation.tasks and set evaluation.every_steps"
         )
+
+
+def _may_run(task: str, names: Collection[str]) -> bool:
+    """Returns whether the names of tasks have this one, or a plain method that it may be."""
+    called = {f"{layout}_{METHODS[name]}" for name in names if name in METHODS for layout in LAYOUTS}
+    return task in called.union(names)
 
 
 def _check_best_metric(name: str, objectives: Collection[str]) -> None:

@@ -16,7 +16,7 @@ from flava_ds.evaluation.frozen_model import Described, FrozenModel
 from flava_ds.evaluation.opening import freeze
 from flava_ds.evaluation.pixels import pixel_model
 from flava_ds.evaluation.protocols import Evaluator, ImageFeatures, Score
-from flava_ds.evaluation.runner import check_needs, evaluate, find_all
+from flava_ds.evaluation.runner import FoundData, check_needs, evaluate, find_all
 from flava_ds.evaluation.shares import AmongRanks
 from flava_ds.ranks.distributed import World, together
 
@@ -42,13 +42,8 @@ class LiveEvaluation:
         Raises: UserError on all ranks if one of them lacks something.
         """
         self.config, self.world, self._lend = config, world, lend
-        settings = config.evaluation
         with together(world):
-            root = Path(settings.data_root or ".")
-            self.tasks = registry.find(settings.tasks, root)
-            self.data = find_all(self.tasks, root, limit=settings.limit)
-            check_needs(self.tasks, self._frozen(module))
-            self._check_best_metric()
+            self.tasks, self.data = find_tasks(config, module)
 
     def __call__(self) -> dict[str, dict[str, Score]]:
         """Returns task -> number -> score, equal on all ranks. Errors are raised on all ranks too."""
@@ -69,15 +64,25 @@ class LiveEvaluation:
         }
 
     def _frozen(self, module: nn.Module) -> FrozenModel:
-        return freeze(
-            self.config, module, Described(self.config.name, self.config.model.type), AmongRanks(self.world)
-        )
+        return _frozen(self.config, module, AmongRanks(self.world))
 
-    def _check_best_metric(self) -> None:
-        """Raises UserError if checkpoint.best_metric names a task that does not run."""
-        name = self.config.checkpoint.best_metric
-        known = [task.name for task in self.tasks]
-        if name.startswith(EVALUATED) and name.split("/")[1] not in known:
-            raise UserError(
-                f"checkpoint.best_metric is '{name}', but the tasks that run are {', '.join(known)}"
-            )
+
+def find_tasks(config: Config, module: nn.Module) -> tuple[list[Evaluator], dict[str, FoundData]]:
+    """Returns the configured tasks and their data; `module` may be on the meta device.
+
+    Raises: UserError when a task, its data, or what it needs of the model is missing, or if
+    checkpoint.best_metric names a task that does not run.
+    """
+    settings = config.evaluation
+    root = Path(settings.data_root or ".")
+    tasks = registry.find(settings.tasks, root)
+    data = find_all(tasks, root, limit=settings.limit)
+    check_needs(tasks, _frozen(config, module))
+    name, known = config.checkpoint.best_metric, [task.name for task in tasks]
+    if name.startswith(EVALUATED) and name.split("/")[1] not in known:
+        raise UserError(f"checkpoint.best_metric is '{name}', but the tasks that run are {', '.join(known)}")
+    return tasks, data
+
+
+def _frozen(config: Config, module: nn.Module, share: AmongRanks | None = None) -> FrozenModel:
+    return freeze(config, module, Described(config.name, config.model.type), share)

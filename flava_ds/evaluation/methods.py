@@ -5,18 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from flava_ds.config.evaluation import LAYOUTS, METHODS
 from flava_ds.errors import DataError
 from flava_ds.evaluation.protocols import Evaluator
-
-METHODS = {
-    "zero_shot": "zero_shot",
-    "retrieval": "retrieval",
-    "linear_probe": "probe",
-    "neighbours": "neighbours",
-}
-"""The plain names, and how the tasks of a data set are called after it."""
-LAYOUTS = ("own", "image_folder")
-"""Data sets that a user brings, each a way to lay the data out."""
 
 
 def task_on(method: str, root: Path, tasks: Mapping[str, Evaluator]) -> Evaluator:

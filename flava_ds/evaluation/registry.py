@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import pkgutil
-import re
 import sys
+import traceback
 from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 
+from flava_ds.config.evaluation import OWN_FILE
 from flava_ds.errors import DataError, UserError
 from flava_ds.evaluation import methods
 from flava_ds.evaluation import tasks as package
@@ -19,7 +20,6 @@ from flava_ds.evaluation.protocols import Evaluator
 
 _TASKS: dict[str, Evaluator] = {}
 OTHERS = "others"
-_FILE = re.compile(r"(?P<file>.+\.py)(:(?P<task>.*))?")
 GROUPS = ("vision probes", "zero-shot", "retrieval", "language", "vision-language", "validation", OTHERS)
 """In the order in which they are listed."""
 SHOWN, MOST_NAMED = 2, 10
@@ -62,7 +62,7 @@ def find(names: Iterable[str], root: Path | None = None) -> list[Evaluator]:
     """
     found: list[Evaluator] = []
     for name in names:
-        if (own := _FILE.fullmatch(name)) is not None:
+        if (own := OWN_FILE.fullmatch(name)) is not None:
             added = {entry.name: entry for entry in _load(Path(own["file"])).TASKS}
             for entry in added.values():
                 register(entry)
@@ -106,6 +106,7 @@ def _pick(name: str, known: dict[str, Evaluator], also: Collection[str] = ()) ->
     if name not in known:
         close = " or ".join(f"'{own}'" for own in nearest(name, known, also))
         hint = f" (did you mean {close}?)" if close else ""
+        hint = " (names of tasks are separated by spaces here)" if "," in name else hint
         there = overview(known) if len(known) > MOST_NAMED else ", ".join(known)
         plain = f"; on data of your own: {', '.join(also)}" if also else ""
         raise UserError(f"no task '{name}'{hint}; there are {there}{plain}")
@@ -116,22 +117,57 @@ _LOADED: dict[Path, ModuleType] = {}
 
 
 def _load(file: Path) -> ModuleType:
-    """Runs a user's file once."""
+    """Runs a user's file once; one that has been imported as a recipe or plugin is taken as it is.
+
+    Raises: DataError for a file that is missing or fails, with the exception and its line, or whose TASKS are
+    none.
+    """
     path = file.expanduser().resolve()
     if path not in _LOADED:
         if not path.is_file():
             raise DataError(
                 f"{file}: no such file; --task takes a task's name, or a Python file with a tuple TASKS"
             )
-        spec = importlib.util.spec_from_file_location(f"flava_ds_tasks_{len(_LOADED)}_{path.stem}", path)
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module  # dataclasses look up annotations there
-        try:
-            spec.loader.exec_module(module)
-        except BaseException:
-            del sys.modules[spec.name]
-            raise
+        module = _imported(path) or _run(file, path)
         if not hasattr(module, "TASKS"):
             raise DataError(f"{file}: defines no TASKS, the tuple of its evaluators")
+        _check_tasks(file, module.TASKS)
         _LOADED[path] = module
     return _LOADED[path]
+
+
+def _imported(path: Path) -> ModuleType | None:
+    """Returns the module that a file already is. Run again, it would define its classes twice."""
+    for module in list(sys.modules.values()):
+        place = Path(getattr(module, "__file__", None) or "")
+        if place.name == path.name and place.resolve() == path:
+            return module
+    return None
+
+
+def _run(file: Path, path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"flava_ds_tasks_{len(_LOADED)}_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look up annotations there
+    try:
+        spec.loader.exec_module(module)
+    except BaseException as error:
+        del sys.modules[spec.name]
+        if isinstance(error, UserError) or not isinstance(error, Exception | SystemExit):
+            raise
+        lines = [
+            frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)
+        ]
+        line = lines[-1] if lines else getattr(error, "lineno", None) or 1
+        raise DataError(f"{file}:{line}: {type(error).__name__}: {getattr(error, 'msg', error)}") from error
+    return module
+
+
+def _check_tasks(file: Path, found: object) -> None:
+    """Raises DataError if TASKS is no tuple of what flava_ds/evaluation/protocols.py calls an evaluator."""
+    if not isinstance(found, tuple | list):
+        raise DataError(f"{file}: TASKS is {type(found).__name__}; it is a tuple of evaluators")
+    for number, task in enumerate(found):
+        lacking = [name for name in ("name", "about", "needs", "data", "run") if not hasattr(task, name)]
+        if lacking:
+            raise DataError(f"{file}: TASKS[{number}] has no {', '.join(lacking)}; every evaluator has one")

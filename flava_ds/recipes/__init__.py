@@ -117,6 +117,15 @@ def resolve(recipe: str, overrides: list[str], beside: Iterable[str] = ()) -> Co
     return configuration.check(without_idle_sources(override(config, overrides, beside=beside)))
 
 
+def check_code(recipe: str, config: Config, overrides: list[str], plugins: list[str]) -> None:
+    """Refuses code that the file at `recipe` names and the command line does not, before anything runs it.
+
+    Raises: ConfigError.
+    """
+    is_data = recipe not in RECIPES and not outside.is_outside(recipe)
+    outside.check_task_files(config, overrides, plugins, is_data=is_data)
+
+
 def without_idle_sources(config: Config) -> Config:
     """Drops sources that no step will draw, so that their shards need not exist; keeps the others' names."""
     drawn = config.drawn_sources

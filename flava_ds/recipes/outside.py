@@ -10,13 +10,15 @@ import importlib
 import importlib.util
 import inspect
 import re
+import shlex
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from types import ModuleType
 
 from flava_ds.config import Config
+from flava_ds.config.evaluation import files_of
 from flava_ds.errors import ConfigError, did_you_mean
 from flava_ds.recipes.stages import Stages
 
@@ -94,6 +96,27 @@ def import_plugins(places: Iterable[str]) -> None:
     """Imports the files and modules named by --plugin, so that they define their variants."""
     for place in places:
         import_code(place)
+
+
+def check_task_files(
+    config: Config, overrides: Collection[str], plugins: Iterable[str], *, is_data: bool
+) -> None:
+    """Refuses Python files among `evaluation.tasks` that only a file of data names: it may be another's.
+
+    `is_data` says whether the recipe is such a file and not code.
+
+    Raises: ConfigError.
+    """
+    said = any(word.partition("=")[0] == "--evaluation.tasks" for word in overrides)
+    if not is_data or said or not config.evaluation.every_steps:
+        return
+    known = {absolute(place) for place in plugins}
+    for file in files_of(config.evaluation.tasks):
+        if absolute(file) not in known:
+            raise ConfigError(
+                f"evaluation.tasks names the code {file}, which a file cannot; if it is yours, add --plugin "
+                f"{shlex.quote(file)}"
+            )
 
 
 def import_code(place: str) -> ModuleType:

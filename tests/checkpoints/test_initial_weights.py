@@ -29,6 +29,16 @@ def test_initial_weights_replace_what_they_name(tmp_path):
         initial_weights.load_initial_weights(module, str(tmp_path / "foreign.safetensors"), "flava")
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(value, tmp_path):
+    """A run with them would skip every update, and end as if it had trained if it is short."""
+    broken = Toy(1).mim.dense.weight.detach().clone()
+    broken[0, 0] = value
+    save_file({"mim.dense.weight": broken}, tmp_path / "some.safetensors")
+    with pytest.raises(CheckpointError, match="some.safetensors': 'mim.dense.weight' holds infinities or no"):
+        initial_weights.load_initial_weights(Toy(0), str(tmp_path / "some.safetensors"), "flava")
+
+
 def test_weights_of_another_vocabulary_are_refused_unless_they_come_alone(tmp_path):
     """The message about a changed vocabulary says how, too."""
     (tmp_path / files.MANIFEST).write_text("{}")

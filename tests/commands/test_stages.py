@@ -20,7 +20,7 @@ from stranger_runs import numbers_of, stranger_config, train_all
 from flava_ds import config as configuration
 from flava_ds.cli import main
 from flava_ds.commands import stages as command
-from flava_ds.config import SourceConfig
+from flava_ds.config import EvaluationConfig, SourceConfig
 from flava_ds.errors import CheckpointError, ConfigError, UserError
 from flava_ds.objectives.dino import DinoConfig
 from flava_ds.objectives.global_contrastive import GlobalContrastiveConfig
@@ -189,6 +189,21 @@ def test_a_sequence_of_ones_own_is_named_by_its_place(tmp_path, capsys):
     assert "again: 5 steps of global_contrastive, beginning with model. of first" in capsys.readouterr().out
     assert main(["codebook", "train", "nowhere", "--out", str(tmp_path / "c"), "--recipe", "demo_full"]) == 2
     assert "is several runs in a row" in capsys.readouterr().err
+
+
+def test_a_stage_says_again_what_its_file_cannot(tmp_path, launched):
+    """Code that the sequence names, which the file that the stage is started from is not trusted with."""
+    sequence = sequence_in(tmp_path)
+    joint = sequence.stages[-1].config
+    assert command.said_again(joint) == []
+    sources = {
+        name: dataclasses.replace(own, reading="stream", allow_code=True)
+        for name, own in joint.data.sources.items()
+    }
+    evaluation = EvaluationConfig(every_steps=2, tasks=("mine.py", "zero_shot"), data_root=".")
+    words = command.said_again(dataclasses.replace(joint.with_sources(sources), evaluation=evaluation))
+    (name,) = sources
+    assert words == ["--evaluation.tasks", "mine.py", "zero_shot", f"--data.sources.{name}.allow-code"]
 
 
 def test_a_dry_run_prints_the_commands(launched, tmp_path, capsys):

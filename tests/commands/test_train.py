@@ -111,6 +111,33 @@ def test_a_dry_run_finds_what_would_end_the_run(words, change, message, shards, 
     assert printed.out == ""
 
 
+EVALUATED = ["--evaluation.every-steps", "5", "--evaluation.data-root", "DATA", "--evaluation.tasks"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["zeroshot"], "no task 'zeroshot' (did you mean 'zero_shot'?)"),
+        (["zero_shot,retrieval"], "no task 'zero_shot,retrieval' (names of tasks are separated by spaces"),
+        (["retrieval", "--evaluation.data-root", "nowhere"], "--task retrieval: no data of yours in nowhere"),
+        (["winoground_matching"], "no winoground in DATA/winoground or DATA: expected "),
+        (
+            ["zero_shot", "--checkpoint.best-metric", "evaluation/zero_shot/top1_accuracy"],
+            "but the tasks that run are own_zero_shot",
+        ),
+    ],
+)
+def test_a_dry_run_looks_for_evaluations(words, change, message, shards, capfd):
+    """Which would otherwise end the run at its start, or a later stage of a sequence after days."""
+    data = str(shards / "pairs")
+    words = [*words, *EVALUATED, *change]
+    assert cli.main([data if word == "DATA" else word for word in words]) == 2
+    printed = capfd.readouterr()
+    assert message.replace("DATA", data) in printed.err.splitlines()[-1] and printed.out == ""
+    words = [*words[: -len(change)], "zero_shot", "retrieval"]
+    assert cli.main([data if word == "DATA" else word for word in words]) == 0
+
+
 def test_a_dry_run_of_a_run_that_goes_on_says_where(words, capfd):
     config = resolve("flava_tiny", words[words.index("--ranks") + 2 :])
     shapes = {name: list(own.shape) for name, own in meta_task(config).named_parameters()}

@@ -25,6 +25,15 @@ def test_a_good_one_passes_and_survives_json():
     )
 
 
+def test_the_best_metric_may_be_of_a_plain_method():
+    """`zero_shot` is called own_zero_shot or image_folder_zero_shot in the log, by the layout of the data."""
+    plain = EvaluationConfig(every_steps=1, tasks=("zero_shot", "linear_probe"), data_root="data")
+    for task in ("own_zero_shot", "image_folder_zero_shot", "own_probe", "image_folder_probe"):
+        checked(plain, keep_best=1, best_metric=f"evaluation/{task}/top1_accuracy")
+    with pytest.raises(ConfigError, match="task 'own_retrieval' does not run"):
+        checked(plain, keep_best=1, best_metric="evaluation/own_retrieval/recall")
+
+
 @pytest.mark.parametrize(
     "evaluation, best_metric, words",
     [

@@ -1,14 +1,17 @@
 """Every task keeps the contract, names are found or suggested, and a user's file adds its own."""
 
 import dataclasses
+import sys
 
 import pytest
 
+from flava_ds.config.schedules import ScheduleConfig
 from flava_ds.errors import DataError, UserError
 from flava_ds.evaluation import registry
 from flava_ds.evaluation.protocols import CAPABILITIES, SPECIAL
 from flava_ds.evaluation.registry import find, grouped, register, tasks, unregister
 from flava_ds.evaluation.tasks import scenes
+from flava_ds.recipes.outside import import_code
 
 OWN = '''
 from __future__ import annotations
@@ -112,3 +115,37 @@ def test_a_file_without_tasks_is_named(tmp_path):
         find([str(tmp_path / "empty.py")])
     with pytest.raises(DataError, match="absent.py: no such file"):
         find([str(tmp_path / "absent.py")])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = (\n", "own_tasks.py:1: SyntaxError: '(' was never closed"),
+        ("x = 1\nimport no_such_thing\n", "own_tasks.py:2: ModuleNotFoundError: No module named"),
+        ("import sys\n\nsys.exit(3)\n", "own_tasks.py:3: SystemExit: 3"),
+        ("TASKS = 3\n", "own_tasks.py: TASKS is int; it is a tuple of evaluators"),
+        ("TASKS = (1,)\n", "own_tasks.py: TASKS[0] has no name, about, needs, data, run; every evaluator"),
+    ],
+)
+def test_a_file_that_fails_is_one_line(text, message, tmp_path):
+    (tmp_path / "own_tasks.py").write_text(text)
+    with pytest.raises(DataError) as caught:
+        find([str(tmp_path / "own_tasks.py")])
+    assert message in str(caught.value)
+
+
+def test_tasks_may_be_in_the_file_of_a_recipe(tmp_path, monkeypatch):
+    """Which is imported before: run again, it would define its classes a second time, which is refused."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    file = tmp_path / "own_recipe_with_tasks.py"
+    tagged = "\n\nclass TestConfig(ScheduleConfig, type='schedule_of_a_task_file'):\n    pass\n"
+    file.write_text("from flava_ds.config.schedules import ScheduleConfig\n" + OWN.lstrip() + tagged)
+    file.write_text(file.read_text().replace("from __future__ import annotations\n", ""))
+    module = import_code(str(file))
+    try:
+        assert find([str(file)]) == list(module.TASKS)
+    finally:
+        for name in ("mine", "mine_too"):
+            unregister(name)
+        registry._LOADED.clear()
+        del sys.modules["own_recipe_with_tasks"], ScheduleConfig._defined["schedule_of_a_task_file"]

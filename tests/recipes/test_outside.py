@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from flava_ds import cli
+from flava_ds import cli, train
 from flava_ds.commands import train as train_command
 from flava_ds.config import OptimizerConfig, to_dict
 from flava_ds.errors import ConfigError
@@ -230,6 +230,29 @@ def test_a_saved_configuration_asks_for_the_code_that_it_names_and_never_imports
     )
     assert status == 0 and json.loads(printed)["optimizer"]["stripes"] == 4, complaint
     assert "gone.py: no such file" in run(capfd, "config", str(saved), "--plugin", "gone.py")[2]
+
+
+def test_a_saved_configuration_does_not_run_the_tasks_that_it_names(folder, monkeypatch, capfd):
+    """Tasks in a Python file are code, so a command line names them, or the file as a plugin."""
+    (folder / "own_tasks.py").write_text("from pathlib import Path\nPath('ran').touch()\nTASKS = ()\n")
+    words = to_dict(load_recipe("flava_debug"))
+    words["evaluation"] |= {"every_steps": 2, "tasks": ["own_tasks.py:mine"], "data_root": "."}
+    (folder / "config.json").write_text(json.dumps(words))
+    (folder / "own.yaml").write_text("base: config.json\n")
+    complaint = (
+        "error: evaluation.tasks names the code own_tasks.py, which a file cannot; if it is yours, add "
+        "--plugin own_tasks.py\n"
+    )
+    for place in ("config.json", "own.yaml"):
+        for command in (cli.main, lambda words: train.main(words[1:])):  # the ranks' own as well
+            assert command(["train", place]) == 2
+            assert capfd.readouterr().err == complaint
+    assert run(capfd, "config", "config.json")[0] == 0 and not (folder / "ran").exists()
+    monkeypatch.setattr(launch, "check_inputs", lambda config: None)
+    monkeypatch.setattr(train_command, "rehearse", lambda *_: [])  # it would want shards
+    for trust in (("--plugin", "own_tasks.py"), ("--evaluation.tasks", "own_tasks.py")):
+        status, printed, complaint = run(capfd, "train", "config.json", "--dry-run", "--ranks", "1", *trust)
+        assert (status, complaint) == (0, "") and "own_tasks.py" in printed
 
 
 def test_ranks_get_the_place_and_the_plugins_whatever_their_folder(folder, monkeypatch, capfd):

@@ -224,8 +224,23 @@ class Model:
     def _ids(self, texts: Sequence[str], kind: str) -> list[np.ndarray]:
         """Encodes texts, truncated like those of their kind. Raises: UserError for what is no text."""
         if wrong := [text for text in texts if not isinstance(text, str)]:
-            raise UserError(f"a text is {wrong[0]!r:.60}; give strings")
+            raise UserError(f"a text is {_shown(wrong[0])}; give strings")
+        if wrong := [text for text in texts if not _is_unicode(text)]:
+            raise UserError(f"a text is {_shown(wrong[0])}, with half of a surrogate pair; leave that out")
         return self._model.tokenizer.encode_batch(texts, self._model.most_tokens[kind])
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _shown(value: object) -> str:
+    """Returns the beginning of a wrong value, in one line."""
+    return " ".join(repr(value)[:60].split())
 
 
 def batches(items: Sequence[Item], size: int, what: str) -> Iterator[Sequence[Item]]:
@@ -235,7 +250,7 @@ def batches(items: Sequence[Item], size: int, what: str) -> Iterator[Sequence[It
     """
     listed = hasattr(items, "__len__") and not isinstance(items, str | Path | Image.Image)
     if not listed or not len(items):
-        raise UserError(f"{what}: give a list of at least one, not {items!r:.60}")
+        raise UserError(f"{what}: give a list of at least one, not {_shown(items)}")
     if size < 1:
         raise UserError(f"batch_size {size}: use at least 1")
     return (items[start : start + size] for start in range(0, len(items), size))
@@ -246,6 +261,9 @@ def read_picture(image: Picture) -> Tensor:
 
     Raises: DataError that names what cannot be read.
     """
+    shape = image.shape[1:] if isinstance(image, Tensor) else getattr(image, "size", (1, 1))
+    if isinstance(image, Tensor | Image.Image) and 0 in shape:
+        raise DataError(f"an image has {' x '.join(str(edge) for edge in shape)} pixels, which is none")
     if isinstance(image, Tensor):
         if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
             raise DataError(
@@ -259,7 +277,7 @@ def read_picture(image: Picture) -> Tensor:
         pixels = torch.from_numpy(array).permute(2, 0, 1).contiguous()
         return over_white(pixels) if alpha else pixels
     if not isinstance(image, str | Path):
-        raise DataError(f"an image is {image!r:.60}; give a PIL image, a path or a uint8 tensor")
+        raise DataError(f"an image is {_shown(image)}; give a PIL image, a path or a uint8 tensor")
     try:
         return decode_image(Path(image).read_bytes())
     except OSError as error:

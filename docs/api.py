@@ -53,6 +53,8 @@ def main() -> None:
     vars(flava_ds).update({name: getattr(flava_ds, name) for name in flava_ds.__all__})
     # Inherited dataclass fields name types of another module; pdoc prints such annotations as they are.
     warnings.filterwarnings("ignore", module="pdoc.doc_types")
+    # and finds most modules a second time, below their packages.
+    warnings.filterwarnings("ignore", message=".*already been added", module="pdoc.extract")
     google = pdoc.docstrings.google
     pdoc.docstrings.google = lambda docstring: google(with_aligned_shapes(docstring))
     pdoc.render.configure(docformat="google", search=False)

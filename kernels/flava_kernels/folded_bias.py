@@ -8,7 +8,7 @@ so the layer adds its bias detached and hands it to the operator, which reads no
 
 from __future__ import annotations
 
-import math
+from math import prod
 
 import torch
 from torch import Tensor
@@ -50,6 +50,6 @@ def definition(rows: Tensor, bias: Tensor | None) -> Tensor:
 
 def unfitting(name: str, bias: Tensor | None, rows: Tensor) -> str | None:
     """Returns None, or why this is no bias of rows [T ...] for the kernels."""
-    if bias is None or (bias.dtype in DTYPES and bias.numel() == math.prod(rows.shape[1:])):
+    if bias is None or (bias.dtype in DTYPES and bias.numel() == prod(rows.shape[1:])):
         return None
     return f"{name} is {bias.dtype} {tuple(bias.shape)}; rows are {tuple(rows.shape[1:])}"

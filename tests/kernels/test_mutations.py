@@ -71,7 +71,10 @@ def test_a_mutant_that_is_planted_otherwise_runs_again(change):
 @pytest.mark.parametrize(
     ("file", "modules"),
     [
-        ("triton_ops/column_sums.py", {"column_sums", "layer_norm", "linear_gelu"}),
+        (
+            "triton_ops/column_sums.py",
+            {"column_sums", "layer_norm", "linear_gelu", "attention", "cross_attention"},
+        ),
         ("triton_ops/packing.py", {"packing", "fusing", "attention", "cross_attention", "dropout"}),
         ("cases/attention.py", {"attention", "cross_attention"}),
         ("op.py", set(mutants.MUTANTS)),

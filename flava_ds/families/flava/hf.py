@@ -13,7 +13,13 @@ from torch import Tensor
 from flava_ds.config import CodebookConfig, Config, ObjectiveConfig
 from flava_ds.config.encoders import VisionEncoderConfig
 from flava_ds.errors import CheckpointError
-from flava_ds.families.bert_layouts import named_by_type, pixel_settings, require, tokenizer_files
+from flava_ds.families.bert_layouts import (
+    named_by_type,
+    pixel_settings,
+    require,
+    tell_left_out,
+    tokenizer_files,
+)
 from flava_ds.families.flava.config import (
     FlavaConfig,
     FlavaTextConfig,
@@ -40,6 +46,8 @@ _SUPPORTED = {
     "attention_probs_dropout_prob": 0,
 }
 _HEAD_NAMES = tuple(f"{name}_head." for name in (*HEADS, "itm"))
+_OBJECTIVES = ("global_contrastive", *HEADS, "itm")
+"""Types of objectives that transformers' class has a weight for."""
 _OLD_BUFFERS = ("text_model.embeddings.position_ids", "text_model.embeddings.token_type_ids")
 """Constant buffers that old versions of transformers saved."""
 _SAME = {"local_contrastive": "global_contrastive"}
@@ -95,8 +103,14 @@ class FlavaLayouts:
         transformers requires the encoders' poolers, which no loss trains: if the run keeps none, identity
         matrices with zero biases are written, so that a pooled output is the tanh of the CLS. The head of an
         inactive objective is missing; its weight in the JSON is 0, and transformers initialises it at random.
+        Heads of objectives that are not FLAVA's are left out, which a warning says.
         """
         config, weights = named_by_type(config, weights, also=_SAME)
+        tell_left_out("FlavaForPreTraining", weights, _OBJECTIVES)
+        config = dataclasses.replace(
+            config, objectives={name: own for name, own in config.objectives.items() if name in _OBJECTIVES}
+        )
+        weights = {name: own for name, own in weights.items() if not _of_another_objective(name)}
         _require_representable(config)
         model = flava_of(config)
         theirs = to_theirs(weights, flava_entries(config), "the run's checkpoint")
@@ -148,6 +162,11 @@ class FlavaLayouts:
 LAYOUTS = FlavaLayouts()
 
 
+def _of_another_objective(name: str) -> bool:
+    head, *rest = name.split(".")
+    return head == "objectives" and rest[0] not in _OBJECTIVES
+
+
 def transformers_settings(config: Config) -> dict[str, Any]:
     """Translates the configuration into FlavaConfig's JSON."""
     model, codebook = flava_of(config), config.codebook
@@ -180,7 +199,6 @@ def transformers_settings(config: Config) -> dict[str, Any]:
         name: getattr(model.text, name)
         for name in ("vocab_size", "max_position_embeddings", "type_vocab_size", "pad_token_id")
     }
-    objectives = ("global_contrastive", *HEADS, "itm")
     return {
         "model_type": "flava",
         "architectures": ["FlavaForPreTraining"],
@@ -205,7 +223,7 @@ def transformers_settings(config: Config) -> dict[str, Any]:
         "projection_dim": model.projection_dim,
         "logit_scale_init_value": model.logit_scale_init,
         "initializer_range": model.initializer_range,
-        **{f"{name}_weight": weight_of(config, name) for name in objectives},
+        **{f"{name}_weight": weight_of(config, name) for name in _OBJECTIVES},
     }
 
 

@@ -17,6 +17,7 @@ from flava_ds.families.flava.hf_names import flava_entries, huggingface_names
 from flava_ds.families.flava.task import build_task
 from flava_ds.layouts import check_tensors, to_ours, to_theirs
 from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig
+from flava_ds.objectives.simclr import SimclrConfig
 
 
 def with_poolers(config: Config) -> Config:
@@ -73,6 +74,19 @@ def test_objectives_of_any_name_are_written_and_offered_by_their_type():
     twice = dataclasses.replace(plain, objectives={**plain.objectives, "more": plain.objectives["mlm"]})
     with pytest.raises(CheckpointError, match="objectives.mlm and objectives.more are both of type mlm"):
         LAYOUTS.write(twice, build_task(twice).state_dict())
+
+
+def test_heads_of_objectives_that_are_not_flavas_are_left_out_aloud(caplog):
+    plain = tiny_config()
+    config = dataclasses.replace(plain, objectives={**plain.objectives, "apart": SimclrConfig()})
+    state = build_task(config).state_dict()
+    settings, tensors = LAYOUTS.write(config, state)
+    assert "without the heads of simclr" in caplog.text
+    own = {name: tensor for name, tensor in state.items() if not name.startswith("objectives.apart.")}
+    assert len(own) < len(state)
+    expected, written = LAYOUTS.write(plain, own)
+    assert settings == expected and tensors.keys() == written.keys()
+    assert all(torch.equal(tensors[name], written[name]) for name in tensors)
 
 
 def test_no_two_tensors_share_a_name():

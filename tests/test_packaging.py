@@ -179,7 +179,7 @@ def test_processes_share_the_files_of_a_group(tmp_path, xdist, jobs, flags):
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=60, env=os.environ | {"TEST_JOBS": jobs}
     )
-    runs = [line for line in done.stdout.splitlines() if line.startswith("run with")]
+    runs = [line for line in done.stdout.splitlines() if line.startswith("run with -m pytest")]
     assert len(runs) == 3 and all(line.endswith("--full") for line in runs)
     assert [line.count(flags) if flags else line.count("-n ") for line in runs] == (
         [1, 1, 1] if flags else [0, 0, 0]

@@ -81,7 +81,7 @@ def everything(recorded):
             "triton_ops/column_sums.py",
             "mask=(row < rows)",
             "mask=(row <= rows)",
-            r"(add_layer_norm\.parameters|linear_gelu\.bias)\.",
+            r"(add_layer_norm\.parameters|linear_gelu\.bias|varlen_attention\.qkv_bias)\.",
         ),
         (
             "triton_ops/contrastive.py",

@@ -39,13 +39,7 @@ from flava_kernels.triton_ops.attention_tiles import (
     tile_of,
 )
 from flava_kernels.triton_ops.column_sums import TILE_COLUMNS, TILE_ROWS, TILE_WARPS, add_partial_sums, added
-from flava_kernels.triton_ops.launch import (
-    ARCHITECTURES,
-    Launch,
-    architecture,
-    ceil_div,
-    on_its_device,
-)
+from flava_kernels.triton_ops.launch import ARCHITECTURES, Launch, architecture, ceil_div, on_its_device
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flava_kernels.triton_ops.launch import ceil_div
+from flava_kernels.triton_ops.launch import ceil_div, on_its_device
 
 MULTIPROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148, "gfx942": 304}
 """Backward passes launch programs in proportion to these."""
@@ -46,6 +46,7 @@ def add_partial_sums(
     tl.store(TOTAL + column, total.to(TOTAL.dtype.element_ty), mask=column < COLUMNS)
 
 
+@on_its_device
 def added(partials: Tensor, like: Tensor) -> Tensor:
     """Adds rows of fp32 partial sums: [n c] -> c elements in the shape and dtype of `like`."""
     rows, columns = partials.shape

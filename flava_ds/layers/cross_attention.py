@@ -8,19 +8,20 @@ from flava_kernels.cross_attention import varlen_cross_attention
 from torch import Tensor, nn
 
 from flava_ds.batch import Packed
-from flava_ds.layers.fused import Branch, ResidualLayerNorm
+from flava_ds.layers.fused import Branch, FoldingLinear, ResidualLayerNorm
 from flava_ds.layers.hidden_dropout import ATTENTION, CROSS, HiddenDropout
-from flava_ds.layers.transformer import Block, PostNormBlock, TransformerShape, branch_of, thinned
+from flava_ds.layers.transformer import Block, PostNormBlock, TransformerShape, branch_of
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention of each packed sequence to the memory of the same number.
+    """Multi-head attention of each packed sequence to the memory of the same number, without the output
+    projection, which the block applies.
 
-    A sequence without memory gets the output projection's bias. `memory_size` is the memory's width and
-    `width` that of all heads together, both `hidden_size` if left out.
+    A sequence without memory gets zeros. `memory_size` is the memory's width and `width` that of all heads
+    together, both `hidden_size` if left out.
 
     Shapes:
-        hidden         [T d] -> [T d]
+        hidden         [T d] -> [T width]
         memory.hidden  [M memory_size]
     """
 
@@ -31,7 +32,7 @@ class CrossAttention(nn.Module):
         self.num_heads, width = num_heads, width or hidden_size
         self.query = nn.Linear(hidden_size, width)
         self.key_value = nn.Linear(memory_size or hidden_size, 2 * width)
-        self.output = nn.Linear(width, hidden_size)
+        self.output = FoldingLinear(width, hidden_size)
 
     def forward(self, hidden: Tensor, cu_seqlens: Tensor, max_seqlen: int, memory: Packed) -> Tensor:
         q = rearrange(self.query(hidden), "T (h e) -> T h e", h=self.num_heads)
@@ -40,7 +41,7 @@ class CrossAttention(nn.Module):
         context = varlen_cross_attention(
             q, kv, cu_seqlens, memory.cu_seqlens, max_seqlen, memory.max_seqlen, equal_keys=equal
         )
-        return self.output(rearrange(context, "T h e -> T (h e)"))
+        return rearrange(context, "T h e -> T (h e)")
 
 
 class CrossBlock(PostNormBlock):
@@ -77,7 +78,8 @@ class CrossBlock(PostNormBlock):
             drops = None if drops is None else drops.at(rows)
         attended = branch_of(self.attention.output, context, ATTENTION, None, drops)
         stream, _ = self.attention_norm(attended, stream)
-        crossed = thinned(self.cross_attention(stream, cu_seqlens, max_seqlen, memory), CROSS, None, drops)
+        context = self.cross_attention(stream, cu_seqlens, max_seqlen, memory)
+        crossed = branch_of(self.cross_attention.output, context, CROSS, None, drops)
         stream, _ = self.cross_norm(crossed, stream)
         stream, _ = self.mlp_norm(self.mlp(stream, None, drops), stream)
         return stream, None
@@ -112,6 +114,7 @@ class DecoderBlock(Block):
         context = self.attention(normed, cu_seqlens, max_seqlen, equal_lengths)
         attended = branch_of(self.attention.output, context, ATTENTION, None, drops)
         normed, stream = self.cross_norm(attended, stream)
-        crossed = thinned(self.cross_attention(normed, cu_seqlens, max_seqlen, memory), CROSS, None, drops)
+        context = self.cross_attention(normed, cu_seqlens, max_seqlen, memory)
+        crossed = branch_of(self.cross_attention.output, context, CROSS, None, drops)
         normed, stream = self.mlp_norm(crossed, stream)
         return stream, self.mlp(normed, None, drops)

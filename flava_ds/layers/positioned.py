@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from flava_ds.batch import Packed
-from flava_ds.layers.fused import ResidualLayerNorm
+from flava_ds.layers.fused import FoldingLinear, ResidualLayerNorm
 from flava_ds.layers.hidden_dropout import ACTIVATION, ATTENTION, CROSS, MLP, HiddenDropout
-from flava_ds.layers.transformer import TransformerShape, thinned
+from flava_ds.layers.transformer import TransformerShape, branch_of, thinned
 
 _WAVE = 10_000.0
 _EPS = 1e-6
@@ -42,8 +42,8 @@ class Positioned:
 
 
 class PositionedAttention(nn.Module):
-    """Multi-head attention of each packed sequence to the one of the same number; positions are added to
-    queries and keys.
+    """Multi-head attention of each packed sequence to the one of the same number, without the output
+    projection, which the block applies; positions are added to queries and keys.
 
     Head sizes that the kernels lack, such as 96, take the operator's reference, which a GPU run logs once.
 
@@ -58,7 +58,7 @@ class PositionedAttention(nn.Module):
         self.query = nn.Linear(hidden_size, hidden_size)
         self.key = nn.Linear(hidden_size, hidden_size)
         self.value = nn.Linear(hidden_size, hidden_size)
-        self.output = nn.Linear(hidden_size, hidden_size)
+        self.output = FoldingLinear(hidden_size, hidden_size)
 
     def forward(self, queries: Positioned, keys: Positioned) -> Tensor:
         asked, read = queries.packed, keys.packed
@@ -74,7 +74,7 @@ class PositionedAttention(nn.Module):
             read.max_seqlen,
             equal_keys=alike,
         )
-        return self.output(rearrange(context, "T h e -> T (h e)"))
+        return rearrange(context, "T h e -> T (h e)")
 
 
 class PositionedBlock(nn.Module):
@@ -94,7 +94,7 @@ class PositionedBlock(nn.Module):
             self.cross_attention = PositionedAttention(width, heads)
             self.cross_norm = ResidualLayerNorm(width, eps=eps)
         self.mlp_up = nn.Linear(width, shape.intermediate_size)
-        self.mlp_down = nn.Linear(shape.intermediate_size, width)
+        self.mlp_down = FoldingLinear(shape.intermediate_size, width)
         self.mlp_norm = ResidualLayerNorm(width, eps=eps)
 
     def forward(
@@ -103,13 +103,15 @@ class PositionedBlock(nn.Module):
         memory: Positioned | None = None,
         drops: HiddenDropout | None = None,
     ) -> Tensor:
-        added = thinned(self.attention(sequences, sequences), ATTENTION, None, drops)
+        context = self.attention(sequences, sequences)
+        added = branch_of(self.attention.output, context, ATTENTION, None, drops)
         stream, _ = self.attention_norm(added, sequences.packed.hidden)
         if memory is not None:
-            added = thinned(self.cross_attention(sequences.having(stream), memory), CROSS, None, drops)
+            context = self.cross_attention(sequences.having(stream), memory)
+            added = branch_of(self.cross_attention.output, context, CROSS, None, drops)
             stream, _ = self.cross_norm(added, stream)
         inner = thinned(self.mlp_up(stream).relu(), ACTIVATION, None, drops)
-        stream, _ = self.mlp_norm(thinned(self.mlp_down(inner), MLP, None, drops), stream)
+        stream, _ = self.mlp_norm(branch_of(self.mlp_down, inner, MLP, None, drops), stream)
         return stream
 
 

@@ -169,7 +169,7 @@ class PostNormBlock(Block):
 def branch_of(
     last: FoldingLinear, hidden: Tensor, place: int, paths: Tensor | None, drops: HiddenDropout | None
 ) -> Branch:
-    """Applies the last layer of attention (place 0) or MLP (1), and thins the result: [T f] -> [T d].
+    """Applies the last layer of a sublayer, and thins the result as at its place: [T f] -> [T d].
 
     What is thinned has another gradient than the layer's result, so that the layer sums that of its bias.
     """
@@ -179,7 +179,10 @@ def branch_of(
 
 
 def thinned(added: Tensor, place: int, paths: Tensor | None, drops: HiddenDropout | None) -> Tensor:
-    """Applies dropout and stochastic depth to what attention (place 0) or MLP (1) adds: [T d] -> [T d]."""
+    """Applies dropout and stochastic depth to what a place of hidden_dropout.py adds: [T d] -> [T d].
+
+    Stochastic depth has attention and MLP alone.
+    """
     if drops is not None:
         added = drops(added, place)
     return added if paths is None else added * paths[place, :, None]

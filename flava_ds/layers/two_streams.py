@@ -16,7 +16,7 @@ from flava_ds.batch import Packed
 from flava_ds.layers.cross_attention import CrossAttention
 from flava_ds.layers.fused import ACTIVATIONS, GELULinear, LinearGELU, ResidualLayerNorm
 from flava_ds.layers.hidden_dropout import CROSS, MLP, HiddenDropout
-from flava_ds.layers.transformer import PostNormBlock, Transformer, TransformerShape, branch_of, thinned
+from flava_ds.layers.transformer import PostNormBlock, Transformer, TransformerShape, branch_of
 
 STREAMS = ("text", "regions")
 
@@ -45,7 +45,9 @@ class CrossLayer(nn.Module):
 
     def forward(self, own: Packed, other: Packed, drops: HiddenDropout | None = None) -> Tensor:
         context = self.attention(own.hidden, own.cu_seqlens, own.max_seqlen, other)
-        return self.attention_norm(thinned(context, CROSS, None, drops), own.hidden)[0]
+        return self.attention_norm(branch_of(self.attention.output, context, CROSS, None, drops), own.hidden)[
+            0
+        ]
 
 
 class CoAttentionLayer(CrossLayer):

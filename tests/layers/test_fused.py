@@ -14,6 +14,7 @@ from flava_ds.config.encoders import EncoderConfig, VisionEncoderConfig
 from flava_ds.layers.cross_attention import CrossBlock, DecoderBlock
 from flava_ds.layers.fused import Branch, FoldingLinear, GELULinear
 from flava_ds.layers.hidden_dropout import HiddenDropout
+from flava_ds.layers.positioned import Positioned, PositionedTransformer
 from flava_ds.layers.relative_positions import RelativeBlock
 from flava_ds.layers.transformer import Block, PostNormBlock, Transformer
 from flava_ds.layers.two_streams import STREAMS, CoAttention, SharedExchange, TwoStreams
@@ -24,6 +25,8 @@ SHAPE = EncoderConfig(
 )
 LENGTHS = (4, 1, 6)
 CROSSING = (CrossBlock, DecoderBlock)
+FOLDED = {Block: 9, PostNormBlock: 9, CrossBlock: 12, DecoderBlock: 12}
+"""Biases of three blocks."""
 
 
 def packed(lengths=LENGTHS, width: int = 24) -> Packed:
@@ -84,11 +87,11 @@ BLOCKS = pytest.mark.parametrize("block", [Block, PostNormBlock, *CROSSING])
 
 @BLOCKS
 @pytest.mark.parametrize("recomputed", [False, True], ids=["", "GELU computed again"])
-def test_a_blocks_three_biases_fold(block, recomputed):
+def test_biases_of_blocks_fold(block, recomputed):
     transformer = stack(block)
     for own in transformer.blocks:
         own.recompute_gelu(recomputed)
-    assert_folding_changes_nothing(transformer, through(), folded=9)
+    assert_folding_changes_nothing(transformer, through(), folded=FOLDED[block])
 
 
 @BLOCKS
@@ -101,7 +104,7 @@ def test_checkpoints_change_nothing(block, sums):
 
 @pytest.mark.parametrize("block", [Block, PostNormBlock, CrossBlock])
 def test_the_last_block_may_finish_some_rows_only(block):
-    assert_folding_changes_nothing(stack(block), through(rows=torch.tensor([0, 4, 10])), folded=9)
+    assert_folding_changes_nothing(stack(block), through(rows=torch.tensor([0, 4, 10])), folded=FOLDED[block])
 
 
 @pytest.mark.parametrize("block", [Block, PostNormBlock])
@@ -153,6 +156,23 @@ def test_two_streams(shared, checkpointing):
         return torch.cat(list(found.values())), [text.hidden, regions.hidden]
 
     assert_folding_changes_nothing(streams, run)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("crosses", [False, True])
+def test_positioned_blocks(crosses, checkpointing):
+    torch.manual_seed(0)
+    transformer = PositionedTransformer(SHAPE, crosses=crosses).double()
+    transformer.activation_checkpointing = checkpointing
+
+    def run(transformer: PositionedTransformer):
+        own, memory = packed(), packed((2, 7, 3))
+        read = Positioned(memory, torch.randn_like(memory.hidden)) if crosses else None
+        result = transformer(Positioned(own, torch.randn_like(own.hidden)), read)
+        return result, [own.hidden, *([memory.hidden] if crosses else [])]
+
+    folded = None if checkpointing else 9 if crosses else 6
+    assert_folding_changes_nothing(transformer, run, folded)
 
 
 def test_a_layer_that_is_called_as_usual_sums_its_own_bias():

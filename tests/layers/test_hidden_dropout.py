@@ -56,7 +56,7 @@ def expected(transformer: Transformer, hidden, memory, drops, inside: bool):
             return block.attention.output(block.attention(x, BOUNDS, 7, False))
 
         def crossed(x, block=block):
-            return block.cross_attention(x, BOUNDS, 7, memory)
+            return block.cross_attention.output(block.cross_attention(x, BOUNDS, 7, memory))
 
         parts = [("attention", block.attention_norm, attended), ("mlp", block.mlp_norm, mlp)]
         if isinstance(block, CrossBlock | DecoderBlock):

@@ -23,7 +23,7 @@ from flava_ds.config.objectives import ObjectiveConfig
 from flava_ds.data.order import uniforms
 from flava_ds.data.plan import BatchPlan, Draft
 from flava_ds.layers.work import encoder_flops
-from flava_ds.objectives.base import Loss, Objective
+from flava_ds.objectives.base import Loss, OfCrops
 from flava_ds.objectives.state import EmaTeacher, TrainingState
 
 CROPS, NOISE_STREAM = 2, 91
@@ -103,11 +103,10 @@ class Centre(TrainingState):
             self.mean.lerp_(statistics["features"] / statistics["count"], 0.1)
 
 
-class Distillation(Objective):
-    """Reads no view of the family: it encodes the crops itself."""
+class Distillation(OfCrops):
+    """Compares each crop's feature with the teacher's."""
 
     kinds = DistillationConfig.kinds
-    needs = frozenset()
     metrics: ClassVar[Mapping[str, str]] = {"norm": "teacher_norm"}
 
     def __init__(self, config: DistillationConfig, shape: VisionEncoderConfig) -> None:
@@ -121,15 +120,6 @@ class Distillation(Objective):
             "teacher": Teacher(copy.deepcopy(model.image_encoder), self.config.momentum, centre),
             "centre": centre,
         }
-
-    def count(self, batch: Batch) -> int:
-        return batch.size
-
-    def reads(self, model: Any, batch: Batch) -> dict[str, Tensor]:
-        return {}
-
-    def model_parameters(self, model: Any) -> set[str]:
-        return model.parameters_of("image", read_directly=True)
 
     def flops(self, model: Any, batch: Batch) -> float:
         return encoder_flops(self.shape, [1 + self.shape.num_patches] * (CROPS * batch.size))

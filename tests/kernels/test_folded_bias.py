@@ -11,7 +11,7 @@ from op_checks import relative_error
 from torch import Tensor
 
 LENGTHS = (5, 0, 9, 33)
-ROWS, HEADS, SIZE = sum(LENGTHS), 2, 32
+ROWS, HEADS, SIZE = sum(LENGTHS), 2, 64
 
 
 def norm(x: Tensor, x_bias: Tensor | None, others: list[Tensor]) -> tuple[Tensor, ...]:

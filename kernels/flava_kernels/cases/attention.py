@@ -56,15 +56,16 @@ def cases() -> tuple[Case, ...]:
         _case("causal-clip-text", (77, 12), heads=8, head_size=64, causal=True),
         _case("causal-slack", (4, 70), slack=60, heads=1, causal=True),
         _case("causal-huge-logits", (2, 5, 70), heads=1, size=60.0, limits=HUGE_LOGITS, causal=True),
-        _case("bias-to-16", (2, 0, 15, 16), bias=True),
+        _case("bias-to-16", (2, 0, 15, 16), head_size=64, bias=True),
         _case("bias-nothing", (), bias=True),
         _case("bias-empty", (0, 0), bias=True),
-        _case("bias-to-32", (17, 0, 31, 32), heads=1, bias=True),
+        _case("bias-to-32", (17, 0, 31, 32), heads=1, head_size=64, bias=True),
+        _case("bias-head-32", (3, 0, 40), bias=True),
         _case("bias-head-64", (7, 40, 0, 130), heads=2, head_size=64, bias=True),
         _case("bias-head-128", (5, 70), heads=1, head_size=128, bias=True),
         _case("bias-equal", (20, 20), equal_lengths=True, bias=True),
-        _case("bias-many", (3,) * 70, heads=1, bias=True),
-        _case("causal-bias", (33, 0, 64, 1, 140), heads=1, causal=True, bias=True),
+        _case("bias-many", (3,) * 70, heads=1, head_size=64, bias=True),
+        _case("causal-bias", (33, 0, 64, 1, 140), heads=1, head_size=64, causal=True, bias=True),
     )
 
 

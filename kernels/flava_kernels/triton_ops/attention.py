@@ -29,6 +29,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from flava_kernels import folded_bias
 from flava_kernels.attention import HEAD_SIZES
 from flava_kernels.triton_ops.attention_tiles import (
     BUCKETS,
@@ -42,6 +43,9 @@ from flava_kernels.triton_ops.column_sums import TILE_COLUMNS, TILE_ROWS, TILE_W
 from flava_kernels.triton_ops.launch import ARCHITECTURES, Launch, architecture, ceil_div, on_its_device
 
 LOG2_E = tl.constexpr(1.4426950408889634)
+
+FOLDING_HEAD_SIZES = (64, 128)
+"""With heads of 32 the compiler spills registers for the sums, so that torch adds up the rows."""
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -170,13 +174,13 @@ def attention_backward(
     cu_seqlens,
     d_qkv,
     d_q_sums,
-    bias_sums,
     token_stride,
     part_stride,
     head_stride,
     grad_token_stride,
     grad_head_stride,
     tokens,
+    bias_sums,
     HEAD_SIZE: tl.constexpr,
     SCALE: tl.constexpr,
     QUERIES: tl.constexpr,
@@ -318,15 +322,16 @@ def backward(
     d_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
     d_q_sums = lse if constexprs["ONE_TILE"] else qkv.new_empty(heads, tokens, head_size, dtype=torch.float32)
     strides = (*qkv.stride()[:3], *grad.stride()[:2])
-    sequences, columns, folds = cu_seqlens.shape[0] - 1, 3 * heads * head_size, qkv_bias is not None
+    sequences, columns = cu_seqlens.shape[0] - 1, 3 * heads * head_size
+    folds = qkv_bias is not None and head_size in FOLDING_HEAD_SIZES
     bias_sums = qkv.new_empty(sequences, columns, dtype=torch.float32) if folds else lse
     attention_backward[(heads, sequences)](
-        qkv, out, grad, lse, cu_seqlens, d_qkv, d_q_sums, bias_sums, *strides, tokens,
+        qkv, out, grad, lse, cu_seqlens, d_qkv, d_q_sums, *strides, tokens, bias_sums,
         **constexprs, QKV_BIAS=folds, **options(tile),
     )  # fmt: skip
-    if not folds:
+    if qkv_bias is None:
         return d_qkv, qkv.new_empty(0)
-    return d_qkv, added(bias_sums, qkv_bias)
+    return d_qkv, added(bias_sums, qkv_bias) if folds else folded_bias.gradient(d_qkv, qkv_bias)
 
 
 def _compiled_as(tile: Tile, head_size: int, max_seqlen: int, causal: bool) -> dict[str, int | float | bool]:
@@ -342,27 +347,23 @@ def _compiled_as(tile: Tile, head_size: int, max_seqlen: int, causal: bool) -> d
 
 
 def launches() -> tuple[Launch, ...]:
-    """Lists every configuration once, under its first bucket's name: every dtype and head size.
-
-    With the gradient of qkv's bias they are those of bf16, and in the other dtypes of heads of 64.
-    """
+    """Lists every configuration once; with qkv's bias those of bf16, and of other dtypes with heads of 64."""
     found: dict[tuple, Launch] = {}
     lengths = (*BUCKETS, BUCKETS[-1] + 1)
-    for arch, (name, dtype), head_size, causal, longest, way in product(
-        ARCHITECTURES, DTYPES.items(), HEAD_SIZES, (False, True), lengths, ("forward", "backward", "qkv_bias")
+    ways = (("forward", ""), ("backward", ""), ("backward", ".qkv_bias"))
+    for arch, (name, dtype), head_size, causal, longest, (way, folding) in product(
+        ARCHITECTURES, DTYPES.items(), HEAD_SIZES, (False, True), lengths, ways
     ):
-        folds, backward_pass = way == "qkv_bias", way != "forward"
-        if folds and name != "bf16" and (head_size != 64 or causal):
+        folds, backward_pass = bool(folding), way == "backward"
+        if folds and (head_size < 64 or (name != "bf16" and (head_size != 64 or causal))):
             continue
         tile = tile_of(
             backward=backward_pass, dtype=dtype, arch=arch, head_size=head_size, max_seqlen=longest
         )
         constexprs = _compiled_as(tile, head_size, longest, causal)
         bucket = longest if longest in BUCKETS else "long"
-        label = f"varlen_attention.{'backward' if backward_pass else 'forward'}.{name}.{head_size}.{bucket}"
-        label += f"{'.causal' if causal else ''}{'.qkv_bias' if folds else ''}"
         launch = Launch(
-            label,
+            f"varlen_attention.{way}.{name}.{head_size}.{bucket}{'.causal' if causal else ''}{folding}",
             attention_backward if backward_pass else attention_forward,
             _types(f"*{name}", backward_pass),
             constexprs | ({"QKV_BIAS": folds} if backward_pass else {}),
@@ -371,7 +372,7 @@ def launches() -> tuple[Launch, ...]:
             arch,
             from_memory=from_memory(tile, longest, dtype.itemsize, backward_pass, causal),
         )
-        found.setdefault((arch, way, name, head_size, causal, tile, constexprs["ONE_TILE"]), launch)
+        found.setdefault((arch, way, folds, name, head_size, causal, tile, constexprs["ONE_TILE"]), launch)
     sizes = {"COLUMNS": 3 * 768, "BLOCK_ROWS": TILE_ROWS, "BLOCK_COLUMNS": TILE_COLUMNS}
     sums = (
         Launch(

@@ -133,6 +133,7 @@ def build_evaluations(config: Config, engine: Engine, metrics: Metrics) -> Evalu
         metrics.add_numbers,
         metrics.paused,
         evaluate.of_pixels,
+        config.checkpoint.best_metric,
     )
 
 

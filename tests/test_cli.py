@@ -152,6 +152,15 @@ def test_recipe_help_lists_fields_without_torch():
             ["convert", "gone", "--to", "safetensors", "http://host/out"],
             "argument OUT: 'http://host/out' is a URL; name a place on this machine",
         ),
+        *(
+            (words, f"argument {words[-2]}: 'b.tar' would be overwritten, and is named as a shard is")
+            for words in (
+                ["prepare", "skiplist", "a.tar", "--out", "b.tar"],
+                ["prepare", "check", "a.tar", "--json", "b.tar"],
+                ["prepare", "check", "a.tar", "--html", "b.tar"],
+                ["plan", "--json", "b.tar"],
+            )
+        ),
         (["prepare", "index", "zip:///"], "'zip:///': protocol 'zip' cannot be used"),
         (["codebook", "encode", "gone", "--out", "x"], "required: --codebook"),
         (["evaluate", "gone", "--fast"], "unknown argument --fast"),

@@ -140,7 +140,7 @@ def test_too_few_samples_for_a_step_are_refused(tmp_path):
     assert (
         "3 usable samples" in line
         and "fewer than the 16 of one step" in line
-        and "--data.sources.pair.global-batch-size to 3 or less" in line
+        and "--data.sources.pair.global-batch-size to at most 3" in line
     )
 
 

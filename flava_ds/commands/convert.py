@@ -29,12 +29,21 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )
 
 
-def check_place(source: Path, out: Path) -> None:
-    """Raises UserError where writing would overwrite what is read, a run, or a part of its checkpoints."""
+def check_place(source: Path, out: Path, to: str) -> None:
+    """Raises UserError where writing would overwrite what is read, a run, a part of its checkpoints, or a
+    model of the other program.
+    """
     if out.resolve() == source.resolve():
         raise UserError(f"{out}: is what is read, which would be overwritten; name another place")
     if (out / files.FOLDER).is_dir() or all((out / name).is_file() for name in RUN):
         raise UserError(f"{out}: is a run, whose config.json would be overwritten; name another place")
+    if (out / files.CONFIG).is_file():
+        from flava_ds.hf.files import read_json
+
+        theirs = "model_type" in read_json(out / files.CONFIG)
+        if theirs != (to == "hf"):
+            kind = "Hugging Face" if theirs else "flava_ds"
+            raise UserError(f"{out}: has a model of {kind}, which would be overwritten; name another place")
     for folder in (out.resolve(), out.resolve().parent):
         whole = all((folder / name).is_file() for name in (files.MANIFEST, files.STATE))
         if whole or ((folder / files.LATEST).is_file() and any(folder.glob("step_*"))):
@@ -44,7 +53,7 @@ def check_place(source: Path, out: Path) -> None:
 def run(options: argparse.Namespace) -> int:
     """Writes the converted weights and prints where they are; returns the exit status."""
     source = Path(options.source)
-    check_place(source, options.out)
+    check_place(source, options.out, options.to)
     if options.to == "safetensors":
         from flava_ds.checkpoints.reader import write_weights
 

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from flava_ds.commands.local_path import report_path
 from flava_ds.errors import DataError, UserError
 
 COLUMNS = {
@@ -61,7 +62,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--bootstrap", type=int, default=200, metavar="N", help="resampled fits for intervals (default: 200)"
     )
-    command.add_argument("--json", type=Path, metavar="FILE", help="write all numbers as JSON")
+    command.add_argument("--json", type=report_path, metavar="FILE", help="write all numbers as JSON")
 
 
 def run(options: argparse.Namespace) -> int:

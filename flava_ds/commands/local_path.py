@@ -13,3 +13,11 @@ def local_path(text: str) -> Path:
     if not text or "\0" in text:
         raise argparse.ArgumentTypeError(f"{text!r:.200} names no file or folder")
     return Path(text)
+
+
+def report_path(text: str) -> Path:
+    """Returns the path of a report or list to write; not one that a shell has put there for `*.tar`."""
+    path = local_path(text)
+    if path.suffix == ".tar":
+        raise argparse.ArgumentTypeError(f"{text!r:.200} would be overwritten, and is named as a shard is")
+    return path

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flava_ds.commands.local_path import report_path
 from flava_ds.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,8 +38,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         help="tuned.json of an earlier --tune on this GPU, whose measured steps times follow; none: nothing "
         "(default: the recipe's own, if it was tuned on this GPU)",
     )
-    command.add_argument("--json", type=Path, metavar="FILE", help="write all numbers as JSON")
-    command.add_argument("--page", type=Path, metavar="FILE.html", help="write one page with plots")
+    command.add_argument("--json", type=report_path, metavar="FILE", help="write all numbers as JSON")
+    command.add_argument("--page", type=report_path, metavar="FILE.html", help="write one page with plots")
     command.add_argument("--simulate", action="store_true", help="simulate the run with its failures, too")
     command.add_argument(
         "--scale", metavar="N,N,...", help="with --simulate: numbers of GPUs to compare, e.g. 8,64,512,4096"

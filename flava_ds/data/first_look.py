@@ -32,7 +32,7 @@ def look_over(config: Config, sources: Mapping[str, Any]) -> None:
             raise DataError(
                 f"source '{name}': {source.length} usable samples in '{source.source.shards}' are fewer than "
                 f"the {size} of one step over all ranks; add shards, or set "
-                f"--data.sources.{name}.global-batch-size to {source.length} or less"
+                f"--data.sources.{name}.global-batch-size to at most {source.length}"
             )
         if isinstance(source, IndexedShards) and source.source.caption_key and source.kind != "image":
             _look_for_captions(source, source.source.caption_key)

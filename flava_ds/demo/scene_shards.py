@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
-import tempfile
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -21,12 +20,14 @@ from flava_ds.errors import DataError
 from flava_ds.prepare.regions import encoded
 from flava_ds.prepare.shard_writer import Counts, ShardWriter
 from flava_ds.regions.detector import Detector, load_detector
+from flava_ds.storage.atomic import PARTIAL, hold
 
 SCENES = 8_000
 """As many as there are training drawings, and some more."""
 SEED = 2
 """Not those of the detector's training and of the evaluations."""
 PER_SHARD = 1_000
+POLL_S = 1.0
 _AT_ONCE = 50
 """Divides PER_SHARD, so that a continued call forms the same batches."""
 
@@ -71,21 +72,20 @@ def write_scenes(
 
 def provide_scenes(root: Path, out: Path, tell: Callable[[str], None] = print) -> None:
     """Writes the training scenes with the demo's regions to `out`, unless they are there. The folder appears
-    whole, so several processes may call this at the same time.
+    whole; what an interrupted call has written is continued. Of several processes that call this at the same
+    time one writes and the others wait.
 
     Raises: DataError if `out` contains something else.
     """
     detector = load_detector("demo")
-    if out.exists():
-        write_scenes(root, out, detector, count=SCENES, tell=tell)
-        return
-    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=root))
-    try:
-        write_scenes(root, staging / out.name, detector, count=SCENES, tell=tell)
-        with suppress(OSError):  # another process was faster
-            (staging / out.name).rename(out)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    while not out.exists():
+        with suppress(BlockingIOError), hold(out.with_name(f".{out.name}.lock")) as lock:
+            if not out.exists():  # or else another process has finished in between
+                staging = out.with_name(f".{out.name}{PARTIAL}")
+                write_scenes(root, staging, detector, count=SCENES, tell=tell)
+                staging.rename(out)
+            Path(lock.name).unlink(missing_ok=True)
+        time.sleep(0 if out.exists() else POLL_S)
     write_scenes(root, out, detector, count=SCENES, tell=tell)
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from flava_ds.errors import DataError
 from flava_ds.prepare.annotations import NO_CAPTION, Annotated, Dropped, clean, json_lines, open_text
+
+log = logging.getLogger(__name__)
 
 IMAGE_COLUMNS = ("file_name", "filepath", "image", "path", "file")
 CAPTION_COLUMNS = ("caption", "text", "title")
@@ -25,8 +28,10 @@ def read(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
     """
     found: dict[str, tuple[list[str], dict[str, Any]]] = {}
     for path in paths:
-        for row in _rows(path):
+        for line, row in enumerate(_rows(path)):
             name, caption = _column(path, row, IMAGE_COLUMNS), _column(path, row, CAPTION_COLUMNS)
+            if line == 0:
+                _say_unused(path, row, (name, caption))
             rest = {key: _number(value) for key, value in row.items() if key not in (name, caption)}
             captions, _ = found.setdefault(str(row[name]), ([], rest))
             texts = row[caption] if isinstance(row[caption], list) else [row[caption]]
@@ -65,6 +70,16 @@ def _column(path: Path, row: dict[str, Any], names: Sequence[str]) -> str:
     if name is None:
         raise DataError(f"own: '{path}' has the columns {', '.join(row)}; it needs one of {', '.join(names)}")
     return name
+
+
+def _say_unused(path: Path, row: dict[str, Any], used: tuple[str, str]) -> None:
+    """Warns of columns that could have been meant instead of those that are used."""
+    other = [name for name in (*IMAGE_COLUMNS, *CAPTION_COLUMNS) if name in row and name not in used]
+    if other:
+        log.warning(
+            "own: '%s': pictures are those of column '%s' and captions those of '%s'; %s: only in the .json",
+            *(path, *used, ", ".join(other)),
+        )
 
 
 def _number(value: Any) -> Any:

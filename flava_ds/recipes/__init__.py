@@ -175,7 +175,7 @@ def load_recipe(recipe: str, depth: int = 0) -> Config:
     if path.is_dir():
         saved = path / "config.json"
         how = (
-            f"is a run's folder; `flava-ds train {saved}` goes on with that run"
+            f"is a run's folder; give {saved}, with which `flava-ds train` goes on"
             if saved.is_file()
             else f"is a folder, not a recipe; give {WAYS}"
         )

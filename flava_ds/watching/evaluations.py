@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from flava_ds.config import EvaluationConfig
 from flava_ds.config.evaluation import EVALUATED
+from flava_ds.errors import UserError
 from flava_ds.ranks.distributed import World, log
 from flava_ds.training.watcher import Update, Watcher
 
@@ -49,20 +50,25 @@ class EvaluationWatcher(Watcher):
         add_numbers: Callable[[dict[str, float]], None],
         paused: Callable[[], AbstractContextManager[None]],
         of_pixels: Callable[[], Results] = dict,
+        best_metric: str = "",
     ) -> None:
         """`evaluate` runs the tasks on the live model on all ranks: task -> number -> score, equal on all;
         `of_pixels` those that can run on raw pixels on these.
 
         `add_numbers` adds fields to the next log record; time inside `paused` does not count in rates.
+        `best_metric` is checkpoint.best_metric.
         """
         self.config, self.total_steps, self.world = config, total_steps, world
         self._evaluate, self._add_numbers, self._paused = evaluate, add_numbers, paused
-        self._of_pixels, self._referred = of_pixels, False
+        self._of_pixels, self._referred, self._best_metric = of_pixels, False, best_metric
         self._latest: dict[str, Score] = {}
         self._step = -1
 
     def after_update(self, update: Update) -> None:
-        """Evaluates if due, before the step's record is written."""
+        """Evaluates if due, before the step's record is written.
+
+        Raises: UserError if checkpoint.best_metric is a number of the tasks that they have not.
+        """
         step, made, every = update.step, update.step + 1, self.config.every_steps
         if not every or (made % every and made != self.total_steps):
             return
@@ -75,6 +81,11 @@ class EvaluationWatcher(Watcher):
         if self.world.is_main:
             told = _told(EVALUATED, self._latest)
             log.info("evaluated after step %d; training was paused for %.1f s: %s", made, seconds, told)
+        name = self._best_metric
+        if name.startswith(EVALUATED) and name not in self._latest:
+            task = name.rpartition("/")[0]
+            known = ", ".join(other for other in self._latest if other.rpartition("/")[0] == task)
+            raise UserError(f"checkpoint.best_metric is '{name}'; of that task there are {known or 'none'}")
 
     def metric(self, name: str) -> dict[str, Any] | None:
         """Returns what a checkpoint stores of the number called checkpoint.best_metric.

@@ -1,4 +1,4 @@
-"""A conversion overwrites neither what it reads nor a run."""
+"""A conversion overwrites neither what it reads nor a run nor another program's model."""
 
 import pytest
 from checkpoint_helpers import small_weights, write_checkpoint
@@ -13,6 +13,8 @@ from flava_ds import cli
         ("runs/a", "hf", "runs/../link", "link: is what is read, which would be overwritten"),
         ("theirs", "flava_ds", "theirs", "theirs: is what is read, which would be overwritten"),
         ("runs/a", "hf", "runs/b", "runs/b: is a run, whose config.json would be overwritten"),
+        ("theirs", "flava_ds", "bert", "bert: has a model of Hugging Face, which would be overwritten"),
+        ("runs/a", "hf", "ours", "ours: has a model of flava_ds, which would be overwritten"),
         ("runs/a", "hf", "runs/c", "runs/c: is a run, whose config.json would be overwritten"),
         ("runs/a", "hf", "runs/a/checkpoints", "runs/a/checkpoints belongs to a run's checkpoints"),
         ("runs/a", "safetensors", "runs/a/checkpoints/latest", "checkpoints belongs to a run's checkpoints"),
@@ -32,6 +34,9 @@ def test_nothing_of_a_run_is_overwritten(source, to, out, message, tmp_path, mon
     for file in ("runs/c/config.json", "runs/c/environment.json", "theirs/config.json"):
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).write_text("{}")
+    for folder, text in {"bert": '{"model_type": "bert"}', "ours": '{"model": {}}'}.items():
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "config.json").write_text(text)
     (tmp_path / "link").symlink_to(tmp_path / "runs" / "a")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert cli.main(["convert", source, "--to", to, out]) == 2

@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -64,7 +65,7 @@ def test_a_launch_gets_the_scenes_that_its_recipe_reads(tmp_path, monkeypatch, c
     monkeypatch.setattr(scene_shards, "SCENES", 3)
     config = resolve("demo_clip", [])
     config = config.with_sources({"scenes": SourceConfig(kind="pair", shards=str(SCENES))})
-    for words in (f"{SCENES.name}: 3 of 3 scenes", ""):
+    for words in (f".{SCENES.name}.partial: 3 of 3 scenes", ""):
         launch.provide_demo_data(config)
         assert words in capsys.readouterr().out
         assert {path.name for path in SCENES.iterdir()} == {"00000.tar", "00000_stats.json", "prepared.json"}
@@ -73,6 +74,28 @@ def test_a_launch_gets_the_scenes_that_its_recipe_reads(tmp_path, monkeypatch, c
     (SCENES / "00000_stats.json").write_text("{}")
     with pytest.raises(DataError, match="00000_stats.json' is not a record of a conversion"):
         launch.provide_demo_data(config)
+
+
+def test_an_interrupted_launch_is_continued_by_one_while_others_wait(tmp_path, monkeypatch):
+    unpacked, out, drawn = unpack().root, tmp_path / "scenes", []
+    (tmp_path / "pairs-train").symlink_to(unpacked / "pairs-unseen-concepts")
+    for name, value in {"SCENES": 3, "PER_SHARD": 1, "_AT_ONCE": 1, "POLL_S": 0.01}.items():
+        monkeypatch.setattr(scene_shards, name, value)
+
+    def draw(drawings, seed, number):
+        drawn.append(number)
+        if drawn == [0, 1, 2]:
+            raise KeyboardInterrupt
+        return draw_scene(drawings, seed, number)
+
+    monkeypatch.setattr(scene_shards, "draw_scene", draw)
+    with pytest.raises(KeyboardInterrupt):
+        scene_shards.provide_scenes(tmp_path, out)
+    assert not out.exists()
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda _: scene_shards.provide_scenes(tmp_path, out), range(3)))
+    assert drawn == [0, 1, 2, 1, 2]  # a shard is finished when the next one begins
+    assert len(list(out.glob("*.tar"))) == 3 and not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.parametrize(

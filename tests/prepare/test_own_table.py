@@ -35,10 +35,10 @@ def test_the_command_writes_a_sample_for_each_picture(tmp_path, capsys):
     ]
 
 
-def test_pictures_that_are_nowhere_end_it_and_the_right_folder_follows(tmp_path, capsys):
+def test_pictures_that_are_nowhere_end_it_and_the_right_folder_follows(tmp_path, capsys, caplog):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.png").write_bytes(png("red", 0))
-    (tmp_path / "captions.tsv").write_text("file_name\tcaption\na.png\ta dog\n")
+    (tmp_path / "captions.tsv").write_text("file_name\ttext\tcaption\na.png\tDSC1\ta dog\n")
     command = ["prepare", "own", str(tmp_path / "captions.tsv"), "--out", str(tmp_path / "out"), "--images"]
     assert main([*command, str(tmp_path)]) == 2
     assert "own: none of 1 entries can be used (no image file 1); files are looked for below" in (
@@ -46,6 +46,7 @@ def test_pictures_that_are_nowhere_end_it_and_the_right_folder_follows(tmp_path,
     )
     assert main([*command, str(tmp_path / "photos")]) == 0
     assert "1 samples from 1 entries" in capsys.readouterr().out
+    assert "of column 'file_name' and captions those of 'caption'; text: only in the .json" in caplog.text
 
 
 def test_json_lines_may_list_captions(tmp_path):

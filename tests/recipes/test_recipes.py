@@ -72,7 +72,11 @@ def test_saved_configuration_takes_overrides(tmp_path):
         ("zzz", [], "no recipe named 'zzz'; choose one of demo, flava_tiny, flava_base, flava_large"),
         ("gone/config.json", [], "gone/config.json: no such file; give the config.json of a run"),
         ("RUN/configs.json", [], "RUN/configs.json: no such file; did you mean 'config.json'?"),
-        ("RUN", [], "RUN: is a run's folder; `flava-ds train RUN/config.json` goes on with that run"),
+        (
+            "RUN",
+            [],
+            "RUN: is a run's folder; give RUN/config.json, with which `flava-ds train` goes on",
+        ),
         (".", [], ".: is a folder, not a recipe; give the path of a saved config.json"),
         (
             "flava_base",

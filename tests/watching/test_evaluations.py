@@ -4,9 +4,11 @@ import dataclasses
 from contextlib import contextmanager
 from types import SimpleNamespace
 
+import pytest
 from toy import update_of
 
 from flava_ds.config import EvaluationConfig
+from flava_ds.errors import UserError
 from flava_ds.evaluation.protocols import Score
 from flava_ds.watching.evaluations import EvaluationWatcher
 
@@ -16,12 +18,11 @@ SETTINGS = EvaluationConfig(every_steps=4, tasks=("a",), data_root="x")
 class Run:
     """A watcher with everything that it is given."""
 
-    def __init__(self, config=SETTINGS, total_steps=10):
+    def __init__(self, config=SETTINGS, total_steps=10, best_metric=""):
         self.steps, self.logged, self.open = [], [], False
         world = SimpleNamespace(is_main=True)
-        self.watcher = EvaluationWatcher(
-            config, total_steps, world, self.evaluate, self.logged.append, self.paused, self.of_pixels
-        )
+        hooks = (self.evaluate, self.logged.append, self.paused, self.of_pixels)
+        self.watcher = EvaluationWatcher(config, total_steps, world, *hooks, best_metric)
         self.step = -1
 
     def evaluate(self):
@@ -67,6 +68,16 @@ def test_numbers_are_log_fields_with_the_seconds():
     [numbers] = run.logged
     assert numbers.pop("evaluation_seconds") >= 0
     assert numbers == {"evaluation/a/accuracy": 3.0, "evaluation/a/loss": 1.0}
+
+
+def test_a_best_metric_that_no_task_has_ends_the_run_at_the_first_evaluation():
+    Run(best_metric="evaluation/a/loss").make(range(4))
+    Run(best_metric="loss/mlm").make(range(4))
+    run = Run(best_metric="evaluation/a/acuracy")
+    said = "'evaluation/a/acuracy'; of that task there are evaluation/a/accuracy, evaluation/a/loss"
+    with pytest.raises(UserError, match=said):
+        run.make(range(10))
+    assert run.steps == [3]
 
 
 def test_a_metric_knows_its_step_and_which_way_is_better():

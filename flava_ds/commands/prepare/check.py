@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from flava_ds.commands.local_path import local_path
+from flava_ds.commands.local_path import report_path
 from flava_ds.commands.prepare.shards import SHARDS
 from flava_ds.errors import UserError
 from flava_ds.plain_text import log_to_console
@@ -40,9 +40,9 @@ def add_arguments(action: argparse.ArgumentParser) -> None:
         default=10_000,
         help="samples to read, evenly spaced; 0 reads all (default: 10000)",
     )
-    action.add_argument("--json", type=local_path, metavar="FILE", help="also write the results as JSON")
+    action.add_argument("--json", type=report_path, metavar="FILE", help="also write the results as JSON")
     action.add_argument(
-        "--html", type=local_path, metavar="FILE", help="also write a page with charts and sample images"
+        "--html", type=report_path, metavar="FILE", help="also write a page with charts and sample images"
     )
 
 

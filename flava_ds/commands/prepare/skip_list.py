@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from flava_ds.commands.local_path import local_path
+from flava_ds.commands.local_path import local_path, report_path
 from flava_ds.errors import UserError
 
 
@@ -20,7 +20,7 @@ def add_arguments(action: argparse.ArgumentParser) -> None:
         help="instead of images: the unusable samples that a run has met",
     )
     action.add_argument(
-        "--out", type=local_path, required=True, help="the list to write; lists can be joined with cat"
+        "--out", type=report_path, required=True, help="the list to write; lists can be joined with cat"
     )
     action.add_argument(
         "--split-file",

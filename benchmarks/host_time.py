@@ -1,6 +1,6 @@
 """Host time of the operators on a GPU's path, measured on a CPU: Python and dispatch, not the GPU.
 
-    python benchmarks/host_time.py [--calls N]
+    python benchmarks/host_time.py [--calls N] [--rounds N]
 
 Kernels are not launched: in this script, and nowhere else, triton's JITFunction.run does nothing. What is
 left is what the host does until there: torch.library or an autograd function, casts, checks, the choice of
@@ -9,7 +9,7 @@ numbers. Each operator is called forward and backward on tensors of a few rows, 
 in it cost next to nothing; time inside the launching functions counts apart, since both ways call the same.
 
 Counts per micro-step come from flava_base's step on the meta device. Times are CPU time of one thread, the
-least of several rounds. Writes benchmarks/results/host_time.json.
+least of several rounds, in which the ways take turns. Writes benchmarks/results/host_time.json.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -93,31 +94,49 @@ class Launching:
 def measure(name: str, calls: int, launching: Launching) -> dict[str, float]:
     """Returns microseconds of one call, forward and backward: outside and inside the launching functions.
 
-    All calls of a round, each with tensors of its own, are one graph with one backward pass, as in a step.
+    All calls, each with tensors of its own, are one graph with one backward pass, as in a step.
     """
     op = OPS[name]
     case = next(case for case in op.cases() if case.name == CASES[name])
-    rounds = []
     gc.disable()
-    for _ in range(ROUNDS):
-        inputs = [case.inputs(torch.float32) for _ in range(calls)]
-        wanted = [each[argument] for each in inputs for argument in case.differentiable]
-        launching.seconds, launching.launches, begun = 0.0, 0, time.thread_time()
-        results = [op.function(**each) for each in inputs]
-        whole = time.thread_time() - begun
-        flat = [x for some in results for x in (some if isinstance(some, tuple) else (some,))]
-        flat = [result for result in flat if result.requires_grad]
-        upstream = [torch.ones_like(result) for result in flat]
-        begun = time.thread_time()
-        torch.autograd.grad(flat, wanted, upstream)
-        whole += time.thread_time() - begun
-        rounds.append((whole - launching.seconds, launching.seconds))
+    inputs = [case.inputs(torch.float32) for _ in range(calls)]
+    wanted = [each[argument] for each in inputs for argument in case.differentiable]
+    launching.seconds, launching.launches, begun = 0.0, 0, time.thread_time()
+    results = [op.function(**each) for each in inputs]
+    whole = time.thread_time() - begun
+    flat = [x for some in results for x in (some if isinstance(some, tuple) else (some,))]
+    flat = [result for result in flat if result.requires_grad]
+    upstream = [torch.ones_like(result) for result in flat]
+    begun = time.thread_time()
+    torch.autograd.grad(flat, wanted, upstream)
+    whole += time.thread_time() - begun
     gc.enable()
-    outside, inside = min(rounds)
     return {
-        "microseconds": round(1e6 * outside / calls, 1),
-        "launching_microseconds": round(1e6 * inside / calls, 1),
+        "microseconds": round(1e6 * (whole - launching.seconds) / calls, 1),
+        "launching_microseconds": round(1e6 * launching.seconds / calls, 1),
         "launches": launching.launches / calls,
+    }
+
+
+def measure_ways(rounds: int, calls: int, launching: Launching) -> dict[str, dict[str, dict[str, float]]]:
+    """Returns the least of several rounds: way -> operator -> its times. The ways take turns in every round,
+    so that a slow minute of the machine meets all of them.
+    """
+    found: dict[str, dict[str, list[dict[str, float]]]] = {way: {name: [] for name in CASES} for way in WAYS}
+    for _ in range(rounds):
+        for name, (way, replaced) in product(CASES, WAYS.items()):
+            with contextlib.ExitStack() as stack:
+                for function, other in replaced.items():
+                    stack.enter_context(mock.patch.object(dispatch, function, other))
+                if way == "bare":
+                    for cast in ("like_linear", "like_layer_norm", "like_cat"):
+                        stack.enter_context(mock.patch.object(autocast, cast, lambda *tensors: tensors))
+                    for check in ("sequences", "labels"):
+                        stack.enter_context(mock.patch.object(checks, check, lambda *a, **k: None))
+                found[way][name].append(measure(name, calls, launching))
+    return {
+        way: {name: min(each, key=lambda of: of["microseconds"]) for name, each in names.items()}
+        for way, names in found.items()
     }
 
 
@@ -180,22 +199,13 @@ def main() -> None:
     """Measures both ways, and prints and writes what a micro-step costs."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--calls", type=int, default=300, help="of each operator in a round")
-    calls = parser.parse_args().calls
+    parser.add_argument("--rounds", type=int, default=9, help="of which the fastest counts")
+    options = parser.parse_args()
     dispatch.unavailable = lambda device_type: None
     checks.readable = lambda tensor: os.environ.get(checks.VARIABLE) == "1"  # as for tensors on a GPU
     launching = Launching()
     launching.watch()
-    measured = {}
-    for way, replaced in WAYS.items():
-        with contextlib.ExitStack() as stack:
-            for name, function in replaced.items():
-                stack.enter_context(mock.patch.object(dispatch, name, function))
-            if way == "bare":
-                for cast in ("like_linear", "like_layer_norm", "like_cat"):
-                    stack.enter_context(mock.patch.object(autocast, cast, lambda *tensors: tensors))
-                for check in ("sequences", "labels"):
-                    stack.enter_context(mock.patch.object(checks, check, lambda *a, **k: None))
-            measured[way] = {name: measure(name, calls, launching) for name in CASES}
+    measured = measure_ways(options.rounds, options.calls, launching)
     blocks = {way: measure_block(way == "compiled", 24, launching) for way in ("eager", "compiled")}
     del os.environ["FLAVA_KERNELS"]
     steps = calls_of_a_step()

@@ -14,7 +14,7 @@ def require_model(path: Path) -> None:
         return
     known = sorted(str(found.parent) for found in path.parent.glob("*/config.json"))
     there = "no such folder" if not path.is_dir() else "holds no config.json"
-    hint = f"runs there: {', '.join(known[:8])}" if known else "train one with `flava-ds train RECIPE`"
+    hint = f"there are {', '.join(known[:8])}" if known else "train one with `flava-ds train RECIPE`"
     raise UserError(f"{path}: {there}, so it is not a run; {hint}")
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from flava_ds.errors import DataError
+from flava_ds.plain_text import escaped
 from flava_ds.prepare.img2dataset import compare
 from flava_ds.storage import faults
 from flava_ds.storage.faults import counted
@@ -43,8 +44,9 @@ def build_indexes(
             paths, load_indexes(paths, checksum=checksum, processes=processes), strict=True
         )
     }
+    alone = verified if len(by_place) == 1 else ""
     for place, own in by_place.items():
-        print(f"{place}: {_summary([held[path] for path in own])}{verified if len(by_place) == 1 else ''}")
+        print(f"{escaped(place)}: {_summary([held[path] for path in own])}{alone}")
     if len(by_place) > 1:
         print(f"all, each shard once: {_summary(list(held.values()))}{verified}")
     _name_some(

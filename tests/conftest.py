@@ -32,6 +32,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seconds", type=float, default=math.inf, help="skip what has not begun by then")
 
 
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist may be absent
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Hands out files so that a crash ends no more than its test."""
+    from crashed_workers import SurvivingCrashes
+
+    return SurvivingCrashes(config, log) if config.getoption("dist") == "loadfile" else None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Lets processes that share the files begin with those that take long, so that none is left with one at
     the end.

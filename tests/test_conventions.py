@@ -33,6 +33,7 @@ PROGRAM_TESTS = {
     "mutations",
     "gpu_suite",
     "changed_tests",
+    "crashed_workers",
     "equality",
     "path_of_a_batch",
     "own_data",

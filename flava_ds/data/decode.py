@@ -75,12 +75,13 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
     if header.width < 1 or header.height < 1:
         raise SampleFault(faults.UNDECODABLE, f"{header.format} of {header.width} x {header.height} pixels")
     try:
-        if header.format == "PNG":
-            data = png.plain(data)
         if header.rare:
             return _decode_with_pillow(data, header)
-        mode = _RGB_ALPHA if header.alpha else _RGB
-        image = decoder()(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode, True)
+        plain = png.plain(data) if header.format == "PNG" else bytearray(data)
+        image = decoder()(
+            torch.frombuffer(plain, dtype=torch.uint8), _RGB_ALPHA if header.alpha else _RGB, True
+        )
+        del plain
     except Exception as error:  # Pillow's plugins raise all kinds of errors on damaged files
         said = _WHERE.sub("", " ".join(str(error).split()))[:200] or type(error).__name__
         raise SampleFault(faults.UNDECODABLE, f"{header.format}: {said}") from error

@@ -15,11 +15,12 @@ def test_a_process_that_dies_fails_its_test_and_no_other_is_lost(tmp_path):
         bodies = ["os.kill(os.getpid(), 9)" if at in CRASHES.get(name, ()) else "pass" for at in range(5)]
         tests = [f"def test_{at}():\n    {body}\n" for at, body in enumerate(bodies)]
         (tmp_path / name).write_text("import os\n" + "".join(tests))
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     together = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "conftest", "-p", "no:cacheprovider", *together, "."],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT / "tests")},
+        env=alone | {"PYTHONPATH": str(ROOT / "tests")},
         capture_output=True,
         text=True,
         timeout=300,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from math import fsum
 from pathlib import Path
 
 from blocks import markdown_table, read_results
@@ -19,7 +20,7 @@ def host_time(root: Path) -> str:
     for kind, counts in results["steps"].items():
         calls = Counter({name.removesuffix("_forward"): count for name, count in counts.items()})
         whole = {
-            way: sum(calls[name] * found["microseconds"] for name, found in ways[way].items()) / 1e3
+            way: fsum(calls[name] * found["microseconds"] for name, found in ways[way].items()) / 1e3
             for way in WAYS
         }
         before, after = (whole[way] - whole["bare"] for way in WAYS[:2])

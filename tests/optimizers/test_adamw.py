@@ -69,14 +69,21 @@ def test_deepspeed_fused_adam_says_that_it_needs_cuda():
 
 
 def test_a_vendor_optimizer_is_gated_too(monkeypatch):
-    """DeepSpeed's interface, with Rprop behind it, which knows no flag either: groups sleep, the flag skips,
-    the scale divides.
+    """DeepSpeed's interface, with steps of one size behind it, which know no flag either: groups sleep, the
+    flag skips, the scale divides.
     """
 
-    class FusedAdam(torch.optim.Rprop):
+    class FusedAdam(torch.optim.Optimizer):
         def __init__(self, params, lr, betas, eps, weight_decay, adam_w_mode):
             assert adam_w_mode
-            super().__init__(params, lr=lr)
+            super().__init__(params, {"lr": lr})
+
+        @torch.no_grad()
+        def step(self, closure=None):
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        parameter -= group["lr"] * parameter.grad.sign()
 
     vendor = types.ModuleType("deepspeed.ops.adam")
     vendor.FusedAdam = FusedAdam

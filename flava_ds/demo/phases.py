@@ -90,9 +90,8 @@ def choose_precision(demo: Demo) -> None:
     measured = f"fp32 {rates['float32']:.0f}, bf16 {rates['bfloat16']:.0f} GFLOP/s with {threads} thread(s)"
     print(f"{measured}: {precision}", flush=True)
     at_once = min(demo.ranks, len(os.sched_getaffinity(0)))
-    demo.save(
-        precision=precision, gemm_rate=at_once * rates["bfloat16" if precision == "bf16" else "float32"]
-    )
+    rate = rates["bfloat16" if precision == "bf16" else "float32"]
+    demo.save(precision=precision, gemm_rate=at_once * rate, fp32_rate=at_once * rates["float32"])
 
 
 def gemm_rate(dtype: str, threads: int, seconds: float = 0.5) -> float:

@@ -79,13 +79,14 @@ def go_through(demo: Demo) -> None:
 
 
 def time_left(demo: Demo) -> str:
-    """Returns the approximate time left, from the measured matrix product rate or the given minutes."""
+    """Returns the approximate time left, from the measured matrix product rates or the given minutes."""
     if demo.plan.fixed is None:
         return f" of {demo.plan.minutes:g}"
-    if "gemm_rate" not in demo.state:
+    if "fp32_rate" not in demo.state:
         return ""
-    seconds = expected_seconds(demo.total_steps - trained_steps(demo), demo.state["gemm_rate"])
-    return f", about {max(1, round(seconds / 60))} more at this machine's rate"
+    rates = demo.state["gemm_rate"], demo.state["fp32_rate"]
+    seconds = expected_seconds(demo.total_steps - trained_steps(demo), *rates)
+    return f", very roughly {max(1, round(seconds / 60))} more here"
 
 
 def conclude(demo: Demo) -> int:

@@ -47,7 +47,8 @@ def test_precision_is_bf16_only_when_clearly_faster(monkeypatch, bf16, expected)
     demo = opened()
     demo_phases.choose_precision(demo)
     assert demo.state["precision"] == expected
-    assert demo.state["gemm_rate"] == 2 * (bf16 if expected == "bf16" else 100.0), "two ranks at once"
+    rates = demo.state["gemm_rate"], demo.state["fp32_rate"]
+    assert rates == (2 * (bf16 if expected == "bf16" else 100.0), 200.0), "two ranks at once"
 
 
 def test_gemm_rate_is_positive_and_leaves_threads_alone():

@@ -139,10 +139,10 @@ def test_without_gates_nothing_fails_and_it_says_what_was_left_out(plan, capsys)
 def test_time_left_is_told_once_the_machine_is_measured():
     demo = open_demo(SHORT, ranks=2, new=True)
     assert demo_run.time_left(demo) == ""
-    demo.save(gemm_rate=100.0)
+    demo.save(gemm_rate=100.0, fp32_rate=50.0)
     slow = demo_run.time_left(demo)
-    demo.save(gemm_rate=1000.0)
-    assert slow.startswith(", about ") and demo_run.time_left(demo) != slow
+    demo.save(gemm_rate=1000.0, fp32_rate=500.0)
+    assert slow.startswith(", very roughly ") and demo_run.time_left(demo) != slow
     assert demo_run.time_left(open_demo(Plan(work=None, minutes=3), ranks=2, new=True)) == " of 3"
 
 

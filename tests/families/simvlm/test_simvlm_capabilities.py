@@ -121,7 +121,7 @@ def test_it_learns_to_name_pictures(config):
     image = dataclasses.replace(config.model.image, norm_group=8, norm_momentum=0.9)
     own = build_task(dataclasses.replace(config, model=dataclasses.replace(config.model, image=image)))
     optimizer, batch = torch.optim.Adam(own.parameters(), lr=3e-3), whole(make_batch((5,) * 8))
-    for step in range(150):
+    for step in range(250):
         output = own("step", batch, denominators(own, batch))
         optimizer.zero_grad()
         output.loss.backward()

@@ -15,16 +15,18 @@ def test_a_process_that_dies_fails_its_test_and_no_other_is_lost(tmp_path):
         bodies = ["os.kill(os.getpid(), 9)" if at in CRASHES.get(name, ()) else "pass" for at in range(5)]
         tests = [f"def test_{at}():\n    {body}\n" for at, body in enumerate(bodies)]
         (tmp_path / name).write_text("import os\n" + "".join(tests))
-    alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    plain = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": str(ROOT / "tests")}
+    options = ["-p", "conftest", "-p", "no:cacheprovider", "--color=no"]
     together = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "conftest", "-p", "no:cacheprovider", *together, "."],
+        [sys.executable, "-m", "pytest", *options, *together, "."],
         cwd=tmp_path,
-        env=alone | {"PYTHONPATH": str(ROOT / "tests")},
+        env=plain,  # without what an earlier test or its library has set for this process
         capture_output=True,
         text=True,
         timeout=300,
     )
     died = {f"{name}::test_{at}" for name, places in CRASHES.items() for at in places}
-    assert {line.split()[1] for line in done.stdout.splitlines() if line.startswith("FAILED ")} == died
+    failed = {line.split()[1] for line in done.stdout.splitlines() if line.startswith("FAILED ")}
+    assert failed == died, done.stdout + done.stderr
     assert "4 failed, 26 passed" in done.stdout.splitlines()[-1], done.stdout

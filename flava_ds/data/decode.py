@@ -77,11 +77,10 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
     try:
         if header.rare:
             return _decode_with_pillow(data, header)
-        plain = png.plain(data) if header.format == "PNG" else bytearray(data)
-        image = decoder()(
-            torch.frombuffer(plain, dtype=torch.uint8), _RGB_ALPHA if header.alpha else _RGB, True
-        )
-        del plain
+        encoded = png.plain(data) if header.format == "PNG" else bytearray(data)
+        mode = _RGB_ALPHA if header.alpha else _RGB
+        image = decoder()(torch.frombuffer(encoded, dtype=torch.uint8), mode, True)
+        del encoded  # a PNG's is as large as the picture
     except Exception as error:  # Pillow's plugins raise all kinds of errors on damaged files
         said = _WHERE.sub("", " ".join(str(error).split()))[:200] or type(error).__name__
         raise SampleFault(faults.UNDECODABLE, f"{header.format}: {said}") from error

@@ -12,8 +12,8 @@ DEMO_STAMP := $(VENV)/.installed-demo
 STAMP      := $(VENV)/.installed
 EXTRAS     := demo,hf,eval,triton,dev
 
-# Measurements for the pages about distributed training, fastest first: about half an hour in all.
-RESULTS := communication two_hosts equality two_pass checkpoint_cost faults
+# Measurements for the pages about distributed training, fastest first: about 40 minutes in all.
+RESULTS := communication two_hosts slurm equality two_pass checkpoint_cost faults
 
 # How long the demo runs: a fixed work, or minutes.
 LENGTH = $(if $(MINUTES),--minutes $(MINUTES),--work $(WORK))

@@ -37,7 +37,7 @@ def own_words(printed: str) -> list[str]:
 def main() -> int:
     """Runs everything. Returns 1 if a curve differs."""
     from pretend_hosts import ADDRESSES, missing, two_hosts
-    from two_host_runs import LAUNCHERS, STEPS, run_on_one_host, run_on_two_hosts
+    from two_host_runs import LAUNCHERS, ONE_HOST, OVERRIDES, STEPS, run_on_two_hosts, train_on_one_host
 
     if reason := missing(*LAUNCHERS.values()):
         print(f"error: {reason}", file=sys.stderr)
@@ -52,7 +52,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.chdir(folder)
-        expected = run_on_one_host(folder)
+        expected = train_on_one_host(folder, ONE_HOST, OVERRIDES)
         (folder / "net").mkdir()
         with two_hosts(folder / "net") as hosts:
             for launcher in LAUNCHERS:

@@ -19,6 +19,7 @@ from flava_ds.errors import DataError, UserError
 from flava_ds.preview import preview
 from flava_ds.ranks import roll_call
 from flava_ds.ranks.distributed import World, barrier, gather_objects, log, raise_together, start
+from flava_ds.ranks.launch import provide_demo_data
 from flava_ds.storage.index import index_missing
 from flava_ds.storage.retry import policy_of
 from flava_ds.storage.shards import list_shards
@@ -145,7 +146,7 @@ def build_loader(config: Config, world: World, first_step: int, saved_state: dic
     """
     loader: StepLoader | None = None
     error: UserError | None = None
-    # one process per machine indexes shards without an index; the others then find it
+    # one process per machine unpacks the demo's data and indexes shards without an index; the others find it
     if world.local_rank == 0:
         error = index_shards(config)
     raise_together(world, error)
@@ -187,8 +188,9 @@ def compare_data(world: World, loader: StepLoader) -> None:
 
 
 def index_shards(config: Config) -> UserError | None:
-    """Indexes the shards of all sources; returns what went wrong."""
+    """Indexes the shards of all sources, the demo's among them if they are read; returns what went wrong."""
     try:
+        provide_demo_data(config)
         for name, source in config.drawn_sources.items():
             if source.reading == "indexed" and source.reader is None:
                 index_missing(list_shards(source.shards, name, policy_of(config)))

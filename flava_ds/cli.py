@@ -173,6 +173,11 @@ def add_training(add: Callable[..., argparse.ArgumentParser]) -> None:
         action="store_true",
         help="print every field of every section and variant instead, as Markdown",
     )
+    command.add_argument(
+        "--check-inputs",
+        action="store_true",
+        help="look for what one run reads too, as `flava-ds train` does, and unpack the demo's data",
+    )
     add_plugin(command)
     command = add(
         "plan",
@@ -255,14 +260,19 @@ def show_config(options: argparse.Namespace, overrides: list[str]) -> int:
     from flava_ds.config import to_dict
     from flava_ds.recipes import load_sequence
 
-    if (sequence := load_sequence(options.recipe)) is not None:
+    if not options.check_inputs and (sequence := load_sequence(options.recipe)) is not None:
         from flava_ds.commands.stages import described, help_of
 
         print(help_of(sequence) if options.help else described(sequence, overrides))
         return 0
     config = resolve_or_help(options, overrides)
-    if config is not None:
-        print(json.dumps(to_dict(config), indent=2))
+    if config is None:
+        return 0
+    if options.check_inputs:
+        from flava_ds.ranks.launch import check_inputs
+
+        check_inputs(config)
+    print(json.dumps(to_dict(config), indent=2))
     return 0
 
 

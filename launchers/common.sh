@@ -19,7 +19,8 @@ refuse() {
     exit 2
 }
 
-# Splits --dry-run from the other arguments; rejects what `flava-ds config` rejects before starting anything.
+# Splits --dry-run from the other arguments; rejects what `flava-ds config` rejects before starting anything,
+# and a run without its inputs, unless it will run ELSEWHERE.
 read_arguments() {
     DRY_RUN=no
     if [ "${1:-}" = --dry-run ]; then
@@ -29,7 +30,11 @@ read_arguments() {
     if [ $# -eq 0 ]; then
         refuse "no recipe; usage: ${0##*/} [--dry-run] RECIPE [overrides]"
     fi
-    flava-ds config "$@" >/dev/null
+    local checks=()
+    if [ "$DRY_RUN" = no ] && [ "${ELSEWHERE:-no}" = no ]; then
+        checks=(--check-inputs)
+    fi
+    flava-ds config "$@" "${checks[@]}" >/dev/null
     ARGUMENTS=("$@")
 }
 

@@ -110,6 +110,7 @@ MANIFEST
     done
 }
 
+ELSEWHERE=yes # the volume with the shards is not mounted here
 read_arguments "$@"
 KIND=${KIND:-Job} IMAGE=${IMAGE:-flava-ds:latest} CLAIM=${CLAIM:-flava-ds} NAME=${NAME:-flava-ds}
 NODES=${NODES:-2} GPUS=${GPUS:-8} PORT=${PORT:-29500}

@@ -250,6 +250,15 @@ def test_config_prints_what_rebuilds_the_run(tmp_path, capsys):
     assert capsys.readouterr().out == done.stdout
 
 
+def test_config_looks_for_inputs_when_told_to(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["config", "flava_base", "--check-inputs"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and "error: source 'pmd': no folder or .tar at 'shards/pmd'" in printed.err
+    assert cli.main(["config", "demo_full", "--check-inputs"]) == 2
+    assert "'demo_full' is several runs in a row" in capsys.readouterr().err
+
+
 def test_dry_run_of_one_rank(sources, capsys):
     assert cli.main(["train", "flava_debug", "--dry-run", "--ranks", "1", *sources]) == 0
     printed = capsys.readouterr().out

@@ -48,3 +48,19 @@ def test_a_run_that_cannot_be_built_ends_with_status_2(tmp_path):
         "error: training.precision 'fp16' does not run on a CPU; use 'bf16' or 'fp32'" in done.stderr
         and "Traceback" not in done.stderr
     )
+
+
+@pytest.mark.slow
+def test_ranks_without_a_launcher_unpack_the_demos_data(tmp_path):
+    """As pods of a Kubernetes job do, which share a volume and where nothing else has looked before."""
+    words = ["flava_debug", "--training.total-steps", "1", "--schedule.warmup-steps", "0"]
+    done = subprocess.run(
+        [sys.executable, "-m", "flava_ds.train", *words, "--logging.no-tensorboard"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=tmp_path,
+        env=os.environ | {"DS_ACCELERATOR": "cpu"},
+    )
+    assert done.returncode == 0 and "finished 1 steps" in done.stderr, done.stderr[-3000:]
+    assert (tmp_path / "runs" / "demo_data" / "pairs-train").is_dir()

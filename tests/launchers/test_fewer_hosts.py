@@ -6,13 +6,12 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from pretend_hosts import LINK, missing, two_hosts
-from two_host_runs import ENVIRONMENT, ROOT, TIMEOUT_S, curve
+from two_host_runs import ENVIRONMENT, ROOT, TIMEOUT_S, Curve, curve, train_on_one_host
 
 from flava_ds.demo.dataset import unpack
 from flava_ds.recipes.demo import DATA
@@ -34,7 +33,7 @@ OVERRIDES += ["--engine.communication-timeout-s", "15", "--optimizer.eps", "1e-3
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
 
-def logged(folder: Path) -> list[dict]:
+def logged(folder: Path) -> Curve:
     """Returns the curve so far."""
     return curve(folder, "shrinks") if (folder / "runs" / "shrinks" / "log.jsonl").is_file() else []
 
@@ -44,21 +43,7 @@ def test_a_run_goes_on_without_a_host_that_is_gone(tmp_path, monkeypatch):
         pytest.skip(reason)
     monkeypatch.chdir(tmp_path)
     unpack(tmp_path / DATA)
-    whole = [
-        sys.executable,
-        "-m",
-        "flava_ds.cli",
-        "train",
-        "flava_debug",
-        "--ranks",
-        "2",
-        "--name",
-        "whole",
-        *OVERRIDES,
-    ]
-    done = subprocess.run(whole, env=ENVIRONMENT, capture_output=True, text=True, timeout=TIMEOUT_S)
-    assert done.returncode == 0, done.stderr[-3000:]
-
+    expected = train_on_one_host(tmp_path, "whole", OVERRIDES)
     (tmp_path / "net").mkdir()
     settings = {"NODES": "1:2", "RANKS": "1", "HEAD": "host0", "GLOO_SOCKET_IFNAME": LINK, "RESTARTS": "1"}
     command = [
@@ -93,7 +78,7 @@ def test_a_run_goes_on_without_a_host_that_is_gone(tmp_path, monkeypatch):
     words = (tmp_path / "said_host0").read_text()
     found = re.search(r"continuing from \S+step_(\d+) with ranks 2 -> 1", words)
     assert found and "rank 1 (host host1) ended without a word" in words, words[-5000:]
-    expected, shrunk = curve(tmp_path, "whole"), curve(tmp_path, "shrinks")
+    shrunk = curve(tmp_path, "shrinks")
     assert [line["step"] for line in shrunk] == list(range(STEPS))
     resumed = int(found[1])
     assert KILLED_AFTER - 7 <= resumed < STEPS and shrunk[:resumed] == expected[:resumed], (

@@ -181,7 +181,7 @@ def test_deepspeed_says_which_program_is_missing(tmp_path):
     command = ["bash", str(FOLDER / "deepspeed.sh"), "flava_debug"]
     path = f"{Path(sys.executable).parent}:{tmp_path / 'bin'}"
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=60,
+        command, capture_output=True, text=True, timeout=60, cwd=tmp_path,
         env={"PATH": path, "HOSTFILE": str(hostfile(tmp_path))},
     )  # fmt: skip
     assert done.returncode == 2 and "LAUNCHER=pdsh needs ssh, which is not installed" in done.stderr
@@ -250,6 +250,19 @@ def test_slurm_is_asked_for_a_signal_and_a_requeue():
 def test_slips_stop_before_the_launch(script, words, message):
     done = dry_run(script, *words)
     assert done.returncode == 2 and message in done.stderr and done.stdout == ""
+
+
+@pytest.mark.parametrize("script", ["torchrun.sh", "deepspeed.sh", "slurm.sbatch"])
+def test_missing_inputs_stop_before_the_launch(tmp_path, script):
+    """torchrun would try again. kubernetes.sh does not look: the shards are elsewhere."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    variables = {"PATH": path, "HOSTFILE": str(hostfile(tmp_path)), "FLAVA_DS_CLONE": str(ROOT)}
+    command = ["bash", str(FOLDER / script), "flava_base", "--data.sources.pmd.shards", "gone"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, cwd=tmp_path, env=os.environ | variables
+    )
+    assert done.returncode == 2 and done.stderr.startswith("error: source 'pmd': no folder or .tar at 'gone'")
+    assert done.stderr.count("\n") == 1 and done.stdout == ""
 
 
 OVERRIDES = [

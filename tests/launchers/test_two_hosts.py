@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from pretend_hosts import Host, missing, two_hosts
-from two_host_runs import LAUNCHERS, STEPS, Curve, run_on_one_host, run_on_two_hosts
+from two_host_runs import LAUNCHERS, ONE_HOST, OVERRIDES, STEPS, Curve, run_on_two_hosts, train_on_one_host
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -23,7 +23,7 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def expected(folder) -> Curve:
     """The curve of two ranks on one host."""
-    return run_on_one_host(folder)
+    return train_on_one_host(folder, ONE_HOST, OVERRIDES)
 
 
 @pytest.fixture(scope="module")

@@ -55,26 +55,19 @@ class TwoHostRun:
     """Of the smallest step, a lower bound: the text encoder's matrices in fp32."""
 
 
-def run_on_one_host(folder: Path) -> Curve:
+def train_on_one_host(folder: Path, name: str, overrides: list[str]) -> Curve:
     """Trains on two ranks of this host, in `folder`; returns the curve."""
-    command = [
-        sys.executable,
-        "-m",
-        "flava_ds.cli",
-        "train",
-        "flava_debug",
-        "--ranks",
-        "2",
-        "--name",
-        ONE_HOST,
-        *OVERRIDES,
-    ]
-    _succeed(
-        subprocess.run(
-            command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=TIMEOUT_S
-        )
+    command = [sys.executable, "-m", "flava_ds.cli", "train", "flava_debug", "--ranks", "2"]
+    done = subprocess.run(
+        [*command, "--name", name, *overrides],
+        cwd=folder,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
     )
-    return curve(folder, ONE_HOST)
+    _succeed(done)
+    return curve(folder, name)
 
 
 def run_on_two_hosts(folder: Path, hosts: list[Host], launcher: str) -> TwoHostRun:

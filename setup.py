@@ -64,6 +64,8 @@ setup(
             "py3langid>=0.4",
             "open_clip_torch>=2.24",
             "aiohttp>=3.10",
+            "s3fs>=2025.9",
+            "moto[server]>=5",
             "pyarrow>=16",
             "optuna>=4",
             "wandb>=0.19",

@@ -37,6 +37,7 @@ PROGRAM_TESTS = {
     "equality",
     "path_of_a_batch",
     "own_data",
+    "object_storage",
     "benchmarks",
 }  # tests of the whole, which mirror no module
 

@@ -75,6 +75,8 @@ def _prepare_folders(config: Config, patience_s: float) -> None:
     if not config.checkpoint.resume and (moved := files.set_aside(config.run_path, place)):
         log.info("an earlier run of this name was moved to %s", moved)
     _remove_leftovers(place)
+    if place.local is None:  # the lock has shown that a folder can be written
+        place.try_writing()
 
 
 def _remove_leftovers(place: Place) -> None:

@@ -11,9 +11,13 @@ from typing import Any
 
 from flava_ds.config.plain_files import read_small
 from flava_ds.errors import CheckpointError, DataError
+from flava_ds.plain_text import without_secrets
 from flava_ds.storage.atomic import write_whole
-from flava_ds.storage.files import LocalFile, Readable, RemoteFile, RemoteShard, stamp_of
+from flava_ds.storage.files import OBJECT_STORAGE, LocalFile, Readable, RemoteFile, RemoteShard, stamp_of
 from flava_ds.storage.retry import file_system
+
+PROBE = "write_test"
+"""A file that is there for a moment, at the start of a run."""
 
 
 class Place:
@@ -102,17 +106,14 @@ class Place:
                 file.flush()
                 os.fsync(file.fileno())
             return
-        with self._remote() as (fs, path):
-            fs.makedirs(path, exist_ok=True)
-            with fs.open(f"{path}/{name}", "wb") as file:
-                yield file
+        with self._remote_folder() as (fs, path), fs.open(f"{path}/{name}", "wb") as file:
+            yield file
 
     def write(self, name: str, text: str) -> None:
         """Writes a small file; on a file system, atomically."""
         data = text.encode()
         if self.local is None:
-            with self._remote() as (fs, path):
-                fs.makedirs(path, exist_ok=True)
+            with self._remote_folder() as (fs, path):
                 fs.pipe_file(f"{path}/{name}", data)
             return
         write_whole(self.local / name, data, durable=True)
@@ -125,6 +126,28 @@ class Place:
             return
         with self._remote() as (fs, path):
             fs.rm(f"{path}/{name}", recursive=True)
+
+    def try_writing(self) -> None:
+        """Writes a small file in a storage and removes it. Raises: CheckpointError when that fails."""
+        try:
+            self.write(PROBE, "")
+            self.remove(PROBE)
+        except OSError as error:
+            raise CheckpointError(
+                f"checkpoints cannot be written to '{without_secrets(self._url)}' "
+                f"({without_secrets(str(error))}); check checkpoint.directory and the credentials"
+            ) from error
+
+    @contextmanager
+    def _remote_folder(self) -> Iterator[tuple[Any, str]]:
+        """The same as `_remote`, with the folder made where a storage has folders.
+
+        Object storage has none, and some protocols would make a bucket of a misspelt name.
+        """
+        with self._remote() as (fs, path):
+            if not self._url.startswith(OBJECT_STORAGE):
+                fs.makedirs(path, exist_ok=True)
+            yield fs, path
 
     @contextmanager
     def _remote(self) -> Iterator[tuple[Any, str]]:

@@ -248,9 +248,11 @@ class _Task:
         """Records the failure as a CheckpointError that names the place."""
         said = (str(problem).splitlines() or [type(problem).__name__])[0][:300]
         if not isinstance(problem, CheckpointError):
+            mend = "check the storage and the network"
+            if self.where.local is not None:
+                mend = "make room or mend the disk"
             problem = CheckpointError(
-                f"{self.where} cannot be written ({said}); make room or mend the disk, then start the "
-                "same command again"
+                f"{self.where} cannot be written ({said}); {mend}, then start the same command again"
             )
         self.error = problem
         self.status = Status.FAILED

@@ -23,7 +23,8 @@ CHUNK_BYTES = 8 * 2**20
 """Size of one remote read: large enough to hide the latency of a request."""
 CACHE_VARIABLE = "FLAVA_DS_CACHE"
 """Environment variable that names the folder for data that can be computed or fetched again."""
-_OBJECT_STORAGE = ("s3://", "gs://", "gcs://", "abfs://", "az://", "memory://")
+OBJECT_STORAGE = ("s3://", "gs://", "gcs://", "abfs://", "az://", "memory://")
+"""Protocols without folders, in which an object appears whole or not at all."""
 
 
 @dataclass(frozen=True, order=True)
@@ -305,10 +306,10 @@ def put(file: RemoteShard, data: bytes) -> bool:
 
     Returns False when the storage is of another type or refuses the write.
     """
-    if not file.url.startswith(_OBJECT_STORAGE):
+    if not file.url.startswith(OBJECT_STORAGE):
         return False
     try:
-        call_once(file.url, "pipe_file", file.policy.timeout_s, value=data)
+        call_once(file.url, "pipe_file", file.policy.timeout_s, data)
     except Exception as error:  # each protocol raises its own errors
         log.info(
             "cannot write '%s' (%s: %s); it is kept only in the user's cache",

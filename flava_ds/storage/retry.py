@@ -105,8 +105,10 @@ def call(
     raise AssertionError("unreachable")
 
 
-def call_once(url: str, method: str, timeout_s: float, **options: Any) -> Any:
+def call_once(url: str, method: str, timeout_s: float, *arguments: Any, **options: Any) -> Any:
     """Returns the result of fsspec's `method` for `url`, giving up after `timeout_s`.
+
+    Protocols name the same argument differently: what a method needs is best given by position.
 
     Raises: TimeoutError, DataError when the protocol cannot be used, and whatever the protocol raises.
     """
@@ -115,8 +117,10 @@ def call_once(url: str, method: str, timeout_s: float, **options: Any) -> Any:
     if asynchronous is not None:
         from fsspec.asyn import sync
 
-        return sync(fs.loop, asynchronous, path, timeout=timeout_s, **options)
-    return within(timeout_s, partial(getattr(fs, method), path, **options), name=f"read {path[:40]}")
+        return sync(fs.loop, asynchronous, path, *arguments, timeout=timeout_s, **options)
+    return within(
+        timeout_s, partial(getattr(fs, method), path, *arguments, **options), name=f"read {path[:40]}"
+    )
 
 
 def file_system(url: str) -> tuple[Any, str]:
@@ -144,10 +148,17 @@ def _cause(error: Exception) -> Exception:
     return answer if isinstance(answer, Exception) else error
 
 
+def _status(cause: Exception) -> object:
+    """Returns the HTTP status of a server's answer, as aiohttp or gcsfs or as botocore keep it; else None."""
+    answer = getattr(cause, "response", None)
+    said = answer.get("ResponseMetadata", {}) if isinstance(answer, dict) else {}
+    return getattr(cause, "status", None) or said.get("HTTPStatusCode")
+
+
 def _refusal(error: Exception) -> str | None:
     """Returns why a retry is useless; None when it may help."""
     cause = _cause(error)
-    status = getattr(cause, "status", None)
+    status = _status(cause)
     if isinstance(cause, FileNotFoundError) or status == 404:
         return "does not exist"
     if isinstance(cause, PermissionError) or status in (401, 403):

@@ -1,18 +1,22 @@
-"""One folder, the same on a disk and in fsspec's memory."""
+"""One folder, the same on a disk, in fsspec's memory and in S3."""
 
 import fsspec
 import pytest
+from s3_server import s3_bucket
 
 from flava_ds.checkpoints.place import Place
 from flava_ds.errors import CheckpointError
 
 
-@pytest.fixture(params=["disk", "file url", "memory"])
+@pytest.fixture(params=["disk", "file url", "memory", "s3"])
 def place(request, tmp_path):
     """A folder that does not exist yet."""
     if request.param == "memory":
         yield Place("memory://bucket/folder")
         fsspec.filesystem("memory").store.clear()
+    elif request.param == "s3":
+        with s3_bucket() as url:
+            yield Place(f"{url}/folder")
     else:
         yield Place(tmp_path / "folder") if request.param == "disk" else Place(f"file://{tmp_path}/folder")
 
@@ -23,6 +27,8 @@ def test_files_come_and_go(place):
         place.read("a")
     with pytest.raises(CheckpointError, match="folder/a"):
         place.open("a")
+    place.try_writing()
+    assert place.names() == []
     place.write("a", "text")
     with (place / "sub").create("b") as file:
         file.write(b"01234")

@@ -23,12 +23,9 @@ class Field:
 
     @property
     def metric(self) -> str:
-        """The field's name in Prometheus."""
-        return (
-            "flava_ds_"
-            + self.name.split("/<")[0].replace("/", "_")
-            + ("_total" if self.kind in ("counter", "count") else "")
-        )
+        """The field's name in Prometheus, which spells units out."""
+        name = re.sub("_s$", "_seconds", self.name.split("/<")[0].replace("/", "_"))
+        return f"flava_ds_{name}" + ("_total" if self.kind in ("counter", "count") else "")
 
     def labels(self, key: str) -> dict[str, str] | None:
         """Returns the values of the placeholders in `key`, or None if the key is not of this field."""

@@ -23,6 +23,7 @@ def test_a_key_finds_its_field_and_what_the_placeholders_stand_for():
 
 def test_every_field_is_explained_once_and_has_a_name_of_its_own():
     assert len({field.name for field in FIELDS}) == len({field.metric for field in FIELDS}) == len(FIELDS)
+    assert not [field.metric for field in FIELDS if field.metric.endswith("_s")], "units are spelt out"
     assert all(field.meaning and "|" not in field.meaning + field.unit for field in FIELDS)
     assert (
         next(field for field in FIELDS if field.name == "rank_seconds/median").metric

@@ -65,7 +65,6 @@ setup(
             "open_clip_torch>=2.24",
             "aiohttp>=3.10",
             "s3fs>=2025.9",
-            "moto[server]>=5.1",
             "pyarrow>=16",
             "optuna>=4",
             "wandb>=0.19",

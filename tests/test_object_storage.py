@@ -2,19 +2,20 @@
 tests use, takes arguments that s3fs does not.
 """
 
-import json
 import os
-import subprocess
-import sys
 from dataclasses import replace
+from functools import partial
 
 import fsspec
 import pytest
 from data.conftest import make_config, make_shard, own_cache, vocabulary
 from data.shard_files import pair_members, write_tar
-from s3_server import buckets, s3_bucket
+from real_runs import Job, curve, real_config
+from s3_server import s3_bucket
 
 from flava_ds.checkpoints.place import Place
+from flava_ds.config import CheckpointConfig, TrainingConfig
+from flava_ds.config.schedules import ConstantScheduleConfig
 from flava_ds.data.loader import StepLoader
 from flava_ds.errors import CheckpointError, DataError
 from flava_ds.storage import retry
@@ -26,21 +27,17 @@ __all__ = ["make_config", "make_shard", "own_cache", "vocabulary"]
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 
-@pytest.fixture(scope="module")
-def server():
-    """The URL of a bucket."""
-    with s3_bucket() as url:
-        yield url
+@pytest.fixture
+def storage():
+    """The URL of an empty bucket, and what all buckets hold."""
+    with s3_bucket() as found:
+        yield found
 
 
 @pytest.fixture
-def bucket(server):
-    """The same, and empty."""
-    fs = fsspec.filesystem("s3")
-    fs.invalidate_cache()
-    for path in fs.ls(server):
-        fs.rm(path, recursive=True)
-    return server
+def bucket(storage):
+    """The URL alone."""
+    return storage[0]
 
 
 def test_shards_are_listed_indexed_and_read_as_on_disk(bucket, make_config, tmp_path, monkeypatch):
@@ -63,7 +60,7 @@ def test_shards_are_listed_indexed_and_read_as_on_disk(bucket, make_config, tmp_
         assert all(bool((ours[0][name] == theirs[0][name]).all()) for name in theirs[0].tensors)
 
 
-def test_a_bucket_that_is_not_there_is_refused_at_once_and_not_made(server, monkeypatch):
+def test_a_bucket_that_is_not_there_is_refused_at_once_and_not_made(storage, monkeypatch):
     monkeypatch.setattr(retry.time, "sleep", lambda seconds: pytest.fail("tried again"))
     with pytest.raises(DataError, match="'s3://absent/pairs' does not exist; check the address"):
         list_shards("s3://absent/pairs")
@@ -71,7 +68,7 @@ def test_a_bucket_that_is_not_there_is_refused_at_once_and_not_made(server, monk
         CheckpointError, match="cannot be written to 's3://absent/runs' .*bucket does not exist"
     ):
         Place("s3://absent/runs").try_writing()
-    assert "absent" not in buckets()
+    assert set(storage[1]) == {"bucket"}
 
 
 def test_an_object_that_is_not_there_is_named(bucket):
@@ -86,26 +83,37 @@ def test_a_shard_that_was_replaced_is_indexed_again(bucket, tmp_path):
         assert len(load_index(list_shards(f"{bucket}/pairs/0.tar")[0])) == count
 
 
+def find_storage(environment: dict[str, str], rank: int) -> None:
+    """Lets a rank, which was forked from a server, find the storage."""
+    os.environ.update(environment)
+
+
 @pytest.mark.slow
 @pytest.mark.distributed
-@pytest.mark.usefixtures("demo_data")
 def test_a_run_saves_to_a_bucket_and_continues_from_it_on_other_ranks(bucket, tmp_path):
-    def losses(name: str, ranks: int, steps: int, *words: str) -> list[float]:
-        command = [sys.executable, "-m", "flava_ds.cli", "train", "flava_debug", "--ranks", str(ranks)]
-        options = ["--name", name, "--training.total-steps", str(steps), "--logging.no-tensorboard"]
-        options += ["--schedule", "constant", "--schedule.warmup-steps", "1"]
-        done = subprocess.run(
-            [*command, *options, *words],
-            cwd=tmp_path, capture_output=True, text=True, timeout=300,
-            env=os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-3000:]
-        lines = (tmp_path / "runs" / name / "log.jsonl").read_text().splitlines()
-        return [value for line in lines[1:] for key, value in json.loads(line).items() if "loss/" in key]
+    found = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
 
-    kept = ("--checkpoint.directory", f"{bucket}/checkpoints")
-    losses("one", 2, 2, *kept)
-    place = Place(f"{bucket}/checkpoints/one")
-    assert place.names() == ["latest", "step_00000002"]
-    continued, whole = losses("one", 1, 4, *kept), losses("whole", 2, 4)
-    assert len(continued) == 3 * 4 + 1 and continued == pytest.approx(whole, rel=1e-4)
+    def train(name: str, ranks: int, steps: int, directory: str | None) -> list[dict]:
+        job = Job(
+            real_config(
+                tmp_path,
+                name=name,
+                training=TrainingConfig(total_steps=steps, global_batch_size=8, precision="fp32"),
+                schedule=ConstantScheduleConfig(warmup_steps=1),
+                checkpoint=CheckpointConfig(every_steps=3, directory=directory),
+            ),
+            ranks,
+            partial(find_storage, found),
+        )
+        assert job.wait() == [0] * ranks, job.said()[-3000:]
+        return curve(tmp_path / "runs" / name)
+
+    kept = f"{bucket}/checkpoints"
+    train("kept", 2, 4, kept)
+    assert Place(f"{kept}/kept").names() == ["latest", "step_00000003", "step_00000004"]
+    continued, whole = train("kept", 1, 8, kept), train("whole", 2, 8, None)
+    assert [record["step"] for record in continued] == [*range(8)]
+    assert continued[:4] == whole[:4]
+    for record, expected in zip(continued[4:], whole[4:], strict=True):
+        assert record.pop("source") == expected.pop("source") and record.pop("kind") == expected.pop("kind")
+        assert record == pytest.approx(expected, rel=1e-4, abs=1e-6)

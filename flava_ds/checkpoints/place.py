@@ -13,7 +13,15 @@ from flava_ds.config.plain_files import read_small
 from flava_ds.errors import CheckpointError, DataError
 from flava_ds.plain_text import without_secrets
 from flava_ds.storage.atomic import write_whole
-from flava_ds.storage.files import OBJECT_STORAGE, LocalFile, Readable, RemoteFile, RemoteShard, stamp_of
+from flava_ds.storage.files import (
+    OBJECT_STORAGE,
+    LocalFile,
+    Readable,
+    ReadAhead,
+    RemoteFile,
+    RemoteShard,
+    stamp_of,
+)
 from flava_ds.storage.retry import file_system
 
 PROBE = "write_test"
@@ -92,7 +100,7 @@ class Place:
             if self.local is not None:
                 return LocalFile(self.local / name)
             shard = RemoteShard(f"{self._url}/{name}")
-            return RemoteFile(shard, stamp_of(shard)[0])
+            return ReadAhead(RemoteFile(shard, stamp_of(shard)[0]))
         except DataError as error:
             raise CheckpointError(str(error)) from error
 

@@ -179,6 +179,30 @@ class RemoteFile:
         """Does nothing: no connection stays open."""
 
 
+class ReadAhead:
+    """A file that is read in chunks, for small reads that mostly move forward: a server takes about as long
+    to answer for a few bytes as for a chunk of them.
+    """
+
+    def __init__(self, file: Readable) -> None:
+        self._file, self.size = file, file.size
+        self._start, self._chunk = 0, b""
+
+    def pread(self, size: int, offset: int) -> bytes:
+        """Returns `size` bytes at `offset`, fewer at the end of the file. Raises: what the file raises."""
+        if size >= CHUNK_BYTES:
+            return self._file.pread(size, offset)
+        if not self._start <= offset <= offset + size <= self._start + len(self._chunk):
+            self._start, self._chunk = offset, self._file.pread(CHUNK_BYTES, offset)
+        place = offset - self._start
+        return self._chunk[place : place + size]
+
+    def close(self) -> None:
+        """Closes the file and forgets what was read ahead."""
+        self._file.close()
+        self._chunk = b""
+
+
 class PipedFile:
     """The output of a command, read once from front to back: offsets must not decrease."""
 

@@ -15,7 +15,7 @@ def place(request, tmp_path):
         yield Place("memory://bucket/folder")
         fsspec.filesystem("memory").store.clear()
     elif request.param == "s3":
-        with s3_bucket() as url:
+        with s3_bucket() as (url, _):
             yield Place(f"{url}/folder")
     else:
         yield Place(tmp_path / "folder") if request.param == "disk" else Place(f"file://{tmp_path}/folder")

@@ -16,6 +16,7 @@ from flava_ds.storage.files import (
     CACHE_VARIABLE,
     CHUNK_BYTES,
     LocalFile,
+    ReadAhead,
     RemoteFile,
     RemoteShard,
     SequentialReader,
@@ -127,6 +128,18 @@ def test_absent_shards_and_servers_without_ranges_are_refused(server):
     size = (server.folder / "0.tar").stat().st_size
     with pytest.raises(DataError, match="does not support range requests"):
         RemoteFile(RemoteShard(server.url + "/0.tar"), size).pread(100, 512)
+
+
+def test_small_reads_of_a_remote_file_share_a_request(server):
+    content = np.random.default_rng(0).bytes(CHUNK_BYTES + 7000)
+    (server.folder / "file").write_bytes(content)
+    file = ReadAhead(RemoteFile(RemoteShard(server.url + "/file"), len(content)))
+    for offset in range(0, 7000, 100):
+        assert file.pread(100, offset) == content[offset : offset + 100]
+    assert server.asked["GET", "file"] == 1
+    ends = [(100, CHUNK_BYTES - 50), (CHUNK_BYTES, 20), (9000, CHUNK_BYTES), (10, len(content)), (3, 5)]
+    for size, offset in ends:
+        assert file.pread(size, offset) == content[offset : offset + size]
 
 
 @pytest.mark.parametrize("checksum", [True, False])

@@ -141,9 +141,10 @@ class Place:
             self.write(PROBE, "")
             self.remove(PROBE)
         except OSError as error:
+            told = without_secrets(f"{type(error).__name__}: {error}")
             raise CheckpointError(
-                f"checkpoints cannot be written to '{without_secrets(self._url)}' "
-                f"({without_secrets(str(error))}); check checkpoint.directory and the credentials"
+                f"checkpoints cannot be written to '{without_secrets(self._url)}' ({told}); check "
+                "checkpoint.directory and the credentials"
             ) from error
 
     @contextmanager

@@ -149,10 +149,11 @@ def _cause(error: Exception) -> Exception:
 
 
 def _status(cause: Exception) -> object:
-    """Returns the HTTP status of a server's answer, as aiohttp or gcsfs or as botocore keep it; else None."""
+    """Returns the HTTP status of a server's answer, where aiohttp, Azure or botocore keep it; else None."""
     answer = getattr(cause, "response", None)
     said = answer.get("ResponseMetadata", {}) if isinstance(answer, dict) else {}
-    return getattr(cause, "status", None) or said.get("HTTPStatusCode")
+    kept = (getattr(cause, name, None) for name in ("status", "status_code"))
+    return next(filter(None, kept), said.get("HTTPStatusCode"))
 
 
 def _refusal(error: Exception) -> str | None:

@@ -18,7 +18,7 @@ from flava_ds.errors import ConfigError, DataError
 from flava_ds.families.flava.config import flava_objectives
 from flava_ds.storage.files import RemoteFile, RemoteShard, stamp_of
 from flava_ds.storage.index import load_index
-from flava_ds.storage.retry import ReadPolicy, call_once, policy_of
+from flava_ds.storage.retry import ReadPolicy, call, call_once, policy_of
 from flava_ds.storage.shards import list_shards
 
 QUICK = ReadPolicy(retries=2, timeout_s=1.0)
@@ -98,6 +98,31 @@ def test_the_servers_last_word_is_not_asked_for_twice(server, status, told):
     with pytest.raises(DataError, match=f"0.tar' {told}") as caught:
         file.pread(3000, 512)
     assert server.asked["GET", "0.tar"] == 1 and "SECRET" not in str(caught.value)
+
+
+class Refusing(fsspec.AbstractFileSystem):
+    """A protocol whose errors keep the server's status as Azure's or botocore's do."""
+
+    protocol = "refusing"
+    asked = 0
+
+    def cat_file(self, path, **_):
+        Refusing.asked += 1
+        error = RuntimeError("no")
+        if "azure" in path:
+            error.status_code = 403
+        else:
+            error.response = {"ResponseMetadata": {"HTTPStatusCode": 404}}
+        raise error
+
+
+@pytest.mark.parametrize(("name", "told"), [("azure", "may not be read"), ("botocore", "does not exist")])
+def test_the_status_is_found_where_a_protocol_keeps_it(name, told):
+    fsspec.register_implementation("refusing", Refusing, clobber=True)
+    before = Refusing.asked
+    with pytest.raises(DataError, match=told):
+        call(f"refusing://{name}/0.tar", "cat_file", PATIENT)
+    assert Refusing.asked == before + 1
 
 
 def test_a_server_that_is_down_is_not_taken_for_a_missing_shard():

@@ -95,6 +95,16 @@ def test_installing_waits_for_a_change():
     )
 
 
+def test_the_demo_uses_what_the_tests_have_installed(tmp_path):
+    """Whichever of the two stamps is there, unless it is older than what it was made for."""
+    venv = f"VENV={tmp_path}"
+    assert "pip install" in make("-n", "demo", venv).stdout
+    (tmp_path / ".installed").touch()
+    assert "pip install" not in make("-n", "demo", venv).stdout
+    os.utime(tmp_path / ".installed", (1, 1))
+    assert "'.[demo]'" in make("-n", "demo", venv).stdout
+
+
 def test_missing_venv_names_the_package(tmp_path):
     python = fake_python(tmp_path / "python", 'case "$*" in *version_info*) echo 3.11;; *) exit 1;; esac')
     done = subprocess.run(

@@ -25,3 +25,10 @@ class SurvivingCrashes(LoadFileScheduling):
                 del files[file]
         super().remove_node(node)
         return crashed
+
+    def _reschedule(self, node: WorkerController) -> None:
+        """Hands a file to a process, unless it is still collecting: when two have died, xdist asks for all
+        as soon as the first replacement is ready.
+        """
+        if node in self.registered_collections:
+            super()._reschedule(node)

@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import pytest
 from import_graph import ROOT
 
 CRASHES = {"test_b.py": (1, 3), "test_d.py": (0,), "test_e.py": (4,)}
@@ -30,3 +32,36 @@ def test_a_process_that_dies_fails_its_test_and_no_other_is_lost(tmp_path):
     failed = {line.split()[1] for line in done.stdout.splitlines() if line.startswith("FAILED ")}
     assert failed == died, done.stdout + done.stderr
     assert "4 failed, 26 passed" in done.stdout.splitlines()[-1], done.stdout
+
+
+class Node:
+    """What a scheduler needs of a process; `given` are the tests that it has got."""
+
+    gateway = SimpleNamespace(id="gw5")
+    shutting_down = False
+
+    def __init__(self) -> None:
+        self.given: list[int] = []
+
+    def send_runtest_some(self, indices: list[int]) -> None:
+        """Takes tests."""
+        self.given += indices
+
+    def shutdown(self) -> None:
+        """Is not called here: there is a file left."""
+        raise AssertionError
+
+
+def test_a_process_that_is_still_collecting_gets_nothing():
+    """Two may have died at the same time; which replacement is ready first is chance."""
+    pytest.importorskip("xdist")
+    from crashed_workers import SurvivingCrashes
+
+    scheduler, node = SurvivingCrashes(SimpleNamespace(getvalue=lambda name: ["popen"])), Node()
+    scheduler.add_node(node)
+    scheduler.workqueue["test_a.py"] = {"test_a.py::test_0": False, "test_a.py::test_1": False}
+    scheduler._reschedule(node)
+    assert node.given == [] and scheduler.workqueue
+    scheduler.registered_collections[node] = ["test_a.py::test_0", "test_a.py::test_1"]
+    scheduler._reschedule(node)
+    assert node.given == [0, 1] and not scheduler.workqueue

@@ -43,13 +43,16 @@ class Guess(NamedTuple):
 def load(
     path: Path | str, *, device: torch.device | str | None = None, precision: Precision | None = None
 ) -> Model:
-    """Opens a run (its latest checkpoint), one of its checkpoints, or a FLAVA folder of Hugging Face.
+    """Opens a run (its latest checkpoint), one of its checkpoints, or a FLAVA folder of Hugging Face; or, by
+    its URL, a checkpoint in object storage, or the folder of a run's there.
 
-    Downloads nothing. `device` defaults to the GPU if there is one. A run trained in bf16 opens in bf16,
-    everything else in fp32, unless `precision` is given.
+    Nothing else is downloaded. `device` defaults to the GPU if there is one. A run trained in bf16 opens in
+    bf16, everything else in fp32, unless `precision` is given.
 
     Raises: CheckpointError or ConfigError in one line that names what is missing or does not fit.
     """
+    if "://" in str(path):
+        return Model(open_model(path, device=device, precision=precision))
     path = Path(path)
     if not (path / "config.json").is_file():
         problem = (

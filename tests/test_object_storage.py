@@ -13,11 +13,15 @@ from data.shard_files import pair_members, write_tar
 from real_runs import Job, curve, real_config
 from s3_server import s3_bucket
 
+import flava_ds
+from flava_ds.checkpoints.initial_weights import initial_weights
 from flava_ds.checkpoints.place import Place
-from flava_ds.config import CheckpointConfig, TrainingConfig
+from flava_ds.config import CheckpointConfig, Config, TrainingConfig
 from flava_ds.config.schedules import ConstantScheduleConfig
 from flava_ds.data.loader import StepLoader
 from flava_ds.errors import CheckpointError, DataError
+from flava_ds.hf.export_weights import read_run
+from flava_ds.ranks.launch import check_inputs
 from flava_ds.storage import retry
 from flava_ds.storage.index import load_index, load_indexes
 from flava_ds.storage.shards import list_shards
@@ -88,6 +92,17 @@ def find_storage(environment: dict[str, str], rank: int) -> None:
     os.environ.update(environment)
 
 
+def check_that_it_opens(url: str, config: Config) -> None:
+    """Opens the latest checkpoint below a URL in every way that takes one, without the run's own folder."""
+    assert "step 8" in repr(flava_ds.load(url, device="cpu"))
+    saved, weights = read_run(url)
+    known, unused = initial_weights(config.model.build(config), f"{url}/step_00000008", "flava")
+    assert saved.model == config.model and not unused and known.keys() == weights.keys()
+    check_inputs(replace(config, initial_weights=url))
+    with pytest.raises(CheckpointError, match="absent holds neither a checkpoint"):
+        flava_ds.load(f"{url}/absent")
+
+
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_a_run_saves_to_a_bucket_and_continues_from_it_on_other_ranks(bucket, tmp_path):
@@ -114,6 +129,7 @@ def test_a_run_saves_to_a_bucket_and_continues_from_it_on_other_ranks(bucket, tm
     continued, whole = train("kept", 1, 8, kept), train("whole", 2, 8, None)
     assert [record["step"] for record in continued] == [*range(8)]
     assert continued[:4] == whole[:4]
+    check_that_it_opens(f"{kept}/kept", real_config(tmp_path))
     for record, expected in zip(continued[4:], whole[4:], strict=True):
         assert record.pop("source") == expected.pop("source") and record.pop("kind") == expected.pop("kind")
         assert record == pytest.approx(expected, rel=1e-4, abs=1e-6)

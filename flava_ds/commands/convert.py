@@ -17,8 +17,8 @@ RUN = (files.CONFIG, "environment.json")
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
     kinds = (
-        "hf: a run's folder; safetensors: a run or a checkpoint, also by URL; flava_ds: a folder of "
-        "Hugging Face or open_clip, or a file of open_clip, a ViT or BEiT"
+        "hf: a run's folder, or a checkpoint by URL; safetensors: a run or a checkpoint, also by URL; "
+        "flava_ds: a folder of Hugging Face or open_clip, or a file of open_clip, a ViT or BEiT"
     )
     command.add_argument("source", metavar="FROM", help=kinds)
     command.add_argument(
@@ -59,10 +59,12 @@ def run(options: argparse.Namespace) -> int:
 
         write_weights(options.source, options.out)
     elif options.to == "hf":
-        require_run(source)
+        remote = "://" in options.source
+        if not remote:
+            require_run(source)
         from flava_ds.hf.export_weights import export
 
-        export(source, options.out)
+        export(options.source if remote else source, options.out)
     else:
         from flava_ds.hf.convert import convert_file, convert_folder
 

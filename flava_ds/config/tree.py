@@ -196,7 +196,7 @@ class Config:
     'random' takes an untrained one, for timing only: its codes mean nothing.
     """
     initial_weights: str | None = None
-    """Folder or safetensors file with initial values for tensors of the same name."""
+    """Folder or safetensors file with initial values for tensors of the same name, or a checkpoint's URL."""
     objectives: dict[str, ObjectiveConfig] = field(default_factory=dict)
     """What to train the model to do, by the names of losses in the log."""
     balance: BalanceConfig | None = None

@@ -15,7 +15,7 @@ from torch import nn
 from flava_ds import config as configuration
 from flava_ds.checkpoints.files import CONFIG, MANIFEST, latest, place_of, step_of
 from flava_ds.checkpoints.place import Place
-from flava_ds.checkpoints.reader import WEIGHTS, load_weights
+from flava_ds.checkpoints.reader import WEIGHTS, load_weights, locate
 from flava_ds.config import Config, DataConfig
 from flava_ds.config.encoders import DETECTORS, RegionTextConfig
 from flava_ds.config.plain_files import loads, read_small
@@ -67,13 +67,14 @@ class Opened:
 
 
 def open_model(
-    path: Path,
+    path: Path | str,
     *,
     device: torch.device | str | None = None,
     precision: Precision | None = None,
     regions: Path | None = None,
 ) -> Opened:
-    """Opens a run (its latest checkpoint), a checkpoint, or a Hugging Face folder; downloads nothing.
+    """Opens a run (its latest checkpoint), a checkpoint, or a Hugging Face folder. Of URLs it opens those of
+    checkpoints, or of the folder that holds a run's; from anywhere else nothing is downloaded.
 
     `device` defaults to the GPU if there is one. A run trained in bf16 opens in bf16, everything else in
     fp32, unless `precision` says otherwise. `regions` is a folder of stored regions, which a model that reads
@@ -82,11 +83,15 @@ def open_model(
     Raises: CheckpointError naming what is missing or does not fit; UserError if the device does not exist, or
     the model reads no regions.
     """
-    path, device = Path(path), _device(device)
+    device = _device(device)
     if precision not in (None, "fp32", "bf16"):
         raise UserError(f"precision {precision!r}: use 'fp32' or 'bf16'")
-    read = _read_huggingface if is_huggingface(path) else _read
-    config, weights, described, run_path, head = read(path)
+    if "://" in str(path):
+        config, weights, described, run_path, head = _read_storage(str(path))
+    else:
+        path = Path(path)
+        read = _read_huggingface if is_huggingface(path) else _read
+        config, weights, described, run_path, head = read(path)
     if regions is not None:
         config = with_regions(config, regions)
     module = config.model.build(config)
@@ -129,6 +134,16 @@ def _read(path: Path) -> Read:
         )
     described = Described(config.name, config.model.type, step_of(found.name))
     return config, load_weights(found), described, run_path, None
+
+
+def _read_storage(url: str) -> Read:
+    """Reads a checkpoint in a storage, or the latest one of a run there. Raises: CheckpointError."""
+    found = locate(url)
+    if not isinstance(found, Place):  # file:// of weights alone
+        raise CheckpointError(f"{url}: holds weights and no checkpoint; give a run's checkpoint")
+    config = configuration.parse(found.read(CONFIG), f"{found / CONFIG}")
+    described = Described(config.name, config.model.type, step_of(found.name))
+    return config, load_weights(found), described, None, None
 
 
 def with_regions(config: Config, folder: Path) -> Config:

@@ -29,8 +29,8 @@ TOLERANCE = 1e-4
 """Largest relative difference of fp32 logits that `verify_export` accepts."""
 
 
-def export(run_path: Path, out: Path) -> Path:
-    """Exports a run's latest checkpoint as a Hugging Face folder. Returns `out`.
+def export(run_path: Path | str, out: Path) -> Path:
+    """Exports a run's latest checkpoint, or a checkpoint by its URL, as a Hugging Face folder. Returns `out`.
 
     The family's layout says which classes of transformers open it (FLAVA: families/flava/hf.py).
     FlavaImageCodebook opens its image_codebook/, which exists if the run's codebook is where the run had it.
@@ -118,7 +118,7 @@ def verify_model(module: FlavaTask, config: Config, out: Path) -> float:
     return largest
 
 
-def read_run(run_path: Path) -> tuple[Config, dict[str, Tensor]]:
+def read_run(run_path: Path | str) -> tuple[Config, dict[str, Tensor]]:
     """Reads a run's latest checkpoint and its configuration, or else the run's.
 
     Raises: CheckpointError, ConfigError.
@@ -127,4 +127,4 @@ def read_run(run_path: Path) -> tuple[Config, dict[str, Tensor]]:
     if isinstance(found, Place):
         return parse(found.read("config.json"), f"{found / 'config.json'}"), load_weights(found)
     beside = found.parent / "config.json"
-    return load(beside if beside.is_file() else run_path / "config.json"), load_weights(found)
+    return load(beside if beside.is_file() else Path(run_path) / "config.json"), load_weights(found)

@@ -254,5 +254,6 @@ def check_inputs(config: Config) -> None:
             f"model.detector '{detector}': no such file or folder; evaluations on images need it, so name a "
             f"detector's weights or {', '.join(DETECTORS)}, or leave it out"
         )
-    if config.initial_weights is not None and not Path(config.initial_weights).exists():
-        raise ConfigError(f"initial_weights '{config.initial_weights}': no such file or folder")
+    initial = config.initial_weights
+    if initial is not None and "://" not in initial and not Path(initial).exists():  # ranks look for a URL
+        raise ConfigError(f"initial_weights '{initial}': no such file or folder")

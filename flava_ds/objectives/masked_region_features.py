@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -15,7 +15,7 @@ from flava_ds.layers.transformer import at_least_fp32
 from flava_ds.objectives.base import Loss
 from flava_ds.objectives.region_masks import MaskedRegions, MaskedRegionsConfig
 
-DISTANCES = {"squared": F.mse_loss, "smooth_l1": F.smooth_l1_loss}
+DISTANCES: Mapping[str, Callable[..., Tensor]] = {"squared": F.mse_loss, "smooth_l1": F.smooth_l1_loss}
 
 
 @dataclass(frozen=True, kw_only=True)

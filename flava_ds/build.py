@@ -148,7 +148,7 @@ def build_loader(config: Config, world: World, first_step: int, saved_state: dic
     error: UserError | None = None
     # one process per machine unpacks the demo's data and indexes shards without an index; the others find it
     if world.local_rank == 0:
-        error = index_shards(config)
+        error = prepare_shards(config)
     raise_together(world, error)
     try:
         pin_memory = world.device.type == "cuda"
@@ -187,8 +187,8 @@ def compare_data(world: World, loader: StepLoader) -> None:
             ).everywhere()
 
 
-def index_shards(config: Config) -> UserError | None:
-    """Indexes the shards of all sources, the demo's among them if they are read; returns what went wrong."""
+def prepare_shards(config: Config) -> UserError | None:
+    """Unpacks the demo's data if a source reads it, and indexes all shards; returns what went wrong."""
     try:
         provide_demo_data(config)
         for name, source in config.drawn_sources.items():

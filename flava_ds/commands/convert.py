@@ -59,12 +59,11 @@ def run(options: argparse.Namespace) -> int:
 
         write_weights(options.source, options.out)
     elif options.to == "hf":
-        remote = "://" in options.source
-        if not remote:
+        if "://" not in options.source:
             require_run(source)
         from flava_ds.hf.export_weights import export
 
-        export(options.source if remote else source, options.out)
+        export(options.source, options.out)
     else:
         from flava_ds.hf.convert import convert_file, convert_folder
 

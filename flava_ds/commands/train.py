@@ -111,7 +111,7 @@ def rehearse(config: Config, ranks: int) -> list[str]:
 
     Raises: UserError with what would end the run.
     """
-    from flava_ds.build import index_shards, note_vocabulary
+    from flava_ds.build import note_vocabulary, prepare_shards
     from flava_ds.checkpoints.initial_weights import check_vocabulary, initial_weights
     from flava_ds.codebook.image_codebook import load_codebook
     from flava_ds.data.first_look import look_over
@@ -129,7 +129,7 @@ def rehearse(config: Config, ranks: int) -> list[str]:
     if config.initial_weights is not None:
         check_vocabulary(config.initial_weights, task.fingerprints)
         initial_weights(task, config.initial_weights, str(config.model.type))
-    if (error := index_shards(config)) is not None:
+    if (error := prepare_shards(config)) is not None:
         raise error
     loader = StepLoader(config, world_size=ranks, start_step=saved["step"] if saved else 0)
     look_over(config, loader.sources)

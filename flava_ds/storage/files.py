@@ -192,7 +192,7 @@ class ReadAhead:
         """Returns `size` bytes at `offset`, fewer at the end of the file. Raises: what the file raises."""
         if size >= CHUNK_BYTES:
             return self._file.pread(size, offset)
-        if not self._start <= offset <= offset + size <= self._start + len(self._chunk):
+        if offset < self._start or offset + size > self._start + len(self._chunk):
             self._start, self._chunk = offset, self._file.pread(CHUNK_BYTES, offset)
         place = offset - self._start
         return self._chunk[place : place + size]

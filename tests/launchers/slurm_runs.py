@@ -37,14 +37,13 @@ class SlurmRun:
 
     def __init__(self, cluster: Cluster, name: str, steps: int, *options: str) -> None:
         self.cluster, self.name, self.steps = cluster, name, steps
-        self.command = ["sbatch", *GPU_OPTIONS, *options, "launchers/slurm.sbatch"]
-        self.command += ["flava_debug", "--name", name, *overrides(steps)]
+        self.words = ["flava_debug", "--name", name, *overrides(steps)]
+        self.command = ["sbatch", *GPU_OPTIONS, *options, "launchers/slurm.sbatch", *self.words]
         self.job = self.submit(*options)
 
     def submit(self, *options: str) -> str:
         """Submits the run, once more perhaps; returns the job's number."""
-        words = [*GPU_OPTIONS, *options, SCRIPT, "flava_debug", "--name", self.name]
-        return self.cluster.submit(*words, *overrides(self.steps))
+        return self.cluster.submit(*GPU_OPTIONS, *options, SCRIPT, *self.words)
 
     @property
     def folder(self) -> Path:

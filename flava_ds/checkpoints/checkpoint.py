@@ -24,7 +24,7 @@ from flava_ds.config.plain_files import loads
 from flava_ds.errors import CheckpointError
 from flava_ds.plain_text import public
 from flava_ds.ranks import run_lock
-from flava_ds.ranks.distributed import World, log, together
+from flava_ds.ranks.distributed import World, gather_objects, log, together
 from flava_ds.storage.atomic import write_whole
 from flava_ds.training import fragments
 from flava_ds.training.engine import Engine
@@ -72,6 +72,7 @@ def _prepare_folders(config: Config, patience_s: float) -> None:
             # be created, so no other run holds this folder.
             _remove_leftovers(place)
             run_lock.hold(folder, patience_s)
+    place.look_again()
     if not config.checkpoint.resume and (moved := files.set_aside(config.run_path, place)):
         log.info("an earlier run of this name was moved to %s", moved)
     _remove_leftovers(place)
@@ -115,29 +116,39 @@ def resume(engine: Engine, config: Config) -> Resumed | None:
     Raises: CheckpointError on every rank when all checkpoints are damaged, or the newest undamaged one
     belongs to another model.
     """
-    place, folder, earlier = files.place_of(config.run_path, config), None, []
-    with together(engine.world):
-        folder = files.latest(place)
-        if folder is not None:
-            older = [name for name in files.complete(place) if name < folder.name]
-            earlier = [place / name for name in reversed(older)]
-    if folder is None:
+    world, place, found = engine.world, files.place_of(config.run_path, config), []
+    with together(world):
+        if world.local_rank == 0:  # what one process of a machine sees, all of it see
+            place.look_again()
+    with together(world):
+        if world.is_main:  # rank 0 alone looks, so that all ranks get the same list
+            found = _to_go_on_from(place)
+    found = gather_objects(world, found)[0]
+    if not found:
         log.info("no checkpoint under %s: a fresh start", place)
         return None
-    if engine.world.is_main and (name := files.named(place)) != folder.name:
+    candidate = newest_sound(world, found)
+    with together(world):  # first, because its error is clearer than one about missing tensors
+        check_family(candidate, config.model.type)
+    resumed = restore(engine, candidate)
+    if world.is_main and (changed := changed_settings(candidate, config)):
+        log.info("settings that differ from the checkpoint's: %s", "; ".join(changed))
+    return resumed
+
+
+def _to_go_on_from(place: Place) -> list[Place]:
+    """Returns the latest checkpoint and those before it, newest first. Says so if `latest` names another."""
+    if (folder := files.latest(place)) is None:
+        return []
+    if (name := files.named(place)) != folder.name:
         log.error(
             "%s %s; going on from %s",
             place / files.LATEST,
             "is missing" if name is None else f"names '{name}', which is gone",
             folder,
         )
-    candidate = newest_sound(engine.world, [folder, *earlier])
-    with together(engine.world):  # first, because its error is clearer than one about missing tensors
-        check_family(candidate, config.model.type)
-    resumed = restore(engine, candidate)
-    if engine.world.is_main and (changed := changed_settings(candidate, config)):
-        log.info("settings that differ from the checkpoint's: %s", "; ".join(changed))
-    return resumed
+    older = [place / name for name in files.complete(place) if name < folder.name]
+    return [folder, *reversed(older)]
 
 
 def newest_sound(world: World, folders: list[Place]) -> Place:

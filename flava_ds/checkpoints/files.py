@@ -92,6 +92,9 @@ def latest(place: Place) -> Place | None:
     Raises: CheckpointError when `latest` names no checkpoint and there is none before it.
     """
     name, names = named(place), complete(place)
+    if name is not None and name not in names:
+        place.look_again()
+        names = complete(place)
     while name not in names and (again := named(place)) != name:
         name, names = again, complete(place)  # a run published another one meanwhile, and deleted this one
     if name is None or name in names:

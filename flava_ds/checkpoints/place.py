@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from flava_ds.errors import CheckpointError, DataError
 from flava_ds.plain_text import without_secrets
 from flava_ds.storage.atomic import write_whole
 from flava_ds.storage.files import (
-    OBJECT_STORAGE,
     LocalFile,
     Readable,
     ReadAhead,
@@ -23,6 +23,7 @@ from flava_ds.storage.files import (
     stamp_of,
 )
 from flava_ds.storage.retry import file_system
+from flava_ds.storage.small_objects import OBJECT_STORAGE
 
 PROBE = "write_test"
 """A file that is there for a moment, at the start of a run."""
@@ -78,6 +79,16 @@ class Place:
             if not fs.isdir(path):
                 return []
             return sorted({entry.rstrip("/").rsplit("/", 1)[-1] for entry in fs.ls(path, detail=False)})
+
+    def look_again(self) -> None:
+        """Makes a network file system show what other machines have written.
+
+        NFS and the like may show a folder as it was up to a minute ago, but not after a change that this
+        machine makes in it. So this makes a file and deletes it, where that is allowed.
+        """
+        for folder in (self.local.parent, self.local) if self.local is not None else ():
+            with suppress(OSError), tempfile.NamedTemporaryFile(dir=folder, prefix=".look_again_"):
+                pass  # a TemporaryFile need not have a name
 
     def has(self, name: str) -> bool:
         """Returns whether the folder holds a file of this name."""

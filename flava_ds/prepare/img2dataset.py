@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from flava_ds.data.samples import printable
-from flava_ds.storage.files import Shard, fetch_if_there
+from flava_ds.storage.files import Shard
 from flava_ds.storage.index import ShardIndex
+from flava_ds.storage.small_objects import fetch_if_there
 
 log = logging.getLogger(__name__)
 

@@ -23,13 +23,12 @@ from flava_ds.storage.files import (
     Shard,
     Stamp,
     open_shard,
-    put,
-    read_if_there,
     stamp_of,
     user_cache,
 )
 from flava_ds.storage.members import allowed, refusal, sample_key
 from flava_ds.storage.parallel import for_each
+from flava_ds.storage.small_objects import put, read_if_there
 from flava_ds.storage.tar_headers import tar_members
 
 log = logging.getLogger(__name__)

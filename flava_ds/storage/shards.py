@@ -12,8 +12,9 @@ from pathlib import Path
 
 from flava_ds.config.plain_files import read_small
 from flava_ds.errors import DataError
-from flava_ds.storage.files import PipedShard, RemoteShard, Shard, fetch
+from flava_ds.storage.files import PipedShard, RemoteShard, Shard
 from flava_ds.storage.retry import DEFAULT, ReadPolicy, call, file_system
+from flava_ds.storage.small_objects import fetch
 
 log = logging.getLogger(__name__)
 

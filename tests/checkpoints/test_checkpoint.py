@@ -113,6 +113,25 @@ def test_resuming_is_bitwise_in_every_stage(run_ranks, tmp_path):
             assert result["files"] == sorted(["config.json", "manifest.json", "state.json", *shards])
 
 
+def resume_with_a_late_folder(folder: str) -> int:
+    """On every rank: the step to go on from, when rank 1 does not see the latest checkpoint listed."""
+    world, config = start(60), config_in(folder, "zero1")
+    checkpoint.prepare(config, world)
+    engine = engine_of(config, world)
+    run_steps(engine, config, world, KINDS[:2])
+    for step in (1, 2):
+        latest = save(engine, config, step).name
+    if world.rank == 1:
+        names = Place.names
+        Place.names = lambda place: [name for name in names(place) if name != latest]
+    return checkpoint.resume(engine, config).step
+
+
+@pytest.mark.distributed
+def test_ranks_go_on_from_what_rank_0_finds(run_ranks, tmp_path):
+    assert run_ranks(resume_with_a_late_folder, 2, str(tmp_path)) == [2, 2]
+
+
 def refusals(folder: str) -> dict[str, str]:
     """On every rank: what each unusable checkpoint is refused with."""
     world = start(60)

@@ -119,6 +119,19 @@ def test_without_latest_or_what_it_names_the_newest_before_counts(place):
     assert files.latest(place) == second
 
 
+def test_a_list_without_what_latest_names_is_read_again(place, monkeypatch):
+    """Network file systems show a folder late, until this machine changes something there."""
+    first, second = (write_checkpoint(place, step, small_weights()) for step in (5, 6))
+    names, changed = Place.names, []
+    late = {files.LATEST, first.name}
+    monkeypatch.setattr(
+        Place, "names", lambda place: [name for name in names(place) if changed or name in late]
+    )
+    monkeypatch.setattr(Place, "look_again", lambda place: changed.append(place))
+    assert files.latest(place) == second and changed == [place]
+    assert files.latest(place) == second and changed == [place]
+
+
 def test_a_deletion_cut_short_leaves_nothing_that_counts(place, monkeypatch):
     first, second = (write_checkpoint(place, step, small_weights()) for step in (1, 2))
     remove = Place.remove

@@ -21,6 +21,14 @@ def place(request, tmp_path):
         yield Place(tmp_path / "folder") if request.param == "disk" else Place(f"file://{tmp_path}/folder")
 
 
+def test_looking_again_leaves_nothing_behind(place):
+    place.look_again()
+    assert place.names() == []
+    place.write("a", "text")
+    place.look_again()
+    assert place.names() == ["a"] and place.parent.names() in (["folder"], ["folder", "store"])
+
+
 def test_files_come_and_go(place):
     assert place.names() == [] and not place.has("a")
     with pytest.raises(FileNotFoundError):

@@ -23,6 +23,8 @@ PROGRAMS = {"ip": "iproute2", "unshare": "util-linux", "nsenter": "util-linux", 
 """Programs and the Debian packages that have them."""
 SSH_PROGRAMS = {"sshd": "openssh-server", "ssh": "openssh-client"}
 
+SFTP_SERVER = "/usr/lib/openssh/sftp-server"
+
 SSH_CONFIG = """
 Host *
   IdentityFile {folder}/user_key
@@ -83,13 +85,15 @@ class Host:
     name: str
     pid: int
 
-    def command(self, *words: str) -> list[str]:
-        """Returns the command that runs `words` on the host, in the same working directory."""
-        return ["nsenter", "--all", "--target", str(self.pid), f"--wd={os.getcwd()}", *words]
+    def command(self, *words: str, folder: Path | None = None) -> list[str]:
+        """Returns the command that runs `words` on the host, in `folder` or the same working directory."""
+        # --wd= is this machine's folder of that name, not what the host has mounted there
+        there = ["env", f"--chdir={folder or os.getcwd()}"]
+        return ["nsenter", "--all", "--target", str(self.pid), *there, *words]
 
-    def run(self, *words: str, **options) -> subprocess.CompletedProcess:
+    def run(self, *words: str, folder: Path | None = None, **options) -> subprocess.CompletedProcess:
         """Runs a command on the host to its end."""
-        return subprocess.run(self.command(*words), capture_output=True, text=True, **options)
+        return subprocess.run(self.command(*words, folder=folder), capture_output=True, text=True, **options)
 
     def bytes_sent(self) -> int:
         """Returns how many bytes have left through the link."""
@@ -164,3 +168,13 @@ def _wait_until(condition, complaint: str, folder: Path, seconds: float = 30.0) 
             logs = "\n".join(path.read_text() for path in folder.glob("*.log"))
             raise TimeoutError(f"{complaint}\n{logs}")
         time.sleep(0.05)
+
+
+def shared_by_sshfs(hosts: list[Host], server: Path, folder: Path, late_s: int) -> None:
+    """Gives the hosts `server`, a folder of the first one, as their `folder`. What a host has once seen of
+    it, it sees unchanged for `late_s` seconds, unless it makes a change there itself; files that it opens are
+    as they are (as with NFS, whose caches of folders live up to a minute).
+    """
+    options = f"dcache_timeout={late_s},dcache_clean_interval=1,sftp_server={SFTP_SERVER}"
+    for host in hosts:
+        host.run("sshfs", f"{hosts[0].name}:{server}", str(folder), "-o", options, check=True)

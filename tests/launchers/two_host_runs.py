@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from pretend_hosts import ADDRESSES, LINK, Host
+from pretend_hosts import LINK, Host
 
 from flava_ds.checkpoints.reader import load_weights
 
@@ -55,9 +55,9 @@ class TwoHostRun:
     """Of the smallest step, a lower bound: the text encoder's matrices in fp32."""
 
 
-def train_on_one_host(folder: Path, name: str, overrides: list[str]) -> Curve:
-    """Trains on two ranks of this host, in `folder`; returns the curve."""
-    command = [sys.executable, "-m", "flava_ds.cli", "train", "flava_debug", "--ranks", "2"]
+def train_on_one_host(folder: Path, name: str, overrides: list[str], ranks: int = 2) -> Curve:
+    """Trains on `ranks` of this host, in `folder`; returns the curve."""
+    command = [sys.executable, "-m", "flava_ds.cli", "train", "flava_debug", "--ranks", str(ranks)]
     done = subprocess.run(
         [*command, "--name", name, *overrides],
         cwd=folder,
@@ -75,28 +75,31 @@ def run_on_two_hosts(folder: Path, hosts: list[Host], launcher: str) -> TwoHostR
     working directory.
     """
     name = f"two hosts, {launcher}"
-    (folder / "hostfile").write_text("".join(f"{host} slots=1\n" for host in ADDRESSES))
-    settings = {
-        "HOSTFILE": "hostfile",
-        "LAUNCHER": launcher,
-        "INTERFACE": LINK,
-        "OMPI_ALLOW_RUN_AS_ROOT": "1",
-        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-    }
-    command = ["launchers/deepspeed.sh", "flava_debug", "--name", name, *OVERRIDES]
     before = [host.bytes_sent() for host in hosts]
-    done = _succeed(
-        hosts[0].run(
-            "bash", str(ROOT / command[0]), *command[1:], env={**ENVIRONMENT, **settings}, timeout=TIMEOUT_S
-        )
-    )
+    command, done = train_on_hosts(folder, hosts, launcher, name, OVERRIDES)
     sent = [host.bytes_sent() - was for host, was in zip(hosts, before, strict=True)]
     weights = load_weights(folder / "runs" / name)
     matrices = [
         tensor.numel() * 4 for parameter, tensor in weights.items() if "text_encoder.transformer" in parameter
     ]
-    shown = [f"{variable}={settings[variable]}" for variable in ("HOSTFILE", "LAUNCHER", "INTERFACE")]
-    return TwoHostRun([*shown, *command], done.stdout + done.stderr, curve(folder, name), sent, sum(matrices))
+    return TwoHostRun(command, done.stdout + done.stderr, curve(folder, name), sent, sum(matrices))
+
+
+def train_on_hosts(
+    folder: Path, hosts: list[Host], launcher: str, name: str, overrides: list[str]
+) -> tuple[list[str], subprocess.CompletedProcess]:
+    """Trains on one rank of each host, the first of which is rank 0 and launches; returns the command as it
+    is shown, and what became of it.
+    """
+    lines = "".join(f"{host.name} slots=1\n" for host in hosts)
+    hosts[0].run("tee", "hostfile", folder=folder, input=lines, check=True)
+    settings = {"HOSTFILE": "hostfile", "LAUNCHER": launcher, "INTERFACE": LINK}
+    as_root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    command = ["launchers/deepspeed.sh", "flava_debug", "--name", name, *overrides]
+    environment = {**ENVIRONMENT, **settings, **as_root}
+    script = ["bash", str(ROOT / command[0])]
+    done = hosts[0].run(*script, *command[1:], folder=folder, env=environment, timeout=TIMEOUT_S)
+    return [*(f"{variable}={value}" for variable, value in settings.items()), *command], _succeed(done)
 
 
 def curve(folder: Path, name: str) -> Curve:

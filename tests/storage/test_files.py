@@ -20,8 +20,6 @@ from flava_ds.storage.files import (
     RemoteFile,
     RemoteShard,
     SequentialReader,
-    fetch,
-    fetch_if_there,
     user_cache,
 )
 from flava_ds.storage.index import index_files, load_index, load_indexes, scan_shard
@@ -45,20 +43,6 @@ def same(ours, theirs):
     return (
         all(np.array_equal(getattr(ours, name), getattr(theirs, name)) for name in columns)
         and ours.suffixes == theirs.suffixes
-    )
-
-
-def test_what_is_too_large_is_not_fetched(server):
-    """An index, which need not be there, counts as absent; a list of shards is refused."""
-    assert fetch_if_there(RemoteShard(server.url + "/0.tar"), most=100) is None
-    with pytest.raises(DataError, match="0.tar' has .* bytes, more than 100"):
-        fetch(RemoteShard(server.url + "/0.tar"), most=100)
-    assert server.bytes_sent == 0
-    whole = (server.folder / "0.tar").read_bytes()
-    assert (
-        fetch(RemoteShard(server.url + "/0.tar"))
-        == fetch_if_there(RemoteShard(server.url + "/0.tar"))
-        == whole
     )
 
 

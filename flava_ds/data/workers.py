@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import multiprocessing
 import os
 import signal
 import threading
@@ -50,21 +51,36 @@ _STATES = {
 def watched(loader: DataLoader) -> Iterator[Any]:
     """Yields a loader's results in order.
 
-    Raises: DataError that names the worker that died, or that sent nothing for `loader.timeout` seconds;
-    kills the other workers first.
+    Raises: DataError that names the worker that died, or that sent nothing for `loader.timeout` seconds, or
+    says why they cannot be started; kills the other workers first.
     """
     if not loader.num_workers:
         yield from loader
         return
     # iter() installs torch's SIGCHLD handler, which would raise wherever the trainer is, even within a step
     with _handling(signal.SIGCHLD), _blocked(_ASKED_TO_END):
-        results = iter(loader)
+        results = _started(loader)
     # Python's exit would ask the workers to end by SIGTERM, which they ignore, and wait for them forever
     end_all = atexit.register(partial(_end_all, results._workers))
     try:
         yield from _results(results, loader.timeout)
     finally:
         atexit.unregister(end_all)
+
+
+def _started(loader: DataLoader) -> Any:
+    """Starts a loader's workers. Raises: DataError, with none left, when the system refuses one of them."""
+    before = multiprocessing.active_children()
+    try:
+        return iter(loader)
+    except (OSError, RuntimeError) as error:
+        _end_all([worker for worker in multiprocessing.active_children() if worker not in before])
+        if not isinstance(error, OSError) and "start new thread" not in str(error):
+            raise
+        raise DataError(
+            f"the {loader.num_workers} loader processes cannot be started ({error}); raise the limits of "
+            "processes and files (ulimit -u, -n), make room in /dev/shm, or lower data.num_workers"
+        ) from error
 
 
 def _results(results: Any, timeout_s: float) -> Iterator[Any]:

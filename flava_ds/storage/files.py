@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from flava_ds.config.plain_files import open_regular
-from flava_ds.errors import DataError
+from flava_ds.errors import DataError, UserError
 from flava_ds.plain_text import without_secrets
 from flava_ds.storage.retry import DEFAULT, ReadPolicy, ShortRead, call
 
@@ -287,8 +287,13 @@ def sha256_of(path: Path) -> str:
 def user_cache() -> Path:
     """Returns the folder that CACHE_VARIABLE names, or the package's folder in the user's cache.
 
-    Source: XDG Base Directory Specification.
+    Raises: UserError when the user has no home. Source: XDG Base Directory Specification.
     """
     if named := os.environ.get(CACHE_VARIABLE):
         return Path(named).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flava_ds"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flava_ds"
+    except RuntimeError as error:  # a container with a user that it does not know, and without HOME
+        raise UserError(
+            f"user {os.getuid()} has no home here; set {CACHE_VARIABLE} to a folder that may be written"
+        ) from error

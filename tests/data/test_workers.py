@@ -208,6 +208,32 @@ def test_an_error_that_keeps_the_loader_alive_ends_the_process(tmp_path):
     assert (ended.returncode, ended.stderr) == (1, "the step failed\n")
 
 
+LIMITED = """
+import itertools, os, resource
+from torch.utils.data import DataLoader, IterableDataset
+from flava_ds.data.workers import start_worker, watched
+from flava_ds.errors import DataError
+
+class Numbers(IterableDataset):
+    def __iter__(self):
+        return itertools.count()
+
+open_files = len(os.listdir("/proc/self/fd"))
+resource.setrlimit(resource.RLIMIT_NOFILE, (open_files + 16, open_files + 16))
+try:
+    next(watched(DataLoader(Numbers(), num_workers=32, worker_init_fn=start_worker)))
+except DataError as error:
+    print(error)
+"""
+
+
+def test_processes_that_the_system_refuses_leave_none_of_the_others_behind():
+    """Python's exit waited forever for those that had been started."""
+    ended = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.startswith("the 32 loader processes cannot be started ([Errno 24] Too many open")
+
+
 def test_a_death_while_indexing_is_one_line():
     with pytest.raises(DataError, match="indexing: a process died, perhaps out of memory"):
         for_each(os._exit, [(1,), (1,)], workers=2, threads=False, label="indexing")

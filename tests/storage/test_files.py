@@ -11,7 +11,7 @@ from data.remote_files import serving
 from data.shard_files import pair_members, write_tar
 
 from flava_ds.data.loader import StepLoader
-from flava_ds.errors import DataError
+from flava_ds.errors import DataError, UserError
 from flava_ds.storage.files import (
     CACHE_VARIABLE,
     CHUNK_BYTES,
@@ -151,3 +151,12 @@ def test_the_cache_follows_the_environment(tmp_path, monkeypatch):
     assert user_cache() == tmp_path / "flava_ds"
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "own"))
     assert user_cache() == tmp_path / "own"
+
+
+def test_a_user_without_a_home_is_asked_for_a_folder(monkeypatch):
+    """As in a container that runs as a user whom it does not know."""
+    for variable in (CACHE_VARIABLE, "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 4_100_017)
+    with pytest.raises(UserError, match="user 4100017 has no home here; set FLAVA_DS_CACHE"):
+        user_cache()

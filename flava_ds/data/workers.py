@@ -57,13 +57,14 @@ def watched(loader: DataLoader) -> Iterator[Any]:
     if not loader.num_workers:
         yield from loader
         return
-    # iter() installs torch's SIGCHLD handler, which would raise wherever the trainer is, even within a step
-    with _handling(signal.SIGCHLD), _blocked(_ASKED_TO_END):
-        results = _started(loader)
+    results = _started(loader)
     # Python's exit would ask the workers to end by SIGTERM, which they ignore, and wait for them forever
     end_all = atexit.register(partial(_end_all, results._workers))
     try:
         yield from _results(results, loader.timeout)
+    except Exception:
+        _end_all(results._workers)
+        raise
     finally:
         atexit.unregister(end_all)
 
@@ -72,7 +73,9 @@ def _started(loader: DataLoader) -> Any:
     """Starts a loader's workers. Raises: DataError, with none left, when the system refuses one of them."""
     before = multiprocessing.active_children()
     try:
-        return iter(loader)
+        # iter() installs torch's SIGCHLD handler, which would raise wherever the trainer is, also in a step
+        with _handling(signal.SIGCHLD), _blocked(_ASKED_TO_END):
+            return iter(loader)
     except (OSError, RuntimeError) as error:
         _end_all([worker for worker in multiprocessing.active_children() if worker not in before])
         if not isinstance(error, OSError) and "start new thread" not in str(error):

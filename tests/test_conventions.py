@@ -38,6 +38,7 @@ PROGRAM_TESTS = {
     "path_of_a_batch",
     "own_data",
     "object_storage",
+    "pretend_gpu",
     "benchmarks",
 }  # tests of the whole, which mirror no module
 

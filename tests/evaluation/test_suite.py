@@ -2,6 +2,9 @@
 
 import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from evaluation.miniature_root import EUROSAT, write_root
@@ -114,6 +117,31 @@ def test_splits_are_chosen_where_they_are_offered(run, root, tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["sun397_probe"]["splits"] == "clip" and found["food101_probe"]["splits"] == "published"
     assert found["sun397_probe"]["scores"]["accuracy"]["n"] == 30
+
+
+EACH_METHOD = (
+    "food101_probe,imagenet_neighbours,imagenet_zero_shot,coco_retrieval,flickr30k_retrieval_matching,"
+    "winoground_matching,winoground_contrastive,glue_mrpc,hateful_memes,vqav2,snli_ve"
+)
+
+
+@pytest.mark.slow
+def test_a_device_as_strict_as_a_gpu_has_the_scores_of_the_cpu(run, root, capsys):
+    """tests/pretend_gpu.py: no tensor of the CPU in its operations."""
+    words = ["evaluate", str(run), "--task", EACH_METHOD, "--data", str(root)]
+    assert main(words) == 0
+    expected = json.loads(capsys.readouterr().out)
+    command = [sys.executable, Path(__file__).parents[1] / "training/pretend_gpu_runs.py", *words]
+    done = subprocess.run(
+        [*command, "--device", "pretend:0"], capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout)
+    assert set(EACH_METHOD.split(",")) == expected.keys() == found.keys()
+    for task, result in expected.items():
+        assert found[task]["device"] == "pretend:0" and result["device"] == "cpu"
+        for name, score in result["scores"].items():
+            assert found[task]["scores"][name]["value"] == pytest.approx(score["value"], abs=1e-4), task
 
 
 @pytest.mark.parametrize(

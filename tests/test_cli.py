@@ -263,7 +263,7 @@ def test_dry_run_of_one_rank(sources, capsys):
     assert cli.main(["train", "flava_debug", "--dry-run", "--ranks", "1", *sources]) == 0
     printed = capsys.readouterr().out
     assert printed.rstrip("\n").endswith(
-        f"{sys.executable} -m flava_ds.train flava_debug {' '.join(sources)}"
+        f"{shlex.quote(sys.executable)} -m flava_ds.train flava_debug {' '.join(sources)}"
     )
 
 
@@ -287,8 +287,8 @@ def test_dry_run_of_two_ranks(sources):
         env=environment,
     )
     launcher = (
-        f"{sys.executable} -u -m flava_ds.ranks.deepspeed_launcher --world_info={world_info(2, 0)} "
-        "--master_port 29511 --log_level critical"
+        f"{shlex.quote(sys.executable)} -u -m flava_ds.ranks.deepspeed_launcher "
+        f"--world_info={world_info(2, 0)} --master_port 29511 --log_level critical"
     )
     command = f"{launcher} --module flava_ds.train flava_debug --name 'a b' {' '.join(sources)}\n"
     printed = done.stdout.splitlines(keepends=True)[-1]

@@ -1,6 +1,7 @@
 """Launchers: valid shell and YAML, and with --dry-run the exact command; all start the same module."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -91,7 +92,7 @@ def test_ranks_of_a_machine_are_the_gpus_that_are_visible(tmp_path):
     program = tmp_path / "nvidia-smi"
     program.write_text('#!/bin/sh\nfor n in 0 1 2 3; do echo "GPU $n: some"; done\n')
     program.chmod(0o755)
-    counted = f"set -eu; unset CUDA_VISIBLE_DEVICES; source {FOLDER}/common.sh; count_gpus"
+    counted = f"set -eu; unset CUDA_VISIBLE_DEVICES; source {shlex.quote(str(FOLDER))}/common.sh; count_gpus"
     for visible in ("2,3", "1", ""):
         counted += f"; CUDA_VISIBLE_DEVICES={visible} count_gpus"
     done = subprocess.run(

@@ -61,9 +61,9 @@ class Opened:
         regions = None if getattr(model, "detector", None) is None else fingerprint_of_regions(model)
         return hash_of_weights(self.module, (model, *words, regions))
 
-    def frozen(self, cache: FeatureCache | None = None) -> FrozenModel:
+    def frozen(self, cache: FeatureCache | None = None, share: Share | None = None) -> FrozenModel:
         """Returns the model for evaluation."""
-        return freeze(self.config, self.module, self.described, cache=cache, head=self.head)
+        return freeze(self.config, self.module, self.described, share, cache, self.head)
 
 
 def open_model(

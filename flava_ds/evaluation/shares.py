@@ -47,6 +47,9 @@ class Share(Protocol):
     def from_main(self, make: Callable[[], Result]) -> Result:
         """Runs `make` on the process that writes files and returns its result on all."""
 
+    def together(self, run: Callable[[], Result]) -> Result:
+        """Runs what all processes run, and raises an error of one on all."""
+
 
 class Alone:
     """A single process that encodes everything."""
@@ -68,6 +71,10 @@ class Alone:
     def from_main(self, make: Callable[[], Result]) -> Result:
         """Runs it."""
         return make()
+
+    def together(self, run: Callable[[], Result]) -> Result:
+        """Runs it."""
+        return run()
 
 
 class AmongRanks:

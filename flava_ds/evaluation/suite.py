@@ -18,6 +18,7 @@ from flava_ds.evaluation.frozen_model import FrozenModel, Lacking
 from flava_ds.evaluation.labelled import state_of_pictures
 from flava_ds.evaluation.protocols import EvaluationData, Evaluator, Progress, Varied
 from flava_ds.evaluation.runner import FoundData, evaluate, expected, find_data
+from flava_ds.evaluation.shares import Alone, Share
 from flava_ds.evaluation.statistics import RESAMPLES, SEED
 from flava_ds.storage.atomic import write_json
 
@@ -99,15 +100,17 @@ class Suite:
     limit: int | None
     facts: dict[str, Any]
     tell: Progress = lambda _: None
+    share: Share = Alone()
+    """Which part of the work is this process's."""
 
     def run(self, freeze: Callable[[], FrozenModel]) -> dict[str, Any]:
         """Runs what there is data for, keeps what an earlier run found for the same weights, pictures and
         settings, and returns what the file holds. `freeze` gives the model, anew for each data set, whose
-        features it holds.
+        features it holds. A task that fails on one of several ranks fails on all, and the next one begins.
 
         Raises: DataError when the file of an earlier run is damaged.
         """
-        earlier = self._earlier()
+        earlier = self.share.from_main(self._earlier)
         report = {"suite": self.name, **self.facts, **conditions(), "tasks": {}}
         done: dict[str, Any] = {}
         for data, tasks in itertools.groupby(self.tasks, key=lambda task: task.data):
@@ -115,10 +118,14 @@ class Suite:
                 done[task.name] = {"data": data.name, "protocol": task.about, **found}
                 # What is still to come keeps its earlier result in the file, for the next attempt.
                 whole = report | {"tasks": done | {k: v for k, v in earlier.items() if k not in done}}
-                write_json(self.out / FILE, whole)
+                self._write(whole)
         report["tasks"] = done
-        write_json(self.out / FILE, report)
+        self._write(report)
         return report
+
+    def _write(self, report: dict[str, Any]) -> None:
+        if self.share.is_main:
+            write_json(self.out / FILE, report)
 
     def _run_tasks(
         self,
@@ -129,11 +136,11 @@ class Suite:
     ) -> Iterator[tuple[Evaluator, dict[str, Any]]]:
         """Yields the result of each task on one data set, or why there is none."""
         folder = self.root / data.folder
-        if not folder.is_dir():
+        if not self.share.from_main(folder.is_dir):
             yield from ((task, {"skipped": f"{folder}: no such folder; {expected(data)}"}) for task in tasks)
             return
         try:
-            found = find_data(data, self.root, limit=self.limit)
+            found = self.share.together(lambda: find_data(data, self.root, limit=self.limit))
         except UserError as error:
             self.tell(f"{data.name}: {error}")
             yield from ((task, {"failed": str(error)}) for task in tasks)
@@ -146,17 +153,17 @@ class Suite:
         self, task: Evaluator, model: FrozenModel, found: FoundData, earlier: dict[str, Any]
     ) -> dict[str, Any]:
         try:
-            kept = self._kept(task, found, earlier)
+            kept = self.share.from_main(lambda: self._kept(task, found, earlier))
             if kept is not None:
                 self.tell(f"{task.name}: kept from an earlier run")
                 return kept
-            result = evaluate([task], model, {task.name: found}, self.tell)[task.name]
+            results = self.share.together(lambda: evaluate([task], model, {task.name: found}, self.tell))
         except Lacking as error:
             return {"skipped": str(error)}
         except UserError as error:
             self.tell(f"{task.name}: {error}")
             return {"failed": str(error)}
-        return result.to_json(task.name, str(self.facts.get("family", "")))
+        return results[task.name].to_json(task.name, str(self.facts.get("family", "")))
 
     def _kept(self, task: Evaluator, found: FoundData, earlier: dict[str, Any]) -> dict[str, Any] | None:
         """Returns what an earlier run found on the very same samples."""

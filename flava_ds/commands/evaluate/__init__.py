@@ -6,7 +6,6 @@ A module for each of the three.
 from __future__ import annotations
 
 import argparse
-import os
 
 from flava_ds.commands.evaluate.demo import run_demo_evaluation
 from flava_ds.commands.evaluate.suite import run_suite
@@ -125,8 +124,6 @@ def run(options: argparse.Namespace) -> int:
         raise UserError("--head-classes says what the outputs of --own-head are; give that too")
     if options.limit is not None and options.limit < 1:
         raise UserError(f"--limit {options.limit}: use at least 1")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and options.suite:
-        raise UserError("--suite runs in a single process; start it without a launcher, or use --task")
     for option in ("out", "features", "keep"):
         if (folder := getattr(options, option)) is not None:
             check_writable(folder, f"--{option}")

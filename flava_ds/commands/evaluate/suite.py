@@ -9,7 +9,8 @@ from flava_ds.errors import UserError
 
 
 def run_suite(options: argparse.Namespace) -> int:
-    """Runs a suite, and prints its table and where its files are.
+    """Runs a suite, and prints its table and where its files are. Ranks that a launcher started share the
+    work; the first one prints and writes.
 
     Raises: UserError.
     """
@@ -17,6 +18,7 @@ def run_suite(options: argparse.Namespace) -> int:
     from flava_ds.evaluation.feature_cache import FeatureCache
     from flava_ds.evaluation.frozen_model import Workplace
     from flava_ds.evaluation.opening import open_model
+    from flava_ds.evaluation.shares import launched
     from flava_ds.report.suite_page import not_run, tables_as_markdown, write_pages
 
     if options.split is not None:
@@ -24,29 +26,39 @@ def run_suite(options: argparse.Namespace) -> int:
     if not options.data.is_dir():
         raise UserError(f"--data {options.data}: no such folder; --list says what it holds")
     tasks = suite.with_splits(suite.members(options.suite), options.splits)
-    if usual := suite.split_otherwise(tasks, options.splits):
-        tell_user(f"not split as {options.splits}, but as usual: {', '.join(usual)}")
-    opened = open_model(
-        options.model, device=options.device, precision=options.precision, regions=options.regions
-    )
-    if options.out is None and opened.run_path is None:
-        raise UserError(f"{options.model}: is no run, so a suite needs --out DIR for what it writes")
-    out = options.out or opened.run_path / "suites" / options.suite
-    facts = {
-        **{"model": opened.described.name, "path": str(options.model), **model_facts(opened)},
-        **{"data": str(options.data), "limit": options.limit, "splits": options.splits},
-    }
-    cache = FeatureCache(options.features or out / "features", opened.weights, tell_user)
-    running = suite.Suite(options.suite, tasks, options.data, out, options.limit, facts, tell_user)
-    workplace = Workplace(states_folder(options, opened) or out / "fine_tuning", tell_user)
-    report = running.run(lambda: opened.frozen(cache).at(workplace))
-    if not any("scores" in result for result in report["tasks"].values()):
-        raise UserError(
-            f"{options.data}: no data of suite {options.suite} could be used; {out / suite.FILE} says why, "
-            "and --list what is expected"
+    with launched() as (share, device):
+
+        def tell(line: str) -> None:
+            if share.is_main:
+                tell_user(line)
+
+        if usual := suite.split_otherwise(tasks, options.splits):
+            tell(f"not split as {options.splits}, but as usual: {', '.join(usual)}")
+        opened = open_model(
+            options.model,
+            device=options.device or device,
+            precision=options.precision,
+            regions=options.regions,
         )
-    tell_user(f"\n{tables_as_markdown(report)}")
-    tell_user(f"{len(not_run(report))} tasks were not run; the page says why for each")
-    for path in (out / suite.FILE, *write_pages(report, out)):
-        print(path)
+        if options.out is None and opened.run_path is None:
+            raise UserError(f"{options.model}: is no run, so a suite needs --out DIR for what it writes")
+        out = options.out or opened.run_path / "suites" / options.suite
+        facts = {
+            **{"model": opened.described.name, "path": str(options.model), **model_facts(opened)},
+            **{"data": str(options.data), "limit": options.limit, "splits": options.splits},
+        }
+        cache = FeatureCache(options.features or out / "features", opened.weights, tell)
+        running = suite.Suite(options.suite, tasks, options.data, out, options.limit, facts, tell, share)
+        workplace = Workplace(states_folder(options, opened) or out / "fine_tuning", tell)
+        report = running.run(lambda: opened.frozen(cache, share).at(workplace))
+        if not any("scores" in result for result in report["tasks"].values()):
+            raise UserError(
+                f"{options.data}: no data of suite {options.suite} could be used; {out / suite.FILE} says "
+                "why, and --list what is expected"
+            )
+        tell(f"\n{tables_as_markdown(report)}")
+        tell(f"{len(not_run(report))} tasks were not run; the page says why for each")
+        if share.is_main:
+            for path in (out / suite.FILE, *write_pages(report, out)):
+                print(path)
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from flava_ds.commands.evaluate.common import model_facts, states_folder, tell_user
@@ -20,13 +21,13 @@ def run_tasks(options: argparse.Namespace, names: list[str]) -> int:
     What a task found is told and, for a run, written when it finishes, so a later one that fails loses
     nothing. Ranks that a launcher started share the work; the first one prints and writes.
 
-    Raises: UserError for the tasks that failed, after the others; with several ranks at once, since the
-    others wait for this one.
+    Raises: UserError for the tasks that failed, after the others. One that fails on one of several ranks
+    fails on all.
     """
     from flava_ds.evaluation import registry
     from flava_ds.evaluation.feature_cache import FeatureCache
     from flava_ds.evaluation.frozen_model import Workplace
-    from flava_ds.evaluation.opening import freeze, open_model
+    from flava_ds.evaluation.opening import open_model
     from flava_ds.evaluation.runner import check_needs, evaluate, find_all, read_results
     from flava_ds.evaluation.shares import launched
     from flava_ds.evaluation.suite import with_splits
@@ -53,16 +54,15 @@ def run_tasks(options: argparse.Namespace, names: list[str]) -> int:
         if opened.run_path is not None:
             read_results(opened.run_path)  # a damaged file is told before the work
         cache = FeatureCache(options.features, opened.weights, tell) if options.features else None
-        model = freeze(opened.config, opened.module, opened.described, share, cache, opened.head)
-        model = model.at(Workplace(states_folder(options, opened), tell))
+        model = opened.frozen(cache, share).at(Workplace(states_folder(options, opened), tell))
         check_needs(tasks, model)
         found: dict[str, Any] = {}
         failed: dict[str, UserError] = {}
         for task in tasks:
             try:
-                results = evaluate([task], model, data, tell)
+                results = share.together(partial(evaluate, [task], model, data, tell))
             except UserError as error:
-                if share.parts > 1 or len(tasks) == 1:
+                if len(tasks) == 1:
                     raise
                 failed[task.name] = error
                 tell(f"{task.name}: {error}")

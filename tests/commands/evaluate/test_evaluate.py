@@ -6,6 +6,7 @@ import contextlib
 import importlib.metadata
 import io
 import json
+import os
 import shutil
 
 import pytest
@@ -13,7 +14,9 @@ from evaluation.color_world import write_image_folder, write_own, write_sst2
 from sample_runs import write_run
 
 from flava_ds.cli import main
+from flava_ds.errors import DataError
 from flava_ds.evaluation.opening import open_model
+from flava_ds.evaluation.runner import FoundData
 from flava_ds.evaluation.statistics import RESAMPLES, SEED
 
 
@@ -168,10 +171,47 @@ def test_mistakes_are_one_line(run, root, tmp_path, capsys):
         )
 
 
-def test_a_suite_is_refused_with_a_launcher(run, root, monkeypatch, capsys):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main(["evaluate", str(run), "--suite", "vision", "--data", str(root)]) == 2
-    assert "error: --suite runs in a single process; start it without" in capsys.readouterr().err
+def suite_on_ranks(words, breaks):
+    """Runs a suite on this rank; `breaks`, a data set, cannot be read on the second one. Returns the status
+    and what it printed.
+    """
+    read = FoundData.read
+
+    def read_or_fail(found, split):
+        if found.data.name == breaks and os.environ["RANK"] == "1":
+            raise DataError(f"{breaks} cannot be read here")
+        return read(found, split)
+
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        FoundData.read = read_or_fail
+        status = main(["evaluate", *map(str, words)])
+    return status, out.getvalue(), err.getvalue()
+
+
+@pytest.mark.distributed
+def test_a_suite_on_two_ranks_is_that_of_one_but_for_what_one_of_them_cannot_read(
+    run, root, run_ranks, tmp_path, capsys
+):
+    words = [run, "--suite", "all", "--data", root, "--precision", "fp32", "--limit", 8, "--out"]
+    assert main(["evaluate", *map(str, [*words, tmp_path / "one"])]) == 0
+    capsys.readouterr()
+    (status, out, told), (other, nothing, silent) = run_ranks(
+        suite_on_ranks, 2, [*words, tmp_path / "two"], "own"
+    )
+    assert status == other == 0 and nothing == silent == "" and len(out.split()) == 3, told
+    one, two = (json.loads((tmp_path / name / "suite.json").read_text())["tasks"] for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    failed = {task for task, result in two.items() if "own cannot be read here" in result.get("failed", "")}
+    assert failed == {task for task in one if task.startswith("own_") and "scores" in one[task]} != set()
+    scored = {task for task, result in two.items() if "scores" in result}
+    assert {"image_folder_probe", "sst2_probe", "glue_sst2"} <= scored
+    for task in scored:
+        for name, score in two[task]["scores"].items():
+            assert score["value"] == pytest.approx(one[task]["scores"][name]["value"], abs=1e-6), task
+    # what two ranks found is kept by one
+    assert main(["evaluate", *map(str, [*words, tmp_path / "two"])]) == 0
+    assert "image_folder_probe: kept from an earlier run" in capsys.readouterr().err
 
 
 def test_a_task_that_fails_loses_no_other_ones_numbers(run, root, tmp_path, capsys):

@@ -10,8 +10,10 @@ import hashlib
 import os
 import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from unittest import mock
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -60,6 +62,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         else:
             objects[key] = data
+            self.server.written[urlsplit(self.path).path] = time.time()
         self._send(200, b"", of=data)
 
     def do_POST(self) -> None:
@@ -117,6 +120,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         if of is not None:
             self.send_header("ETag", _tag(of))
+            written = self.server.written.get(urlsplit(self.path).path, 0.0)
+            self.send_header("Last-Modified", formatdate(written, usegmt=True))
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command != "HEAD":
@@ -133,7 +138,7 @@ def s3_bucket() -> Iterator[tuple[str, dict[str, dict[str, bytes]]]]:
     from s3fs import S3FileSystem
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads, server.buckets = True, {BUCKET: {}}
+    server.daemon_threads, server.buckets, server.written = True, {BUCKET: {}}, {}
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     found = {

@@ -25,6 +25,7 @@ from flava_ds.errors import CheckpointError
 from flava_ds.plain_text import public
 from flava_ds.ranks import run_lock
 from flava_ds.ranks.distributed import World, gather_objects, log, together
+from flava_ds.ranks.lock_files import NAME
 from flava_ds.storage.atomic import write_whole
 from flava_ds.training import fragments
 from flava_ds.training.engine import Engine
@@ -66,18 +67,20 @@ def _prepare_folders(config: Config, patience_s: float) -> None:
         try:
             run_lock.hold(folder, patience_s)
         except OSError as error:
-            if error.errno != errno.ENOSPC or (folder / run_lock.NAME).exists():
+            if error.errno != errno.ENOSPC or (folder / NAME).exists():
                 raise
             # Leftovers may be what fills the disk. They can go without the lock: a new lock file could not
             # be created, so no other run holds this folder.
             _remove_leftovers(place)
             run_lock.hold(folder, patience_s)
+    if place.local is None:  # the lock has shown that a folder can be written
+        place.try_writing()
+        if place.is_object_storage:
+            run_lock.hold(str(place), patience_s)
     place.look_again()
     if not config.checkpoint.resume and (moved := files.set_aside(config.run_path, place)):
         log.info("an earlier run of this name was moved to %s", moved)
     _remove_leftovers(place)
-    if place.local is None:  # the lock has shown that a folder can be written
-        place.try_writing()
 
 
 def _remove_leftovers(place: Place) -> None:

@@ -66,6 +66,11 @@ class Place:
         return Place(self.local.parent) if self.local is not None else Place(self._url.rsplit("/", 1)[0])
 
     @property
+    def is_object_storage(self) -> bool:
+        """Whether it is in plain object storage, where writing an object means no more than that."""
+        return self._url.startswith(OBJECT_STORAGE)
+
+    @property
     def is_link(self) -> bool:
         """Whether the folder is a symbolic link."""
         return self.local is not None and self.local.is_symlink()
@@ -165,7 +170,7 @@ class Place:
         Object storage has none, and some protocols would make a bucket of a misspelt name.
         """
         with self._remote() as (fs, path):
-            if not self._url.startswith(OBJECT_STORAGE):
+            if not self.is_object_storage:
                 fs.makedirs(path, exist_ok=True)
             yield fs, path
 

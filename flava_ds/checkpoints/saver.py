@@ -139,7 +139,7 @@ class Saver:
 
     def _clear_away(self) -> None:
         """Removes what a failed save has written, so that it does not fill the disk."""
-        if self.world.is_main and not run_lock.lost(self.config.run_path):
+        if self.world.is_main and run_lock.lost() is None:
             with suppress(OSError):
                 files.remove_leftovers(self.place)
 
@@ -199,10 +199,9 @@ class Saver:
     def _publish(self) -> None:
         """Collects the receipts of all ranks and publishes the checkpoint; runs in a thread of rank 0."""
         staged, described = files.staging(self.place, self._step, self.world.size), {}
-        if run_lock.lost(self.config.run_path):
+        if (lost := run_lock.lost()) is not None:
             raise CheckpointError(
-                f"{self.config.run_path} was taken over by another run while this one was unresponsive; "
-                "this one ends"
+                f"{lost} was taken over by another run while this one was unresponsive; this one ends"
             )
         for rank in range(self.world.size):
             try:

@@ -23,8 +23,8 @@ from flava_ds.data.quarantine import FOLDER as QUARANTINE
 from flava_ds.demo.evaluation.evaluator import RESULT
 from flava_ds.errors import CheckpointError
 from flava_ds.evaluation.runner import RESULTS
-from flava_ds.ranks import run_lock
 from flava_ds.ranks.distributed import start
+from flava_ds.ranks.lock_files import NAME
 
 
 @pytest.fixture(params=["disk", "memory"])
@@ -204,10 +204,10 @@ def test_an_earlier_run_is_set_aside_not_deleted(tmp_path):
     assert files.set_aside(tmp_path, place) is None
     write_checkpoint(place, 5, small_weights())
     results = {RESULTS, "suites", "fine_tuning", RESULT, "report.html", QUARANTINE}
-    for name in ("log.jsonl", "codebook.safetensors", run_lock.NAME, *results):
+    for name in ("log.jsonl", "codebook.safetensors", NAME, *results):
         (tmp_path / name).write_text("{}\n")
     moved = files.set_aside(tmp_path, place)
-    assert {path.name for path in tmp_path.iterdir()} == {"codebook.safetensors", run_lock.NAME, moved.name}
+    assert {path.name for path in tmp_path.iterdir()} == {"codebook.safetensors", NAME, moved.name}
     assert results < {path.name for path in moved.iterdir()}
     assert moved.name == "previous_1" and files.latest(place) is None
     assert files.latest(Place(moved / files.FOLDER)) is not None and (moved / "log.jsonl").is_file()

@@ -20,6 +20,7 @@ from flava_ds.checkpoints.contents import read_state
 from flava_ds.checkpoints.saver import HostCopy
 from flava_ds.config import CheckpointConfig, Config, LoggingConfig
 from flava_ds.ranks.distributed import start
+from flava_ds.ranks.lock_files import NAME
 from flava_ds.training.engine import Engine
 from flava_ds.training.trainer import Trainer
 
@@ -130,7 +131,7 @@ def stop_and_go_on(folder: str) -> tuple[list[str], bool, bool]:
 
 def test_checkpoints_in_object_storage_go_on(run_ranks, tmp_path):
     (result,) = run_ranks(stop_and_go_on, 1, str(tmp_path))
-    assert result == (["latest", "step_00000012"], False, True)
+    assert result == (["latest", NAME, "step_00000012"], False, True)
 
 
 def test_host_copies_are_used_again_and_follow_a_change_of_shape():

@@ -19,6 +19,7 @@ from flava_ds.config import CheckpointConfig, Config, LoggingConfig
 from flava_ds.errors import CheckpointError
 from flava_ds.ranks import run_lock
 from flava_ds.ranks.distributed import start
+from flava_ds.ranks.lock_files import NAME
 from flava_ds.ranks.run_lock import RunLock
 
 HOLDER = """
@@ -57,7 +58,7 @@ def short(monkeypatch):
 
 def elsewhere(folder: Path, age_s: float) -> Path:
     """A lock of a machine that cannot be looked at."""
-    path = folder / run_lock.NAME
+    path = folder / NAME
     path.write_text(
         json.dumps(
             {
@@ -106,7 +107,7 @@ def test_a_process_number_that_is_used_again_is_not_the_old_process(tmp_path):
         "process": processes.started(os.getpid()) - 1,
         "id": "x",
     }
-    (tmp_path / run_lock.NAME).write_text(json.dumps(said))
+    (tmp_path / NAME).write_text(json.dumps(said))
     lock = RunLock(tmp_path)
     lock.acquire()
     assert lock.held()
@@ -187,21 +188,22 @@ def test_of_many_that_see_a_stale_lock_one_takes_it(tmp_path, short):
 def test_a_run_notices_that_its_folder_was_taken_and_leaves_the_new_lock_alone(tmp_path):
     run_lock.hold(tmp_path)
     run_lock.hold(tmp_path)  # the same process may build again
-    assert not run_lock.lost(tmp_path) and not run_lock.lost(tmp_path / "other")
+    assert run_lock.lost() is None
     elsewhere(tmp_path, 0.0)
-    assert run_lock.lost(tmp_path)
+    assert run_lock.lost() == str(tmp_path)
     run_lock.release_all()
-    assert json.loads((tmp_path / run_lock.NAME).read_text())["host"] == "far"
+    assert json.loads((tmp_path / NAME).read_text())["host"] == "far"
 
 
 def test_the_heart_beats(tmp_path, short):
     lock = RunLock(tmp_path)
     lock.acquire()
-    os.utime(lock.path, (0, 0))
+    path = tmp_path / NAME
+    os.utime(path, (0, 0))
     deadline = time.monotonic() + 60
-    while lock.path.stat().st_mtime == 0 and time.monotonic() < deadline:
+    while path.stat().st_mtime == 0 and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert lock.path.stat().st_mtime > 0
+    assert path.stat().st_mtime > 0
     lock.release()
 
 
@@ -245,9 +247,9 @@ def test_two_runs_of_one_name_do_not_share_a_checkpoint_directory(run_ranks, tmp
 
 def test_a_fifo_in_the_place_of_a_lock_is_not_waited_for(tmp_path, monkeypatch):
     """It says nothing, and its age decides, as with any lock that cannot be read."""
-    os.mkfifo(tmp_path / run_lock.NAME)
+    os.mkfifo(tmp_path / NAME)
     monkeypatch.setattr(run_lock, "STALE_S", -1.0)
     lock = run_lock.RunLock(tmp_path)
     lock.acquire()
-    assert lock.held() and (tmp_path / run_lock.NAME).is_file()
+    assert lock.held() and (tmp_path / NAME).is_file()
     lock.release()

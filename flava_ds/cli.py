@@ -57,13 +57,14 @@ def run_command(words: list[str]) -> int:
     except KeyboardInterrupt:
         return fail("interrupted", options.debug, status=130)
     except UserError as error:
+        if error.on_all_ranks and os.environ.get("RANK", "0") != "0":
+            return 2  # the first one says it
         return fail(str(error), options.debug, status=2)
     except Exception as error:
         if isinstance(error, BrokenPipeError) and reader_is_gone():
             return 128 + signal.SIGPIPE
         if isinstance(error, OSError) and error.filename is not None:
-            message = f"{error.filename}: {error.strerror}; name another place, or fix this one"
-            return fail(message, options.debug, status=2)
+            return fail(str(UserError.of_system(error)), options.debug, status=2)
         message = f"{type(error).__name__}: {error}; run again with --debug for the traceback"
         return fail(message, options.debug, status=1)
 

@@ -15,6 +15,11 @@ class UserError(Exception):
     unusable: tuple[dict[str, Any], ...] = ()
     """Samples found unusable before a dataloader worker raised this."""
 
+    @classmethod
+    def of_system(cls, error: OSError) -> Self:
+        """Returns the error that says what the system says of a file."""
+        return cls(f"{error.filename}: {error.strerror}; name another place, or fix this one")
+
     def everywhere(self) -> Self:
         """Marks the error as raised by every rank; returns it."""
         self.on_all_ranks = True

@@ -30,9 +30,13 @@ READS = {
     aten.equal,
     aten._unique2,
     aten.unique_dim,
+    aten.unique_consecutive,
+    aten.bincount,
+    aten.allclose,
 }
 """What a host waits for: their results, or the shapes of these, are values of the device."""
-TAKES_CPU = {aten.copy_, aten.index, aten.index_put_, aten.index_put, aten._index_put_impl_, aten._to_copy}
+INDEXES = {aten.index, aten.index_put_, aten.index_put, aten._index_put_impl_}
+TAKES_CPU = {aten.copy_, aten._to_copy, *INDEXES}
 """Takes tensors of the CPU beside those of a device, at the price of a copy."""
 
 
@@ -141,15 +145,15 @@ def run(function: Any, args: Any, kwargs: dict[str, Any], waits: Counter[str] | 
     if not there and not to_device:
         return function(*args, **kwargs)
     packet = function.overloadpacket
-    strangers = [tensor for tensor in tensors if not isinstance(tensor, OnDevice) and tensor.ndim]
-    if there and strangers and packet not in TAKES_CPU:
+    if there and packet not in TAKES_CPU and (strangers := _refused(function, args, tensors)):
         raise RuntimeError(f"{function} was given a tensor of the CPU, of shape {tuple(strangers[0].shape)}")
     to_host = packet is aten._to_copy and wanted is not None and not to_device
     to_host |= packet is aten.copy_ and not isinstance(args[0], OnDevice)
-    masks = packet in (aten.index, aten.index_put_) and any(
+    sized = packet in INDEXES and any(
         isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) for index in args[1]
     )
-    if waits is not None and (to_host or masks or packet in READS):
+    sized |= packet is aten.repeat_interleave and kwargs.get("output_size") is None
+    if waits is not None and (to_host or sized or packet in READS):
         waits[f"{packet.__name__} {_caller()}"] += 1
     plain_args, plain_kwargs = tree_map_only(OnDevice, lambda tensor: tensor.there, (args, kwargs))
     if to_device:
@@ -159,11 +163,22 @@ def run(function: Any, args: Any, kwargs: dict[str, Any], waits: Counter[str] | 
     if to_host:
         return args[0] if packet is aten.copy_ else result
     known = {id(tensor.there): tensor for tensor in there}
-    if packet is aten._to_copy and to_device and any(result is tensor for tensor in tensors):
-        result = result.clone()
     return tree_map_only(
         Tensor, lambda tensor: known[id(tensor)] if id(tensor) in known else OnDevice(tensor), result
     )
+
+
+def _refused(function: Any, args: Any, tensors: list[Tensor]) -> list[Tensor]:
+    """Returns the tensors of the CPU that CUDA would not take beside its own: all but numbers in elementwise
+    operations, unless the result is to be written there.
+    """
+    elementwise = torch.Tag.pointwise in function.tags
+    written = args[0] if function._schema.is_mutable and args else None
+    return [
+        tensor
+        for tensor in tensors
+        if not isinstance(tensor, OnDevice) and (tensor.ndim or not elementwise or tensor is written)
+    ]
 
 
 def _caller() -> str:
@@ -176,7 +191,7 @@ def _caller() -> str:
 
 
 def moved(module: torch.nn.Module) -> None:
-    """Moves a module's parameters and buffers to the device."""
+    """Moves a module's parameters and buffers to the device, as new tensors."""
     for part in module.modules():
         for name, parameter in part._parameters.items():
             if parameter is not None:

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from flava_ds.checkpoints.place import Place
@@ -88,6 +89,7 @@ def latest(place: Place) -> Place | None:
     """Returns the checkpoint to continue from, None when there is none.
 
     That is the one that `latest` names, the one before it if that is gone, or the newest without a `latest`.
+    If the list lacks it, makes the file system look again, with a file that it makes and deletes.
 
     Raises: CheckpointError when `latest` names no checkpoint and there is none before it.
     """
@@ -123,7 +125,8 @@ def remove_leftovers(place: Place) -> list[str]:
         or (_NAME.fullmatch(name) and not (place / name).has(MANIFEST))
     ]
     for name in leftovers:
-        place.remove(name)
+        with suppress(FileNotFoundError):  # another process's, and gone by now
+            place.remove(name)
     return leftovers
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from flava_ds.config.plain_files import read_small
 from flava_ds.errors import CheckpointError, DataError
 from flava_ds.plain_text import without_secrets
-from flava_ds.storage.atomic import write_whole
+from flava_ds.storage.atomic import PARTIAL, write_whole
 from flava_ds.storage.files import (
     LocalFile,
     Readable,
@@ -92,7 +92,7 @@ class Place:
         machine makes in it. So this makes a file and deletes it, where that is allowed.
         """
         for folder in (self.local.parent, self.local) if self.local is not None else ():
-            with suppress(OSError), tempfile.NamedTemporaryFile(dir=folder, prefix=".look_again_"):
+            with suppress(OSError), tempfile.NamedTemporaryFile(dir=folder, suffix=PARTIAL):
                 pass  # a TemporaryFile need not have a name
 
     def has(self, name: str) -> bool:

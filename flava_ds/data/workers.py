@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import atexit
-import multiprocessing
+import errno
 import os
 import signal
 import threading
@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from flava_ds.allocator import keep_freed_memory
 from flava_ds.errors import DataError
@@ -24,6 +25,7 @@ from flava_ds.processes import state_of
 _END = object()
 _LATER_S = 1.0
 _ASKED_TO_END = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_REFUSED = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EROFS)
 _MEMORY = "it may have run out of memory: lower data.num_workers or data.prefetch_batches"
 _ADVICE = {
     signal.SIGKILL: _MEMORY,
@@ -62,7 +64,7 @@ def watched(loader: DataLoader) -> Iterator[Any]:
     end_all = atexit.register(partial(_end_all, results._workers))
     try:
         yield from _results(results, loader.timeout)
-    except Exception:
+    except BaseException:  # of torch, of the consumer, or by Ctrl-C
         _end_all(results._workers)
         raise
     finally:
@@ -71,19 +73,23 @@ def watched(loader: DataLoader) -> Iterator[Any]:
 
 def _started(loader: DataLoader) -> Any:
     """Starts a loader's workers. Raises: DataError, with none left, when the system refuses one of them."""
-    before = multiprocessing.active_children()
+    loader.check_worker_number_rationality()  # which warns, as iter() would
+    results = _MultiProcessingDataLoaderIter.__new__(_MultiProcessingDataLoaderIter)
+    results._workers = []
     try:
-        # iter() installs torch's SIGCHLD handler, which would raise wherever the trainer is, also in a step
+        # it installs torch's SIGCHLD handler, which would raise wherever the trainer is, even within a step
         with _handling(signal.SIGCHLD), _blocked(_ASKED_TO_END):
-            return iter(loader)
-    except (OSError, RuntimeError) as error:
-        _end_all([worker for worker in multiprocessing.active_children() if worker not in before])
-        if not isinstance(error, OSError) and "start new thread" not in str(error):
+            results.__init__(loader)
+    except BaseException as error:
+        results._shutdown = True  # its end would ask workers that were never started
+        _end_all(results._workers)
+        if getattr(error, "errno", None) not in _REFUSED and "start new thread" not in str(error):
             raise
         raise DataError(
             f"the {loader.num_workers} loader processes cannot be started ({error}); raise the limits of "
             "processes and files (ulimit -u, -n), make room in /dev/shm, or lower data.num_workers"
         ) from error
+    return results
 
 
 def _results(results: Any, timeout_s: float) -> Iterator[Any]:

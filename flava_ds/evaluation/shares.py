@@ -70,11 +70,11 @@ class Alone:
 
     def from_main(self, make: Callable[[], Result]) -> Result:
         """Runs it."""
-        return make()
+        return _run(make)
 
     def together(self, run: Callable[[], Result]) -> Result:
         """Runs it."""
-        return run()
+        return _run(run)
 
 
 class AmongRanks:
@@ -123,7 +123,7 @@ class AmongRanks:
         found: Any = None
         error: Exception | None = None
         try:
-            found = run()
+            found = _run(run)
         except Exception as problem:  # the other ranks must not wait forever for this one
             if getattr(problem, "on_all_ranks", False):
                 raise
@@ -132,6 +132,16 @@ class AmongRanks:
             error = problem if isinstance(problem, UserError) else told
         raise_together(self.world, error)
         return found
+
+
+def _run(run: Callable[[], Result]) -> Result:
+    """Returns a function's result. Raises: UserError for what the system says of a file."""
+    try:
+        return run()
+    except OSError as error:
+        if error.filename is None:
+            raise
+        raise UserError.of_system(error) from error
 
 
 @contextmanager

@@ -124,8 +124,7 @@ class Suite:
         return report
 
     def _write(self, report: dict[str, Any]) -> None:
-        if self.share.is_main:
-            write_json(self.out / FILE, report)
+        self.share.from_main(lambda: write_json(self.out / FILE, report))
 
     def _run_tasks(
         self,

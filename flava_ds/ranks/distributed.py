@@ -162,10 +162,12 @@ def gather_objects(world: World, value: object) -> list:
 def raise_together(world: World, error: Exception | None) -> None:
     """Raises on all ranks if any rank passes an error, so that no rank is left waiting in a collective.
 
-    Raises: this rank's own error, or else the first of the other ranks.
+    Raises: this rank's own error, or else the first of the other ranks; but if one is no UserError, that on
+    all, so that either all ranks can go on or none.
     """
-    errors = gather_objects(world, error)
-    first = error or next((e for e in errors if e is not None), None)
+    errors = [found for found in gather_objects(world, error) if found is not None]
+    grave = next((found for found in errors if not isinstance(found, UserError)), None)
+    first = grave or error or next(iter(errors), None)
     if first is not None:
         first.on_all_ranks = True  # every rank raises it, so one of them reports it for all
         raise first
@@ -178,6 +180,8 @@ def together(world: World) -> Iterator[None]:
     try:
         yield
     except UserError as problem:
+        if problem.on_all_ranks:  # each has learned of it in an exchange inside
+            raise
         error = problem
     raise_together(world, error)
 

@@ -289,9 +289,9 @@ def user_cache() -> Path:
 
     Raises: UserError when the user has no home. Source: XDG Base Directory Specification.
     """
-    if named := os.environ.get(CACHE_VARIABLE):
-        return Path(named).expanduser()
     try:
+        if named := os.environ.get(CACHE_VARIABLE):
+            return Path(named).expanduser()
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flava_ds"
     except RuntimeError as error:  # a container with a user that it does not know, and without HOME
         raise UserError(

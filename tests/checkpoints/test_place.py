@@ -25,8 +25,11 @@ def test_looking_again_leaves_nothing_behind(place):
     place.look_again()
     assert place.names() == []
     place.write("a", "text")
+    folders = [folder for folder in (place.local, place.parent.local) if folder is not None]
+    before = [folder.stat().st_mtime_ns for folder in folders]
     place.look_again()
     assert place.names() == ["a"] and place.parent.names() in (["folder"], ["folder", "store"])
+    assert all(folder.stat().st_mtime_ns > was for folder, was in zip(folders, before, strict=True))
 
 
 def test_files_come_and_go(place):

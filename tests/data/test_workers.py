@@ -230,8 +230,49 @@ except DataError as error:
 def test_processes_that_the_system_refuses_leave_none_of_the_others_behind():
     """Python's exit waited forever for those that had been started."""
     ended = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, timeout=300)
-    assert ended.returncode == 0, ended.stderr
+    assert ended.returncode == 0 and "Exception ignored" not in ended.stderr, ended.stderr
     assert ended.stdout.startswith("the 32 loader processes cannot be started ([Errno 24] Too many open")
+
+
+LEFT_EARLY = """
+import multiprocessing, sys, time
+from torch.utils.data import DataLoader, Dataset
+from flava_ds.data.workers import start_worker, watched
+
+class Numbers(Dataset):
+    def __getitem__(self, number):
+        time.sleep(3600 * number)
+        return number
+
+class Order:
+    def __iter__(self):
+        yield from range(3)
+        if sys.argv[1] == "sampler":
+            raise FileNotFoundError(2, "gone", "index.json")
+        yield from range(3, 100)
+
+loader = DataLoader(Numbers(), None, sampler=Order(), num_workers=2, worker_init_fn=start_worker)
+numbers, kept = watched(loader), None
+try:
+    next(numbers)
+    if sys.argv[1] == "interrupt":
+        numbers.throw(KeyboardInterrupt())
+except BaseException as error:
+    kept = error
+numbers.close()
+print(type(kept).__name__, len(multiprocessing.active_children()))
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "raised"),
+    [("sampler", "FileNotFoundError"), ("interrupt", "KeyboardInterrupt"), ("close", "NoneType")],
+)
+def test_whoever_leaves_early_leaves_no_process_behind(how, raised):
+    """Not even processes that hang, whom Python's exit would wait for."""
+    command = [sys.executable, "-c", LEFT_EARLY, how]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert (ended.returncode, ended.stdout) == (0, f"{raised} 0\n"), ended.stderr
 
 
 def test_a_death_while_indexing_is_one_line():

@@ -121,7 +121,7 @@ def test_splits_are_chosen_where_they_are_offered(run, root, tmp_path, capsys):
 
 EACH_METHOD = (
     "food101_probe,imagenet_neighbours,imagenet_zero_shot,coco_retrieval,flickr30k_retrieval_matching,"
-    "winoground_matching,winoground_contrastive,glue_mrpc,hateful_memes,vqav2,snli_ve"
+    "winoground_matching,winoground_contrastive,sst2_probe,glue_mrpc,hateful_memes,vqav2,snli_ve"
 )
 
 

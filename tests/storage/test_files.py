@@ -158,5 +158,8 @@ def test_a_user_without_a_home_is_asked_for_a_folder(monkeypatch):
     for variable in (CACHE_VARIABLE, "XDG_CACHE_HOME", "HOME"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr("os.getuid", lambda: 4_100_017)
-    with pytest.raises(UserError, match="user 4100017 has no home here; set FLAVA_DS_CACHE"):
-        user_cache()
+    for named in (None, "~/cache"):
+        if named:
+            monkeypatch.setenv(CACHE_VARIABLE, named)
+        with pytest.raises(UserError, match="user 4100017 has no home here; set FLAVA_DS_CACHE"):
+            user_cache()

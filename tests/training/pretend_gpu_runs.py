@@ -131,6 +131,15 @@ def step(task: Any, batch: Batch, where: torch.device) -> torch.Tensor:
     return loss.detach()
 
 
+def move_tensors(held: dict[str, Any]) -> None:
+    """Moves the tensors of a dictionary, and of those in it, to the device."""
+    for name, value in held.items():
+        if isinstance(value, torch.Tensor):
+            held[name] = value.to(device())
+        elif isinstance(value, dict):
+            move_tensors(value)
+
+
 def compared(config: Config, batch: Batch) -> dict[str, Any]:
     """Returns how far a step on the device is from that on the CPU, and where the host has waited."""
     here = task_of(config)
@@ -139,6 +148,8 @@ def compared(config: Config, batch: Batch) -> dict[str, Any]:
         there = task_of(config)
         for module in (there, *there.frozen.values(), *teachers_of(there)):
             moved(module)
+        for state in there.states.values():
+            move_tensors(vars(state))
         batch = batch.to(device())
         waits.clear()
         loss_there = step(there, batch, device())

@@ -34,11 +34,13 @@ def run_suite(options: argparse.Namespace) -> int:
 
         if usual := suite.split_otherwise(tasks, options.splits):
             tell(f"not split as {options.splits}, but as usual: {', '.join(usual)}")
-        opened = open_model(
-            options.model,
-            device=options.device or device,
-            precision=options.precision,
-            regions=options.regions,
+        opened = share.together(
+            lambda: open_model(
+                options.model,
+                device=options.device or device,
+                precision=options.precision,
+                regions=options.regions,
+            )
         )
         if options.out is None and opened.run_path is None:
             raise UserError(f"{options.model}: is no run, so a suite needs --out DIR for what it writes")
@@ -58,7 +60,7 @@ def run_suite(options: argparse.Namespace) -> int:
             )
         tell(f"\n{tables_as_markdown(report)}")
         tell(f"{len(not_run(report))} tasks were not run; the page says why for each")
+        pages = share.from_main(lambda: write_pages(report, out))
         if share.is_main:
-            for path in (out / suite.FILE, *write_pages(report, out)):
-                print(path)
+            print(*(out / suite.FILE, *pages), sep="\n")
     return 0

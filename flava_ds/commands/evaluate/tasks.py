@@ -11,8 +11,10 @@ from flava_ds.commands.evaluate.common import model_facts, states_folder, tell_u
 from flava_ds.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
+
     from flava_ds.evaluation.opening import Opened
-    from flava_ds.evaluation.runner import TaskResult
+    from flava_ds.evaluation.runner import FoundData, TaskResult
 
 
 def run_tasks(options: argparse.Namespace, names: list[str]) -> int:
@@ -24,14 +26,10 @@ def run_tasks(options: argparse.Namespace, names: list[str]) -> int:
     Raises: UserError for the tasks that failed, after the others. One that fails on one of several ranks
     fails on all.
     """
-    from flava_ds.evaluation import registry
     from flava_ds.evaluation.feature_cache import FeatureCache
     from flava_ds.evaluation.frozen_model import Workplace
-    from flava_ds.evaluation.opening import open_model
-    from flava_ds.evaluation.runner import check_needs, evaluate, find_all, read_results
+    from flava_ds.evaluation.runner import check_needs, evaluate
     from flava_ds.evaluation.shares import launched
-    from flava_ds.evaluation.suite import with_splits
-    from flava_ds.evaluation.tuning.own_head import read_classes, with_own_head
 
     if options.out is not None:
         raise UserError("--out is for --suite; --features keeps features, and the JSON goes to stdout")
@@ -41,18 +39,7 @@ def run_tasks(options: argparse.Namespace, names: list[str]) -> int:
             if share.is_main:
                 tell_user(line)
 
-        tasks = with_splits(registry.find(names, options.data), options.splits)
-        if options.own_head:
-            tasks = with_own_head(tasks, read_classes(options.head_classes))
-        data = find_all(tasks, options.data, options.split, options.limit)
-        opened = open_model(
-            options.model,
-            device=options.device or device,
-            precision=options.precision,
-            regions=options.regions,
-        )
-        if opened.run_path is not None:
-            read_results(opened.run_path)  # a damaged file is told before the work
+        tasks, data, opened = share.together(partial(_find, options, names, device))
         cache = FeatureCache(options.features, opened.weights, tell) if options.features else None
         model = opened.frozen(cache, share).at(Workplace(states_folder(options, opened), tell))
         check_needs(tasks, model)
@@ -67,12 +54,36 @@ def run_tasks(options: argparse.Namespace, names: list[str]) -> int:
                 failed[task.name] = error
                 tell(f"{task.name}: {error}")
                 continue
-            if share.is_main:
-                found |= report(options, opened, results)
+            found |= share.from_main(partial(report, options, opened, results))
         if share.is_main and found:
             print(json.dumps(found, indent=2))
         raise_failed(failed, len(tasks))
     return 0
+
+
+def _find(
+    options: argparse.Namespace, names: list[str], device: torch.device | None
+) -> tuple[list[Any], dict[str, FoundData], Opened]:
+    """Returns the tasks, their data and the model. Raises: UserError."""
+    from flava_ds.evaluation import registry
+    from flava_ds.evaluation.opening import open_model
+    from flava_ds.evaluation.runner import find_all, read_results
+    from flava_ds.evaluation.suite import with_splits
+    from flava_ds.evaluation.tuning.own_head import read_classes, with_own_head
+
+    tasks = with_splits(registry.find(names, options.data), options.splits)
+    if options.own_head:
+        tasks = with_own_head(tasks, read_classes(options.head_classes))
+    data = find_all(tasks, options.data, options.split, options.limit)
+    opened = open_model(
+        options.model,
+        device=options.device or device,
+        precision=options.precision,
+        regions=options.regions,
+    )
+    if opened.run_path is not None:
+        read_results(opened.run_path)  # a damaged file is told before the work
+    return tasks, data, opened
 
 
 def raise_failed(failed: dict[str, UserError], tasks: int) -> None:

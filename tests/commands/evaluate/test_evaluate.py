@@ -14,10 +14,12 @@ from evaluation.color_world import write_image_folder, write_own, write_sst2
 from sample_runs import write_run
 
 from flava_ds.cli import main
-from flava_ds.errors import DataError
+from flava_ds.errors import CheckpointError, DataError
+from flava_ds.evaluation import opening, runner
 from flava_ds.evaluation.opening import open_model
 from flava_ds.evaluation.runner import FoundData
 from flava_ds.evaluation.statistics import RESAMPLES, SEED
+from flava_ds.report import suite_page
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +119,8 @@ def test_ranks_that_a_launcher_started_share_the_work_and_keep_features(
     assert first == second
     assert written == {file: file.stat().st_mtime_ns for file in (tmp_path / "kept").iterdir()}
     failed = run_ranks(on_ranks, 2, run, root / "elsewhere", names)
-    assert all(status == 2 and "no image_folder in" in err for status, _, err in failed)
+    assert [status for status, _, _ in failed] == [2, 2]
+    assert "no image_folder in" in failed[0][2] and failed[1][2] == ""
 
 
 def test_limit_and_split(run, root, capsys):
@@ -171,22 +174,66 @@ def test_mistakes_are_one_line(run, root, tmp_path, capsys):
         )
 
 
-def suite_on_ranks(words, breaks):
-    """Runs a suite on this rank; `breaks`, a data set, cannot be read on the second one. Returns the status
+def broken_on_ranks(words, scenario):
+    """Runs the command on this rank, of two, where something goes wrong on one of them. Returns the status
     and what it printed.
     """
-    read = FoundData.read
+    rank, read = os.environ["RANK"], FoundData.read
 
     def read_or_fail(found, split):
-        if found.data.name == breaks and os.environ["RANK"] == "1":
-            raise DataError(f"{breaks} cannot be read here")
+        if found.data.name == "own" and rank == "1":
+            raise DataError("own cannot be read here")
+        if found.data.name == "own" and scenario == "otherwise on the other":
+            raise OSError(5, "Input/output error")
         return read(found, split)
 
+    def fail(*_arguments, **_keywords):
+        raise {
+            "model": CheckpointError("this copy is damaged"),
+            "results": OSError(28, "No space left on device", "evaluations.json"),
+            "page": OSError(28, "No space left on device", "suite.html"),
+        }[scenario]
+
+    if scenario in ("data", "otherwise on the other"):
+        FoundData.read = read_or_fail
+    elif scenario == "model" and rank == "1":
+        opening.open_model = fail
+    elif scenario == "results" and rank == "0":
+        runner.write_results = fail
+    elif scenario == "page" and rank == "0":
+        suite_page.write_pages = fail
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        FoundData.read = read_or_fail
         status = main(["evaluate", *map(str, words)])
     return status, out.getvalue(), err.getvalue()
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("scenario", "status", "said"),
+    [
+        ("model", 2, "error: this copy is damaged"),
+        ("results", 2, "error: evaluations.json: No space left on device"),
+        ("page", 2, "error: suite.html: No space left on device"),
+        ("otherwise on the other", 1, "error: RuntimeError: rank 0: OSError: [Errno 5] Input/output error"),
+    ],
+)
+def test_what_fails_on_one_rank_ends_both_alike(run, root, run_ranks, tmp_path, scenario, status, said):
+    what = ["--task", "image_folder_zero_shot,own_zero_shot"]
+    if scenario == "page":
+        what = ["--suite", "pairs", "--out", tmp_path]
+    words = [run, *what, "--data", root, "--precision", "fp32", "--limit", 4]
+    (first, _, told), (second, _, silent) = run_ranks(broken_on_ranks, 2, words, scenario)
+    assert first == second == status and told.splitlines()[-1].startswith(said), told + silent
+    assert status == 1 or "error" not in silent
+
+
+@pytest.mark.distributed
+def test_a_task_that_one_rank_cannot_run_fails_on_both_and_the_next_begins(run, root, run_ranks):
+    words = [run, "--task", "own_zero_shot,image_folder_zero_shot", "--data", root, "--limit", 4]
+    (status, out, told), (other, nothing, _) = run_ranks(broken_on_ranks, 2, words, "data")
+    assert status == other == 2 and "1 of 2 tasks failed" in told and "own cannot be read here" in told
+    assert list(json.loads(out)) == ["image_folder_zero_shot"] and nothing == ""
 
 
 @pytest.mark.distributed
@@ -197,7 +244,7 @@ def test_a_suite_on_two_ranks_is_that_of_one_but_for_what_one_of_them_cannot_rea
     assert main(["evaluate", *map(str, [*words, tmp_path / "one"])]) == 0
     capsys.readouterr()
     (status, out, told), (other, nothing, silent) = run_ranks(
-        suite_on_ranks, 2, [*words, tmp_path / "two"], "own"
+        broken_on_ranks, 2, [*words, tmp_path / "two"], "data"
     )
     assert status == other == 0 and nothing == silent == "" and len(out.split()) == 3, told
     one, two = (json.loads((tmp_path / name / "suite.json").read_text())["tasks"] for name in ("one", "two"))

@@ -69,7 +69,8 @@ def run_one(sweep: Sweep, name: str, where: str, options: argparse.Namespace) ->
 
 def runs_elsewhere(run_path: Path) -> str | None:
     """Returns who trains in a folder, if anybody does."""
-    from flava_ds.ranks.run_lock import NAME, RunLock
+    from flava_ds.ranks.lock_files import NAME
+    from flava_ds.ranks.run_lock import RunLock
 
     if not (run_path / NAME).exists():
         return None

@@ -69,7 +69,7 @@ def find(kind: str, key: Any, shape: Any) -> Any:
     """
     try:
         file = place_of(kind, key)
-    except RuntimeError:  # there is no home folder; `keep` says so
+    except UserError:  # there is no home folder; `keep` says so
         return None
     try:
         found = dict(loads(read_small(file)))
@@ -91,7 +91,7 @@ def keep(kind: str, key: Any, value: Any) -> None:
         write_json(file, {"name": file.name, "sha256": _hash(plain), "value": plain}, indent=None)
     except OSError as error:
         log.warning("%s cannot be written (%s); the next plan finds it out again", file, error.strerror)
-    except RuntimeError as error:
+    except UserError as error:
         log.warning("there is no cache (%s); the next plan finds it out again", error)
     else:
         _clean(file.parent)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flava_ds.errors import DataError
-from flava_ds.storage.files import sha256_of, user_cache
+from flava_ds.storage.files import SAFE_MEMBERS, sha256_of, user_cache
 
 PACKAGE = Path(__file__).parent
 CHECKSUMS = PACKAGE / "checksums.json"
@@ -76,6 +76,7 @@ def _extract(staging: Path) -> None:
             )
         _verify(archive, expected)
         with tarfile.open(archive, "r:xz") as tar:
+            tar.extraction_filter = SAFE_MEMBERS
             room = MOST_UNPACKED_BYTES
             for member in tar:
                 room -= member.size
@@ -83,7 +84,7 @@ def _extract(staging: Path) -> None:
                     raise DataError(
                         f"{archive} unpacks to more than {MOST_UNPACKED_BYTES} bytes: check it out again"
                     )
-                tar.extract(member, staging, filter="data")
+                tar.extract(member, staging)
     for name, expected in checksums["files"].items():
         _verify(staging / name, expected)
     shutil.copyfile(CHECKSUMS, staging / CHECKSUMS.name)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Literal
 
 from flava_ds.errors import DataError, UserError
-from flava_ds.storage.files import sha256_of
+from flava_ds.storage.files import SAFE_MEMBERS, sha256_of
 
 EVERY = 5
 """Every fifth sample of each class is a test sample."""
@@ -201,7 +201,8 @@ def unpack(file: Path, folder: Path) -> None:
     try:
         if file.suffix == ".tgz":
             with tarfile.open(file) as packed:
-                packed.extractall(folder, filter="data")
+                packed.extraction_filter = SAFE_MEMBERS
+                packed.extractall(folder)
             return
         with zipfile.ZipFile(file) as archive:
             archive.extractall(folder)

@@ -124,6 +124,15 @@ def test_import_loads_no_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_a_python_without_filters_for_archives_unpacks_it(tmp_path, monkeypatch):
+    """3.11.2 has none, and Debian 12 has 3.11.2."""
+    extract = tarfile.TarFile.extract
+    monkeypatch.setattr(
+        tarfile.TarFile, "extract", lambda tar, member, path="", set_attrs=True: extract(tar, member, path)
+    )
+    assert dataset.unpack(tmp_path / "data").pairs_train.is_dir()
+
+
 def test_counts(folders, records):
     assert {name: len(samples) for name, samples in folders.items()} == CHECKSUMS["samples"]
     assert len(records["pairs-train"]) > 6000 and len(records["pairs-unseen-style"]) > 2500

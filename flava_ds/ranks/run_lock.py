@@ -105,8 +105,12 @@ class RunLock:
         threading.Thread(target=self._beat, name="run lock", daemon=True).start()
 
     def held(self) -> bool:
-        """Returns whether the lock is still this one; another run takes it over if this one seems dead."""
-        return (self.file.read() or {}).get("id") == self._said["id"]
+        """Returns whether the lock is still this one; another run takes it over if this one seems dead.
+
+        A file that cannot be read says nothing of another run: NFS has such moments.
+        """
+        said = self.file.read()
+        return said == {} or (said or {}).get("id") == self._said["id"]
 
     def release(self) -> None:
         """Releases the lock."""

@@ -195,6 +195,21 @@ def test_a_run_notices_that_its_folder_was_taken_and_leaves_the_new_lock_alone(t
     assert json.loads((tmp_path / NAME).read_text())["host"] == "far"
 
 
+def test_a_lock_that_cannot_be_read_is_not_lost(tmp_path):
+    run_lock.hold(tmp_path)
+    lock = tmp_path / NAME
+    said = lock.read_text()
+    lock.write_text("")
+    assert run_lock.lost() is None
+    lock.write_text(said)
+    lock.rename(tmp_path / "else")
+    lock.mkdir()  # reading it is an OSError
+    assert run_lock.lost() is None
+    lock.rmdir()
+    assert run_lock.lost() == str(tmp_path)
+    run_lock.release_all()
+
+
 def test_the_heart_beats(tmp_path, short):
     lock = RunLock(tmp_path)
     lock.acquire()

@@ -10,7 +10,7 @@ import pytest
 from sample_batches import tiny_config
 
 from flava_ds import config as configuration
-from flava_ds.checkpoints.checkpoint import changed_settings
+from flava_ds.checkpoints.fits import changed_settings
 from flava_ds.checkpoints.place import Place
 from flava_ds.config import DataConfig, SourceConfig
 from flava_ds.plain_text import PlainFormatter, one_line, without_secrets

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from flava_ds.checkpoints import files
-from flava_ds.checkpoints.checkpoint import check_family, lacked
+from flava_ds.checkpoints.fits import check_family, lacked
 from flava_ds.checkpoints.place import Place
 from flava_ds.checkpoints.reader import check_shapes, load_weights, locate
 from flava_ds.errors import CheckpointError

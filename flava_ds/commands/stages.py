@@ -80,7 +80,7 @@ def finished_with(stage: Stage) -> list[str] | None:
     """Returns in which settings a finished stage differs from what is asked for now; None while it is not
     finished.
     """
-    from flava_ds.checkpoints.checkpoint import changed_settings
+    from flava_ds.checkpoints.fits import changed_settings
     from flava_ds.checkpoints.inheritance import finished
 
     folder = finished(stage.config)
@@ -115,7 +115,7 @@ def with_inherited(sequence: Stages, stage: Stage) -> Config:
 
 def _own_weights(config: Config) -> dict[str, Any]:
     """Reads the weights that a stage names itself. Raises: CheckpointError."""
-    from flava_ds.checkpoints.checkpoint import check_family
+    from flava_ds.checkpoints.fits import check_family
     from flava_ds.checkpoints.reader import load_weights, locate
 
     if config.initial_weights is None:

@@ -146,7 +146,7 @@ def check_checkpoint(config: Config, task: Task) -> dict[str, Any] | None:
     Raises: CheckpointError when its checkpoint is of another model, or of other frozen networks.
     """
     from flava_ds.checkpoints import files
-    from flava_ds.checkpoints.checkpoint import check_family, check_frozen, of_this_model
+    from flava_ds.checkpoints.fits import check_family, check_frozen, of_this_model
     from flava_ds.checkpoints.reader import CheckpointReader, check_shapes
 
     place = files.place_of(config.run_path, config)

@@ -9,12 +9,10 @@ import subprocess
 import time
 from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from test_engine import everything, run_steps, stages_in
-from torch import nn
 from toy import KINDS, Toy, full_weights, partition_everything, toy_config
 
 from flava_ds.checkpoints import checkpoint, files
@@ -334,23 +332,6 @@ def test_frozen_parameters_buffers_and_counters_come_along(run_ranks, tmp_path):
                 if stage in ("zero0", "zero3")
                 else scale["cur_scale"] < 2**16 and scale["cur_iter"] == 6
             ), (stage, scale)
-
-
-def test_a_checkpoint_without_the_teacher_says_when_its_own_settings_help(tmp_path):
-    """They may be those that ask for it; then the checkpoint is damaged."""
-    average = SimpleNamespace(followed={"encoder.weight": "weight"})
-    engine = SimpleNamespace(
-        state_tensors=dict, shapes=dict, module=nn.Linear(1, 1), averages={"dino.teacher": average}
-    )
-    reader = SimpleNamespace(folder=tmp_path, shapes={}, buffer_shapes=dict, holds=lambda key, name: False)
-    with pytest.raises(CheckpointError) as caught:
-        checkpoint._check_fits(engine, reader)
-    said = str(caught.value)
-    assert (
-        "has no 'dino.teacher' of 'encoder.weight', the teacher's weights, which this run keeps; if " in said
-    )
-    assert f"{tmp_path / 'config.json'} keeps them too, the checkpoint is damaged" in said
-    assert "\n" not in said
 
 
 def prepare_on_a_full_disk(folder: str) -> list[str]:

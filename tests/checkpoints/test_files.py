@@ -2,7 +2,6 @@
 storage.
 """
 
-import dataclasses
 import json
 import os
 from pathlib import Path
@@ -12,13 +11,12 @@ import pytest
 import torch
 from checkpoint_helpers import small_weights, write_checkpoint
 
-from flava_ds import config as configuration
 from flava_ds.checkpoints import files
-from flava_ds.checkpoints.checkpoint import changed_settings, newest_sound
+from flava_ds.checkpoints.checkpoint import newest_sound
 from flava_ds.checkpoints.contents import verify
 from flava_ds.checkpoints.place import Place
 from flava_ds.checkpoints.reader import load_weights
-from flava_ds.config import CheckpointConfig, Config, TrainingConfig
+from flava_ds.config import CheckpointConfig, Config
 from flava_ds.data.quarantine import FOLDER as QUARANTINE
 from flava_ds.demo.evaluation.evaluator import RESULT
 from flava_ds.errors import CheckpointError
@@ -234,22 +232,6 @@ def test_a_manifest_lists_every_file(place):
     final = write_checkpoint(place, 5, small_weights())
     assert sorted(json.loads(final.read(files.MANIFEST))) == [
         name for name in final.names() if name != files.MANIFEST
-    ]
-
-
-def test_settings_that_changed_since_a_checkpoint_are_listed(tmp_path):
-    before = Config(name="run", training=TrainingConfig(total_steps=10))
-    configuration.save(before, tmp_path / files.CONFIG)
-    assert changed_settings(Place(tmp_path), before) == []
-    now = dataclasses.replace(
-        before,
-        optimizer=dataclasses.replace(before.optimizer, lr=0.5, betas=(0.9, 0.5)),
-        training=TrainingConfig(total_steps=20),
-    )
-    assert changed_settings(Place(tmp_path), now) == [
-        f"optimizer.betas.1 {before.optimizer.betas[1]} -> 0.5",
-        f"optimizer.lr {before.optimizer.lr} -> 0.5",
-        "training.total_steps 10 -> 20",
     ]
 
 

@@ -1,0 +1,119 @@
+"""Compares a checkpoint with the run that would go on from it: settings, family, model and frozen parts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch import nn
+
+from flava_ds.checkpoints import files
+from flava_ds.checkpoints.place import Place
+from flava_ds.checkpoints.reader import CheckpointReader, check_shapes
+from flava_ds.config import Config, to_dict
+from flava_ds.config.earlier import modernised
+from flava_ds.config.plain_files import loads
+from flava_ds.errors import CheckpointError
+from flava_ds.plain_text import public
+from flava_ds.training.engine import Engine
+from flava_ds.watching.environment import flat
+
+
+def changed_settings(folder: Place, config: Config) -> list[str]:
+    """Lists the settings that have changed since a checkpoint was written, as "name before -> now"."""
+    before = flat(modernised(public(loads(folder.read(files.CONFIG)))))
+    now = flat(public(json.loads(json.dumps(to_dict(config)))))
+    return [
+        f"{name} {before.get(name)} -> {now.get(name)}"
+        for name in sorted({*before, *now})
+        if before.get(name) != now.get(name)
+    ]
+
+
+@contextmanager
+def of_this_model(folder: Place) -> Iterator[None]:
+    """Adds to an error inside what to do with a checkpoint of another model."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}; go on with the settings in {folder / files.CONFIG}, or start a new run with another "
+            "--name"
+        ) from error
+
+
+def check_model(engine: Engine, reader: CheckpointReader) -> None:
+    """Raises CheckpointError unless the checkpoint fits this model, its training states and its averages."""
+    folder, states = reader.folder, engine.state_tensors()
+    with of_this_model(folder):
+        check_shapes(reader.shapes, engine.shapes(), str(folder))
+        buffers = reader.buffer_shapes()
+        own = {name: tuple(buffer.shape) for name, buffer in engine.module.named_buffers() if name in buffers}
+        check_shapes(buffers, own, f"{folder}, buffers")
+        check_shapes(
+            reader.state_shapes() if states else {},
+            {name: tuple(tensor.shape) for name, tensor in states.items()},
+            f"{folder}, training states",
+        )
+        if lacking := lacked(reader.shapes, engine.shapes(), engine.module):
+            raise CheckpointError(
+                f"{folder} has '{lacking[0]}', which the module of that name lacks in this model"
+            )
+    for key, average in engine.averages.items():
+        if absent := [name for name in sorted(average.followed) if not reader.holds(key, name)]:
+            raise CheckpointError(
+                f"{folder} has no '{key}' of '{absent[0]}', the teacher's weights, which this run keeps; if "
+                f"{folder / files.CONFIG} keeps them too, the checkpoint is damaged, so copy it again or "
+                "delete it to go on from the one before; if not, go on with those settings, or start a new "
+                "run with another --name"
+            )
+
+
+SETTINGS = {"codebook": "codebook_weights", "vocabulary": "data.vocabulary"}
+"""What a run takes as it is, and the setting that names its file."""
+
+
+def check_frozen(reader: CheckpointReader, fingerprints: Mapping[str, str]) -> None:
+    """Compares the frozen networks and the vocabulary that a run has had so far with those of now, by name.
+
+    Raises: CheckpointError when one differs: targets or inputs would change in the middle of the run.
+    """
+    for name, fingerprint in reader.state["frozen"].items():
+        if fingerprints.get(name, fingerprint) != fingerprint:
+            weights = "RUN"
+            if name == "vocabulary":  # whose words' rows would stand for others, so a run's are refused
+                weights = "FILE, from `flava-ds convert RUN --to safetensors FILE`"
+            raise CheckpointError(
+                f"{reader.folder} was trained with another {name} than {SETTINGS[name]} names now; put the "
+                "earlier file back, or start another run from its weights: --name OTHER --initial-weights "
+                f"{weights}"
+            )
+
+
+def check_family(found: Place | Path, family: str) -> None:
+    """Compares the family that wrote `found` with `family`, if a config.json next to it tells.
+
+    Raises: CheckpointError when they differ.
+    """
+    beside = found if isinstance(found, Place) else Place(found.parent)
+    try:
+        written_by = json.loads(beside.read(files.CONFIG))["model"]["type"]
+    except (OSError, ValueError, KeyError, TypeError):
+        # bare tensors, another program's file, or from before families existed: names and shapes decide
+        return
+    if written_by != family:
+        raise CheckpointError(
+            f"{found} was written by family '{written_by}', this configuration is '{family}'; start a new "
+            "run with another --name, or give --initial-weights bare tensors, from `flava-ds convert FROM "
+            "--to safetensors OUT`"
+        )
+
+
+def lacked(names: Iterable[str], own: Collection[str], module: nn.Module) -> list[str]:
+    """Returns the tensors whose module is here and has none of that name, so that it computes something else
+    than it did with them.
+    """
+    modules = {name for name, _ in module.named_modules()}
+    return [name for name in names if name not in own and name.rpartition(".")[0] in modules]

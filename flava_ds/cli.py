@@ -30,6 +30,10 @@ def main(arguments: list[str] | None = None) -> int:
         leave_out_working_directory()
     try:
         return run_command(sys.argv[1:] if arguments is None else arguments)
+    except BrokenPipeError:  # of --help in Python 3.11.2: later ones ignore it
+        if not reader_is_gone():
+            raise
+        return 0
     finally:
         reader_is_gone()  # after --help, too
 

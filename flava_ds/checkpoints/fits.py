@@ -92,7 +92,7 @@ def check_frozen(reader: CheckpointReader, fingerprints: Mapping[str, str]) -> N
             )
 
 
-def check_family(found: Place | Path, family: str) -> None:
+def check_family(found: Place | Path, family: str | None) -> None:
     """Compares the family that wrote `found` with `family`, if a config.json next to it tells.
 
     Raises: CheckpointError when they differ.

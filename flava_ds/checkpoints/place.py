@@ -145,8 +145,8 @@ class Place:
     def remove(self, name: str) -> None:
         """Deletes a file or folder in it; of a symbolic link, only the link."""
         if self.local is not None:
-            path = self.local / name
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            own = self.local / name
+            shutil.rmtree(own) if own.is_dir() and not own.is_symlink() else own.unlink()
             return
         with self._remote() as (fs, path):
             fs.rm(f"{path}/{name}", recursive=True)

@@ -158,7 +158,8 @@ class CheckpointReader:
         """Closes the files."""
         for file in self._files.values():
             file.close()
-        self._files.clear(), self._parts.clear(), self._listed.clear(), self._open.clear()
+        for held in (self._files, self._parts, self._listed, self._open):
+            held.clear()
 
     def _parts_of(self, key: str, name: str) -> list[_Part]:
         """Returns where the elements of a tensor are.
@@ -257,7 +258,7 @@ def locate(path: str | Path | Place) -> Place | Path:
 
     Raises: CheckpointError when there is neither.
     """
-    place = Place(path)
+    place = path if isinstance(path, Place) else Place(path)
     if place.local is not None and place.local.is_file():
         return place.local
     if place.has(MANIFEST):

@@ -111,8 +111,9 @@ class Saver:
 
         Raises: CheckpointError on every rank when one rank failed.
         """
-        if Status.FAILED in statuses:
-            task, self._task = self._task, None
+        task = self._task
+        if task is not None and Status.FAILED in statuses:
+            self._task = None
             task.join()  # ends this rank's writes before _clear_away deletes what they wrote
             try:
                 raise_together(self.world, task.error)
@@ -149,7 +150,9 @@ class Saver:
         An asynchronous save gets copies of the tensors, because training changes them meanwhile.
         """
         rank = self.world.rank
-        weights, moments, starts = {}, {}, {"weights": {}, "moments": {}}
+        weights: dict[str, Tensor] = {}
+        moments: dict[str, Tensor] = {}
+        starts: dict[str, dict[str, int]] = {"weights": {}, "moments": {}}
         for fragment in fragments.owned(self.engine):
             for key, tensor in fragment.tensors.items():
                 name = tensor_name(key, fragment.name)
@@ -163,7 +166,7 @@ class Saver:
             moments |= {f"state/{name}": tensor for name, tensor in self.engine.state_tensors().items()}
         if self.config.checkpoint.asynchronous:
             weights, moments = self._host.take("weights", weights), self._host.take("moments", moments)
-        contents = {
+        contents: dict[str, Any] = {
             weights_name(rank): (weights, starts["weights"]),
             optimizer_name(rank): (moments, starts["moments"]),
         }
@@ -181,7 +184,7 @@ class Saver:
 
     def _write(self, staged: Place, contents: Mapping[str, Any]) -> None:
         """Writes this rank's files, then a receipt with their checksums; runs in a thread."""
-        described = {}
+        described: dict[str, Any] = {}
         if self.world.is_main and staged.has(files.MANIFEST):
             # an unpublished or abandoned checkpoint of this step in object storage: no longer complete
             staged.remove(files.MANIFEST)
@@ -198,7 +201,8 @@ class Saver:
 
     def _publish(self) -> None:
         """Collects the receipts of all ranks and publishes the checkpoint; runs in a thread of rank 0."""
-        staged, described = files.staging(self.place, self._step, self.world.size), {}
+        staged = files.staging(self.place, self._step, self.world.size)
+        described: dict[str, Any] = {}
         if (lost := run_lock.lost()) is not None:
             raise CheckpointError(
                 f"{lost} was taken over by another run while this one was unresponsive; this one ends"
@@ -235,7 +239,8 @@ class _Task:
 
     def __init__(self, where: Place, done: Status) -> None:
         self.where, self._done = where, done
-        self.status, self.error = Status.WORKING, None
+        self.status = Status.WORKING
+        self.error: CheckpointError | None = None
         self._thread: threading.Thread | None = None
 
     def begin(self, function: Callable[[], None]) -> None:
@@ -246,14 +251,15 @@ class _Task:
     def fail(self, problem: Exception) -> None:
         """Records the failure as a CheckpointError that names the place."""
         said = (str(problem).splitlines() or [type(problem).__name__])[0][:300]
-        if not isinstance(problem, CheckpointError):
+        if isinstance(problem, CheckpointError):
+            self.error = problem
+        else:
             mend = "check the storage and the network"
             if self.where.local is not None:
                 mend = "make room or mend the disk"
-            problem = CheckpointError(
+            self.error = CheckpointError(
                 f"{self.where} cannot be written ({said}); {mend}, then start the same command again"
             )
-        self.error = problem
         self.status = Status.FAILED
 
     def join(self, timeout_s: float | None = None) -> None:
@@ -276,7 +282,8 @@ class HostCopy:
     """
 
     def __init__(self, pinned: bool) -> None:
-        self._pinned, self._kept = pinned, {}
+        self._pinned = pinned
+        self._kept: dict[str, dict[str, Tensor]] = {}
 
     def take(self, group: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Copies a group of tensors and waits for the device; overwrites the group's previous copies."""

@@ -211,9 +211,17 @@ def picture_source(config: Config, shards: str) -> SourceConfig:
     sources = sorted(config.data.sources.values(), key=lambda source: source.kind)  # image, pair, text
     like = next((s for s in sources if s.kind != "text"), SourceConfig(kind="image", shards=shards))
     require_shards("", shards)
-    plain = {"caption_key": None, "image_codes_key": None, "regions_key": None}
-    plain |= {"task": None, "targets_key": None, "masked_share": 1.0}
-    return dataclasses.replace(like, kind="image", shards=shards, **plain)
+    return dataclasses.replace(
+        like,
+        kind="image",
+        shards=shards,
+        caption_key=None,
+        image_codes_key=None,
+        regions_key=None,
+        task=None,
+        targets_key=None,
+        masked_share=1.0,
+    )
 
 
 def device() -> str:

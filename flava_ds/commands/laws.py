@@ -151,8 +151,8 @@ def describe(runs: Any, options: argparse.Namespace) -> tuple[list[str], dict[st
     if (batches := findings.batch_runs(runs)) is not None:
         beta = found["laws"][0]["numbers"]["beta"] if found["laws"] else 0.3
         better, largest = findings.advise_batch(batches, beta)
-        numbers = ", ".join(f"{name} {value:.4g}" for name, value in better.named().items())
-        lines.append(f"  batch, {len(batches.names)} runs of as many samples: {better.form.title}: {numbers}")
+        said = ", ".join(f"{name} {value:.4g}" for name, value in better.named().items())
+        lines.append(f"  batch, {len(batches.names)} runs of as many samples: {better.form.title}: {said}")
         lines.append(f"    largest batch within 1 % of the lowest predicted loss: {largest}")
         found["batch"] = {"form": better.form.title, "numbers": better.named(), "largest": largest}
     return lines, found

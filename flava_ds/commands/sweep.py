@@ -118,12 +118,12 @@ def planned(options: argparse.Namespace) -> tuple[Sweep, Spec | None]:
     place, commit = options.sweep, commit_now()
     plugins = tuple(absolute(own) for own in options.plugin)
     if place.is_dir():
-        old = Sweep.open(place)
-        return merged(old, dataclasses.replace(old, commit=commit), str(place), options.other_commit), None
+        own = Sweep.open(place)
+        return merged(own, dataclasses.replace(own, commit=commit), str(place), options.other_commit), None
     spec, base, parent = read_spec(place)
     folder = options.folder or parent / spec.name
     old = Sweep.open(folder) if (folder / MANIFEST).exists() else None
-    runs = {own.name: own for own in spec.runs}
+    runs = {run.name: run for run in spec.runs}
     if spec.asked is not None and old is not None:
         runs = dict(old.runs)
     if not runs and spec.asked is None:

@@ -9,7 +9,7 @@ from flava_ds.config.bounds import AtLeast, AtMost, Range
 from flava_ds.config.variants import Variant
 
 if TYPE_CHECKING:
-    import torch
+    from flava_ds.optimizers.base import Gated
 
 Beta = Annotated[float, Range(0, 1, open_most=True)]
 """Decay rate of a moving average per update."""
@@ -44,9 +44,6 @@ class OptimizerConfig(Variant, built_in=BUILT_IN):
         """Its name in reports."""
         return str(self.type)
 
-    def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        """Builds the optimizer for the groups of `parameter_groups`.
-
-        Returns a torch.optim.Optimizer with `Gated` mixed in.
-        """
+    def build(self, groups: list[dict[str, Any]]) -> Gated:
+        """Builds the optimizer for the groups of `parameter_groups`."""
         raise NotImplementedError(f"{type(self).__name__} does not implement build")

@@ -70,4 +70,4 @@ class BatchTokenizer:
 
     def token(self, number: int) -> str:
         """Returns the vocabulary entry of an id."""
-        return self._tokenizer.id_to_token(int(number))
+        return str(self._tokenizer.id_to_token(int(number)))

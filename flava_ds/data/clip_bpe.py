@@ -74,10 +74,10 @@ def read_merges(file: Path) -> list[tuple[str, str]]:
     except (OSError, EOFError, ValueError) as error:
         raise DataError(f"{file}: not readable as text ({error}); take {FILE} of open_clip_torch") from error
     lines = text.split("\n")
-    rules = [tuple(line.split()) for line in lines[1 : 1 + MERGES]]
+    rules = [line.split() for line in lines[1 : 1 + MERGES]]
     if len(rules) != MERGES or any(len(rule) != 2 for rule in rules):
         raise DataError(f"{file}: expected {MERGES} rules of two pieces each; take {FILE} of open_clip_torch")
-    return rules
+    return [(first, second) for first, second in rules]
 
 
 def read_entries(file: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:

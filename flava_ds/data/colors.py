@@ -72,8 +72,8 @@ def draw_colors(seeds: np.ndarray, config: ImageTransformConfig) -> ColorDraw | 
     scale = sign[:, None, None] * (project @ scale)
     shift = sign[:, None] * (project @ shift[:, :, None])[:, :, 0] + np.where(negative, 255.0, 0.0)[:, None]
     keep = sign[:, None, None] * (project @ about_mean)
-    tensors = (torch.from_numpy(value.astype(np.float32)) for value in (scale, keep, shift))
-    return ColorDraw(*tensors, edges=torch.from_numpy(draws[:, 15] < config.edges))
+    values = (scale.astype(np.float32), keep.astype(np.float32), shift.astype(np.float32))
+    return ColorDraw(*map(torch.from_numpy, (*values, draws[:, 15] < config.edges)))
 
 
 def _factors(signed: np.ndarray, sizes: tuple[float, float, float, float]) -> tuple[np.ndarray, np.ndarray]:

@@ -20,7 +20,8 @@ class LanePositions:
     ) -> None:
         """`sizes` are the micro-batch sizes of the sources, in samples."""
         self.round_robin, self.sizes, self.micro_steps, self.lanes = round_robin, sizes, micro_steps, lanes
-        self._step, self._drawn = 0, Counter()
+        self._step = 0
+        self._drawn: Counter[tuple[str, int]] = Counter()
 
     def place(self, source: str, step: int, micro: int) -> tuple[int, int]:
         """Returns the lane of a micro-step that draws `source`, and its samples from that lane before it."""

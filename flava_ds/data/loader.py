@@ -35,11 +35,11 @@ COUNTED_STEPS = 4096
 
 
 class Request(NamedTuple):
-    """One rank's read for one micro-step: `count` samples from `position` of a source's or lane's stream."""
+    """One rank's read for one micro-step: `size` samples from `position` of a source's or lane's stream."""
 
     source: str
     position: int
-    count: int
+    size: int
     lane: int = 0
 
 
@@ -282,9 +282,9 @@ class _Requests(Dataset):
     def __getitem__(self, assigned: tuple[Request, int | None]) -> Batch | UserError:
         request, number = assigned
         reader = self.readers[request.source]
-        positions = np.arange(request.position, request.position + request.count)
+        positions = np.arange(request.position, request.position + request.size)
         try:
-            if number is None:
+            if number is None or self.slots is None:
                 return reader.batch(positions, lane=request.lane)
             slot = self.slots.open(number)
             return reader.batch(positions, slot.empty, request.lane).each(slot.put)

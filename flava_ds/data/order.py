@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+Integers = np.ndarray | np.uint64
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _ROUNDS = 6
 """Feistel rounds; even, so that both halves are scrambled equally often."""
@@ -52,7 +53,7 @@ def _hash_integers(parts: tuple[int, ...]) -> np.uint64:
     return np.uint64(_hash_on(np.uint64(0x243F6A8885A308D3), parts))
 
 
-def _hash_on(state: np.ndarray, parts: Sequence[int | np.ndarray]) -> np.ndarray:
+def _hash_on(state: Integers, parts: Sequence[int | np.ndarray]) -> Integers:
     """Continues a hash with more parts."""
     for part in parts:
         state = mix64(np.asarray(state + _GAMMA, dtype=np.uint64)) ^ _unsigned(part)
@@ -203,7 +204,7 @@ def uniform_at(seeds: np.ndarray, counters: np.ndarray, *, stream: int = 0) -> n
 
 def _feistel(index: np.ndarray, key: np.ndarray, rows: np.uint64, columns: np.uint64) -> np.ndarray:
     """Permutes [0, rows * columns), keyed per element: shifts each half in turn by a hash of the other."""
-    left, right = index % rows, index // rows
+    right, left = np.divmod(index, rows)
     with np.errstate(over="ignore"):
         for number in range(_ROUNDS):
             salt = mix64(key + np.uint64(number + 1) * _GAMMA)
@@ -214,7 +215,7 @@ def _feistel(index: np.ndarray, key: np.ndarray, rows: np.uint64, columns: np.ui
     return left + rows * right
 
 
-def _unsigned(value: int | np.ndarray) -> np.ndarray:
+def _unsigned(value: int | np.ndarray) -> Integers:
     """Returns `value` modulo 2**64 as uint64."""
     if isinstance(value, int):
         return np.uint64(value & 0xFFFFFFFFFFFFFFFF)

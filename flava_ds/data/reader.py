@@ -49,7 +49,8 @@ class BatchReader:
         Raises: DataError when too many samples are unusable.
         """
         drawn = self.draws(lane).samples(positions, self.skips)
-        samples, views = [], self.collator.empty_views(len(positions), empty)
+        samples: list[Sample] = []
+        views = self.collator.empty_views(len(positions), empty)
         while chunk := _chunk(drawn, min(CHUNK, len(positions) - len(samples))):
             start, end = len(samples), len(samples) + len(chunk)
             self.collator.augment(chunk, [view[start:end] for view in views])

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -19,7 +19,7 @@ REGIONS_SUFFIX = "regions.safetensors"
 MAX_CHARACTERS = 10_000
 """Longer texts are truncated before tokenisation."""
 SURROGATE = re.compile(r"[\ud800-\udfff]")
-_FLOATS = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
+_FLOATS: dict[str, np.dtype[Any]] = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
 _LENGTH_BYTES = 8
 _TOLERANCE = 1e-3
 """By how much a row of fp16 probabilities may exceed 1."""
@@ -165,7 +165,9 @@ class MemberTensors:
             raise self.fault(f"'{name}' holds infinities or no numbers")
         return values
 
-    def array(self, name: str, types: Mapping[str, np.dtype], wanted: Sequence[int | None]) -> np.ndarray:
+    def array(
+        self, name: str, types: Mapping[str, np.dtype[Any]], wanted: Sequence[int | None]
+    ) -> np.ndarray:
         """Returns a tensor of one of `types` and of the wanted shape, in which None is any size.
 
         Raises: SampleFault.
@@ -177,8 +179,11 @@ class MemberTensors:
         if kind is None:
             only = " and ".join(types)
             raise self.fault(f"'{name}' has dtype {entry.get('dtype')!r:.20}; only {only} are read")
-        fits = _are_sizes(shape) and len(shape) == len(wanted)
-        if not fits or any(size not in (None, own) for own, size in zip(shape, wanted, strict=True)):
+        if (
+            not _are_sizes(shape)
+            or len(shape) != len(wanted)
+            or any(size not in (None, own) for own, size in zip(shape, wanted, strict=True))
+        ):
             sizes = ", ".join("ROWS" if size is None else str(size) for size in wanted)
             raise self.fault(f"'{name}' has shape {shape!r:.60}, expected [{sizes}]")
         ends = entry.get("data_offsets")
@@ -194,6 +199,6 @@ class MemberTensors:
         return SampleFault(self.reason, detail)
 
 
-def _are_sizes(value: Any) -> bool:
+def _are_sizes(value: Any) -> TypeGuard[list[int]]:
     """Returns whether a value of the header is a list of non-negative integers."""
     return isinstance(value, list) and all(type(size) is int and size >= 0 for size in value)

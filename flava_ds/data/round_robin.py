@@ -158,7 +158,8 @@ def weight_stages(data: DataConfig, sizes: Mapping[str, int | None]) -> list[tup
     Raises: ConfigError when a size is needed but unknown, no step could draw anything, or a kind with a
     weight has no source with one.
     """
-    unknown = [name for name, size in sizes.items() if size is None]
+    known = {name: size for name, size in sizes.items() if size is not None}
+    unknown = [name for name in sizes if name not in known]
     if data.weigh_by_size and unknown:
         raise ConfigError(
             f"data.weigh_by_size needs the number of samples, which is unknown for source '{unknown[0]}'; "
@@ -168,7 +169,7 @@ def weight_stages(data: DataConfig, sizes: Mapping[str, int | None]) -> list[tup
     for number, (first, weights, kind_weights) in enumerate(weights_by_stage(data)):
         where = f"data.weight_changes[{number - 1}]" if number else "data.sources"
         drawn = {name: weights[name] for name in sizes}
-        stages.append((first, _shares(data, drawn, kind_weights, sizes, where)))
+        stages.append((first, _shares(data, drawn, kind_weights, known, where)))
     return stages
 
 

@@ -86,7 +86,7 @@ class SampleDecoder:
         if captions:
             if len(captions) > 1 and draw is None:
                 draw = float(uniforms(np.array([seed], dtype=np.uint64), 1, stream=CAPTION_STREAM)[0, 0])
-            text = captions[int(draw * len(captions)) if len(captions) > 1 else 0]
+            text = captions[int((draw or 0.0) * len(captions))]
         metadata = _metadata(fields["metadata"]) if "metadata" in fields else None
         return Sample(
             key=key,
@@ -99,7 +99,7 @@ class SampleDecoder:
             regions=self._regions(fields["regions"]) if "regions" in fields else None,
             targets=self._targets(fields["targets"]) if "targets" in fields else None,
             metadata=metadata,
-            identity=None if metadata is None or not self.source.identity_key else self._identity(metadata),
+            identity=None if metadata is None else self._identity(metadata),
         )
 
     def check_key(self, key: str, shard: str) -> None:
@@ -110,10 +110,12 @@ class SampleDecoder:
     def check_size(self, field: str, size: int) -> None:
         """Raises SampleFault 'too many bytes' for a member above data.max_member_bytes."""
         if size > self.config.data.max_member_bytes:
-            raise SampleFault(
-                faults.TOO_MANY_BYTES,
-                f"{field} of {size}, at most data.max_member_bytes {self.config.data.max_member_bytes}",
-            )
+            raise self.too_large(field, size)
+
+    def too_large(self, field: str, size: int) -> SampleFault:
+        """Returns what is wrong with a member above data.max_member_bytes."""
+        most = self.config.data.max_member_bytes
+        return SampleFault(faults.TOO_MANY_BYTES, f"{field} of {size}, at most data.max_member_bytes {most}")
 
     def _image(self, data: bytes) -> Tensor:
         """Decodes an image unless the skip list has it: [3 H W] uint8."""
@@ -141,9 +143,12 @@ class SampleDecoder:
             raise SampleFault(faults.NOT_UTF8, "half of a surrogate pair")
         return tuple(texts)
 
-    def _identity(self, metadata: Mapping[str, Any]) -> int:
-        """Hashes what an image shows: equal for the same text or integer, on every machine."""
-        key = self.source.identity_key
+    def _identity(self, metadata: Mapping[str, Any]) -> int | None:
+        """Hashes what an image shows: equal for the same text or integer, on every machine. None if the
+        source does not tell.
+        """
+        if not (key := self.source.identity_key):
+            return None
         value = metadata.get(key)
         if not isinstance(value, str | int) or isinstance(value, bool):
             raise SampleFault(faults.NO_IDENTITY, f"field '{key}' holds {type(value).__name__}")

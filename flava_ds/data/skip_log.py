@@ -29,10 +29,12 @@ class SkipLog:
 
     def __init__(self, name: str, max_skipped_share: float) -> None:
         self.name, self.limit = name, max_skipped_share
-        self.seen, self.reasons, self.example = 0, Counter(), ""
+        self.seen, self.example = 0, ""
+        self.reasons: Counter[str] = Counter()
         self.silent = False
         """Whether unusable samples are counted without log lines."""
-        self.epoch, self._found = 0, deque(maxlen=_MOST_KEPT)
+        self.epoch = 0
+        self._found: deque[dict[str, Any]] = deque(maxlen=_MOST_KEPT)
         self._skipped: Counter[str] = Counter()
 
     def good(self) -> None:

@@ -109,7 +109,7 @@ class Slot:
             if not self._holds(copied):
                 return tensor
             tensor = copied.copy_(tensor)
-        begin = tensor.storage_offset() * tensor.itemsize - self._bytes.storage_offset()
+        begin = int(tensor.storage_offset() * tensor.itemsize - self._bytes.storage_offset())
         return _Piece(self._sent, begin, tuple(tensor.shape), tensor.dtype)
 
     def _holds(self, tensor: Tensor) -> bool:

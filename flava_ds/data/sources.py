@@ -98,12 +98,16 @@ class Source(Protocol):
     name: str
     """The key in config.data.sources."""
     source: SourceConfig
-    kind: str
     seed: int
     """The source_seed of the name (data/order.py)."""
     promises: Promises
-    length: int | None
-    """Samples per epoch; None when unknown before all have been read."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def length(self) -> int | None:
+        """Samples per epoch; None when unknown before all have been read."""
 
     def open(self, lane: Lane) -> Draws:
         """Opens the source in the process that reads it."""

@@ -28,9 +28,9 @@ from flava_ds.data.user_pipeline import load_pipeline
 from flava_ds.errors import ConfigError, DataError
 from flava_ds.storage import faults
 from flava_ds.storage.faults import SampleFault, counted
-from flava_ds.storage.files import Shard
+from flava_ds.storage.files import StreamedShard
 from flava_ds.storage.retry import policy_of
-from flava_ds.storage.shards import list_shards
+from flava_ds.storage.shards import list_streamed
 
 _DEAL, _SHARDS, _BUFFER = 7, 8, 9
 """Domain separators in addition to those of data/order.py."""
@@ -58,9 +58,7 @@ class StreamedShards:
             )
         self.config, self.name, self.source, self.kind = config, name, source, source.kind
         self.seed = source_seed(name, source.seed)
-        self.shards: list[Shard] = list_shards(
-            source.shards, name, policy_of(config), pipes=source.allow_code
-        )
+        self.shards = list_streamed(source.shards, name, policy_of(config), pipes=source.allow_code)
         self.fields, self.required = member_fields(name, source)
         self.decoder = SampleDecoder(config, name)
 
@@ -102,7 +100,7 @@ class StreamedShards:
             )
         return lines
 
-    def shards_of(self, lane: Lane, epoch: int) -> tuple[Shard, ...]:
+    def shards_of(self, lane: Lane, epoch: int) -> tuple[StreamedShard, ...]:
         """Returns a lane's shards in an epoch's order.
 
         The set of shards never changes, so every epoch of a lane has the same samples.
@@ -208,7 +206,7 @@ class StreamDraws:
         """
         source, key, shard = self.source, str(raw["__key__"]), str(raw.get("__url__", ""))
         source.decoder.check_key(key, shard)
-        fields = {}
+        fields: dict[str, bytes] = {}
         for field, suffixes in source.fields.items():
             value = next((raw[suffix] for suffix in suffixes if suffix in raw), None)
             if value is None:
@@ -219,8 +217,10 @@ class StreamDraws:
                     f"source '{source.name}': pipeline '{source.source.pipeline}' yields a "
                     f"{type(value).__name__} as {field} of '{printable(key)}'; yield undecoded bytes"
                 )
-            source.decoder.check_size(field, value.size if isinstance(value, Unread) else len(value))
-            fields[field] = value
+            if isinstance(value, Unread):
+                raise source.decoder.too_large(field, value.size)
+            source.decoder.check_size(field, len(value))
+            fields[field] = bytes(value)
         index = _hash_text(f"{shard.rsplit('/', 1)[-1]}\n{key}")
         seed = int(sample_seed(self.config.seed, source.seed, epoch, index, attempt))
         return source.decoder(fields, key, index, seed)
@@ -237,7 +237,8 @@ class StreamDraws:
 
     def _begin(self, epoch: int, position: int) -> None:
         """Moves to the beginning of an epoch, which is at `position`."""
-        self._stream, self._ahead, self._position = self._epochs(epoch), deque(), position
+        self._stream, self._position = self._epochs(epoch), position
+        self._ahead: deque[tuple[int, RawSample]] = deque()
 
     def _go_to(self, position: int) -> None:
         """Advances to `position` without decoding the samples in between.
@@ -286,7 +287,7 @@ class StreamDraws:
         wanted = {suffix for suffixes in self.source.fields.values() for suffix in suffixes}
         return own_pipeline(part, wanted, every, self._tell)
 
-    def _tell(self, shard: Shard, found: Counter[str]) -> None:
+    def _tell(self, shard: StreamedShard, found: Counter[str]) -> None:
         """Counts the losses of a shard, unless it is only being skipped."""
         self._left_out.update(found)
         if self._skips is not None:

@@ -17,7 +17,7 @@ from flava_ds.config import Config
 from flava_ds.data.sources import Lane
 from flava_ds.errors import DataError, UserError
 from flava_ds.storage import faults
-from flava_ds.storage.files import RemoteShard, SequentialReader, Shard, open_shard
+from flava_ds.storage.files import RemoteShard, SequentialReader, StreamedShard, open_shard
 from flava_ds.storage.members import allowed, refusal, sample_key
 from flava_ds.storage.tar_headers import tar_members
 
@@ -34,7 +34,7 @@ class Part:
     config: Config
     name: str
     """Name of the source."""
-    shards: tuple[Shard, ...]
+    shards: tuple[StreamedShard, ...]
     """In reading order."""
     epoch: int
     seed: int
@@ -57,7 +57,10 @@ class Unread:
 
 
 def own_pipeline(
-    part: Part, wanted: Collection[str], every: EveryNth | None, tell: Callable[[Shard, Counter[str]], None]
+    part: Part,
+    wanted: Collection[str],
+    every: EveryNth | None,
+    tell: Callable[[StreamedShard, Counter[str]], None],
 ) -> Iterator[RawSample]:
     """Yields the samples of a part, grouped by key and shuffled through the buffer.
 
@@ -103,11 +106,11 @@ def users_pipeline(
 
 
 def _members(
-    shards: Iterable[Shard],
+    shards: Iterable[StreamedShard],
     *,
     wanted: Collection[str],
     most_bytes: int,
-    tell: Callable[[Shard, Counter[str]], None],
+    tell: Callable[[StreamedShard, Counter[str]], None],
 ) -> Iterator[dict[str, Any]]:
     """Yields webdataset's file samples, and its marker at the end of each shard.
 

@@ -13,7 +13,7 @@ from flava_ds.config.plain_files import loads, read_small
 from flava_ds.errors import DataError
 
 NAME = "tokenizer.json"
-KINDS = {
+KINDS: dict[str, dict[str, str | int]] = {
     "WordPiece": {"unk_token": "[UNK]", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100},
     "BPE": {"unk_token": "<|endoftext|>", "end_of_word_suffix": "</w>"},
 }

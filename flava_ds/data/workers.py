@@ -27,7 +27,7 @@ _LATER_S = 1.0
 _ASKED_TO_END = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _REFUSED = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EROFS)
 _MEMORY = "it may have run out of memory: lower data.num_workers or data.prefetch_batches"
-_ADVICE = {
+_ADVICE: dict[int, str] = {
     signal.SIGKILL: _MEMORY,
     signal.SIGBUS: (
         "memory for batches may have run out: lower data.prefetch_mib; if the log says that they travel "
@@ -79,7 +79,7 @@ def _started(loader: DataLoader) -> Any:
     try:
         # it installs torch's SIGCHLD handler, which would raise wherever the trainer is, even within a step
         with _handling(signal.SIGCHLD), _blocked(_ASKED_TO_END):
-            results.__init__(loader)
+            _MultiProcessingDataLoaderIter.__init__(results, loader)
     except BaseException as error:
         results._shutdown = True  # its end would ask workers that were never started
         _end_all(results._workers)
@@ -196,6 +196,7 @@ def _dead(workers: Sequence[BaseProcess]) -> tuple[int, int] | None:
     multiprocessing would believe that the process never ends.
     """
     for number, worker in enumerate(workers):
+        assert worker.pid is not None  # it was started
         try:
             found = os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             code: int | None = None

@@ -48,7 +48,9 @@ class ResidualLayerNorm(nn.LayerNorm):
     The branch is None where the stream is still the input.
     """
 
-    def forward(self, branch: Branch | Tensor | None, stream: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(  # type: ignore[override]  # it has LayerNorm's parameters and another task
+        self, branch: Branch | Tensor | None, stream: Tensor
+    ) -> tuple[Tensor, Tensor]:
         if branch is None:
             return layer_norm(stream, self.weight, self.bias, self.eps), stream
         rows, bias = branch if isinstance(branch, Branch) else (branch, None)

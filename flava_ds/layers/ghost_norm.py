@@ -39,6 +39,11 @@ class FrozenBatchNorm(FixedPrecision):
     Source: Carion et al. 2020, DETR, section 4.
     """
 
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
     def __init__(self, channels: int):
         super().__init__()
         for name, value in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):

@@ -58,7 +58,8 @@ class RelativeAttention(Attention):
 
     def biases(self, grid: int) -> Tensor:
         """Returns what is added to the scores in images of grid x grid patches: [h 1+n 1+n]."""
-        table, index = self.offset_biases, self.index
+        table: Tensor = self.offset_biases
+        index = self.index
         if grid != self.grid:
             edge = 2 * grid - 1
             between = resized_grid(table[:-WITH_CLS], (edge, edge), mode="bilinear")

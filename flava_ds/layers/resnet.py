@@ -103,11 +103,11 @@ class ResNetStages(nn.Module):
         edge = size // STEM_STRIDE
         for number in range(self.stages):
             for block in self.get_submodule(f"layer{number + 1}").children():
-                before, edge = edge, edge // block.stride
-                for name, own in block.named_modules():
-                    if isinstance(own, nn.Conv2d):
-                        seen = before if name == "conv1" else edge
-                        total += 2.0 * own.weight.numel() * seen**2
+                layers = {name: own for name, own in block.named_modules() if isinstance(own, nn.Conv2d)}
+                before, edge = edge, edge // max(own.stride[0] for own in layers.values())
+                for name, own in layers.items():
+                    seen = before if name == "conv1" else edge
+                    total += 2.0 * own.weight.numel() * seen**2
         return total
 
 

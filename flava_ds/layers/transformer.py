@@ -212,10 +212,10 @@ class Transformer(nn.Module):
     ):
         super().__init__()
         block = block or (PostNormBlock if post_norm else Block)
-        blocks = (block(shape, causal=causal, activation=activation) for _ in range(shape.num_hidden_layers))
-        self.blocks = nn.ModuleList(blocks)
-        for own in self.blocks:
+        blocks = [block(shape, causal=causal, activation=activation) for _ in range(shape.num_hidden_layers)]
+        for own in blocks:
             own.drops_inside = drops_inside
+        self.blocks = nn.ModuleList(blocks)
         self.activation_checkpointing = False
         self.checkpoint_sums = False
         """Keep the sum of stream and branch at a checkpoint instead of both."""
@@ -347,9 +347,9 @@ class Pooler(nn.Module):
         return self.dense(first).tanh()
 
 
-def add_frozen_pooler(module: nn.Module, hidden_size: int, wanted: bool) -> None:
-    """Sets an encoder's `pooler` (or None), frozen: weight decay would shrink weights without a loss."""
-    module.pooler = Pooler(hidden_size).requires_grad_(False) if wanted else None
+def frozen_pooler(hidden_size: int, wanted: bool) -> Pooler | None:
+    """Returns an encoder's pooler, frozen: weight decay would shrink weights without a loss."""
+    return Pooler(hidden_size).requires_grad_(False) if wanted else None
 
 
 def at_least_fp32(x: Tensor) -> Tensor:

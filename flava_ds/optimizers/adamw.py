@@ -6,6 +6,7 @@ Source: Loshchilov and Hutter 2019, algorithm 2; FLAVA, Table A.2.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -38,12 +39,12 @@ class AdamWConfig(OptimizerConfig, type="adamw"):
         """Names the implementation."""
         return self.name
 
-    def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    def build(self, groups: list[dict[str, Any]]) -> Gated:
         """Builds the implementation called `name`.
 
         Raises: ConfigError if it is a vendor's that this machine lacks.
         """
-        builders = {
+        builders: dict[str, Callable[..., Gated]] = {
             "adamw": GatedAdamW,
             "deepspeed_fused_adam": deepspeed_fused_adam,
             "apex_fused_adam": apex_fused_adam,
@@ -72,18 +73,18 @@ class GatedAdamW(Gated, torch.optim.AdamW):
         )
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # no closures
         """Updates the active groups."""
         self.create_states()
         everything = self.param_groups
         self.param_groups = self.active_groups()
         try:
-            super().step(closure)
+            super().step()
         finally:
             self.param_groups = everything
 
 
-def _gate_deepspeed_adam(vendor: type) -> type:
+def _gate_deepspeed_adam(vendor: type) -> Callable[..., Gated]:
     """Returns DeepSpeed's FusedAdam `vendor`, gated by groups.
 
     Its kernel cannot skip an update on the device, so the host reads `found_inf`: one wait per update.
@@ -93,7 +94,7 @@ def _gate_deepspeed_adam(vendor: type) -> type:
         moments = MOMENTS
 
         def __init__(self, groups: list[dict[str, Any]], config: AdamWConfig) -> None:
-            super().__init__(
+            super().__init__(  # type: ignore[call-arg]  # the vendor's
                 groups,
                 lr=config.lr,
                 betas=config.betas,
@@ -103,7 +104,7 @@ def _gate_deepspeed_adam(vendor: type) -> type:
             )
 
         @torch.no_grad()
-        def step(self, closure: None = None) -> None:
+        def step(self, closure: None = None) -> None:  # type: ignore[override]  # no closures
             if self.found_inf is not None and self.found_inf.item():
                 return
             everything = self.param_groups
@@ -124,7 +125,7 @@ def _gate_deepspeed_adam(vendor: type) -> type:
     return GatedFusedAdam
 
 
-def deepspeed_fused_adam(groups: list[dict[str, Any]], config: AdamWConfig) -> torch.optim.Optimizer:
+def deepspeed_fused_adam(groups: list[dict[str, Any]], config: AdamWConfig) -> Gated:
     """Builds DeepSpeed's FusedAdam, gated.
 
     Raises: ConfigError without a CUDA device, the only kind its kernel supports.

@@ -6,6 +6,7 @@ Checked against apex at 6424da3. Of apex only this optimizer is supported: docs/
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -49,10 +50,12 @@ class ApexGates(Gated):
     """
 
     moments = ("exp_avg", "exp_avg_sq")
+    _dummy_overflow_buf: Tensor
+    """apex's flag, which skips an update."""
 
     def __init__(self, groups: list[dict[str, Any]], config: AdamWConfig) -> None:
         rates = [group.get("lr", config.lr) for group in groups]
-        super().__init__(
+        super().__init__(  # type: ignore[call-arg]  # apex's
             [group | {"lr": torch.tensor(rate)} for group, rate in zip(groups, rates, strict=True)],
             lr=config.lr,
             betas=config.betas,
@@ -65,7 +68,7 @@ class ApexGates(Gated):
             group["lr"] = rate
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # no closures
         """Updates the active groups, unless found_inf is 1."""
         self.create_states()
         everything = self.param_groups
@@ -83,7 +86,7 @@ class ApexGates(Gated):
         self.param_groups = moving
         self.param_groups_master = [{"params": [None] * len(group["params"])} for group in moving]
         try:
-            super().step(grad_scaler=Scaler(flag, scale))
+            super().step(grad_scaler=Scaler(flag, scale))  # type: ignore[call-overload]  # apex's
         finally:
             self.param_groups = everything
             for group, rate in zip(moving, rates, strict=True):
@@ -105,12 +108,12 @@ class ApexGates(Gated):
         self._count(group, parameter.device).fill_(count)
 
 
-def gate(vendor: type) -> type:
+def gate(vendor: type) -> Callable[..., Gated]:
     """Returns apex's FusedAdam `vendor` with groups that can sleep."""
     return type("GatedApexAdam", (ApexGates, vendor), {})
 
 
-def apex_fused_adam(groups: list[dict[str, Any]], config: AdamWConfig) -> torch.optim.Optimizer:
+def apex_fused_adam(groups: list[dict[str, Any]], config: AdamWConfig) -> Gated:
     """Builds NVIDIA apex's FusedAdam, gated.
 
     Raises: ConfigError if apex is missing, is PyPI's unrelated package of that name, was built without CUDA

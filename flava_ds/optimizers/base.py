@@ -62,7 +62,7 @@ def is_decayed(name: str, parameter: nn.Parameter, config: OptimizerConfig) -> b
     return parameter.ndim >= 2 and "logit_scale" not in name
 
 
-def activate(optimizer: torch.optim.Optimizer | Gated, kind: str, idle: str, step: int = 0) -> None:
+def activate(optimizer: torch.optim.Optimizer, kind: str, idle: str, step: int = 0) -> None:
     """Activates the groups that update `step`, of `kind`, moves: its users' ('frozen'), or all ('zeros'),
     except those whose first step is still to come."""
     for group in optimizer.param_groups:
@@ -90,8 +90,8 @@ class Places:
     """This rank's parts of them; a rank may have none."""
 
 
-class Gated:
-    """Mix-in for optimizers, alongside torch's class.
+class Gated(torch.optim.Optimizer):
+    """An optimizer as the engine needs it; to be named before another base class that has a step().
 
     The engine sets `found_inf` (1.0 skips the update) and `grad_scale` (divides the gradients, or None)
     before `step`; both are scalars on the device. A step moves the active groups only: an inactive one keeps
@@ -103,8 +103,6 @@ class Gated:
     """What the optimizer keeps for each element of a parameter: keys of `state`."""
     found_inf: Tensor | None = None
     grad_scale: Tensor | None = None
-    param_groups: list[dict[str, Any]]
-    state: dict[Tensor, dict[str, Any]]
 
     def hold(self, places: Mapping[int, Places], add_up: Callable[[Tensor], Any] | None) -> None:
         """Is told, once, which parts of parameters each of its tensors has, by the tensor's id.
@@ -123,12 +121,11 @@ class Gated:
 
     def create_state(self, parameter: Tensor) -> dict[str, Any]:
         """Returns a parameter's state; a new one has zero moments and no updates."""
-        if not self.state[parameter]:
-            self.state[parameter] = {
-                "step": self._no_updates(parameter),
-                **{key: torch.zeros_like(parameter) for key in self.moments},
-            }
-        return self.state[parameter]
+        state: dict[str, Any] = self.state[parameter]
+        if not state:
+            state["step"] = self._no_updates(parameter)
+            state |= {key: torch.zeros_like(parameter) for key in self.moments}
+        return state
 
     def create_states(self) -> None:
         """Creates the state of every parameter with a gradient, inactive groups included.
@@ -158,7 +155,7 @@ class TensorByTensor(Gated):
     """Gated, for optimizers that move each tensor by itself."""
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # no closures
         """Updates the active groups; if `found_inf` is 1, the device leaves everything unchanged."""
         self.create_states()
         for group in self.active_groups():
@@ -170,11 +167,13 @@ class TensorByTensor(Gated):
         """Updates one tensor."""
         raise NotImplementedError
 
-    def taken(self, gradient: Tensor, average: Tensor) -> tuple[Tensor, Any]:
-        """Returns the gradient without its scale, and the share of the update that is taken, 1 or 0.
+    def taken(self, parameter: Tensor, average: Tensor) -> tuple[Tensor, Any]:
+        """Returns a parameter's gradient without its scale, and what share of the update is taken, 1 or 0.
 
         A skipped update's gradient is the average of those before, since NaN would survive a factor of 0.
         """
+        gradient = parameter.grad
+        assert gradient is not None  # or step() would have passed it over
         if self.grad_scale is not None:
             gradient = gradient / self.grad_scale.to(gradient.device)
         if self.found_inf is None:

@@ -37,7 +37,7 @@ class LambConfig(OptimizerConfig, type="lamb"):
         return Lamb(groups, self)
 
 
-class Lamb(TensorByTensor, torch.optim.Optimizer):
+class Lamb(TensorByTensor):
     """u = m^ / (sqrt(v^) + eps) + decay w, then w <- w - lr |w| / |u| u, by parameter.
 
     ZeRO hands over flat tensors with parts of many parameters. The engine says which (`hold`), and the
@@ -66,7 +66,7 @@ class Lamb(TensorByTensor, torch.optim.Optimizer):
         """Updates one tensor. A skipped update has a learning rate of 0 and a finite gradient."""
         state = self.create_state(parameter)
         average, squares, (first, second) = state["exp_avg"], state["exp_avg_sq"], group["betas"]
-        gradient, taken = self.taken(parameter.grad, average)
+        gradient, taken = self.taken(parameter, average)
         average.add_((gradient - average) * ((1.0 - first) * taken))
         squares.add_((gradient.square() - squares) * ((1.0 - second) * taken))
         state["step"] += taken

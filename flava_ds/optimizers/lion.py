@@ -33,7 +33,7 @@ class LionConfig(OptimizerConfig, type="lion"):
         return Lion(groups, self)
 
 
-class Lion(TensorByTensor, torch.optim.Optimizer):
+class Lion(TensorByTensor):
     """w <- (1 - lr decay) w - lr sign(beta_1 m + (1 - beta_1) g), then m <- beta_2 m + (1 - beta_2) g."""
 
     moments = ("exp_avg",)
@@ -47,7 +47,7 @@ class Lion(TensorByTensor, torch.optim.Optimizer):
         """Updates one parameter. A skipped update has a learning rate of 0 and a finite gradient."""
         state, lr = self.create_state(parameter), group["lr"]
         momentum, (inner, outer) = state["exp_avg"], group["betas"]
-        gradient, taken = self.taken(parameter.grad, momentum)
+        gradient, taken = self.taken(parameter, momentum)
         parameter.mul_(1.0 - lr * group["weight_decay"] * taken)
         parameter.sub_(torch.sign(momentum * inner + gradient * (1.0 - inner)) * (lr * taken))
         momentum.add_((gradient - momentum) * (1.0 - outer))

@@ -94,6 +94,7 @@ def start(timeout_s: int) -> World:
             device_id=device if cuda else None,
         )
     host_group = dist.new_group(backend="gloo", timeout=timeout) if cuda else dist.group.WORLD
+    assert isinstance(host_group, dist.ProcessGroup)
     _speak_on_main(rank)
     return World(rank=rank, local_rank=local_rank, size=size, device=device, host_group=host_group)
 
@@ -169,7 +170,7 @@ def raise_together(world: World, error: Exception | None) -> None:
     grave = next((found for found in errors if not isinstance(found, UserError)), None)
     first = grave or error or next(iter(errors), None)
     if first is not None:
-        first.on_all_ranks = True  # every rank raises it, so one of them reports it for all
+        vars(first)["on_all_ranks"] = True  # every rank raises it, so one of them reports it for all
         raise first
 
 

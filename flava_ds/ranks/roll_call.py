@@ -66,7 +66,7 @@ def begin(world: World) -> None:
     _peers[:] = gather_objects(world, Peer.here())
     if world.size > 1:
         # a separate connection, because wait() blocks the one it uses
-        store = dist.distributed_c10d._get_default_store().clone()
+        store = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]  # stubs lack it
         threading.Thread(target=_answer, args=(store, world.rank), name="roll call", daemon=True).start()
 
 
@@ -147,7 +147,7 @@ def _answer(store: Any, rank: int) -> None:
 
 def _position() -> str:
     """Returns file, line and function of the main thread in this package; '' if it is in a collective."""
-    frame, inside = sys._current_frames().get(threading.main_thread().ident), ""
+    frame, inside = sys._current_frames().get(threading.main_thread().ident or 0), ""
     while frame is not None:
         path = Path(frame.f_code.co_filename)
         if "torch/distributed" in path.as_posix() or path.name == "roll_call.py":

@@ -68,7 +68,7 @@ class RunLock:
     def __init__(self, folder: Path | str, patience_s: float = math.inf) -> None:
         self.file: LockFile = LocalLockFile(folder) if isinstance(folder, Path) else ObjectLockFile(folder)
         self.patience_s = patience_s
-        self._said = {
+        self._said: dict[str, Any] = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "since": time.strftime("%Y-%m-%d %H:%M:%S%z"),

@@ -62,7 +62,7 @@ class StopRequest:
                 signal.signal(number, handlers[number])
                 signal.raise_signal(number)
 
-        handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+        handlers: dict[int, Any] = {number: signal.getsignal(number) for number in STOP_SIGNALS}
         for number in handlers:
             signal.signal(number, note)
         _listening.append(self)

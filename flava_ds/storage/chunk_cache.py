@@ -120,10 +120,10 @@ class ChunkCache:
 
     def _make_room(self, needed: int) -> int:
         """Evicts the least recently read parts and what killed processes left; returns the bytes kept."""
-        for path in self.folder.glob(".part-*"):
+        for part in self.folder.glob(".part-*"):
             with suppress(FileNotFoundError):  # its writer was alive and has just finished
-                if time.time() - path.stat().st_mtime > _ABANDONED_S:
-                    path.unlink()
+                if time.time() - part.stat().st_mtime > _ABANDONED_S:
+                    part.unlink()
         parts = sorted(self._parts())
         total = sum(size for _, size, _ in parts)
         target = min(int(_KEPT_SHARE * self.limit_bytes), self.limit_bytes - needed)

@@ -62,7 +62,8 @@ class PipedShard:
         return f"pipe:{self.command}"
 
 
-Shard = Path | RemoteShard | PipedShard
+Shard = Path | RemoteShard
+StreamedShard = Shard | PipedShard
 Stamp = tuple[int, int | str]
 """A shard's version: its size in bytes, and its modification time in ns or its ETag."""
 
@@ -97,7 +98,7 @@ def stamp_of(shard: Shard) -> Stamp:
     return size, str(version)
 
 
-def open_shard(shard: Shard, stamp: Stamp | None = None) -> Readable:
+def open_shard(shard: StreamedShard, stamp: Stamp | None = None) -> Readable:
     """Opens a shard; a known `stamp` saves the request for an object's size.
 
     Raises: DataError when it cannot be read.
@@ -152,11 +153,15 @@ class RemoteFile:
         end = min(offset + size, self.size)
         if end <= offset:
             return b""
-        options = {
-            "what": f"bytes {offset} to {end - 1} of ",
-            "check": lambda data: self._check_length(data, end - offset),
-        }
-        return call(self.shard.url, "cat_file", self.shard.policy, **options, start=offset, end=end)
+        return call(
+            self.shard.url,
+            "cat_file",
+            self.shard.policy,
+            what=f"bytes {offset} to {end - 1} of ",
+            check=lambda data: self._check_length(data, end - offset),
+            start=offset,
+            end=end,
+        )
 
     def _check_length(self, data: bytes, wanted: int) -> None:
         """Checks the length of an answer.
@@ -217,14 +222,14 @@ class PipedFile:
             stdout=subprocess.PIPE,
             start_new_session=True,
         )
+        assert self._process.stdout is not None  # it is a PIPE
+        self._output = self._process.stdout
 
     def pread(self, size: int, offset: int) -> bytes:
         """Returns `size` bytes at `offset`, fewer at the end. Raises: DataError when the command fails."""
-        while self._at < offset and (
-            passed := self._process.stdout.read(min(CHUNK_BYTES, offset - self._at))
-        ):
+        while self._at < offset and (passed := self._output.read(min(CHUNK_BYTES, offset - self._at))):
             self._at += len(passed)
-        data = self._process.stdout.read(size) if self._at == offset else b""
+        data = self._output.read(size) if self._at == offset else b""
         self._at += len(data)
         if len(data) < size and (status := self._process.wait()):
             raise DataError(
@@ -234,7 +239,7 @@ class PipedFile:
 
     def close(self) -> None:
         """Kills the command if it is still running."""
-        self._process.stdout.close()
+        self._output.close()
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)  # the shell and its children
             self._process.wait()

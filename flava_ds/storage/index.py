@@ -97,14 +97,14 @@ def scan_shard(shard: Shard, stamp: Stamp | None = None, *, checksum: bool = Fal
     """
     stamp = stamp or stamp_of(shard)
     file = open_shard(shard, stamp)
-    if checksum or isinstance(shard, RemoteShard):
-        file = SequentialReader(file, checksum)
+    in_order = SequentialReader(file, checksum)
     found: Counter[str] = Counter()
     samples: dict[bytes, int] = {}
     suffixes: dict[str, int] = {}
     members: dict[tuple[int, int], tuple[int, int]] = {}
     try:
-        for name, offset, size in tar_members(file, found):
+        in_chunks = checksum or isinstance(shard, RemoteShard)
+        for name, offset, size in tar_members(in_order if in_chunks else file, found):
             key, suffix = sample_key(name)
             reason = refusal(name, suffix, size)
             if reason is not None:
@@ -117,7 +117,7 @@ def scan_shard(shard: Shard, stamp: Stamp | None = None, *, checksum: bool = Fal
                 found[faults.DUPLICATE] += 1
                 continue
             members[place] = offset, size
-        digest = file.checksum() if checksum else None
+        digest = in_order.checksum()
     finally:
         file.close()
     table = np.array([(*place, *where) for place, where in members.items()], dtype=np.int64).reshape(-1, 4)
@@ -218,7 +218,7 @@ def read_index(shard: Shard, stamp: Stamp, checksum: bool = False) -> ShardIndex
         # missing, or not written by us: zipfile and numpy raise all kinds of errors on foreign bytes
         except Exception:
             continue
-        if index is not None and (index.checksum or not checksum):
+        if data and index is not None and (index.checksum or not checksum):
             if isinstance(file, RemoteShard):
                 _replace(cache, data)
             return index
@@ -241,9 +241,10 @@ def _encode(index: ShardIndex) -> bytes:
     header = {"version": _VERSION} | {
         name: fields[name] for name in ("stamp", "suffixes", "faults", "checksum")
     }
-    columns = {name: value for name, value in fields.items() if isinstance(value, np.ndarray)}
+    arrays = {name: value for name, value in fields.items() if isinstance(value, np.ndarray)}
+    arrays["header"] = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
     stream = io.BytesIO()
-    np.savez(stream, header=np.frombuffer(json.dumps(header).encode(), dtype=np.uint8), **columns)
+    np.savez(stream, allow_pickle=False, **arrays)
     return stream.getvalue()
 
 

@@ -35,9 +35,10 @@ class ShardReader:
         """
         shard = self.shards[number]
         if isinstance(shard, RemoteShard):
+            assert self._cache is not None
             data = self._cache.read(shard, self.stamps[number], offset, size)
         else:
-            file = self._open.pop(number, None) or self._opened(number)
+            file = self._open.pop(number, None) or _opened(shard, self.stamps[number])
             self._open[number] = file
             if len(self._open) > _OPEN_SHARDS:
                 self._open.popitem(last=False)[1].close()
@@ -46,23 +47,24 @@ class ShardReader:
             raise SampleFault(faults.TRUNCATED, f"{len(data)} of {size} bytes")
         return data
 
-    def _opened(self, number: int) -> LocalFile:
-        """Opens a shard. Raises: DataError when it is another version than the one whose index is in use."""
-        file = LocalFile(self.shards[number])
-        if file.stamp != self.stamps[number]:
-            file.close()
-            raise DataError(
-                f"shard '{self.shards[number]}' was changed or replaced while a run reads it, so its index "
-                "no longer fits; leave it alone and start again"
-            )
-        return file
-
     def __reduce__(self) -> tuple:
         return ShardReader, (self.shards, self.stamps, self.config)
 
     def __del__(self) -> None:
         for file in getattr(self, "_open", {}).values():
             file.close()
+
+
+def _opened(shard: Path, stamp: Stamp) -> LocalFile:
+    """Opens a shard. Raises: DataError when it is another version than the one whose index is in use."""
+    file = LocalFile(shard)
+    if file.stamp != stamp:
+        file.close()
+        raise DataError(
+            f"shard '{shard}' was changed or replaced while a run reads it, so its index no longer fits; "
+            "leave it alone and start again"
+        )
+    return file
 
 
 def cache_folder(config: DataConfig) -> Path:

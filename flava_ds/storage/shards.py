@@ -7,12 +7,12 @@ import logging
 import math
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from flava_ds.config.plain_files import read_small
 from flava_ds.errors import DataError
-from flava_ds.storage.files import PipedShard, RemoteShard, Shard
+from flava_ds.storage.files import PipedShard, RemoteShard, Shard, StreamedShard
 from flava_ds.storage.retry import DEFAULT, ReadPolicy, call, file_system
 from flava_ds.storage.small_objects import fetch
 
@@ -25,21 +25,16 @@ _NEARLY = re.compile(r".+\.(tar(\.(gz|bz2|xz|zst|lz4))?|tgz|tbz2?|txz|tzst)", re
 _MAX_SHARDS, _MAX_DIGITS, _MAX_CHARACTERS = 10_000_000, 20, 2**31
 
 
-def list_shards(
-    shards: str, name: str = "", policy: ReadPolicy = DEFAULT, *, pipes: bool = False
-) -> list[Shard]:
+def list_shards(shards: str, name: str = "", policy: ReadPolicy = DEFAULT) -> list[Shard]:
     """Returns the .tar files that `shards` names, sorted and without duplicates.
 
     `shards` is a folder, one file or a brace pattern, each local or a URL such as 's3://bucket/folder' or
     'https://host/{00000..00099}.tar', or a .txt file that lists such entries, one per line; relative entries
-    start from its folder. With `pipes` (streams only), `shards` may also be 'pipe:COMMAND', with braces: the
-    command's output is a shard. Entries of a list may not.
+    start from its folder.
 
     Raises: DataError that names the source and what is missing, empty or refused.
     """
     label = f"source '{name}': " if name else ""
-    if pipes and shards.startswith("pipe:"):
-        return [PipedShard(command) for command in expand_braces(shards.removeprefix("pipe:"))]
     found: set[Shard] = set()
     for entry in _entries(shards.strip(), label, policy):
         found.update(_expand(entry, shards, name, policy))
@@ -51,19 +46,33 @@ def list_shards(
     return sorted(found)
 
 
+def list_streamed(
+    shards: str, name: str = "", policy: ReadPolicy = DEFAULT, *, pipes: bool
+) -> Sequence[StreamedShard]:
+    """Returns the result of list_shards for streams. With `pipes`, `shards` may also be 'pipe:COMMAND', with
+    braces: the command's output is a shard. Entries of a list may not.
+
+    Raises: DataError as list_shards does.
+    """
+    if pipes and shards.startswith("pipe:"):
+        return [PipedShard(command) for command in expand_braces(shards.removeprefix("pipe:"))]
+    return list_shards(shards, name, policy)
+
+
 def expand_shards(shards: str, name: str = "") -> list[Path]:
     """Returns the result of list_shards for callers that read whole local files.
 
     Raises: DataError as list_shards does, and for URLs.
     """
     found = list_shards(shards, name)
-    if isinstance(found[0], RemoteShard):
+    local = [shard for shard in found if isinstance(shard, Path)]
+    if len(local) < len(found):
         label = f"source '{name}': " if name else ""
         raise DataError(
             f"{label}shards '{found[0]}' is a URL; only training and `prepare index` read URLs: copy or "
             "mount the shards"
         )
-    return found
+    return local
 
 
 def _entries(shards: str, label: str, policy: ReadPolicy) -> Iterator[str]:
@@ -89,7 +98,7 @@ def _entries(shards: str, label: str, policy: ReadPolicy) -> Iterator[str]:
         yield line if _URL.match(line) or line.startswith(("/", "~", "pipe:")) else folder + line
 
 
-def _expand(entry: str, shards: str, name: str, policy: ReadPolicy) -> list[Shard]:
+def _expand(entry: str, shards: str, name: str, policy: ReadPolicy) -> Sequence[Shard]:
     """Returns the shards of one folder, file or pattern."""
     label = f"source '{name}': " if name else ""
     if entry.startswith("pipe:"):
@@ -112,7 +121,7 @@ def _expand(entry: str, shards: str, name: str, policy: ReadPolicy) -> list[Shar
         raise DataError(f"{label}'{entry:.200}' cannot be looked for: {error!s:.200}") from error
 
 
-def _expand_path(entry: str, shards: str, name: str) -> list[Shard]:
+def _expand_path(entry: str, shards: str, name: str) -> list[Path]:
     """Returns the shards of one local folder, file or pattern."""
     label = f"source '{name}': " if name else ""
     path = Path(entry).expanduser()
@@ -140,7 +149,7 @@ def _expand_path(entry: str, shards: str, name: str) -> list[Shard]:
     return found
 
 
-def _expand_url(entry: str, label: str, policy: ReadPolicy) -> list[Shard]:
+def _expand_url(entry: str, label: str, policy: ReadPolicy) -> list[RemoteShard]:
     """Returns the shards of a URL. Their existence is checked when they are indexed."""
     found = [RemoteShard(expanded, policy) for expanded in expand_braces(entry)]
     if all(shard.name.endswith(".tar") for shard in found):
@@ -190,7 +199,7 @@ def expand_braces(pattern: str) -> list[str]:
     """
     done, pending = [], deque([pattern])
     ranges, lists = _RANGE.finditer(pattern), _LIST.finditer(pattern)
-    counts = [_length(*match.groups(), pattern) for match in ranges]
+    counts = [_length(match, pattern) for match in ranges]
     counts += [match.group(1).count(",") + 1 for match in lists]
     if math.prod(counts) > _MAX_SHARDS:
         raise DataError(f"pattern '{pattern:.200}' expands to more than {_MAX_SHARDS} shards")
@@ -220,14 +229,15 @@ def _choices(text: str, pattern: str) -> tuple[str, str, list[str]] | None:
     if match.re is _LIST:
         return text[: match.start()], text[match.end() :], match.group(1).split(",")
     first, last = match.groups()
-    numbers = range(int(first), int(first) + _length(first, last, pattern))
+    numbers = range(int(first), int(first) + _length(match, pattern))
     width = len(first) if first.startswith("0") or len(first) == len(last) else 0
     words = [str(number).zfill(width) for number in numbers]
     return text[: match.start()], text[match.end() :], words
 
 
-def _length(first: str, last: str, pattern: str) -> int:
+def _length(match: re.Match[str], pattern: str) -> int:
     """Returns how many numbers a range has. Raises: DataError when it runs backwards or is too long."""
+    first, last = match.groups()
     if max(len(first), len(last)) > _MAX_DIGITS or not 0 <= int(last) - int(first) < _MAX_SHARDS:
         raise DataError(
             f"pattern '{pattern:.200}': range {{{first:.40}..{last:.40}}} runs backwards or is too long"

@@ -85,7 +85,7 @@ def write_tensors(file: Writable, tensors: Mapping[str, Tensor], metadata: Mappi
     text += b" " * (-len(text) % 8)
     file.write(len(text).to_bytes(8, "little") + text)
     for name in names:
-        data = memoryview(tensors[name].detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy())
+        data = tensors[name].detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy().data
         for start in range(0, len(data), CHUNK_BYTES):
             file.write(data[start : start + CHUNK_BYTES])
 
@@ -158,7 +158,7 @@ class TensorFile:
                 f"{self.where}: '{name}' has {whole} elements, but {start} .. {start + count} were requested"
             )
         values = torch.empty(count, dtype=entry.dtype)
-        target = memoryview(values.view(torch.uint8).numpy()) if count else memoryview(bytearray())
+        target = values.view(torch.uint8).numpy().data if count else memoryview(bytearray())
         for place in range(0, len(target), CHUNK_BYTES):
             size = min(CHUNK_BYTES, len(target) - place)
             data = self._pread(size, entry.begin + start * width + place)

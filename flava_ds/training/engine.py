@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from flava_ds.batch import Batch
 from flava_ds.config import Config
 from flava_ds.objectives.base import FeatureGradients, Features
-from flava_ds.optimizers.base import Gated, activate, parameter_groups
+from flava_ds.optimizers.base import activate, parameter_groups
 from flava_ds.ranks.distributed import DEVICE_LATER_S, World
 from flava_ds.training import deepspeed_fixes, fragments
 from flava_ds.training.compiling import compile_blocks
@@ -60,7 +60,7 @@ class Engine:
             model=module, optimizer=optimizer, config=self.settings, dist_init_required=False
         )
         deepspeed_fixes.wait_in_streams(self.deepspeed)
-        self.module, self.optimizer = module, cast(Gated, optimizer)  # it is a torch optimizer too
+        self.module, self.optimizer = module, optimizer
         self.skipped, self.skipped_in_a_row, self.longest_skip = (
             torch.zeros((), dtype=torch.int64, device=world.device) for _ in range(3)
         )

@@ -57,7 +57,10 @@ def replicated(engine: Engine) -> dict[str, Tensor]:
     """Returns the tensors that must be equal on all ranks, by name."""
     task = engine.module
     whole = engine.stage < 3
-    found = {name: own for name, own in task.named_parameters() if whole or getattr(own, "ds_persist", False)}
+    found: dict[str, Tensor] = {}
+    found |= {
+        name: own for name, own in task.named_parameters() if whole or getattr(own, "ds_persist", False)
+    }
     found |= dict(task.named_buffers())
     for name, module in task.frozen.items():
         found |= {

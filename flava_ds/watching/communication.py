@@ -14,6 +14,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -76,7 +77,7 @@ def _bytes(value: Any) -> int:
 
 def _part(collective: str) -> str:
     """Finds out from the innermost known caller what a collective is for."""
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         name = frame.f_globals.get("__name__", "")
         if name == "flava_ds.ranks.distributed":

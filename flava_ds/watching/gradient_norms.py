@@ -22,7 +22,8 @@ class GradientNorms(Watcher):
     def __init__(self, engine: Engine, every: int, metrics: Metrics) -> None:
         """Never measures if `every` is 0, or with ZeRO-3, which keeps no full gradients (warns once)."""
         self.engine, self.every, self.metrics = engine, every, metrics
-        self._window, self._seen = -1, set()
+        self._window = -1
+        self._seen: set[str] = set()
         if every and engine.stage == 3:
             self.every = 0
             if engine.world.is_main:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import resource
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -46,7 +46,7 @@ class Window:
     peak_memory: int = 0
     drawn: Counter[str] = field(default_factory=Counter)
     """Steps by source."""
-    work: Counter[str] = field(default_factory=Counter)
+    work: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     """FLOPs by source."""
     skipped: Counter[tuple[str, str]] = field(default_factory=Counter)
     tokens: Counter[str] = field(default_factory=Counter)
@@ -59,9 +59,11 @@ def token_shares(windows: Sequence[Window], counted: str) -> dict[str, float]:
     """Returns, per field, what was `counted` (cut_tokens or padding) beside each source's text tokens, as a
     share of both, over all ranks.
     """
-    kept, more = (
-        sum((getattr(window, name) for window in windows), Counter()) for name in ("tokens", counted)
-    )
+    kept: Counter[str] = Counter()
+    more: Counter[str] = Counter()
+    for window in windows:
+        kept += window.tokens
+        more += getattr(window, counted)
     return {f"{counted}/{source}": more[source] / (more[source] + number) for source, number in kept.items()}
 
 
@@ -165,6 +167,7 @@ class Metrics(Watcher):
     def write(self, update: Update) -> dict[str, Any]:
         """Reduces over ranks what was added since the last record, and writes it on rank 0. Collective."""
         step = update.step
+        assert update.grad_norm is not None  # the update is made
         behind = device_behind(self.world.device)
         others = {**self._norms, **self._states.tensors()}
         totals, (norm, updates, *read) = self._read_device(

@@ -29,6 +29,7 @@ class Sink(Protocol):
 
     def go_back(self, step: int, rollback: dict[str, Any]) -> None:
         """Called when the run repeats the steps from `step` on; a sink drops their records if it can."""
+        return
 
     def close(self) -> None: ...
 

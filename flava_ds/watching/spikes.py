@@ -104,6 +104,7 @@ class DivergenceWatch(Watcher):
         self.spikes = SpikeWatch(training, engine.world)
 
     def after_update(self, update: Update) -> None:
+        assert update.loss is not None  # the update is made
         self.spikes.add(update.step, update.kind, update.loss)
 
     def on_record(self, step: int, record: Mapping[str, Any]) -> None:

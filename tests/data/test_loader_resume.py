@@ -191,7 +191,7 @@ def test_any_ranks_and_accumulation_from_any_step_read_the_positions_of_one_stre
         ]
         (name,) = {request.source for request in requests}
         positions = np.concatenate(
-            [np.arange(request.position, request.position + request.count) for request in requests]
+            [np.arange(request.position, request.position + request.size) for request in requests]
         )
         assert positions.tolist() == list(range(taken[name], taken[name] + sizes[name]))
         taken[name] += sizes[name]

@@ -14,7 +14,7 @@ from flava_ds.data.loader import StepLoader
 from flava_ds.data.quarantine import Quarantine, quarantine_file, read_quarantine
 from flava_ds.errors import ConfigError, DataError
 from flava_ds.objectives.itm import ImageTextMatchingConfig
-from flava_ds.storage.shards import list_shards
+from flava_ds.storage.shards import list_streamed
 
 
 @pytest.fixture
@@ -232,7 +232,7 @@ def test_a_pipe_runs_only_by_the_users_own_word(streams, tmp_path):
         StepLoader(load(tmp_path / "config.json"))
     (tmp_path / "list.txt").write_text(f"pipe:touch {tmp_path}/ran\n")
     with pytest.raises(DataError, match="would run a shell command, which is not allowed"):
-        list_shards(str(tmp_path / "list.txt"), "x", pipes=True)
+        list_streamed(str(tmp_path / "list.txt"), "x", pipes=True)
     failing = allowed.with_sources(
         {"pairs": replace(allowed.data.sources["pairs"], shards=f"pipe:cat {tmp_path}/pairs/0.tar; exit 3")}
     )

@@ -25,7 +25,7 @@ class HeavyBallConfig(OptimizerConfig, type="heavy_ball"):
         return HeavyBall(groups, {"lr": self.lr, "friction": self.friction})
 
 
-class HeavyBall(Gated, torch.optim.Optimizer):
+class HeavyBall(Gated):
     """Updates `v <- friction v + g`, then `w <- (1 - lr decay) w - lr v`.
 
     Source: Polyak 1964, "Some methods of speeding up the convergence of iteration methods".

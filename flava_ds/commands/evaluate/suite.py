@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from flava_ds.commands.evaluate.common import model_facts, states_folder, tell_user
 from flava_ds.errors import UserError
@@ -42,9 +43,11 @@ def run_suite(options: argparse.Namespace) -> int:
                 regions=options.regions,
             )
         )
-        if options.out is None and opened.run_path is None:
+        out: Path | None = options.out
+        if opened.run_path is not None:
+            out = out or opened.run_path / "suites" / options.suite
+        if out is None:
             raise UserError(f"{options.model}: is no run, so a suite needs --out DIR for what it writes")
-        out = options.out or opened.run_path / "suites" / options.suite
         facts = {
             **{"model": opened.described.name, "path": str(options.model), **model_facts(opened)},
             **{"data": str(options.data), "limit": options.limit, "splits": options.splits},

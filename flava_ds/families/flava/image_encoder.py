@@ -13,7 +13,7 @@ from flava_ds.families.flava.views import image_patch_rows
 from flava_ds.layers.fused import LayerNorm
 from flava_ds.layers.patches import PatchEmbedding, resized_positions
 from flava_ds.layers.relative_positions import RelativeBlock
-from flava_ds.layers.transformer import Encoded, Transformer, add_frozen_pooler, encode_versions
+from flava_ds.layers.transformer import Encoded, Transformer, encode_versions, frozen_pooler
 
 
 class ImageEncoder(nn.Module):
@@ -39,7 +39,7 @@ class ImageEncoder(nn.Module):
         self.patch_embedding = PatchEmbedding(config)
         self.transformer = Transformer(config, block=RelativeBlock if relative_positions else None)
         self.final_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        add_frozen_pooler(self, config.hidden_size, pooler)
+        self.pooler = frozen_pooler(config.hidden_size, pooler)
 
     def forward(
         self,

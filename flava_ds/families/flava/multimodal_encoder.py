@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from flava_ds.families.flava.config import MultimodalEncoderConfig
 from flava_ds.layers.fused import LayerNorm
 from flava_ds.layers.pairs import SequenceLayout
-from flava_ds.layers.transformer import Encoded, Transformer, add_frozen_pooler, encode_versions
+from flava_ds.layers.transformer import Encoded, Transformer, encode_versions, frozen_pooler
 
 
 class MultimodalEncoder(nn.Module):
@@ -23,7 +23,7 @@ class MultimodalEncoder(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(config.hidden_size))
         self.transformer = Transformer(config)
         self.final_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        add_frozen_pooler(self, config.hidden_size, pooler)
+        self.pooler = frozen_pooler(config.hidden_size, pooler)
 
     def forward(
         self, image: Tensor, text: Tensor, layout: SequenceLayout, *, keep: Tensor | None = None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from flava_ds.families.flava.config import FlavaTextConfig
 from flava_ds.layers.fused import LayerNorm, ResidualLayerNorm
-from flava_ds.layers.transformer import Encoded, Transformer, add_frozen_pooler, encode_versions
+from flava_ds.layers.transformer import Encoded, Transformer, encode_versions, frozen_pooler
 
 
 class TextEncoder(nn.Module):
@@ -30,7 +30,7 @@ class TextEncoder(nn.Module):
         self.embedding_norm = ResidualLayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.transformer = Transformer(config)
         self.final_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        add_frozen_pooler(self, config.hidden_size, pooler)
+        self.pooler = frozen_pooler(config.hidden_size, pooler)
 
     def forward(
         self,

@@ -70,7 +70,7 @@ def _prepare_folders(config: Config, patience_s: float) -> None:
     if place.local is None:  # the lock has shown that a folder can be written
         place.try_writing()
         if place.is_object_storage:
-            run_lock.hold(str(place), patience_s)
+            run_lock.hold(place.url, patience_s)
     place.look_again()
     if not config.checkpoint.resume and (moved := files.set_aside(config.run_path, place)):
         log.info("an earlier run of this name was moved to %s", moved)

@@ -41,34 +41,35 @@ class Place:
         if text.startswith("file://"):
             text = text.removeprefix("file://")
         self.local: Path | None = None if "://" in text else Path(text)
-        self._url = text.rstrip("/") if self.local is None else str(self.local)
+        self.url = text.rstrip("/") if self.local is None else str(self.local)
+        """May hold a password, which its text leaves out."""
 
     def __str__(self) -> str:
-        return self._url
+        return without_secrets(self.url)
 
     def __truediv__(self, name: str) -> Place:
-        return Place(self.local / name if self.local is not None else f"{self._url}/{name}")
+        return Place(self.local / name if self.local is not None else f"{self.url}/{name}")
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Place) and self._url == other._url
+        return isinstance(other, Place) and self.url == other.url
 
     def __hash__(self) -> int:
-        return hash(self._url)
+        return hash(self.url)
 
     @property
     def name(self) -> str:
         """The last component of the path."""
-        return self._url.rsplit("/", 1)[-1]
+        return self.url.rsplit("/", 1)[-1]
 
     @property
     def parent(self) -> Place:
         """The folder that holds this one."""
-        return Place(self.local.parent) if self.local is not None else Place(self._url.rsplit("/", 1)[0])
+        return Place(self.local.parent) if self.local is not None else Place(self.url.rsplit("/", 1)[0])
 
     @property
     def is_object_storage(self) -> bool:
         """Whether it is in plain object storage, where writing an object means no more than that."""
-        return self._url.startswith(OBJECT_STORAGE)
+        return self.url.startswith(OBJECT_STORAGE)
 
     @property
     def is_link(self) -> bool:
@@ -115,7 +116,7 @@ class Place:
         try:
             if self.local is not None:
                 return LocalFile(self.local / name)
-            shard = RemoteShard(f"{self._url}/{name}")
+            shard = RemoteShard(f"{self.url}/{name}")
             return ReadAhead(RemoteFile(shard, stamp_of(shard)[0]))
         except DataError as error:
             raise CheckpointError(str(error)) from error
@@ -159,7 +160,7 @@ class Place:
         except OSError as error:
             told = without_secrets(f"{type(error).__name__}: {error}")
             raise CheckpointError(
-                f"checkpoints cannot be written to '{without_secrets(self._url)}' ({told}); check "
+                f"checkpoints cannot be written to '{self}' ({told}); check "
                 "checkpoint.directory and the credentials"
             ) from error
 
@@ -178,10 +179,10 @@ class Place:
     def _remote(self) -> Iterator[tuple[Any, str]]:
         """Yields fsspec's file system and the path in it; turns each protocol's errors into OSError."""
         try:
-            yield file_system(self._url)
+            yield file_system(self.url)
         except OSError:
             raise
         except DataError as error:
             raise CheckpointError(str(error)) from error
         except Exception as error:
-            raise OSError(f"'{self._url}': {type(error).__name__}: {error}") from error
+            raise OSError(without_secrets(f"'{self}': {type(error).__name__}: {error}")) from error

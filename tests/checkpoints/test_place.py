@@ -78,3 +78,8 @@ def test_an_empty_path_is_the_working_directory_and_not_the_root():
 def test_a_protocol_without_its_package_is_named():
     with pytest.raises(CheckpointError, match="protocol 'nosuch' cannot be used"):
         Place("nosuch://bucket").names()
+
+
+def test_its_text_leaves_out_a_password():
+    place = Place("sftp://ada:secret@host/runs") / "one"
+    assert place.url == "sftp://ada:secret@host/runs/one" and str(place) == "sftp://ada@host/runs/one"

@@ -14,6 +14,8 @@ Portion = Annotated[float, Range(0, 1, open_least=True)]
 """A share above zero."""
 Ratio = Annotated[float, Above(0), AtMost(100)]
 Weight = Annotated[float, AtLeast(0), AtMost(10**9)]
+SampleKind = Literal["image", "text", "pair"]
+"""What the samples of a source are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +63,7 @@ class ImageTransformConfig:
 class SourceConfig:
     """One corpus: shards in img2dataset layout, a kind and a weight. Its name is its key in data.sources."""
 
-    kind: Literal["image", "text", "pair"]
+    kind: SampleKind
     shards: str
     """A folder, one .tar, a brace pattern such as '/data/{00000..00099}.tar', or a .txt that lists such
     entries, one per line; each local or a URL.

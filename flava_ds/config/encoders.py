@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypedDict
 
 from flava_ds.config.bounds import Above, AtLeast, AtMost, Below, Share
 from flava_ds.config.family import FamilyConfig
@@ -21,6 +21,14 @@ DETECTORS = ("demo",)
 """Detectors of regions that the package contains, by name."""
 Deviation = Annotated[float, Above(0), AtMost(10)]
 """A standard deviation."""
+
+
+class Shape(TypedDict):
+    """The fields of an EncoderConfig that all encoders of a model may share, to be passed as `**shape`."""
+
+    hidden_size: int
+    num_attention_heads: int
+    intermediate_size: int
 
 
 @dataclass(frozen=True, kw_only=True)

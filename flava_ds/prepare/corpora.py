@@ -6,8 +6,9 @@ import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from flava_ds.config.data import SampleKind
 from flava_ds.prepare.annotations import Annotated, Dropped
 
 
@@ -21,7 +22,7 @@ class Corpus:
 
     name: str
     title: str
-    kind: Literal["pair", "image", "text"]
+    kind: SampleKind
     annotations: str
     reader: str
     pairs: str | None = None

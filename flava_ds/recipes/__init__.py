@@ -192,7 +192,9 @@ def load_sequence(recipe: str | None) -> Stages | None:
 
     Raises: ConfigError if its code fails.
     """
+    if recipe is None:
+        return None
     if recipe in SEQUENCES:
         return SEQUENCES[recipe]()
-    found = outside.call(recipe) if recipe is not None and outside.is_outside(recipe) else None
+    found = outside.call(recipe) if outside.is_outside(recipe) else None
     return found if isinstance(found, Stages) else None

@@ -9,7 +9,7 @@ Source: paper, section 5 and table 4.
 
 import dataclasses
 
-from flava_ds.config import Config, ObjectiveConfig
+from flava_ds.config import Config, CosineScheduleConfig, ObjectiveConfig
 from flava_ds.objectives.gradnorm import GradNormConfig
 from flava_ds.objectives.local_contrastive import LocalContrastiveConfig
 from flava_ds.objectives.uncertainty import UncertaintyConfig
@@ -112,7 +112,7 @@ def _at_rest() -> Config:
     return dataclasses.replace(
         config,
         optimizer=dataclasses.replace(config.optimizer, lr=0.0),
-        schedule=dataclasses.replace(config.schedule, min_lr=0.0),
+        schedule=CosineScheduleConfig(warmup_steps=1, min_lr=0.0),
     )
 
 

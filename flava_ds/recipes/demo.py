@@ -1,7 +1,6 @@
 """The demo: a small FLAVA on the committed data set, sized for ten minutes on two CPU cores."""
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from flava_ds.config import (
     SourceConfig,
     TrainingConfig,
 )
-from flava_ds.config.encoders import BertTextConfig, RegionsConfig, VisionEncoderConfig
+from flava_ds.config.encoders import BertTextConfig, RegionsConfig, Shape, VisionEncoderConfig
 from flava_ds.config.family import FamilyConfig
 from flava_ds.families.flava.config import (
     FlavaConfig,
@@ -78,8 +77,8 @@ def like_demo(
     name: str,
     *,
     model: FamilyConfig,
-    objectives: Mapping[str, ObjectiveConfig],
-    sources: Mapping[str, SourceConfig],
+    objectives: dict[str, ObjectiveConfig],
+    sources: dict[str, SourceConfig],
     steps: int,
 ) -> Config:
     """Returns another model's run with the demo's optimizer and vocabulary, without a codebook, so many steps
@@ -128,11 +127,9 @@ def demo_model(*, hidden_size: int, num_attention_heads: int, layers: tuple[int,
 
     `layers` are the numbers of layers of the image, text and multimodal encoders.
     """
-    shape = {
-        "hidden_size": hidden_size,
-        "num_attention_heads": num_attention_heads,
-        "intermediate_size": 4 * hidden_size,
-    }
+    shape = Shape(
+        hidden_size=hidden_size, num_attention_heads=num_attention_heads, intermediate_size=4 * hidden_size
+    )
     return FlavaConfig(
         image=VisionEncoderConfig(image_size=48, patch_size=12, num_hidden_layers=layers[0], **shape),
         text=FlavaTextConfig(
@@ -149,11 +146,10 @@ def demo_objectives(contrastive_weight: float = 1.0) -> dict[str, ObjectiveConfi
 
     Text steps are few, so they mask twice as many tokens.
     """
-    masking = {"num_masked_patches": 6, "min_patches_per_block": 2}
     return flava_objectives(
         global_contrastive=GlobalContrastiveConfig(weight=contrastive_weight),
-        mim=MaskedImageConfig(**masking),
-        mmm_image=MultimodalMaskedImageConfig(**masking),
+        mim=MaskedImageConfig(num_masked_patches=6, min_patches_per_block=2),
+        mmm_image=MultimodalMaskedImageConfig(num_masked_patches=6, min_patches_per_block=2),
         mlm=MaskedTextConfig(mask_probability=0.3),
     )
 

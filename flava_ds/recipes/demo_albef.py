@@ -3,6 +3,7 @@
 import dataclasses
 
 from flava_ds.config import Config
+from flava_ds.config.encoders import Shape
 from flava_ds.families.albef.config import AlbefConfig, AlbefImageConfig, AlbefTextConfig
 from flava_ds.objectives.distilled_text import DistilledTextConfig
 from flava_ds.objectives.hard_matching import HardMatchingConfig
@@ -24,9 +25,8 @@ def demo_albef() -> Config:
     old ones from new ones, and with a queue of 2,048 or of 256 it ends where nothing is learned.
     """
     base = demo()
-    shape = {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768}
+    shape = Shape(hidden_size=192, num_attention_heads=3, intermediate_size=768)
     pairs = dataclasses.replace(demo_sources()["pair"], weight=1.0, masked_share=1.0, global_batch_size=64)
-    distilled = {"distillation": 0.4, "distillation_steps": STEPS // 5}
     return dataclasses.replace(
         base,
         name="demo_albef",
@@ -42,9 +42,11 @@ def demo_albef() -> Config:
         ),
         codebook_weights=None,
         objectives={
-            "itc": MomentumContrastiveConfig(weight=3.0, queue_size=0, **distilled),
+            "itc": MomentumContrastiveConfig(
+                weight=3.0, queue_size=0, distillation=0.4, distillation_steps=STEPS // 5
+            ),
             "itm": HardMatchingConfig(),
-            "mlm": DistilledTextConfig(**distilled),
+            "mlm": DistilledTextConfig(distillation=0.4, distillation_steps=STEPS // 5),
         },
         data=dataclasses.replace(base.data, sources={"pair": pairs}),
         training=dataclasses.replace(base.training, total_steps=STEPS),

@@ -3,6 +3,7 @@
 import dataclasses
 
 from flava_ds.config import Config
+from flava_ds.config.encoders import Shape
 from flava_ds.families.clip.config import ClipConfig, ImageTowerConfig, TextTowerConfig
 from flava_ds.objectives.global_contrastive import GlobalContrastiveConfig
 from flava_ds.recipes.demo import VOCABULARY_SIZE, demo_sources, like_demo
@@ -13,7 +14,7 @@ def demo_clip() -> Config:
 
     Optimizer, augmentation, vocabulary and batch are the demo's; only model and losses differ.
     """
-    shape = {"hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024}
+    shape = Shape(hidden_size=256, num_attention_heads=4, intermediate_size=1024)
     pairs = dataclasses.replace(demo_sources()["pair"], weight=1.0, masked_share=1.0)
     return like_demo(
         "demo_clip",

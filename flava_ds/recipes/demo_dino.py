@@ -14,15 +14,15 @@ def demo_dino() -> Config:
     pixels and four of 24. The teacher's nearest neighbours are watched, beside those of raw pixels.
     """
     base = demo()
-    colours = {
-        "horizontal_flip": 0.5,
-        "color_jitter": 0.4,
-        "jitter_probability": 0.8,
-        "grayscale": 0.2,
-        "invert": 0.1,
-        "edges": 0.15,
-    }
-    large = ImageTransformConfig(crop_scale=(0.4, 1.0), **colours)
+    large = ImageTransformConfig(
+        crop_scale=(0.4, 1.0),
+        horizontal_flip=0.5,
+        color_jitter=0.4,
+        jitter_probability=0.8,
+        grayscale=0.2,
+        invert=0.1,
+        edges=0.15,
+    )
     images = dataclasses.replace(demo_sources()["image"], weight=1.0)
     return dataclasses.replace(
         base,
@@ -39,7 +39,7 @@ def demo_dino() -> Config:
                 local_size=24,
                 first_global=large,
                 second_global=dataclasses.replace(large, solarize=0.2),
-                local=ImageTransformConfig(crop_scale=(0.1, 0.4), **colours),
+                local=dataclasses.replace(large, crop_scale=(0.1, 0.4)),
                 watch_every_steps=10,
             )
         },

@@ -3,6 +3,7 @@
 import dataclasses
 
 from flava_ds.config import WHOLE, Config, SourceConfig
+from flava_ds.config.data import SampleKind
 from flava_ds.config.encoders import BertTextConfig, ConvStemConfig
 from flava_ds.families.unit.config import PositionedConfig, UnitConfig
 from flava_ds.objectives.classification import ClassificationConfig
@@ -54,7 +55,7 @@ def demo_unit() -> Config:
     )
 
 
-def _source(kind: str, task: str, *, seed: int, weight: float, max_targets: int = 1) -> SourceConfig:
+def _source(kind: SampleKind, task: str, *, seed: int, weight: float, max_targets: int = 1) -> SourceConfig:
     """Returns a source of scenes, whose colours vary like those of the demo's pairs."""
     return SourceConfig(
         kind=kind,

@@ -21,7 +21,7 @@ from flava_ds.families.flava.config import FlavaConfig
 from flava_ds.objectives.dino import DinoConfig
 from flava_ds.optimizers.adamw import AdamWConfig
 from flava_ds.recipes.flava_base import published_model, published_sources
-from flava_ds.recipes.unused import ONE_BLOCK, SMALLEST_MULTIMODAL, SMALLEST_TEXT
+from flava_ds.recipes.unused import SMALLEST_MULTIMODAL, SMALLEST_TEXT
 
 BATCH, EPOCHS = 1024, 400  # [VISSL]; [code] 512 and 100, for ViT-S
 STEPS_PER_EPOCH = 1_281_167 // BATCH  # the last, incomplete batch of an epoch is dropped [code]
@@ -99,5 +99,5 @@ def dino_model() -> FlavaConfig:
         ),
         text=SMALLEST_TEXT,
         multimodal=SMALLEST_MULTIMODAL,
-        projection_dim=ONE_BLOCK["hidden_size"],
+        projection_dim=SMALLEST_MULTIMODAL.hidden_size,
     )

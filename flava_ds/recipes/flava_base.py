@@ -100,13 +100,14 @@ def published_model() -> FlavaConfig:
 
 def published_objectives() -> dict[str, ObjectiveConfig]:
     """Returns the six losses with equal weights (no weights are published)."""
-    # BEiT's block-wise masking is mentioned, its numbers are not: these are BEiT's.
-    image_masking = {"num_masked_patches": 75, "min_patches_per_block": 16, "min_aspect_ratio": 0.3}
     return flava_objectives(
         # not published; the released code's clamp
         global_contrastive=GlobalContrastiveConfig(logit_scale_max=4.6052),
-        mim=MaskedImageConfig(**image_masking),
-        mmm_image=MultimodalMaskedImageConfig(**image_masking),
+        # BEiT's block-wise masking is mentioned, its numbers are not: these are BEiT's.
+        mim=MaskedImageConfig(num_masked_patches=75, min_patches_per_block=16, min_aspect_ratio=0.3),
+        mmm_image=MultimodalMaskedImageConfig(
+            num_masked_patches=75, min_patches_per_block=16, min_aspect_ratio=0.3
+        ),
         mlm=MaskedTextConfig(mask_probability=0.15),  # 15 % is published, the 80 / 10 / 10 split is not
         # whole words: not published, the released code's choice
         mmm_text=MultimodalMaskedTextConfig(mask_probability=0.15, whole_word=True),

@@ -7,7 +7,7 @@ from typing import Literal
 
 from flava_ds.config import Config
 from flava_ds.recipes.dino_base import dino_base, dino_model
-from flava_ds.recipes.flava_base import flava_base
+from flava_ds.recipes.flava_base import flava_base, published_model
 from flava_ds.recipes.mim_base import mim_base
 from flava_ds.recipes.mlm_base import mlm_base
 from flava_ds.recipes.stages import Inherited, Stages, in_sequence
@@ -46,5 +46,5 @@ def joint() -> Config:
     """Returns flava_base with an image encoder that reads pixels and normalises layers as DINO's and BEiT's
     do.
     """
-    base = flava_base()
-    return dataclasses.replace(base, model=dataclasses.replace(base.model, image=dino_model().image))
+    model = dataclasses.replace(published_model(), image=dino_model().image)
+    return dataclasses.replace(flava_base(), model=model)

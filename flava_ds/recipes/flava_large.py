@@ -3,7 +3,8 @@
 import dataclasses
 
 from flava_ds.config import Config, EngineConfig
-from flava_ds.recipes.flava_base import flava_base
+from flava_ds.config.encoders import Shape
+from flava_ds.recipes.flava_base import flava_base, published_model
 
 
 def flava_large() -> Config:
@@ -12,16 +13,16 @@ def flava_large() -> Config:
     There are 16 heads and MLPs of 4096. Everything that the preset does not mention is flava_base's,
     including the learning rate, which is untested at this size.
     """
-    base = flava_base()
-    encoder = {"hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096}
+    base, model = flava_base(), published_model()
+    shape = Shape(hidden_size=1024, num_attention_heads=16, intermediate_size=4096)
     return dataclasses.replace(
         base,
         name="flava_large",
         model=dataclasses.replace(
-            base.model,
-            image=dataclasses.replace(base.model.image, num_hidden_layers=24, **encoder),
-            text=dataclasses.replace(base.model.text, num_hidden_layers=24, **encoder),
-            multimodal=dataclasses.replace(base.model.multimodal, num_hidden_layers=12, **encoder),
+            model,
+            image=dataclasses.replace(model.image, num_hidden_layers=24, **shape),
+            text=dataclasses.replace(model.text, num_hidden_layers=24, **shape),
+            multimodal=dataclasses.replace(model.multimodal, num_hidden_layers=12, **shape),
             projection_dim=1024,  # the preset's heads follow its width
         ),
         training=dataclasses.replace(base.training, activation_checkpointing=True),  # as in the preset

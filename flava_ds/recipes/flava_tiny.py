@@ -11,7 +11,7 @@ from flava_ds.config import (
     SourceConfig,
     TrainingConfig,
 )
-from flava_ds.config.encoders import VisionEncoderConfig
+from flava_ds.config.encoders import Shape, VisionEncoderConfig
 from flava_ds.families.flava.config import (
     FlavaConfig,
     FlavaTextConfig,
@@ -62,16 +62,16 @@ def flava_tiny() -> Config:
     )
 
 
-def shape() -> dict[str, int]:
+def shape() -> Shape:
     """Returns the widths that all encoders share: ViT-Ti's."""
-    return {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768}
+    return Shape(hidden_size=192, num_attention_heads=3, intermediate_size=768)
 
 
 def objectives() -> dict[str, ObjectiveConfig]:
     """Returns the six losses, with the published 75 of 196 masked patches brought down to 49."""
-    masking = {"num_masked_patches": 19, "min_patches_per_block": 4}
     return flava_objectives(
-        mim=MaskedImageConfig(**masking), mmm_image=MultimodalMaskedImageConfig(**masking)
+        mim=MaskedImageConfig(num_masked_patches=19, min_patches_per_block=4),
+        mmm_image=MultimodalMaskedImageConfig(num_masked_patches=19, min_patches_per_block=4),
     )
 
 

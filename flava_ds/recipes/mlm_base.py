@@ -19,7 +19,7 @@ from flava_ds.families.flava.config import FlavaConfig
 from flava_ds.objectives.masked_text import MaskedTextConfig
 from flava_ds.optimizers.adamw import AdamWConfig
 from flava_ds.recipes.flava_base import published_model
-from flava_ds.recipes.unused import ONE_BLOCK, SMALLEST_IMAGE, SMALLEST_MULTIMODAL
+from flava_ds.recipes.unused import SMALLEST_IMAGE, SMALLEST_MULTIMODAL
 
 
 def mlm_base() -> Config:
@@ -64,5 +64,5 @@ def mlm_model() -> FlavaConfig:
         published_model(),
         image=SMALLEST_IMAGE,
         multimodal=SMALLEST_MULTIMODAL,
-        projection_dim=ONE_BLOCK["hidden_size"],
+        projection_dim=SMALLEST_MULTIMODAL.hidden_size,
     )

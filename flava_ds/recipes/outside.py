@@ -43,8 +43,8 @@ def call(recipe: str) -> Config | Stages:
     place, _, name = recipe.rpartition(":") if ":" in recipe else (recipe, "", "")
     if not name:
         file = recipe.removesuffix(":")
-        known = ", ".join(_functions_in(Path(file)))
-        raise ConfigError(f"{file}: name its function too, as {file}:FUNCTION{known and f'; it has {known}'}")
+        names = ", ".join(_functions_in(Path(file)))
+        raise ConfigError(f"{file}: name its function too, as {file}:FUNCTION{names and f'; it has {names}'}")
     module = import_code(place)
     function = getattr(module, name, None)
     if not callable(function):
@@ -56,9 +56,9 @@ def call(recipe: str) -> Config | Stages:
         found = did_you_mean(name, known) or (f"; it has {', '.join(known)}" if known else "")
         raise ConfigError(f"{place} has no function '{name}'{found}")
     try:
-        parameters = inspect.signature(function).parameters.values()
+        parameters = [*inspect.signature(function).parameters.values()]
     except (TypeError, ValueError):  # written in C, without a signature
-        parameters = ()
+        parameters = []
     asked = [
         p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
     ]

@@ -98,7 +98,7 @@ def _merged(value: Any, hint: Any, changes: Any, where: str) -> Any:
         value = switched(value, kind, label)
     if not isinstance(changes, dict) or value is None:
         return changes
-    if dataclasses.is_dataclass(value):
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
         hints = field_hints(type(value))
         below = {key: (getattr(value, key), hints[key]) for key in changes if key in hints}
     elif isinstance(value, Mapping):

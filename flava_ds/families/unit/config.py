@@ -21,8 +21,9 @@ from flava_ds.errors import ConfigError
 
 if TYPE_CHECKING:
     from flava_ds.config import Config
+    from flava_ds.config.data import SampleKind
 
-TASKS: Mapping[str, str] = {
+TASKS: Mapping[str, SampleKind] = {
     "detection": "image",
     "genome": "image",
     "question": "pair",

@@ -33,6 +33,8 @@ class Conv2d(nn.Conv2d):
     Biases are zero, weights normal with standard deviation 1/sqrt(fan-in).
     """
 
+    bias: Tensor  # there is always one
+
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
         super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
 

@@ -56,7 +56,7 @@ class ImageCodebook(nn.Module):
         Codes can differ where two of them score almost the same: sums are taken in another order.
         """
         self.memory_format = torch.channels_last
-        self.encoder.to(memory_format=torch.channels_last)
+        self.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not annotated
         if compiled:
             self.encoder.compile(dynamic=False)
         return self
@@ -113,11 +113,7 @@ class ImageCodebook(nn.Module):
         Raises: CheckpointError without a decoder; DataError when the codes are not a square grid of known
         codes.
         """
-        if self.decoder is None:
-            raise CheckpointError(
-                "this codebook was loaded without a decoder and cannot decode; load a file written by "
-                "`flava-ds codebook`"
-            )
+        decoder = self.need_decoder()
         grid = round(codes.shape[-1] ** 0.5)
         if codes.ndim != 2 or grid**2 != codes.shape[1] or codes.is_floating_point():
             raise DataError(
@@ -130,9 +126,18 @@ class ImageCodebook(nn.Module):
                 f"{self.config.vocab_size - 1}"
             )
         grids = rearrange(codes, "b (gh gw) -> b gh gw", gh=grid)
-        output = self.decoder.from_embeddings(self.decoder.embed(grids))
+        output = decoder.from_embeddings(decoder.embed(grids))
         mean, _ = output.float().chunk(2, dim=1)
         return unmap_pixels(mean.sigmoid())
+
+    def need_decoder(self) -> CodebookDecoder:
+        """Returns the decoder. Raises: CheckpointError without one."""
+        if self.decoder is None:
+            raise CheckpointError(
+                "this codebook was loaded without a decoder and cannot decode; load a file written by "
+                "`flava-ds codebook`"
+            )
+        return self.decoder
 
 
 def save_codebook(codebook: ImageCodebook, path: Path) -> None:

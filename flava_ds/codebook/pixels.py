@@ -131,6 +131,7 @@ class PixelStream:
         except SampleFault as fault:
             self._skips[number].bad(self._sources[number].describe(index), fault)
             return None
+        assert image is not None  # the sources are of kind 'image'
         self._skips[number].good()
         if image.numel() <= self._room:
             self._cache[picture] = image

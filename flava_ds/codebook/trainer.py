@@ -38,8 +38,9 @@ class CodebookTrainer:
             torch.manual_seed(config.seed)
             self.codebook = ImageCodebook(config.codebook)
             if training.embedding_std is not None:
-                torch.nn.init.normal_(self.codebook.decoder.input.weight, std=training.embedding_std)
-        self.codebook.to(device, memory_format=torch.channels_last)
+                torch.nn.init.normal_(self.codebook.need_decoder().input.weight, std=training.embedding_std)
+        self.codebook.to(device)
+        self.codebook.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not annotated
         self.average = self.codebook
         if training.ema_decay:
             self.average = copy.deepcopy(self.codebook).requires_grad_(False)
@@ -62,7 +63,7 @@ class CodebookTrainer:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=training.precision == "bf16"):
             logits = rearrange(self.codebook.logits(pixels), "b v gh gw -> b gh gw v").float()
             relaxed = gumbel_softmax(logits, temperature_at(training, step, total), generator)
-            output = self.codebook.decoder(rearrange(relaxed, "b gh gw v -> b v gh gw"))
+            output = self.codebook.need_decoder()(rearrange(relaxed, "b gh gw v -> b v gh gw"))
         loss = codebook_loss(
             logits,
             self.codebook.prepare(pixels),
@@ -82,7 +83,7 @@ class CodebookTrainer:
         """Sets total_steps to what fits before the deadline, from the median time of a few real steps; then
         forgets them. It takes a tenth of the time at most, if two steps do.
         """
-        state = copy.deepcopy(
+        codebook, average, optimizer = copy.deepcopy(
             (self.codebook.state_dict(), self.average.state_dict(), self.optimizer.state_dict())
         )
         warm, timed = _CALIBRATION_STEPS
@@ -95,8 +96,9 @@ class CodebookTrainer:
         # the first ones are slower, so they count only where there are no others
         steady = sorted(seconds[warm:] or seconds[-1:])
         self.total_steps = max(1, int(deadline.left / steady[len(steady) // 2]))
-        for part, saved in zip((self.codebook, self.average, self.optimizer), state, strict=True):
-            part.load_state_dict(saved)
+        self.codebook.load_state_dict(codebook)
+        self.average.load_state_dict(average)
+        self.optimizer.load_state_dict(optimizer)
 
     def shorten(self, done: int, rate: float, left: float) -> None:
         """Lowers total_steps to what still fits into `left` seconds at `rate` steps a second, when that is

@@ -163,7 +163,7 @@ class _Loop:
             slowest = max(slowest, now - started)
             late = self.deadline.left < SAFETY * slowest
             trainer.shorten(done, progress.rate(done, now), 0.0 if late else self.deadline.left)
-            progress.step(done, trainer.total_steps, lambda loss=loss: loss.total.item())
+            progress.step(done, trainer.total_steps, loss.total.item)
             if done % training.log_every == 0 or done >= trainer.total_steps:
                 report = self._report(done, loss, progress, before)
                 curve.append({name: getattr(report, name) for name in _CURVE})

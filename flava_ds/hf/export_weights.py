@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -91,9 +92,10 @@ def verify_model(module: FlavaTask, config: Config, out: Path) -> float:
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # would interrupt the caller's output for half a second
-    theirs, report = FlavaForPreTraining.from_pretrained(
+    loaded: Any = FlavaForPreTraining.from_pretrained(
         out, local_files_only=True, dtype=torch.float32, output_loading_info=True
     )
+    theirs, report = loaded  # two, because of output_loading_info, which the annotation leaves out
     absent = tuple(f"{name}_head." for name in (*HEADS, "itm") if name not in module.objectives)
     lost = sorted(name for name in report["missing_keys"] if not name.startswith(absent))
     if lost or report["unexpected_keys"] or report["mismatched_keys"]:

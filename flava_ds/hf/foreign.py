@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flava_ds.config import Config, save
 from flava_ds.config.family import FamilyConfig
-from flava_ds.config.variants import choices, find
+from flava_ds.config.variants import choices, find, tag_of
 from flava_ds.errors import CheckpointError
 from flava_ds.hf.files import read_file, read_folder, read_json, write_tensors
 from flava_ds.layouts import Foreign, Layouts
@@ -100,7 +100,7 @@ def export(config: Config, weights: Mapping[str, Tensor], out: Path) -> None:
 
     Raises: CheckpointError if its family has no transformers layout, or the layout cannot hold the model.
     """
-    layouts = layouts_of(config.model.type)
+    layouts = layouts_of(tag_of(config.model))
     if layouts is None:
         raise CheckpointError(
             f"models of family '{config.model.type}' cannot be written for transformers; use --to safetensors"

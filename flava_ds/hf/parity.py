@@ -8,7 +8,8 @@ mismatched ones as positives, so such batches are not compared.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from flava_ds.batch import IGNORE_INDEX, Batch
 from flava_ds.config import Config
+from flava_ds.families.flava.config import flava_of
 from flava_ds.families.flava.task import FlavaTask
 from flava_ds.families.flava.views import Kind, View
 from flava_ds.objectives.global_contrastive import clamped
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from transformers import FlavaForPreTraining
     from transformers.models.flava.modeling_flava import FlavaForPreTrainingOutput
 
-VIEWS = {
+VIEWS: Mapping[str, tuple[View, ...]] = {
     Kind.IMAGE: (View.IMAGE, View.IMAGE_MASKED),
     Kind.TEXT: (View.TEXT, View.TEXT_MASKED),
     Kind.PAIR: tuple(View),
@@ -38,7 +40,7 @@ def random_batch(
 ) -> Batch:
     """Draws a micro-batch with captions of different lengths; needs no data, so it works for any model."""
     draw = torch.Generator().manual_seed(seed)
-    model, patches = config.model, config.model.image.num_patches
+    model, patches = flava_of(config), config.model.num_patches
     matched = torch.tensor([i for i in range(size) if kind != Kind.PAIR or i not in mismatched])
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, int] = {}
@@ -99,7 +101,7 @@ def huggingface_inputs(batch: Batch, config: Config, dtype: torch.dtype = torch.
     if "input_ids" in batch:
         labels = torch.full_like(batch["input_ids"], IGNORE_INDEX)
         labels[batch["mlm_rows"]] = batch["mlm_labels"]
-        pad = config.model.text.pad_token_id
+        pad = flava_of(config).text.pad_token_id
         inputs |= {
             "input_ids": padded(batch["input_ids"], batch, pad),
             "input_ids_masked": padded(batch["input_ids_masked"], batch, pad),
@@ -115,9 +117,10 @@ def normalized(pixel_values: Tensor, config: Config) -> Tensor:
     """Normalises uint8 pixels in fp64 with the plain formula; floats are taken as normalised: [b c H W]."""
     if pixel_values.dtype != torch.uint8:
         return pixel_values
+    image = flava_of(config).image
     mean, std = (
         torch.tensor(values, dtype=torch.float64)[:, None, None]
-        for values in (config.model.image.image_mean, config.model.image.image_std)
+        for values in (image.image_mean, image.image_std)
     )
     return (pixel_values.double() / 255 - mean) / std
 
@@ -137,8 +140,9 @@ def our_results(module: FlavaTask, batch: Batch) -> tuple[dict[View, Tensor], di
         logits  name -> [k v]   under transformers' names; contrastive [matched b], itm [b 2]
     """
     encoded = module.model.encode(batch, VIEWS[batch.kind])
-    logits = {}
-    for name, objective in module.active(batch.kind).items():
+    active: Mapping[str, Any] = module.active(batch.kind)  # their heads differ in type
+    logits: dict[str, Tensor] = {}
+    for name, objective in active.items():
         if name == "global_contrastive":
             image, text = (
                 module.model.image_embeddings(encoded[View.IMAGE].first()),
@@ -180,13 +184,13 @@ def their_results(
     for name in logits.keys() & {"contrastive_logits_per_image", "contrastive_logits_per_text"}:
         if logits[name].shape[0] == batch.size:
             logits[name] = logits[name][batch["matched_rows"]]
-    real = None if "input_ids" not in batch else padded(torch.ones_like(batch["input_ids"]), batch, 0).bool()
-    states = {}
+    states: dict[View, Tensor] = {}
     for view in VIEWS[batch.kind]:
         hidden = output[f"{view}_output"].last_hidden_state
         if view in (View.IMAGE, View.IMAGE_MASKED):
             states[view] = rearrange(hidden, "b s d -> (b s) d")
         else:
+            real = padded(torch.ones_like(batch["input_ids"]), batch, 0).bool()
             states[view] = hidden[F.pad(real, (hidden.shape[1] - real.shape[1], 0), value=True)]
     return states, logits
 

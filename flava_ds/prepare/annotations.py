@@ -7,7 +7,7 @@ import csv
 import gzip
 import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,8 +60,8 @@ def open_text(path: Path, *, strict: bool = False) -> Iterator[TextIO]:
 
     Raises: DataError that names the file, also while it is read.
     """
-    opener = {".gz": gzip.open, ".bz2": bz2.open}.get(path.suffix, open)
-    errors = "strict" if strict else "replace"
+    openers: dict[str, Callable[..., TextIO]] = {".gz": gzip.open, ".bz2": bz2.open}
+    opener, errors = openers.get(path.suffix, open), "strict" if strict else "replace"
     try:
         with opener(path, "rt", encoding="utf-8-sig", errors=errors, newline="") as stream:
             yield stream

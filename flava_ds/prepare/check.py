@@ -10,13 +10,14 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from flava_ds.config import Config, SourceConfig
+from flava_ds.config.data import SampleKind
 from flava_ds.data.decode import read_header
 from flava_ds.data.first_look import look_over
 from flava_ds.data.indexed import IndexedShards
@@ -29,7 +30,7 @@ from flava_ds.errors import DataError
 from flava_ds.recipes import resolve
 from flava_ds.storage import faults
 from flava_ds.storage.faults import SampleFault, counted
-from flava_ds.storage.index import ShardIndex, load_indexes
+from flava_ds.storage.index import load_indexes
 from flava_ds.storage.members import IMAGE_SUFFIXES
 from flava_ds.storage.shards import expand_shards
 
@@ -67,35 +68,35 @@ class Check:
     (width, height); `shown` are numbers of samples for the page.
     """
 
-    place: str = ""
-    shards: int = 0
-    kind: str = ""
-    recipe: str = ""
+    place: str
+    shards: int
+    kind: SampleKind
+    recipe: str
     need: Need
-    samples: int = 0
-    total_bytes: int = 0
-    samples_per_shard: list[int] = field(default_factory=list)
-    members: dict[str, int] = field(default_factory=dict)
-    damage: dict[str, int] = field(default_factory=dict)
+    samples: int
+    total_bytes: int
+    samples_per_shard: list[int]
+    members: dict[str, int]
+    damage: dict[str, int]
     read: int = 0
     bad: dict[str, int] = field(default_factory=dict)
-    bad_examples: list[str] = field(default_factory=list)
+    bad_examples: list[str]
     formats: dict[str, int] = field(default_factory=dict)
     sizes: list[tuple[int, int]] = field(default_factory=list)
     regions: list[int] = field(default_factory=list)
     token_lengths: list[int] = field(default_factory=list)
-    max_tokens: int = 0
+    max_tokens: int
     same_bytes: list[list[str]] = field(default_factory=list)
     look_alike: list[list[str]] = field(default_factory=list)
     cores: int = 0
     samples_per_core_second: float = 0.0
-    global_batch_size: int = 0
-    loader_processes: int = 0
+    global_batch_size: int
+    loader_processes: int
     shown: list[int] = field(default_factory=list)
     verdicts: list[tuple[bool, str]] = field(default_factory=list)
     stops: list[str] = field(default_factory=list)
     """What would end a run of the recipe on these shards, in its own words."""
-    source: IndexedShards | None = None
+    source: IndexedShards
 
     @property
     def samples_per_second(self) -> float:
@@ -129,37 +130,49 @@ def check_shards(
 
     Raises: DataError when there is no usable sample; ConfigError for an unknown recipe.
     """
-    found = Check(place=shards, need=need, recipe=recipe)
     paths = expand_shards(shards)
-    _count(found, paths, list(load_indexes(paths)), sum(path.stat().st_size for path in paths))
-    found.kind = _kind(found.members, caption_key)
-    config, limit = _as_trained(recipe, found.kind, shards, caption_key)
+    members, samples_per_shard, damaged = _counts(paths)
+    kind = _kind(members, caption_key)
+    config, limit = _as_trained(recipe, kind, shards, caption_key)
     [name] = config.data.sources
-    found.max_tokens = config.data.sources[name].max_tokens
-    found.global_batch_size = config.global_batch_size(name)
-    found.source = IndexedShards(config, name)
-    found.damage = dict(found.source.table.faults)
+    source = IndexedShards(config, name)
+    found = Check(
+        place=shards,
+        shards=len(paths),
+        kind=kind,
+        recipe=recipe,
+        need=need,
+        samples=sum(samples_per_shard),
+        total_bytes=sum(path.stat().st_size for path in paths),
+        samples_per_shard=samples_per_shard,
+        members=members,
+        damage=dict(source.table.faults),
+        bad_examples=damaged,
+        max_tokens=source.source.max_tokens,
+        global_batch_size=config.global_batch_size(name),
+        loader_processes=need.gpus * max(1, config.data.num_workers),
+        source=source,
+    )
     _read_samples(found, most)
     _time(found, config)
-    found.loader_processes = need.gpus * max(1, config.data.num_workers)
     found.verdicts, found.stops = _judge(found), _stops(found, limit)
     return found
 
 
-def _count(found: Check, paths: Sequence[Path], indexes: Sequence[ShardIndex], size: int) -> None:
-    """Sums up the indexes and names some of the damaged shards."""
-    members = Counter()
-    for path, index in zip(paths, indexes, strict=True):
-        if (lost := faults.lossy(index.faults)) and len(found.bad_examples) < _DAMAGED_NAMED:
-            found.bad_examples.append(f"{path}: {counted(lost)}")
+def _counts(paths: Sequence[Path]) -> tuple[dict[str, int], list[int], list[str]]:
+    """Indexes the shards; returns their members by suffix, the samples of each, and some damaged ones."""
+    members, samples = Counter[str](), []
+    damaged: list[str] = []
+    for path, index in zip(paths, load_indexes(paths), strict=True):
+        if (lost := faults.lossy(index.faults)) and len(damaged) < _DAMAGED_NAMED:
+            damaged.append(f"{path}: {counted(lost)}")
+        samples.append(len(index))
         counts = np.bincount(index.member_suffix, minlength=len(index.suffixes))
         members.update({index.suffixes[number]: int(n) for number, n in enumerate(counts)})
-    found.shards, found.samples_per_shard = len(indexes), [len(index) for index in indexes]
-    found.total_bytes = size
-    found.samples, found.members = sum(found.samples_per_shard), dict(members)
+    return dict(members), samples, damaged
 
 
-def _kind(members: dict[str, int], caption_key: str | None) -> str:
+def _kind(members: dict[str, int], caption_key: str | None) -> SampleKind:
     """Returns the kind of the samples: pairs, images or texts."""
     has_image = any(
         members.get(suffix)
@@ -169,7 +182,7 @@ def _kind(members: dict[str, int], caption_key: str | None) -> str:
     return "pair" if has_image and (caption_key or members.get("txt")) else "image" if has_image else "text"
 
 
-def _as_trained(recipe: str, kind: str, shards: str, caption_key: str | None) -> tuple[Config, float]:
+def _as_trained(recipe: str, kind: SampleKind, shards: str, caption_key: str | None) -> tuple[Config, float]:
     """Returns the recipe with these shards in place of its source of that kind, alone, and the share of
     unusable samples that a run allows it.
 
@@ -178,15 +191,16 @@ def _as_trained(recipe: str, kind: str, shards: str, caption_key: str | None) ->
     config = resolve(recipe, [])
     same_kind = ((name, source) for name, source in config.data.sources.items() if source.kind == kind)
     name, like = next(same_kind, (CHECKED, SourceConfig(kind=kind, shards=shards)))
-    changes = {
-        "shards": shards,
-        "caption_key": caption_key,
-        "image_codes_key": None,
-        "regions_key": like.regions_key if kind != "text" else None,
-        "max_skipped_share": 1.0,
-        "skip_list": None,
-    }
-    return config.with_sources({name: dataclasses.replace(like, **changes)}), like.max_skipped_share
+    source = dataclasses.replace(
+        like,
+        shards=shards,
+        caption_key=caption_key,
+        image_codes_key=None,
+        regions_key=like.regions_key if kind != "text" else None,
+        max_skipped_share=1.0,
+        skip_list=None,
+    )
+    return config.with_sources({name: source}), like.max_skipped_share
 
 
 def _read_samples(found: Check, most: int) -> None:
@@ -195,7 +209,8 @@ def _read_samples(found: Check, most: int) -> None:
     tokenizer = config.model.load_tokenizer(config)
     count = min(most or len(source), len(source))
     numbers = np.unique(np.linspace(0, len(source) - 1, count).astype(np.int64)).tolist()
-    bad, formats, digests, hashes, seen = Counter(), Counter(), {}, {}, set()
+    bad, formats, hashes, seen = Counter[str](), Counter[str](), {}, set()
+    digests: dict[bytes, list[str]] = {}
     usable, last = [], time.monotonic()
     for number in numbers:
         try:
@@ -238,7 +253,7 @@ def _look_at(found: Check, fields: dict[str, bytes], sample: Sample, formats: Co
         found.regions.append(len(sample.regions.boxes))
 
 
-def near_duplicates(hashes: dict[str, int], without: set[str] = frozenset()) -> list[list[str]]:
+def near_duplicates(hashes: dict[str, int], without: Collection[str] = ()) -> list[list[str]]:
     """Groups keys whose hashes differ in at most NEAR_BITS bits from the group's first.
 
     Such hashes agree in at least one of NEAR_BITS + 1 bands of 16 bits, so only those pairs are compared.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,8 +75,13 @@ def _check(source: SourceConfig, codebook: ImageCodebook, config: Config) -> Non
             f"codebook.vocab_size {codebook.config.vocab_size} does not fit the shards' uint16; use at "
             "most 65536"
         )
-    if codebook.config.grid_size != config.model.image.grid_size:
-        codes, patches = codebook.config.grid_size, config.model.image.grid_size
+    if not config.model.num_patches:
+        raise ConfigError(
+            f"models of the family '{config.model.type}' predict no codes of images; give the recipe of one "
+            "that does"
+        )
+    codes, patches = codebook.config.grid_size, math.isqrt(config.model.num_patches)
+    if codes != patches:
         raise ConfigError(
             f"the codebook gives {codes} x {codes} codes, but model.image has {patches} x {patches} patches; "
             "change codebook.image_size"

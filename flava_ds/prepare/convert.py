@@ -194,8 +194,8 @@ def _image_of(entry: Annotated | Dropped, images: Path | None) -> bytes | str:
     """
     if isinstance(entry, Dropped):
         return NO_FILE
-    candidates = [entry.file]
-    if not entry.file:
+    candidates = [] if entry.file is None else [entry.file]
+    if entry.file is None and images is not None:
         names = [Path(name) for name in entry.images]
         candidates = [images / name for name in names if not name.is_absolute() and ".." not in name.parts]
     reason = NO_FILE

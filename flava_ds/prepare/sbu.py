@@ -43,17 +43,17 @@ def _pairs(paths: Sequence[Path]) -> Iterator[tuple[str, str]]:
         content = load_json(paths[0], "image_urls", "captions")
         yield from _together(content["image_urls"], content["captions"], str(paths[0]))
         return
-    lists = [
+    urls, captions = (
         next((path for path in paths if path.name.split(".")[0].endswith(end)), None)
         for end in ("urls", "captions")
-    ]
-    if len(paths) != 2 or None in lists:
+    )
+    if len(paths) != 2 or urls is None or captions is None:
         raise DataError(
             "sbu: give sbu-captions-all.json, or SBU_captioned_photo_dataset_urls.txt and "
             "SBU_captioned_photo_dataset_captions.txt"
         )
-    with open_text(lists[0]) as urls, open_text(lists[1]) as captions:
-        yield from _together(urls, captions, f"{lists[0].name} and {lists[1].name}")
+    with open_text(urls) as url_lines, open_text(captions) as caption_lines:
+        yield from _together(url_lines, caption_lines, f"{urls.name} and {captions.name}")
 
 
 def _together(urls: Iterable[str], captions: Iterable[str], where: str) -> Iterator[tuple[str, str]]:

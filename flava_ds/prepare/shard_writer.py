@@ -67,6 +67,9 @@ class Counts:
 class ShardWriter:
     """Writes samples to one shard after another."""
 
+    complete: bool
+    """Whether everything is written, by this run or an earlier one."""
+
     def __init__(
         self, out: Path, fingerprint: str, *, samples_per_shard: int = 10_000, bytes_per_shard: int = 2**30
     ) -> None:
@@ -86,7 +89,9 @@ class ShardWriter:
             if not self.complete:
                 self._lock = hold(out / _LOCK)
                 self._resume()  # another process may have gone on in between
-        self._shard, self._tar, self._bytes, self._keys = Counts(), None, 0, set()
+        self._shard, self._bytes = Counts(), 0
+        self._tar: tarfile.TarFile | None = None
+        self._keys: set[str] = set()
 
     @property
     def total(self) -> Counts:
@@ -120,8 +125,7 @@ class ShardWriter:
 
     def close(self) -> Counts:
         """Finishes the last shard; returns the counts of this run and the earlier ones that it continues."""
-        if self._tar is not None:
-            self._finish()
+        self._finish()
         self.counts.add(self._shard)
         self._shard, self.complete = Counts(), True
         with self._writing():
@@ -163,7 +167,9 @@ class ShardWriter:
         return self.out / f"{self.shards:05d}.tar{PARTIAL}"
 
     def _finish(self) -> None:
-        """Renames the shard, then writes its record."""
+        """Renames the shard in progress, if there is one, then writes its record."""
+        if self._tar is None:
+            return
         with self._writing():
             self._tar.close()
             self._temporary.replace(self.out / f"{self.shards:05d}.tar")

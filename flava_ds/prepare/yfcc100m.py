@@ -88,7 +88,7 @@ def _photo(
     chosen = choose_caption([readable(row["description"]), readable(row["title"])], is_english)
     if isinstance(chosen, Dropped):
         return chosen
-    images = (f"{row['photo_id']}.jpg",)
+    images: tuple[str, ...] = (f"{row['photo_id']}.jpg",)
     if file_hash:
         images += (f"{file_hash[:3]}/{file_hash[3:6]}/{file_hash}.jpg",)
     record = {"license": row["license_url"], "page_url": row["page_url"]}

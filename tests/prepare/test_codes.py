@@ -18,6 +18,7 @@ from flava_ds.data.decode import decode_image
 from flava_ds.data.indexed import IndexedShards
 from flava_ds.data.transforms import center_pixels
 from flava_ds.errors import ConfigError, DataError
+from flava_ds.families.bert.config import BertConfig
 from flava_ds.families.flava.config import FlavaConfig
 from flava_ds.prepare import added_members
 from flava_ds.prepare.added_members import AddedMember, add_members
@@ -148,6 +149,9 @@ def test_what_is_refused(source, codebook, tmp_path):
     )
     with pytest.raises(ConfigError, match="4 x 4 codes, but model.image has 2 x 2"):
         write_codes(source, codebook, small, out=tmp_path / "out")
+    without = dataclasses.replace(CONFIG, model=BertConfig())
+    with pytest.raises(ConfigError, match="family 'bert' predict no codes"):
+        write_codes(source, codebook, without, out=tmp_path / "out")
     with pytest.raises(DataError, match="folder of the shards themselves"):
         write_codes(source, codebook, CONFIG, out=tmp_path / "in")
     (tmp_path / "in" / "00001.tar").write_bytes(b"not a tar at all" * 100)

@@ -33,6 +33,7 @@ from flava_ds.evaluation.datasets.own_text import OwnText
 from flava_ds.evaluation.frozen_model import FrozenModel
 from flava_ds.evaluation.labelled import LabelledImages, LabelledPairs, LabelledTexts, Seen, limited
 from flava_ds.evaluation.preprocessing import CLIP_TRANSFORM
+from flava_ds.evaluation.protocols import EvaluationData
 from flava_ds.evaluation.samples import Samples
 from flava_ds.evaluation.tasks.fetched_images import SETS as IMAGES
 from flava_ds.evaluation.tasks.fetched_texts import SETS as TEXT_SETS
@@ -42,7 +43,7 @@ from flava_ds.prepare.wordnet import word_of
 ROOT = Path("runs/fetched")
 ANIMALS, STAMPS = IMAGES["animal_silhouettes"], IMAGES["tuxpaint_stamps"]
 GLOSSES, REVIEWS = TEXT_SETS["wordnet_glosses"], TEXT_SETS["product_reviews"]
-READ = {
+READ: dict[str, tuple[EvaluationData, ...]] = {
     "other_pictures": (ANIMALS, STAMPS),
     "glosses": (GLOSSES,),
     "reviews": (REVIEWS,),

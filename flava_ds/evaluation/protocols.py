@@ -255,16 +255,25 @@ class Score:
 class EvaluationData(Protocol):
     """A named data set in its published layout. An instance describes it; only `read` reads."""
 
-    name: str
-    folder: str
-    """Name of its folder below the root of all data sets."""
-    licence: str
-    origin: str
-    """Where it comes from, and what must be downloaded by hand."""
-    layout: str
-    """What its folder must contain, in a line or two."""
-    splits: tuple[str, ...]
-    """Results are reported on the first split that exists, except 'train'."""
+    @property
+    def name(self) -> str: ...
+    @property
+    def folder(self) -> str:
+        """Name of its folder below the root of all data sets."""
+
+    @property
+    def licence(self) -> str: ...
+    @property
+    def origin(self) -> str:
+        """Where it comes from, and what must be downloaded by hand."""
+
+    @property
+    def layout(self) -> str:
+        """What its folder must contain, in a line or two."""
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Results are reported on the first split that exists, except 'train'."""
 
     def is_here(self, folder: Path, split: str | None = None) -> bool:
         """Returns True if `folder` has this data set's layout (and `split`, if given); reads no samples."""
@@ -298,11 +307,16 @@ class Evaluator(Protocol):
     `run` returns the same numbers for the same weights and data.
     """
 
-    name: str
-    about: str
-    needs: tuple[type, ...]
-    """The CAPABILITIES that it needs of a model."""
-    data: EvaluationData
+    @property
+    def name(self) -> str: ...
+    @property
+    def about(self) -> str: ...
+    @property
+    def needs(self) -> tuple[type, ...]:
+        """The CAPABILITIES that it needs of a model."""
+
+    @property
+    def data(self) -> EvaluationData: ...
 
     def run(self, model: FrozenModel, data: Splits) -> dict[str, Score]:
         """Returns the task's named numbers. Raises: DataError, Lacking."""
@@ -322,10 +336,13 @@ class Trained(Protocol):
 class Splits(Protocol):
     """A data set found in its folder, as a task uses it."""
 
-    split: str
-    """The split to report on."""
-    limit: int | None
-    """How many samples of each split are taken at most."""
+    @property
+    def split(self) -> str:
+        """The split to report on."""
+
+    @property
+    def limit(self) -> int | None:
+        """How many samples of each split are taken at most."""
 
     def test(self) -> Any:
         """Returns the samples to report on."""

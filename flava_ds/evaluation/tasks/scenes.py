@@ -15,7 +15,10 @@ RECIPE = Recipe(
 )
 PIXELS = 96
 QUESTIONS, STATEMENTS = Scenes(), Scenes(name="scene_entailment", statements=True)
-TASKS = tuple(
-    PairFineTuning(data.name, data, Classes(metrics=("majority",)), RECIPE, image_size=PIXELS)
-    for data in (QUESTIONS, STATEMENTS)
-) + (AveragePrecision("scene_objects", SceneObjects()),)
+TASKS = (
+    *(
+        PairFineTuning(data.name, data, Classes(metrics=("majority",)), RECIPE, image_size=PIXELS)
+        for data in (QUESTIONS, STATEMENTS)
+    ),
+    AveragePrecision("scene_objects", SceneObjects()),
+)

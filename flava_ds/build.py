@@ -51,7 +51,6 @@ def build(config: Config) -> Trainer:
     checkpoint.prepare(config, world)
     task = config.model.build(config)
     if config.initial_weights is not None:
-        assert config.model.type is not None  # every family has a tag; only FamilyConfig itself has none
         initial_weights.load_initial_weights(task, config.initial_weights, config.model.type)
     add_codebook(task, config, world.device)
     if config.balance is not None:

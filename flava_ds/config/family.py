@@ -38,6 +38,8 @@ BUILT_IN = {
 class FamilyConfig(Variant, built_in=BUILT_IN):
     """The model of a run. Each family derives its own frozen configuration, selected in JSON by its tag."""
 
+    type: ClassVar[str]
+    """The tag, which every family has."""
     kinds: ClassVar[Mapping[str, str]]
     """The family's kinds of step, and the content of a sample of each: "image", "text" or "pair"."""
     folder: ClassVar[str | None] = None
@@ -66,6 +68,11 @@ class FamilyConfig(Variant, built_in=BUILT_IN):
     def max_tokens(self) -> int:
         """Maximum tokens of a text, special tokens included."""
         return cast(Any, self).text.max_position_embeddings
+
+    @property
+    def vocab_size(self) -> int:
+        """Entries of the table of words."""
+        return cast(Any, self).text.vocab_size
 
     @property
     def image_size(self) -> int:
@@ -112,7 +119,7 @@ class FamilyConfig(Variant, built_in=BUILT_IN):
         """
         from flava_ds.data.tokenizer import WordPieceTokenizer
 
-        return WordPieceTokenizer(config.data.vocabulary).fitting(cast(Any, self).text.vocab_size)
+        return WordPieceTokenizer(config.data.vocabulary).fitting(self.vocab_size)
 
     def offers(self, task: Any, config: Any) -> tuple[tuple[object, ...], dict[str, str]]:
         """Returns what a trained model offers to evaluations, and why it lacks the rest: protocol -> reason.

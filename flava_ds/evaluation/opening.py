@@ -7,7 +7,7 @@ import logging
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -117,10 +117,11 @@ def open_model(
 def _read(path: Path) -> Read:
     """Reads a checkpoint, or the latest one of a run. Raises: CheckpointError."""
     config, place = configuration.load(path / CONFIG), Place(path)
+    found: Place | None = place
     run_path: Path | None = path
     if place.has(MANIFEST):
         above = path.resolve().parent.parent
-        found, run_path = place, above if (above / CONFIG).is_file() else None
+        run_path = above if (above / CONFIG).is_file() else None
     else:
         found = latest(place_of(path, config))
     if found is None and (path / WEIGHTS).is_file():
@@ -243,8 +244,9 @@ def _read_huggingface(path: Path) -> Read:
     config = dataclasses.replace(config, data=DataConfig(vocabulary=_vocabulary(path, config)))
     if config.model.image_size:
         statistics = _pixel_statistics(path / "preprocessor_config.json")
-        image = dataclasses.replace(config.model.image, **statistics)
-        config = dataclasses.replace(config, model=dataclasses.replace(config.model, image=image))
+        model: Any = config.model  # of any family: those that take images have `image`
+        image = dataclasses.replace(model.image, **statistics)
+        config = dataclasses.replace(config, model=dataclasses.replace(model, image=image))
     return config, found.weights, Described(config.name, config.model.type), None, found.head
 
 
@@ -263,7 +265,7 @@ def _vocabulary(path: Path, config: Config) -> str:
     if found:
         return str(found[0])
     names, default = f"{', '.join(VOCABULARIES[:-1])} or {VOCABULARIES[-1]}", config.data.vocabulary
-    if (words := config.model.text.vocab_size) != load_tokenizer(default).vocab_size:
+    if (words := config.model.vocab_size) != load_tokenizer(default).vocab_size:
         raise CheckpointError(
             f"{path}: has no {names}, and its {words:,} words are not those of {default}; copy the "
             "tokenizer's files from where the model came from"

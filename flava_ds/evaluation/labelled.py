@@ -143,10 +143,8 @@ class LabelledTexts:
 
     def select(self, rows: np.ndarray) -> LabelledTexts:
         """Returns the chosen rows."""
-        texts, second = (
-            None if column is None else tuple(column[row] for row in rows)
-            for column in (self.texts, self.second)
-        )
+        texts = tuple(self.texts[row] for row in rows)
+        second = None if self.second is None else tuple(self.second[row] for row in rows)
         return dataclasses.replace(self, texts=texts, second=second, labels=self.labels[rows])
 
     @property
@@ -189,11 +187,15 @@ class LabelledPairs:
         return _hash(self.keys, self.texts, self.labels.tolist())
 
 
+Pictured = LabelledImages | CaptionedImages | LabelledObjects | LabelledPairs
+"""The sets of images."""
+
+
 @dataclass(frozen=True)
 class Seen:
     """The images of a set through a transform, as the model sees them. Equal ones are encoded once."""
 
-    images: LabelledImages | CaptionedImages | LabelledPairs
+    images: Pictured
     transform: Transform
 
     def __len__(self) -> int:
@@ -250,7 +252,7 @@ def _present(places: np.ndarray) -> np.ndarray:
     return places[places >= 0]
 
 
-def _chosen(samples: LabelledImages | CaptionedImages | LabelledPairs, rows: np.ndarray) -> dict:
+def _chosen(samples: Pictured, rows: np.ndarray) -> dict:
     """Returns the fields that all kinds of images select alike."""
     where = np.asarray(rows, dtype=np.int64).tolist()
     return {"keys": tuple(samples.keys[row] for row in where), "load": chosen(samples.load, where)}

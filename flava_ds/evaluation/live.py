@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -56,12 +57,10 @@ class LiveEvaluation:
         return self._evaluated(model, [task for task in self.tasks if task.needs == (ImageFeatures,)])
 
     def _evaluated(self, model: FrozenModel, tasks: Sequence[Evaluator]) -> dict[str, dict[str, Score]]:
-        return {
-            task.name: AmongRanks(self.world).together(
-                lambda task=task: evaluate([task], model, self.data)[task.name].scores
-            )
-            for task in tasks
-        }
+        def scores(task: Evaluator) -> dict[str, Score]:
+            return evaluate([task], model, self.data)[task.name].scores
+
+        return {task.name: AmongRanks(self.world).together(partial(scores, task)) for task in tasks}
 
     def _frozen(self, module: nn.Module) -> FrozenModel:
         return _frozen(self.config, module, AmongRanks(self.world))

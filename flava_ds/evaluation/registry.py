@@ -147,6 +147,7 @@ def _imported(path: Path) -> ModuleType | None:
 
 def _run(file: Path, path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"flava_ds_tasks_{len(_LOADED)}_{path.stem}", path)
+    assert spec is not None and spec.loader is not None  # as of every file whose name ends in .py
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look up annotations there
     try:

@@ -74,12 +74,13 @@ class Samples:
 
     def select(self, rows: np.ndarray, name: str) -> Samples:
         """Returns the chosen samples as a new set, with the images decoded so far."""
-        chosen = [
+        keys, captions, records, images = (
             tuple(values[row] for row in rows)
             for values in (self.keys, self.captions, self.records, self.encoded_images)
-        ]
+        )
         index = torch.from_numpy(np.asarray(rows, dtype=np.int64))
-        return Samples(name, *chosen, {size: pixels[index] for size, pixels in self._pixels.items()})
+        decoded = {size: pixels[index] for size, pixels in self._pixels.items()}
+        return Samples(name, keys, captions, records, images, decoded)
 
     def _decode(self, row: int) -> Tensor:
         try:
@@ -123,7 +124,7 @@ def read_samples(folder: Path, *, images: bool = True, captions: bool = True) ->
     if table.faults:
         log.warning("%s: left out of %d samples: %s", folder, len(table), counted(table.faults))
     keys = tuple(table.key(row) for row in range(len(table)))
-    members = {name: _read_members(table, name) for name in wanted}
+    members = {name: _read_members(shards, table, name) for name in wanted}
     try:
         texts = tuple(data.decode("utf-8").strip() for data in members.get("text", (b"",) * len(keys)))
         records = tuple(json.loads(data) for data in members["record"])
@@ -134,11 +135,11 @@ def read_samples(folder: Path, *, images: bool = True, captions: bool = True) ->
     return Samples(Path(folder).name, keys, texts, records, members.get("image", (b"",) * len(keys)))
 
 
-def _read_members(table: SampleTable, name: str) -> tuple[bytes, ...]:
-    """Reads one member of every sample, shard by shard."""
+def _read_members(shards: list[Path], table: SampleTable, name: str) -> tuple[bytes, ...]:
+    """Reads one member of every sample of a table of these shards, shard by shard."""
     offsets, sizes = table.columns[name]
     found = []
-    for number, shard in enumerate(table.shards):
+    for number, shard in enumerate(shards):
         descriptor = os.open(shard, os.O_RDONLY)
         try:
             found += [

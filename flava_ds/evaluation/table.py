@@ -63,7 +63,7 @@ def task_list(tasks: Mapping[str, Evaluator]) -> str:
     return "\n".join(lines)
 
 
-def aligned(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Pads columns to their longest entry."""
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in (header, *rows))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -28,7 +28,7 @@ class SampleTable:
     """
 
     def __init__(
-        self, shards: Sequence[Shard], fields: dict[str, Sequence[str]], required: dict[str, str]
+        self, shards: Sequence[Shard], fields: Mapping[str, Sequence[str]], required: Mapping[str, str]
     ) -> None:
         """Indexes `shards`.
 
@@ -83,7 +83,9 @@ class SampleTable:
             return None
         return hashlib.sha256("".join(known).encode()).hexdigest()[:16]
 
-    def _usable(self, index: ShardIndex, fields: dict[str, Sequence[str]], required: dict[str, str]) -> tuple:
+    def _usable(
+        self, index: ShardIndex, fields: Mapping[str, Sequence[str]], required: Mapping[str, str]
+    ) -> tuple:
         """Keeps the samples with every required field; counts the others by the first field they lack."""
         self.faults.update(index.faults)
         self.stamps.append(index.stamp)

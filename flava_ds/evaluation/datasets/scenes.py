@@ -80,7 +80,8 @@ class Scenes(DemoData):
         numbered = list(enumerate(zip(scenes, keys, strict=True)))
         if self.statements:
             stated = [state(drawings, scene, key, number) for number, (scene, key) in numbered]
-            names, told = FITS, [(each.text, FITS.index(each.fit), 0) for each in stated]
+            names: tuple[str, ...] = FITS
+            told = [(each.text, FITS.index(each.fit), 0) for each in stated]
         else:
             asked = [ask(drawings, scene, key, number) for number, (scene, key) in numbered]
             names = ANSWERS

@@ -106,18 +106,18 @@ def of_open_clip(folder: Path, wnids: list[str]) -> tuple[tuple[str, ...], tuple
     return tuple(IMAGENET_CLASSNAMES), tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
 
 
-_FIELDS = {
-    "name": "imagenet",
-    "folder": "imagenet",
-    "licence": "ImageNet's terms of access: research and education, no redistribution",
-    "origin": "by hand, with a login: ILSVRC2012_img_train.tar (138 GB), ILSVRC2012_img_val.tar (6 GB) and, "
+DATA = PublishedImages(
+    name="imagenet",
+    folder="imagenet",
+    licence="ImageNet's terms of access: research and education, no redistribution",
+    origin="by hand, with a login: ILSVRC2012_img_train.tar (138 GB), ILSVRC2012_img_val.tar (6 GB) and, "
     "for a flat val/, ILSVRC2012_devkit_t12.tar.gz from ImageNet's page; unpack each class's .tar into its "
     "folder",
-    "layout": "train/WNID/*.JPEG and val/WNID/*.JPEG, or val/*.JPEG with ILSVRC2012_devkit_t12/data; "
+    layout="train/WNID/*.JPEG and val/WNID/*.JPEG, or val/*.JPEG with ILSVRC2012_devkit_t12/data; "
     "classes.json (WNID -> name) and templates.txt may be there",
-    "variants": split_as_published({"test": ("val",), "train": ("train",)}, read),
-}
-DATA, PROMPTED = PublishedImages(**_FIELDS), Prompted(**_FIELDS)
+    variants=split_as_published({"test": ("val",), "train": ("train",)}, read),
+)
+PROMPTED = Prompted(**vars(DATA))
 TASKS = (
     ImageProbe("imagenet_probe", DATA),
     Neighbours("imagenet_neighbours", DATA),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import bisect
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -71,7 +72,12 @@ def by_video(folder: Path, pictures: list[str]) -> dict[str, np.ndarray]:
     return {split: np.flatnonzero(part == split) for split in ("train", "val", "test")}
 
 
-def read(rows_of, metres: tuple[float, ...], folder: Path, split: str) -> Listing:
+def read(
+    rows_of: Callable[[Path, list[str]], dict[str, np.ndarray]],
+    metres: tuple[float, ...],
+    folder: Path,
+    split: str,
+) -> Listing:
     """Lists a split's pictures with their classes."""
     pictures = pictures_in(folder / PICTURES, (".png",))
     chosen = [pictures[row] for row in np.sort(rows_of(folder, pictures)[split])]

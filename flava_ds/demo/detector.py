@@ -71,10 +71,10 @@ def training_batch(
     if alone:
         parts.append(truths_of(drawings, class_names, seed, second, **ALONE))
     counts = np.cumsum([0, *(len(part.pixels) for part in parts)])
-    pixels = torch.cat([part.pixels for part in parts])
+    pixels = torch.cat([part.pixels for part in parts]).float()
     draw = draw_colors(np.arange(step * size, (step + 1) * size, dtype=np.uint64), COLOURS)
     return Truths(
-        pixels=apply_colors(pixels.float(), draw).clamp(0, 255).to(torch.uint8),
+        pixels=(pixels if draw is None else apply_colors(pixels, draw)).clamp(0, 255).to(torch.uint8),
         boxes=torch.cat([part.boxes for part in parts]),
         labels=torch.cat([part.labels for part in parts]),
         images=torch.cat([part.images + count for part, count in zip(parts, counts, strict=False)]),
@@ -148,17 +148,18 @@ def train(
     )
     seconds = time.monotonic() - begun
     save_detector(detector, out)
+    found = quality(load_detector(out), root, evaluated)
     summary = {
         "command": "python -m flava_ds.demo.detector --out flava_ds/demo/detector.safetensors",
         "licence": "Apache-2.0, as the code; what it learned from is named in ATTRIBUTION.md",
-        "quality": quality(load_detector(out), root, evaluated),
+        "quality": found,
         "evaluated_scenes": evaluated,
         "curve": curve,
         "seconds": round(seconds),
         "training": dataclasses.asdict(training),
         "detector": dataclasses.asdict(config),
     }
-    for name, numbers in summary["quality"].items():
+    for name, numbers in found.items():
         tell(f"{name}: AP50 {100 * numbers['ap50']:.1f} %, places {100 * numbers['ap50_places']:.1f} %")
     write_json(out.with_suffix(".json"), summary)
     return summary

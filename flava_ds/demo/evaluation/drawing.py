@@ -38,7 +38,7 @@ class DrawnCaptions(Measurement):
             raise Unavailable("the run does not train the codes of masked patches beside a caption")
         every = self.inputs.unseen_style
         samples = every.select(spaced(len(every), MOST_SAMPLES), "captions to draw")
-        size = self.inputs.config.model.image.image_size
+        size = model.image_size
         sets = {
             "drawn": draw_captions(model, self.inputs, codebook, samples),
             "codes": decoded(codebook, self.inputs.codes(samples, len(samples)).to(model.device), size),
@@ -80,10 +80,9 @@ def drawing_codebook(inputs: Inputs) -> ImageCodebook:
 @torch.inference_mode()
 def draw_captions(model: FrozenModel, inputs: Inputs, codebook: ImageCodebook, samples: Samples) -> Tensor:
     """Draws a picture from each sample's caption: [N 3 H W] uint8."""
-    image, most = inputs.config.model.image, inputs.max_tokens("pair")
+    most, size, patches = inputs.max_tokens("pair"), model.image_size, inputs.config.model.num_patches
     captions, [empty] = (inputs.tokenizer.encode_batch(texts, most) for texts in (samples.captions, [""]))
     scorer = model.need(Scorer, "drawing")
     codebook.to(model.device)
-    size, patches = image.image_size, image.num_patches
     codes = draw(scorer, codebook, captions, empty, HOW, image_size=size, num_patches=patches)
     return decoded(codebook, codes.to(model.device), size)

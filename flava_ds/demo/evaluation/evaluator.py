@@ -63,17 +63,14 @@ def evaluate_run(
     run_path = Path(run_path)
     opened = open_model(run_path)
     root = find_data(opened.config) if data is None else Path(data.root)
-    if root is None:
+    step = opened.described.step
+    if root is None or step is None:  # a model without steps is no run's
         raise UserError(
             f"{run_path}: did not train on the demo's data, so the held-out drawings cannot evaluate it"
         )
     inputs = build_inputs(opened.config, root)
     deadline = None if limit_s is None else start + limit_s
-    result = {
-        "run": opened.config.name,
-        "checkpoint": name_of(opened.described.step),
-        "step": opened.described.step,
-    }
+    result: dict[str, Any] = {"run": opened.config.name, "checkpoint": name_of(step), "step": step}
     result |= evaluate(opened.frozen(), inputs, deadline=deadline)
     result["losses"] = logged_losses(read_log(run_path / "log.jsonl"))
     result |= {"data": str(inputs.root.resolve()), "data_checksum": inputs.checksum}

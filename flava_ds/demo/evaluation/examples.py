@@ -111,6 +111,7 @@ def reconstruct(model: FrozenModel, inputs: Inputs) -> list[list[Picture]]:
     samples = inputs.unseen_style
     chosen = samples.select(spaced(len(samples), MASKED_PICTURES), "masked examples")
     [masked] = masked_inputs(inputs, "image", chosen, len(chosen))
+    assert masked.pixels is not None and masked.patches is not None  # since the model predicts patches
     predicted = masked.codes.clone()
     predicted.view(-1)[masked.patch_rows] = masked_logits(scorer, masked, "mim").argmax(-1).cpu()
     codebook.to(model.device)
@@ -139,9 +140,8 @@ def draw(model: FrozenModel, inputs: Inputs) -> list[tuple[str, list[Picture]]]:
     scorer_of(model, "mmm_image", "an image from its caption")
     samples = inputs.unseen_style
     chosen = samples.select(spaced(len(samples), QUERIES), "captions to draw as examples")
-    size = inputs.config.model.image.image_size
     drawn = draw_captions(model, inputs, codebook, chosen)
-    own = decoded(codebook, inputs.codes(chosen, len(chosen)).to(model.device), size)
+    own = decoded(codebook, inputs.codes(chosen, len(chosen)).to(model.device), model.image_size)
     return [
         (
             chosen.captions[row],

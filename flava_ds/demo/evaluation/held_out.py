@@ -34,26 +34,26 @@ def held_out_of(run_path: Path) -> HeldOut | None:
         found = error
     if found is None:
         return None
-    shown = {"step": None, "examples": collect_examples(run_path, config, evaluation, found)}
-    if evaluation:
-        metrics = evaluation["metrics"]
-        seconds = [
-            (name.replace("_", " "), f"{value:.1f} s")
-            for name, value in evaluation.get("seconds", {}).items()
-        ]
-        shown |= {
-            "step": evaluation["step"],
-            "headlines": tables.headlines(metrics),
-            "sections": tables.sections(metrics),
-            "losses": masked_losses(metrics),
-            "left_out": evaluation.get("left_out", {}),
-            "facts": [
-                *seconds,
-                ("total", f"{evaluation['total_s']:.1f} s"),
-                ("data", evaluation.get("data_checksum", "")[:16]),
-            ],
-        }
-    return HeldOut(**shown)
+    shown = collect_examples(run_path, config, evaluation, found)
+    if not evaluation:
+        return HeldOut(step=None, examples=shown)
+    metrics = evaluation["metrics"]
+    seconds = [
+        (name.replace("_", " "), f"{value:.1f} s") for name, value in evaluation.get("seconds", {}).items()
+    ]
+    return HeldOut(
+        step=evaluation["step"],
+        headlines=tables.headlines(metrics),
+        sections=tables.sections(metrics),
+        losses=masked_losses(metrics),
+        left_out=evaluation.get("left_out", {}),
+        facts=[
+            *seconds,
+            ("total", f"{evaluation['total_s']:.1f} s"),
+            ("data", evaluation.get("data_checksum", "")[:16]),
+        ],
+        examples=shown,
+    )
 
 
 def read_evaluation(path: Path) -> dict[str, Any] | None:

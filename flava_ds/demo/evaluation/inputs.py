@@ -119,6 +119,7 @@ class Inputs:
         """Returns the codes of a set's first `count` images, cached, on the codebook's device: [count n]."""
         found = self._codes.get(samples)
         if found is None or len(found) < count:
+            assert self.codebook is not None  # without one, no measurement asks for codes
             device = next(self.codebook.parameters()).device
             parts = samples.pixels(self.config.codebook.image_size)[:count].split(CODEBOOK_ROWS)
             found = self._codes[samples] = torch.cat(
@@ -154,10 +155,10 @@ def build_inputs(config: Config, root: Path) -> Inputs:
     Raises: DataError if the vocabulary does not fit the model.
     """
     tokenizer = WordPieceTokenizer(config.data.vocabulary)
-    if tokenizer.vocab_size > config.model.text.vocab_size:
+    if tokenizer.vocab_size > config.model.vocab_size:
         raise DataError(
             f"{tokenizer.file}: {tokenizer.vocab_size} entries, but model.text.vocab_size is "
-            f"{config.model.text.vocab_size}; use the run's vocabulary"
+            f"{config.model.vocab_size}; use the run's vocabulary"
         )
     if config.codebook_weights is None:
         return Inputs(config, root, tokenizer, None, "the run's configuration names no codebook_weights")

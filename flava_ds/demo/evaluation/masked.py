@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from flava_ds.evaluation.frozen_model import BATCH_ROWS, FrozenModel
 from flava_ds.evaluation.protocols import Predictions, Reading, Scorer
 from flava_ds.evaluation.samples import Samples
 from flava_ds.families.flava.capabilities import PREDICTS
+from flava_ds.families.flava.config import flava_of
 from flava_ds.objectives.masked_image import mask_patches
 from flava_ds.objectives.masked_text import mask_tokens
 
@@ -24,11 +25,13 @@ MOST_SAMPLES = 1024
 """Per set; about ten thousand masked tokens or patches, for a standard error of half a per cent."""
 KINDS = {"text": ("mlm",), "image": ("mim",), "pair": ("mmm_image", "mmm_text")}
 """Objectives per kind of input: text, images, pairs."""
+NONE = torch.empty(0, dtype=torch.int64)
 
 
 @dataclass(frozen=True)
 class MaskedInputs:
-    """Some samples with fixed masks. Fields that the kind lacks are None, as are `codes` without a codebook.
+    """Some samples with fixed masks. Inputs that the kind lacks are None, and what it does not predict is
+    empty, as are `codes` without a codebook.
 
     Shapes:
         texts, masked_texts  b arrays of ids
@@ -41,14 +44,14 @@ class MaskedInputs:
     """
 
     size: int
-    texts: list[np.ndarray] | None = None
-    masked_texts: list[np.ndarray] | None = None
-    token_rows: Tensor | None = None
-    token_labels: Tensor | None = None
+    texts: Sequence[np.ndarray] = ()
+    masked_texts: Sequence[np.ndarray] | None = None
+    token_rows: Tensor = NONE
+    token_labels: Tensor = NONE
     pixels: Tensor | None = None
     patches: Tensor | None = None
-    patch_rows: Tensor | None = None
-    codes: Tensor | None = None
+    patch_rows: Tensor = NONE
+    codes: Tensor = NONE
 
     def read(self, scorer: Scorer) -> Reading:
         """Encodes the masked inputs."""
@@ -75,7 +78,8 @@ class Masked(Measurement):
 
     def run(self, model: FrozenModel) -> dict[str, float]:
         """Returns accuracy, that of the most frequent target, and the mean cross-entropy."""
-        scorer, metrics = model.need(Scorer, self.asked_by), {}
+        scorer = model.need(Scorer, self.asked_by)
+        metrics: dict[str, float] = {}
         for kind, wanted in KINDS.items():
             usable = [name for name in wanted if self.inputs.codebook or name in ("mlm", "mmm_text")]
             names = [name for name in usable if PREDICTS[name] in scorer.predicts]
@@ -99,12 +103,13 @@ class Masked(Measurement):
                 sums[name] += [float(loss), float(correct), len(labels)]
                 targets[name].update(labels.tolist())
         metrics = {}
-        for name, (loss, correct, count) in ((name, values.tolist()) for name, values in sums.items()):
+        for name, values in sums.items():
+            nats, right, count = values.tolist()
             if not count:
                 raise Unavailable(f"masking selected nothing to predict for {name}; check objectives.{name}")
-            metrics[f"{self.name}/{name}/accuracy"] = correct / count
+            metrics[f"{self.name}/{name}/accuracy"] = right / count
             metrics[f"{self.name}/{name}/accuracy{CHANCE}"] = targets[name].most_common(1)[0][1] / count
-            metrics[f"{self.name}/{name}/loss_nats"] = loss / count
+            metrics[f"{self.name}/{name}/loss_nats"] = nats / count
         return metrics
 
 
@@ -113,13 +118,13 @@ def masked_inputs(inputs: Inputs, kind: str, samples: Samples, most: int) -> Ite
     count = min(most, len(samples))
     if kind != "image":
         ids = inputs.tokenizer.encode_batch(samples.captions[:count], inputs.max_tokens(kind))
-    codes = inputs.codes(samples, count) if kind != "text" and inputs.codebook is not None else None
+    codes = inputs.codes(samples, count) if kind != "text" and inputs.codebook is not None else NONE
     for start in range(0, count, BATCH_ROWS):
         rows = np.arange(start, min(start + BATCH_ROWS, count))
         fields: dict = {"size": len(rows)}
         if kind != "text":
             fields |= masked_image_fields(inputs, samples, rows, "mim" if kind == "image" else "mmm_image")
-            fields["codes"] = None if codes is None else codes[rows]
+            fields["codes"] = codes[start : start + BATCH_ROWS]
         if kind != "image":
             fields |= masked_text_fields(
                 inputs, [ids[row] for row in rows], rows, "mlm" if kind == "text" else "mmm_text"
@@ -131,11 +136,10 @@ def masked_image_fields(
     inputs: Inputs, samples: Samples, rows: np.ndarray, objective: str
 ) -> dict[str, Tensor]:
     """Returns pixels of the chosen images, and masks unless the run's configuration has no such objective."""
-    image = inputs.config.model.image
-    pixels = {"pixels": samples.pixels(image.image_size)[rows]}
+    pixels = {"pixels": samples.pixels(inputs.config.model.image_size)[rows]}
     if (masking := inputs.masking(objective)) is None:  # a family that masks no images
         return pixels
-    mask = mask_patches(hash64(SEED, rows), image.grid_size, masking)
+    mask = mask_patches(hash64(SEED, rows), flava_of(inputs.config).image.grid_size, masking)
     return pixels | {
         "patches": torch.from_numpy(mask),
         "patch_rows": torch.from_numpy(np.flatnonzero(mask)),

@@ -36,13 +36,8 @@ class Matching(Measurement):
         ids = self.inputs.tokenizer.encode_batch(
             [samples.captions[row] for row in rows], self.inputs.max_tokens("pair")
         )
-        scores = self.scores(
-            model,
-            samples.pixels(self.inputs.config.model.image.image_size)[rows],
-            ids,
-            [rows, *wrong.values()],
-        )
-        metrics = {}
+        scores = self.scores(model, samples.pixels(model.image_size)[rows], ids, [rows, *wrong.values()])
+        metrics: dict[str, float] = {}
         for (kind, partners), mismatch in zip(wrong.items(), scores[1:], strict=True):
             usable = partners >= 0
             if not usable.any():
@@ -66,7 +61,8 @@ class Matching(Measurement):
             pixels    [N c H W]  uint8
             pairings  each [N]   the caption's row; a negative one is read as row 0 and its score is of no use
         """
-        matcher, found = model.need(Matcher, self.asked_by), [[] for _ in pairings]
+        matcher = model.need(Matcher, self.asked_by)
+        found: list[list[np.ndarray]] = [[] for _ in pairings]
         for start in range(0, len(pixels), BATCH_ROWS):
             rows = slice(start, start + BATCH_ROWS)
             texts = [[ids[max(partner, 0)] for partner in partners[rows]] for partners in pairings]

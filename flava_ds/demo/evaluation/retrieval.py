@@ -23,7 +23,7 @@ class Retrieval(Measurement):
 
     def run(self, model: FrozenModel) -> dict[str, float]:
         """Returns recall at 1 and 5 in both directions, and that of a random order."""
-        metrics = {}
+        metrics: dict[str, float] = {}
         for set_name, samples in (
             ("unseen_style", self.inputs.unseen_style),
             ("unseen_concepts", self.inputs.unseen_concepts),

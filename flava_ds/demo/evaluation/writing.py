@@ -62,7 +62,7 @@ def names(texts: Sequence[str], labels: Sequence[str]) -> np.ndarray:
 def write_captions(model: FrozenModel, inputs: Inputs, samples: Samples) -> list[str]:
     """Writes a caption about each sample's picture."""
     scorer, most = model.need(Scorer, "writing"), inputs.max_tokens("pair") - 2
-    pixels = samples.pixels(inputs.config.model.image.image_size)
+    pixels = samples.pixels(model.image_size)
     words = [count for count in WORDS if count <= most] or [most]
     ids = write_best(scorer, inputs.tokenizer, pixels, words=words, turns=TURNS)
     return [inputs.tokenizer.decode(own) for own in ids]

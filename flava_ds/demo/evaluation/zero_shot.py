@@ -28,7 +28,7 @@ class ZeroShot(Measurement):
         labels = self.inputs.labels
         everything = sorted(labels)
         concepts = classifier(model, [labels[concept] for concept in everything], TEMPLATES, self.asked_by)
-        metrics = {}
+        metrics: dict[str, float] = {}
         for set_name, samples in self.inputs.held_out_sets().items():
             embeddings, right = model.image_embeddings(samples, self.asked_by), samples.column("concept")
             present = np.isin(everything, np.unique(right))

@@ -135,7 +135,7 @@ def calibrate(demo: Demo) -> None:
     words += ["--checkpoint.every-steps", "0", "--logging.no-tensorboard"]
     follow_training(cpu_launch(words, demo.ranks), demo.run_path / "calibration", CALIBRATION_STEPS)
     per_step = seconds_per_step(demo.run_path / "calibration" / "log.jsonl", resolve("demo", words))
-    reserve = max(AFTER_TRAINING_LEAST_S, AFTER_TRAINING_SHARE * 60 * demo.plan.minutes)
+    reserve = max(AFTER_TRAINING_LEAST_S, AFTER_TRAINING_SHARE * demo.given_s)
     steps = int(SAFETY * (demo.left_s() - reserve - LAUNCH_S) / per_step)
     fitting = (
         f"{steps} steps fit"

@@ -58,9 +58,9 @@ def render_drawing(data: bytes) -> Image.Image:
 def _size_of(data: bytes) -> tuple[float, float]:
     """Reads width and height in any unit (only their ratio matters), or the view box."""
     root = ElementTree.fromstring(data)
-    found = [re.match(r"[\d.]+", root.get(key, "")) for key in ("width", "height")]
-    if all(found) and "%" not in root.get("width", "") + root.get("height", ""):
-        width, height = (float(match.group()) for match in found)
+    found = [edge for key in ("width", "height") if (edge := re.match(r"[\d.]+", root.get(key, "")))]
+    if len(found) == 2 and "%" not in root.get("width", "") + root.get("height", ""):
+        width, height = (float(edge.group()) for edge in found)
     else:
         _, _, width, height = (
             float(number) for number in re.split(r"[\s,]+", root.get("viewBox", "").strip())

@@ -50,7 +50,7 @@ def check(plan: Plan, ranks: int) -> None:
         )
     if plan.minutes is None and plan.work not in WORKS:
         raise UserError(
-            f"--work {plan.work}: no such work{did_you_mean(plan.work, WORKS)}; choose one "
+            f"--work {plan.work}: no such work{did_you_mean(f'{plan.work}', WORKS)}; choose one "
             f"of {', '.join(WORKS)}"
         )
     check_ranks(ranks, gpus=0)

@@ -175,7 +175,8 @@ def draw_scene(
     `counts` are the fewest and the most drawings, `edges` the shortest and the longest longer edge.
     """
     draw = seeded(f"scene {drawings.name} {seed} {index}")
-    count, rows = draw.randint(*counts), []
+    count = draw.randint(*counts)
+    rows: list[int] = []
     while len(rows) < count:
         row = draw.randrange(len(drawings))
         if all(drawings.labels[row] != drawings.labels[other] for other in rows):

@@ -5,11 +5,12 @@ import lzma
 import tarfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from flava_ds.prepare.shard_writer import add_member
 
-Sample = dict[str, bytes]
-"""A sample: its key under "key", and its members under suffixes such as "webp", "txt", "json"."""
+Sample = dict[str, Any]
+"""A sample: its key (str) under "key", and its members (bytes) under suffixes such as "webp" and "json"."""
 
 
 def as_json(record: object) -> bytes:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -62,7 +63,7 @@ class Demo:
     plan: Plan
     ranks: int
     run_path: Path
-    lock: IO[str]
+    lock: IO[bytes]
     """Held until this process ends, in whatever way."""
     state: dict[str, Any] = field(default_factory=dict)
     _saving: threading.Lock = field(default_factory=threading.Lock)
@@ -98,9 +99,14 @@ class Demo:
         """Seconds of all phases, including those before an interruption."""
         return sum(self.state["phases"].values())
 
+    @property
+    def given_s(self) -> float:
+        """Seconds that the plan gives; a fixed work may take any."""
+        return math.inf if self.plan.minutes is None else 60 * self.plan.minutes
+
     def left_s(self) -> float:
         """Seconds until the minutes are over."""
-        return 60 * self.plan.minutes - self.used_s()
+        return self.given_s - self.used_s()
 
     @property
     def total_steps(self) -> int:
@@ -144,7 +150,7 @@ def open_demo(plan: Plan, ranks: int, *, new: bool) -> Demo:
     while (path := runs / (plan.name if number == 1 else f"{plan.name}-{number}")).exists():
         number += 1
     path.mkdir(parents=True)
-    demo = Demo(plan=plan, ranks=ranks, run_path=path, lock=_hold(path))
+    demo = Demo(plan=plan, ranks=ranks, run_path=path, lock=hold(path / LOCK))
     demo.save(fingerprint=fingerprint, interruptions=0, phases={})
     return demo
 

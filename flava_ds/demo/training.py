@@ -74,8 +74,7 @@ def end_together(process: subprocess.Popen) -> Iterator[None]:
         yield
     finally:
         guard.kill()
-        guard.wait()
-        guard.stdin.close()
+        guard.communicate()  # closes its input and waits
 
 
 def stop(process: subprocess.Popen, patience_s: float = 60.0) -> None:

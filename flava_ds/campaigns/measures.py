@@ -44,7 +44,7 @@ def vision(model: FrozenModel, inputs: Inputs) -> Hits:
     """Classifies drawings in unseen styles by linear probes."""
     samples, probe = inputs.unseen_style, LinearProbe(inputs)
     return {
-        f"vision/{field}": ("concepts", samples.column("concept"), *probe.hits(model, field, [samples]))
+        f"vision/{field}": ("concepts", samples.column("concept"), probe.hits(model, field, [samples])[0])
         for field in ("group", "subgroup")
     }
 

@@ -143,14 +143,15 @@ def _chart(description: str) -> Iterator[tuple[Any, list[str]]]:
     from matplotlib.figure import Figure
 
     result: list[str] = []
-    settings = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": description,
-        "font.size": 8,
-        "axes.edgecolor": RULE,
-        "text.color": INK,
-    }
-    with matplotlib.rc_context(settings):
+    with matplotlib.rc_context(
+        {
+            "svg.fonttype": "none",
+            "svg.hashsalt": description,
+            "font.size": 8,
+            "axes.edgecolor": RULE,
+            "text.color": INK,
+        }
+    ):
         figure = Figure(figsize=SIZE_INCHES, layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
@@ -207,10 +208,12 @@ def inline(svg: str, description: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
-    opening = re.search(r'<svg[^>]*viewBox="([^"]*)"[^>]*>', svg)
-    svg = (
-        f'<svg viewBox="{opening[1]}" role="img" aria-label="{html.escape(description, quote=True)}">'
-        + svg[opening.end() :]
+    label = html.escape(description, quote=True)
+    svg = re.sub(
+        r'<svg[^>]*viewBox="([^"]*)"[^>]*>',
+        lambda opening: f'<svg viewBox="{opening[1]}" role="img" aria-label="{label}">',
+        svg,
+        count=1,
     )
     for color, name in STAND_INS.items():
         svg = svg.replace(color, name)

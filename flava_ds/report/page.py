@@ -65,18 +65,17 @@ def loss_charts(config: Config, log: RunLog, held_out_losses: dict[str, float]) 
             "logged steps"
         )
         lines = [Line(steps, values, faint=True), Line(steps, smooth(values))]
+        mark = None if held_out is None else Mark(steps[-1], held_out)
         charts.append(
             {
                 "title": title,
                 "first": values[0],
                 "last": smooth(values)[-1],
                 "held_out": held_out,
-                "svg": draw(
-                    words, lines, level=level, mark=None if held_out is None else Mark(steps[-1], held_out)
-                ),
+                "svg": markup(draw(words, lines, level=level, mark=mark)),
             }
         )
-    return [chart | {"svg": markup(chart["svg"])} for chart in charts]
+    return charts
 
 
 def in_order(config: Config, names: Sequence[str]) -> list[str]:

@@ -42,6 +42,8 @@ def test_an_unknown_work_is_refused_with_the_ones_there_are(empty_folder):
         ),
     ):
         demo_run.run(Plan(work="hours"), ranks=2)
+    with pytest.raises(UserError, match="--work None: no such work; choose one of"):
+        demo_run.run(Plan(work=None), ranks=2)
     assert list(empty_folder.iterdir()) == []
 
 

@@ -70,7 +70,7 @@ class FamilyConfig(Variant, built_in=BUILT_IN):
         return cast(Any, self).text.max_position_embeddings
 
     @property
-    def vocab_size(self) -> int:
+    def text_vocab_size(self) -> int:
         """Entries of the table of words."""
         return cast(Any, self).text.vocab_size
 
@@ -119,7 +119,7 @@ class FamilyConfig(Variant, built_in=BUILT_IN):
         """
         from flava_ds.data.tokenizer import WordPieceTokenizer
 
-        return WordPieceTokenizer(config.data.vocabulary).fitting(self.vocab_size)
+        return WordPieceTokenizer(config.data.vocabulary).fitting(self.text_vocab_size)
 
     def offers(self, task: Any, config: Any) -> tuple[tuple[object, ...], dict[str, str]]:
         """Returns what a trained model offers to evaluations, and why it lacks the rest: protocol -> reason.

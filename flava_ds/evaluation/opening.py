@@ -265,7 +265,7 @@ def _vocabulary(path: Path, config: Config) -> str:
     if found:
         return str(found[0])
     names, default = f"{', '.join(VOCABULARIES[:-1])} or {VOCABULARIES[-1]}", config.data.vocabulary
-    if (words := config.model.vocab_size) != load_tokenizer(default).vocab_size:
+    if (words := config.model.text_vocab_size) != load_tokenizer(default).vocab_size:
         raise CheckpointError(
             f"{path}: has no {names}, and its {words:,} words are not those of {default}; copy the "
             "tokenizer's files from where the model came from"

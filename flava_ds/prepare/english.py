@@ -21,8 +21,8 @@ def english_filter() -> Callable[[str], bool]:
     Source: Lui and Baldwin, "langid.py" (2012), as maintained by Barbaresi.
     """
     try:
-        import py3langid.langid as langid  # type: ignore[import-untyped]  # no stubs
+        from py3langid.langid import MODEL_FILE, LanguageIdentifier
     except ImportError as error:
         raise DataError("recognising English needs py3langid: pip install 'flava_ds[prepare]'") from error
-    identifier = langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE)
+    identifier = LanguageIdentifier.from_model_file(MODEL_FILE)
     return lambda text: identifier.classify(text.lower())[0] == "en"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flava_ds.data.samples import printable
-from flava_ds.storage.files import PipedShard, RemoteShard, Shard
+from flava_ds.storage.files import Shard
 from flava_ds.storage.index import ShardIndex
 from flava_ds.storage.small_objects import fetch_if_there
 
@@ -24,8 +24,6 @@ def compare(shard: Shard, index: ShardIndex) -> list[str] | None:
     The .json has the number of successful downloads. The .parquet lists them and is only read if pyarrow is
     installed.
     """
-    if isinstance(shard, PipedShard):  # nothing lies beside it
-        return None
     stem = shard.name.removesuffix(".tar")
     stats, table = _beside(shard, f"{stem}_stats.json"), _beside(shard, f"{stem}.parquet")
     if stats is None and table is None:
@@ -77,7 +75,7 @@ def _compare_keys(shard: Shard, index: ShardIndex, table: bytes) -> list[str]:
     return differences
 
 
-def _beside(shard: Path | RemoteShard, name: str) -> bytes | None:
+def _beside(shard: Shard, name: str) -> bytes | None:
     """Returns another file of the shard's folder; None if it does not exist."""
     if not isinstance(shard, Path):
         return fetch_if_there(shard.beside(name))

@@ -155,10 +155,10 @@ def build_inputs(config: Config, root: Path) -> Inputs:
     Raises: DataError if the vocabulary does not fit the model.
     """
     tokenizer = WordPieceTokenizer(config.data.vocabulary)
-    if tokenizer.vocab_size > config.model.vocab_size:
+    if tokenizer.vocab_size > config.model.text_vocab_size:
         raise DataError(
             f"{tokenizer.file}: {tokenizer.vocab_size} entries, but model.text.vocab_size is "
-            f"{config.model.vocab_size}; use the run's vocabulary"
+            f"{config.model.text_vocab_size}; use the run's vocabulary"
         )
     if config.codebook_weights is None:
         return Inputs(config, root, tokenizer, None, "the run's configuration names no codebook_weights")

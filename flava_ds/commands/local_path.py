@@ -15,6 +15,11 @@ def local_path(text: str) -> Path:
     return Path(text)
 
 
+def path_or_url(text: str) -> Path | str:
+    """Returns the path that an argument names, or a URL as it is."""
+    return text if "://" in text else local_path(text)
+
+
 def report_path(text: str) -> Path:
     """Returns the path of a report or list to write; not one that a shell has put there for `*.tar`."""
     path = local_path(text)

@@ -6,19 +6,20 @@ A module for each of the three.
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from flava_ds.commands.evaluate.demo import run_demo_evaluation
 from flava_ds.commands.evaluate.suite import run_suite
 from flava_ds.commands.evaluate.tasks import run_tasks
-from flava_ds.commands.local_path import local_path
+from flava_ds.commands.local_path import local_path, path_or_url
 from flava_ds.commands.runs import require_model
 from flava_ds.errors import UserError
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
-    where = "runs/NAME, runs/NAME/checkpoints/step_N, or a model's folder of Hugging Face"
-    command.add_argument("model", metavar="RUN", type=local_path, nargs="?", help=where)
+    where = "runs/NAME, runs/NAME/checkpoints/step_N (or a URL of it), or a model's folder of Hugging Face"
+    command.add_argument("model", metavar="RUN", type=path_or_url, nargs="?", help=where)
     command.add_argument(
         "--task",
         metavar="NAME[,NAME]",
@@ -127,5 +128,6 @@ def run(options: argparse.Namespace) -> int:
     for option in ("out", "features", "keep"):
         if (folder := getattr(options, option)) is not None:
             check_writable(folder, f"--{option}")
-    require_model(options.model)
+    if isinstance(options.model, Path):
+        require_model(options.model)
     return run_suite(options) if options.suite else run_tasks(options, names)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 
 from flava_ds.commands.evaluate.common import tell_user
 from flava_ds.commands.runs import require_model
 from flava_ds.errors import UserError
+from flava_ds.plain_text import without_secrets
 
 NEED_A_TASK = (
     *("data", "regions", "split", "splits", "limit", "device", "precision"),
@@ -29,6 +31,8 @@ def run_demo_evaluation(options: argparse.Namespace) -> int:
 
     own = f"on data of your own: {', '.join(METHODS)}"
     tasks = f"tasks for --task: {own}; {registry.overview(registry.tasks())}"
+    if not isinstance(options.model, Path):
+        raise UserError(f"{without_secrets(options.model)}: is not on this machine, so name a task. {tasks}")
     require_model(options.model)
     from flava_ds.evaluation.opening import is_huggingface
 

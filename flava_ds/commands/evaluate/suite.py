@@ -7,6 +7,7 @@ from pathlib import Path
 
 from flava_ds.commands.evaluate.common import model_facts, states_folder, tell_user
 from flava_ds.errors import UserError
+from flava_ds.plain_text import without_secrets
 
 
 def run_suite(options: argparse.Namespace) -> int:
@@ -44,12 +45,13 @@ def run_suite(options: argparse.Namespace) -> int:
             )
         )
         out: Path | None = options.out
+        where = without_secrets(str(options.model))
         if opened.run_path is not None:
             out = out or opened.run_path / "suites" / options.suite
         if out is None:
-            raise UserError(f"{options.model}: is no run, so a suite needs --out DIR for what it writes")
+            raise UserError(f"{where}: is no run's folder, so a suite needs --out DIR for what it writes")
         facts = {
-            **{"model": opened.described.name, "path": str(options.model), **model_facts(opened)},
+            **{"model": opened.described.name, "path": where, **model_facts(opened)},
             **{"data": str(options.data), "limit": options.limit, "splits": options.splits},
         }
         cache = FeatureCache(options.features or out / "features", opened.weights, tell)

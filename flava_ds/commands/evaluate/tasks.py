@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from flava_ds.commands.evaluate.common import model_facts, states_folder, tell_user
 from flava_ds.errors import UserError
+from flava_ds.plain_text import without_secrets
 
 if TYPE_CHECKING:
     import torch
@@ -102,7 +103,7 @@ def report(options: argparse.Namespace, opened: Opened, results: dict[str, TaskR
     from flava_ds.evaluation.table import result_table
 
     family = opened.described.family
-    facts = {"model": str(options.model), **model_facts(opened), **conditions()}
+    facts = {"model": without_secrets(str(options.model)), **model_facts(opened), **conditions()}
     found = {task: facts | result.to_json(task, family) for task, result in results.items()}
     tell_user("\n" + result_table(results, family))
     if opened.run_path is not None:

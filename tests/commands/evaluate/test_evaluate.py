@@ -9,8 +9,10 @@ import json
 import os
 import shutil
 
+import fsspec
 import pytest
 from evaluation.color_world import write_image_folder, write_own, write_sst2
+from s3_server import s3_bucket
 from sample_runs import write_run
 
 from flava_ds.cli import main
@@ -88,6 +90,22 @@ def test_a_fine_tuning_keeps_its_state_with_the_run_or_where_it_is_told(run, roo
     assert again["glue_sst2"]["scores"] == found["glue_sst2"]["scores"] and "finished before" in told
     evaluated(capsys, run, *words, "--keep", tmp_path / "kept", "--limit", 8)
     assert [path.name for path in (tmp_path / "kept").iterdir()] == ["glue_sst2.json"]
+
+
+def test_a_checkpoint_in_a_storage_is_evaluated_from_there(run, root, tmp_path, capsys):
+    words = ["--data", root, "--precision", "fp32"]
+    local, _ = evaluated(capsys, run, "--task", "image_folder_zero_shot", *words)
+    with s3_bucket() as (bucket, _):
+        fsspec.filesystem("s3").put(f"{run}/checkpoints/", f"{bucket}/mine/", recursive=True)
+        found, _ = evaluated(capsys, f"{bucket}/mine", "--task", "image_folder_zero_shot", *words)
+        assert main(["evaluate", f"{bucket}/mine"]) == 2
+        assert "s3://bucket/mine: is not on this machine, so name a task" in capsys.readouterr().err
+        suite = ["evaluate", f"{bucket}/mine", "--suite", "vision", "--data", str(root)]
+        assert main(suite) == 2 and "so a suite needs --out DIR" in capsys.readouterr().err
+        assert main([*suite, "--out", str(tmp_path)]) == 0
+    assert json.loads((tmp_path / "suite.json").read_text())["path"] == "s3://bucket/mine"
+    scores = [result["image_folder_zero_shot"]["scores"] for result in (local, found)]
+    assert scores[0] == scores[1] and found["image_folder_zero_shot"]["model"] == "s3://bucket/mine"
 
 
 def on_ranks(run, root, names, *more):

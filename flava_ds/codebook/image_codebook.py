@@ -7,7 +7,7 @@ import functools
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from einops import rearrange
@@ -56,7 +56,7 @@ class ImageCodebook(nn.Module):
         Codes can differ where two of them score almost the same: sums are taken in another order.
         """
         self.memory_format = torch.channels_last
-        self.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not annotated
+        cast(Any, self.encoder).to(memory_format=torch.channels_last)  # torch 2.13 has no type for it
         if compiled:
             self.encoder.compile(dynamic=False)
         return self

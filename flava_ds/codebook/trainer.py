@@ -6,6 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from einops import rearrange
@@ -39,8 +40,9 @@ class CodebookTrainer:
             self.codebook = ImageCodebook(config.codebook)
             if training.embedding_std is not None:
                 torch.nn.init.normal_(self.codebook.need_decoder().input.weight, std=training.embedding_std)
-        self.codebook.to(device)
-        self.codebook.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not annotated
+        cast(Any, self.codebook).to(
+            device, memory_format=torch.channels_last
+        )  # torch 2.13 has no type for it
         self.average = self.codebook
         if training.ema_decay:
             self.average = copy.deepcopy(self.codebook).requires_grad_(False)

@@ -158,7 +158,7 @@ def _interval_of_area(scores: np.ndarray, labels: np.ndarray) -> tuple[float, fl
     classes do not overlap at all, so that no resample's do.
     """
     _, place = np.unique(scores, return_inverse=True)
-    draw, areas, places = np.random.default_rng(SEED), [], place.max() + 1
+    draw, areas, places = np.random.default_rng(SEED), [], int(place.max()) + 1
     right, wrong = (np.bincount(place[labels == label], minlength=places) for label in (1, 0))
     for start in range(0, RESAMPLES, step := max(1, DRAWN_COUNTS // places)):
         size = min(step, RESAMPLES - start)

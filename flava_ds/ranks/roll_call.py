@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch.distributed as dist
 
@@ -66,7 +66,7 @@ def begin(world: World) -> None:
     _peers[:] = gather_objects(world, Peer.here())
     if world.size > 1:
         # a separate connection, because wait() blocks the one it uses
-        store = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]  # stubs lack it
+        store = cast(Any, dist.distributed_c10d._get_default_store()).clone()  # torch 2.13 has no type for it
         threading.Thread(target=_answer, args=(store, world.rank), name="roll call", daemon=True).start()
 
 

@@ -68,7 +68,7 @@ setup(
             "pyarrow>=16",
             "optuna>=4",
             "wandb>=0.19",
-            "mypy>=1.15",
+            "mypy>=2.4",
             "pytest>=9",
             "pytest-xdist>=3.8",
             "hypothesis>=6",

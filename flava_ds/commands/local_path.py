@@ -16,7 +16,8 @@ def local_path(text: str) -> Path:
 
 
 def path_or_url(text: str) -> Path | str:
-    """Returns the path that an argument names, or a URL as it is."""
+    """Returns the path that an argument names, or a URL as it is; file:// counts as a path."""
+    text = text.removeprefix("file://")
     return text if "://" in text else local_path(text)
 
 

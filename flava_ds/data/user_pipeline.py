@@ -19,7 +19,9 @@ def load_pipeline(place: str, label: str) -> Callable[..., Any]:
     file = Path(path).expanduser()
     specification = importlib.util.spec_from_file_location(f"flava_ds_pipeline_{file.stem}", file)
     if not name or not file.is_file() or specification is None or specification.loader is None:
-        raise ConfigError(f"{label}: pipeline '{place}' names no file; give it as path/to/file.py:function")
+        raise ConfigError(
+            f"{label}: pipeline '{place}' names no Python file; give it as path/to/file.py:function"
+        )
     module = importlib.util.module_from_spec(specification)
     try:
         specification.loader.exec_module(module)

@@ -73,13 +73,13 @@ class GatedAdamW(Gated, torch.optim.AdamW):
         )
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]  # no closures
+    def step(self, closure: Any = None) -> Any:
         """Updates the active groups."""
         self.create_states()
         everything = self.param_groups
         self.param_groups = self.active_groups()
         try:
-            super().step()
+            return super().step(closure)
         finally:
             self.param_groups = everything
 

@@ -91,7 +91,7 @@ class Places:
 
 
 class Gated(torch.optim.Optimizer):
-    """An optimizer as the engine needs it; to be named before another base class that has a step().
+    """An optimizer as the engine needs it; named before a base class that has a step() of its own.
 
     The engine sets `found_inf` (1.0 skips the update) and `grad_scale` (divides the gradients, or None)
     before `step`; both are scalars on the device. A step moves the active groups only: an inactive one keeps
@@ -123,8 +123,8 @@ class Gated(torch.optim.Optimizer):
         """Returns a parameter's state; a new one has zero moments and no updates."""
         state: dict[str, Any] = self.state[parameter]
         if not state:
-            state["step"] = self._no_updates(parameter)
-            state |= {key: torch.zeros_like(parameter) for key in self.moments}
+            moments = {key: torch.zeros_like(parameter) for key in self.moments}
+            state.update(step=self._no_updates(parameter), **moments)
         return state
 
     def create_states(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,12 +74,13 @@ def _check(source: SourceConfig, codebook: ImageCodebook, config: Config) -> Non
             f"codebook.vocab_size {codebook.config.vocab_size} does not fit the shards' uint16; use at "
             "most 65536"
         )
-    if not config.model.num_patches:
+    codes = codebook.config.grid_size
+    patches: int | None = getattr(getattr(config.model, "image", None), "grid_size", None)
+    if patches is None:
         raise ConfigError(
-            f"models of the family '{config.model.type}' predict no codes of images; give the recipe of one "
-            "that does"
+            f"models of the family '{config.model.type}' see no grid of patches, which the codes are for; "
+            "give the recipe of one that does"
         )
-    codes, patches = codebook.config.grid_size, math.isqrt(config.model.num_patches)
     if codes != patches:
         raise ConfigError(
             f"the codebook gives {codes} x {codes} codes, but model.image has {patches} x {patches} patches; "

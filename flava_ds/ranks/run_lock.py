@@ -49,8 +49,10 @@ def lost() -> str | None:
     """Returns a folder that this process held and another run has taken over, None if there is none."""
     for lock in _HELD.values():
         try:
-            if not lock.held():
+            if (held := lock.held()) is False:
                 return lock.file.folder
+            if held is None:
+                log.warning("%s cannot be read", lock.file)
         except OSError as error:  # a storage that does not answer has not taken anything
             log.warning("%s cannot be read (%s)", lock.file, error)
     return None
@@ -104,13 +106,13 @@ class RunLock:
                 break
         threading.Thread(target=self._beat, name="run lock", daemon=True).start()
 
-    def held(self) -> bool:
+    def held(self) -> bool | None:
         """Returns whether the lock is still this one; another run takes it over if this one seems dead.
 
-        A file that cannot be read says nothing of another run: NFS has such moments.
+        None if it cannot be read, which says nothing of another run: NFS has such moments.
         """
         said = self.file.read()
-        return said == {} or (said or {}).get("id") == self._said["id"]
+        return None if said == {} else said is not None and said.get("id") == self._said["id"]
 
     def release(self) -> None:
         """Releases the lock."""
@@ -156,9 +158,10 @@ class RunLock:
         """Renews the lock until it is released or lost."""
         while not self._released.wait(HEARTBEAT_S):
             try:
-                if not self.held():
+                if (held := self.held()) is False:
                     log.error("%s was taken over by another run; this one saves no more", self.file)
                     return
-                self.file.renew(self._said)
+                if held:
+                    self.file.renew(self._said)
             except OSError as error:
                 log.warning("%s cannot be renewed (%s)", self.file, error)

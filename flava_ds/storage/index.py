@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -241,10 +242,9 @@ def _encode(index: ShardIndex) -> bytes:
     header = {"version": _VERSION} | {
         name: fields[name] for name in ("stamp", "suffixes", "faults", "checksum")
     }
-    arrays = {name: value for name, value in fields.items() if isinstance(value, np.ndarray)}
-    arrays["header"] = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
+    columns: dict[str, Any] = {name: value for name, value in fields.items() if isinstance(value, np.ndarray)}
     stream = io.BytesIO()
-    np.savez(stream, allow_pickle=False, **arrays)
+    np.savez(stream, header=np.frombuffer(json.dumps(header).encode(), dtype=np.uint8), **columns)
     return stream.getvalue()
 
 

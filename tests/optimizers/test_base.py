@@ -1,10 +1,13 @@
 """The groups that every optimizer is given."""
 
+from unittest.mock import Mock
+
+import pytest
 import torch
 from toy import Toy
 
 from flava_ds.optimizers.adamw import AdamWConfig
-from flava_ds.optimizers.base import parameter_groups
+from flava_ds.optimizers.base import Gated, parameter_groups
 
 
 def test_groups_are_kinds_by_decay_and_cover_every_parameter_once():
@@ -39,3 +42,19 @@ def test_two_dimensional_tables_are_exempt_by_name():
     assert {
         group["weight_decay"]: group["params"][0] is module.position_embeddings.weight for group in groups
     } == {0.0: True, 0.1: False}
+
+
+class Both(Gated, torch.optim.Optimizer):
+    """As before Gated was an optimizer itself."""
+
+    moments = ("velocity",)
+
+
+def test_a_state_is_whole_or_not_there(monkeypatch):
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = Both([weight], {})
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "zeros_like", Mock(side_effect=torch.OutOfMemoryError))
+        with pytest.raises(torch.OutOfMemoryError):
+            optimizer.create_state(weight)
+    assert set(optimizer.create_state(weight)) == {"step", "velocity"}

@@ -150,7 +150,7 @@ def test_what_is_refused(source, codebook, tmp_path):
     with pytest.raises(ConfigError, match="4 x 4 codes, but model.image has 2 x 2"):
         write_codes(source, codebook, small, out=tmp_path / "out")
     without = dataclasses.replace(CONFIG, model=BertConfig())
-    with pytest.raises(ConfigError, match="family 'bert' predict no codes"):
+    with pytest.raises(ConfigError, match="family 'bert' see no grid of patches"):
         write_codes(source, codebook, without, out=tmp_path / "out")
     with pytest.raises(DataError, match="folder of the shards themselves"):
         write_codes(source, codebook, CONFIG, out=tmp_path / "in")

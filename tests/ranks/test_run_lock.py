@@ -195,19 +195,22 @@ def test_a_run_notices_that_its_folder_was_taken_and_leaves_the_new_lock_alone(t
     assert json.loads((tmp_path / NAME).read_text())["host"] == "far"
 
 
-def test_a_lock_that_cannot_be_read_is_not_lost(tmp_path):
+def test_a_lock_that_cannot_be_read_is_neither_lost_nor_this_runs_to_renew_or_remove(tmp_path, short, caplog):
     run_lock.hold(tmp_path)
     lock = tmp_path / NAME
-    said = lock.read_text()
-    lock.write_text("")
-    assert run_lock.lost() is None
-    lock.write_text(said)
-    lock.rename(tmp_path / "else")
+    lock.unlink()
     lock.mkdir()  # reading it is an OSError
-    assert run_lock.lost() is None
+    os.utime(lock, (0, 0))
+    assert run_lock.lost() is None and f"{lock} cannot be read" in caplog.text
     lock.rmdir()
     assert run_lock.lost() == str(tmp_path)
+    lock.write_text("")
+    os.utime(lock, (0, 0))
+    assert run_lock.lost() is None
+    time.sleep(5 * run_lock.HEARTBEAT_S)
+    assert lock.stat().st_mtime == 0
     run_lock.release_all()
+    assert lock.exists()
 
 
 def test_the_heart_beats(tmp_path, short):

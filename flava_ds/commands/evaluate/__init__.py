@@ -110,7 +110,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     if options.model is None:
         raise UserError(
-            "RUN is missing; give a run's folder, a checkpoint, or a model's folder of Hugging Face"
+            "RUN is missing; give a run's folder, a checkpoint or its URL, or a folder of Hugging Face"
         )
     if not (names or options.suite):
         return run_demo_evaluation(options)

@@ -41,7 +41,7 @@ class Scaler:
 
 
 class ApexGates(Gated):
-    """Lets groups of apex's FusedAdam sleep; to be mixed in before it.
+    """Lets groups of apex's FusedAdam sleep; a base class before it.
 
     Its step() has three habits to know. It counts an update before it reads the flag of that update, so the
     flag must be there beforehand. It pairs groups, and the parameters in them, with a list of master weights

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import pytest
-import torch
 from stranger_runs import STEPS, numbers_of, prove, split, stranger_config
+from torch import Tensor
 
 from flava_ds.config.bounds import Below
 from flava_ds.config.optimizers import OptimizerConfig
 from flava_ds.objectives.itm import ImageTextMatchingConfig
-from flava_ds.optimizers.base import Gated
+from flava_ds.optimizers.base import TensorByTensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class HeavyBallConfig(OptimizerConfig, type="heavy_ball"):
         return HeavyBall(groups, {"lr": self.lr, "friction": self.friction})
 
 
-class HeavyBall(Gated):
+class HeavyBall(TensorByTensor):
     """Updates `v <- friction v + g`, then `w <- (1 - lr decay) w - lr v`.
 
     Source: Polyak 1964, "Some methods of speeding up the convergence of iteration methods".
@@ -33,25 +33,15 @@ class HeavyBall(Gated):
 
     moments = ("velocity",)
 
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:
-        """Updates the active groups; a skipped update takes a share of 0 of a finite gradient."""
-        self.create_states()
-        for group in self.active_groups():
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state, gradient = self.create_state(parameter), parameter.grad
-                taken = 1.0 if self.found_inf is None else 1.0 - self.found_inf.to(gradient.device)
-                if self.grad_scale is not None:
-                    gradient = gradient / self.grad_scale.to(gradient.device)
-                moved = state["velocity"] * group["friction"] + gradient
-                state["velocity"].copy_(
-                    torch.where(torch.as_tensor(taken, device=moved.device) > 0, moved, state["velocity"])
-                )
-                parameter.mul_(1.0 - group["lr"] * group["weight_decay"] * taken)
-                parameter.sub_(state["velocity"] * (group["lr"] * taken))
-                state["step"] += taken
+    def move(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        """Updates one tensor; a skipped update takes a share of 0 of a finite gradient."""
+        state = self.create_state(parameter)
+        velocity = state["velocity"]
+        gradient, taken = self.taken(parameter, velocity)
+        velocity.add_((gradient - velocity * (1.0 - group["friction"])) * taken)
+        parameter.mul_(1.0 - group["lr"] * group["weight_decay"] * taken)
+        parameter.sub_(velocity * (group["lr"] * taken))
+        state["step"] += taken
 
 
 @pytest.mark.distributed

@@ -75,13 +75,20 @@ class Squares:
             yield self._sample(int(position))
 
     def partners(
-        self, positions: np.ndarray, rows: np.ndarray, draws: np.ndarray, batch: Sequence[Sample]
+        self,
+        positions: np.ndarray,
+        rows: np.ndarray,
+        draws: np.ndarray,
+        batch: Sequence[Sample],
+        *,
+        tags: bool = False,
     ) -> Iterator[Iterator[str]]:
         """Offers the captions of other places of the global batch, from the one that the draw picks."""
         size = self.source.global_batch_size or STEP_SAMPLES
         for row, draw in zip(rows, draws, strict=True):
             first = int(positions[row]) // size * size
-            yield (self._sample(first + (int(draw * size) + further) % size).text for further in range(size))
+            places = (first + (int(draw * size) + further) % size for further in range(size))
+            yield (self._sample(place).captions[0] for place in places)
 
     def _sample(self, position: int) -> Sample:
         epoch, place = divmod(position, self.length)

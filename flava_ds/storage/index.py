@@ -98,14 +98,14 @@ def scan_shard(shard: Shard, stamp: Stamp | None = None, *, checksum: bool = Fal
     """
     stamp = stamp or stamp_of(shard)
     file = open_shard(shard, stamp)
-    in_order = SequentialReader(file, checksum)
+    if checksum or isinstance(shard, RemoteShard):
+        file = SequentialReader(file, checksum)
     found: Counter[str] = Counter()
     samples: dict[bytes, int] = {}
     suffixes: dict[str, int] = {}
     members: dict[tuple[int, int], tuple[int, int]] = {}
     try:
-        in_chunks = checksum or isinstance(shard, RemoteShard)
-        for name, offset, size in tar_members(in_order if in_chunks else file, found):
+        for name, offset, size in tar_members(file, found):
             key, suffix = sample_key(name)
             reason = refusal(name, suffix, size)
             if reason is not None:
@@ -118,7 +118,7 @@ def scan_shard(shard: Shard, stamp: Stamp | None = None, *, checksum: bool = Fal
                 found[faults.DUPLICATE] += 1
                 continue
             members[place] = offset, size
-        digest = in_order.checksum()
+        digest = file.checksum() if isinstance(file, SequentialReader) else None
     finally:
         file.close()
     table = np.array([(*place, *where) for place, where in members.items()], dtype=np.int64).reshape(-1, 4)

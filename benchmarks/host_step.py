@@ -9,7 +9,8 @@ numbers. torch's own operators do compute, on a few rows and in narrow layers. H
 widths tell: a line through the times, at a width of zero, is the host's part, and the narrowest width bounds
 it from above.
 
-The same module without the engine shows what DeepSpeed adds. Times are CPU time of one thread, the least of
+The same module without the engine shows what DeepSpeed adds, and steps whose blocks call their layers one by
+one what running a block as one node of autograd saves. Times are CPU time of one thread, the least of
 several steps. They depend on the machine and on what else runs on it. So what host_time.py measured, a block
 of a transformer and the step's operators one by one, is measured again in between: the ratio of two blocks
 is that of two machines. Writes benchmarks/results/host_step.json.
@@ -29,10 +30,11 @@ from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
-from host_time import CASES, ROOT, Launching, calls_of_a_step, measure, measure_block
+from host_time import CASES, ROOT, Launching, by_layers, calls_of_a_step, measure, measure_block
 
 RESULT = ROOT / "benchmarks" / "results" / "host_step.json"
 WIDTHS = (24, 60, 96)
+WHO = ("layers", "engine", "module")
 WARM = 3
 NARROW = {
     "model.image.image-size": 32,
@@ -148,14 +150,18 @@ def whole_counts(task: Any, batch: Any) -> dict[str, Any]:
 
 
 def step_times(width: int, world: Any, rounds: int, launching: Launching) -> dict[str, Any]:
-    """Returns the ms of an engine's step and of the module's alone, by part, and the launches of one."""
+    """Returns the ms of an engine's step, of one by layers, and of the module's alone, by part, and the
+    launches of one.
+    """
     config = narrow(width)
     batch = pairs(config)
     launching.launches = 0
     engine = of_engine(config, batch, world, rounds)
     launches = launching.launches / (WARM + rounds)
-    both = {"engine": engine, "module": of_module(config, batch, rounds)}
-    rounded = {who: {part: round(ms, 2) for part, ms in times.items()} for who, times in both.items()}
+    with by_layers():
+        layers = of_engine(config, batch, world, rounds)
+    all_three = {"layers": layers, "engine": engine, "module": of_module(config, batch, rounds)}
+    rounded = {who: {part: round(ms, 2) for part, ms in times.items()} for who, times in all_three.items()}
     return {"width": width, "launches": launches, **rounded}
 
 
@@ -184,7 +190,8 @@ def operator_times(counts: dict[str, int], launching: Launching) -> dict[str, fl
     return {
         "ours_ms": round(ours / 1e3, 2),
         "plain_ms": round(1e3 * min(rounds) * counts["plain"], 2),
-        "block_us": measure_block(False, 24, launching)["microseconds"],
+        "block_us": measure_block("eager", 24, launching)["microseconds"],
+        "one_node_us": measure_block("one node", 24, launching)["microseconds"],
     }
 
 
@@ -225,7 +232,7 @@ def main() -> None:
             rows.append(step_times(width, world, rounds, launching))
             units.append(operator_times(counts, launching))
     operators = {name: min(unit[name] for unit in units) for name in units[0]}
-    host = {who: {part: at_zero(rows, who, part) for part in rows[0][who]} for who in ("engine", "module")}
+    host = {who: {part: at_zero(rows, who, part) for part in rows[0][who]} for who in WHO}
     result = {
         "machine": device_name(torch.device("cpu")),
         "torch": torch.__version__,

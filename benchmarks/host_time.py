@@ -140,7 +140,18 @@ def measure_ways(rounds: int, calls: int, launching: Launching) -> dict[str, dic
     }
 
 
-def measure_block(compiled: bool, depth: int, launching: Launching) -> dict[str, float]:
+BLOCK_WAYS = ("eager", "compiled", "one node")
+"""A block's layers one by one, compiled, or as one node of autograd, as on a GPU."""
+
+
+def by_layers() -> Any:
+    """Within this context blocks call their layers one by one."""
+    from flava_ds.layers import transformer
+
+    return mock.patch.object(transformer, "run_as_one_node", lambda *arguments: None)
+
+
+def measure_block(way: str, depth: int, launching: Launching) -> dict[str, float]:
     """Returns microseconds of a block of a transformer, forward and backward, launching functions included.
 
     Its products are of a few rows; between them stand all of the block's plain operators.
@@ -156,14 +167,20 @@ def measure_block(compiled: bool, depth: int, launching: Launching) -> dict[str,
     )
     model, bounds = Transformer(shape), torch.tensor([0, 4, 8], dtype=torch.int32)
     fold_biases(model, True)  # as an engine does on a GPU
-    if compiled:
+    if way == "compiled":
         compile_blocks(model, 0)
+    with by_layers() if way == "eager" else contextlib.nullcontext():
+        return _least(lambda hidden: model(Packed(hidden, bounds, 4)), depth, launching)
+
+
+def _least(run: Callable[[Any], Any], depth: int, launching: Launching) -> dict[str, float]:
+    """Returns microseconds and launches of one of `depth` blocks in the fastest of several rounds."""
     rounds, launches = [], 0.0
     for warm in range(-2, ROUNDS):
         gc.disable()
         hidden = torch.randn(8, 64, requires_grad=True)
         launching.launches, begun = 0, time.thread_time()
-        model(Packed(hidden, bounds, 4)).sum().backward()
+        run(hidden).sum().backward()
         if warm >= 0:
             rounds.append(time.thread_time() - begun)
             launches = launching.launches / depth
@@ -201,12 +218,13 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=300, help="of each operator in a round")
     parser.add_argument("--rounds", type=int, default=9, help="of which the fastest counts")
     options = parser.parse_args()
+    torch.set_flush_denormal(True)  # results that nobody writes may be anything
     dispatch.unavailable = lambda device_type: None
     checks.readable = lambda tensor: os.environ.get(checks.VARIABLE) == "1"  # as for tensors on a GPU
     launching = Launching()
     launching.watch()
     measured = measure_ways(options.rounds, options.calls, launching)
-    blocks = {way: measure_block(way == "compiled", 24, launching) for way in ("eager", "compiled")}
+    blocks = {way: measure_block(way, 24, launching) for way in BLOCK_WAYS}
     del os.environ["FLAVA_KERNELS"]
     steps = calls_of_a_step()
     versions = {"torch": torch.__version__, "triton": version_of("triton")}

@@ -54,18 +54,25 @@ def host_step(root: Path) -> str:
     slower = step["operators"]["block_us"] / alone["blocks"]["eager"]["microseconds"]
     host, narrowest = step["host"], step["widths"][0]
     rows = []
-    for who, shown in (("engine", "the engine's step, ZeRO-1"), ("module", "the module alone")):
+    shown = {
+        "layers": "the engine's step, ZeRO-1, layer by layer",
+        "engine": "the engine's step, blocks as one node",
+        "module": "the module alone",
+    }
+    for who, name in shown.items():
         parts = [host[who].get(part) for part in ("forward", "backward", "update")]
         whole, bound = sum(host[who].values()), sum(narrowest[who].values())
         cells = ["" if ms is None else f"{ms:.1f}" for ms in parts]
-        rows.append([shown, *cells, f"{whole:.1f}", f"{bound:.1f}", f"{whole / slower:.1f}"])
+        rows.append([name, *cells, f"{whole:.1f}", f"{bound:.1f}", f"{whole / slower:.1f}"])
     ours = step["operators"]["ours_ms"]
     rows.append(["our operators one by one", "", "", "", f"{ours:.1f}", "", f"{ours / slower:.1f}"])
     header = ["ms of CPU time, pairs", "forward", "backward", "update", "together", "at most"]
     header += ["without the load"]
+    node = step["operators"]["one_node_us"] / step["operators"]["block_us"]
     told = (
         f"{step['machine']}, loaded by other work, torch {step['torch']}, triton {step['triton']}; a block "
-        f"of a transformer took {slower:.1f} times as long there as above, which the last column takes out."
+        f"of a transformer took {slower:.1f} times as long there as above, which the last column takes out. "
+        f"As one node it took {100 * node:.0f} % of the time of its layers."
     )
     return "\n\n".join([markdown_table(header, rows), told])
 

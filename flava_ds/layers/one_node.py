@@ -14,18 +14,9 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from flava_ds.layers.fused import Branch, FoldingLinear, GELULinear, LinearGELU, ResidualLayerNorm
-from flava_ds.layers.self_attention import Attention
 
-PARTS = (
-    Attention,
-    ResidualLayerNorm,
-    FoldingLinear,
-    FoldingLinear,
-    ResidualLayerNorm,
-    LinearGELU,
-    GELULinear,
-)
-"""The attention, and the layers in the order of BlockWeights."""
+LAYERS = ResidualLayerNorm, FoldingLinear, FoldingLinear, ResidualLayerNorm, LinearGELU, GELULinear
+"""In the order of BlockWeights."""
 
 
 def run_as_one_node(
@@ -37,19 +28,19 @@ def run_as_one_node(
     equal_lengths: bool,
     rows: Tensor | None,
 ) -> tuple[Tensor, Branch] | None:
-    """Computes what the `forward` of a transformer.Block does.
+    """Computes what the `forward` of a transformer.Block with its own Attention does.
 
     None where that is for its layers: they run no kernels, or one is frozen, watched or of another kind.
     """
     # nn.Module finds attributes in Python, which would take as long as everything else here.
     own: Any = block._modules
     attention, up, down = own["attention"], own["mlp_up"], own["mlp_down"]
-    if not down.folds or torch.compiler.is_compiling() or type(attention) is not Attention:
+    if not down.folds or torch.compiler.is_compiling():
         return None
     inner: Any = attention._modules
     layers = own["attention_norm"], inner["qkv"], inner["output"], own["mlp_norm"], up, down
-    parts = attention, *layers
-    if tuple(map(type, parts)) != PARTS or not all(map(_is_untouched, parts)) or _has_any_global_hook():
+    untouched = all(map(_is_untouched, (attention, *layers))) and not _has_any_global_hook()
+    if tuple(map(type, layers)) != LAYERS or not untouched:
         return None
     weights = BlockWeights(*[each for layer in layers for each in layer._parameters.values()])
     spans = max_seqlen, equal_lengths, attention.causal

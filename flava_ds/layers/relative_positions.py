@@ -11,8 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from flava_ds.layers.patches import resized_grid
-from flava_ds.layers.self_attention import Attention
-from flava_ds.layers.transformer import Block, TransformerShape
+from flava_ds.layers.transformer import Attention, Block, TransformerShape
 
 WITH_CLS = 3
 """Last rows of a table: from the CLS to a patch, from a patch to the CLS, from the CLS to itself."""

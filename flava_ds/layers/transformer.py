@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from einops import rearrange
+from flava_kernels.attention import varlen_attention
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -21,7 +23,6 @@ from flava_ds.layers.fused import (
 )
 from flava_ds.layers.hidden_dropout import ACTIVATION, ATTENTION, MLP, HiddenDropout
 from flava_ds.layers.one_node import run_as_one_node
-from flava_ds.layers.self_attention import Attention
 
 
 class TransformerShape(Protocol):
@@ -41,6 +42,31 @@ class TransformerShape(Protocol):
 
     @property
     def layer_norm_eps(self) -> float: ...
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention within each packed sequence, without the output projection.
+
+    The block applies the projection, only to the rows that it keeps. With `causal`, tokens attend to no later
+    token.
+
+    Shapes:
+        hidden  [T d] -> [T d]
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int, *, causal: bool = False):
+        super().__init__()
+        self.num_heads, self.causal = num_heads, causal
+        self.qkv = FoldingLinear(hidden_size, 3 * hidden_size)
+        self.output = FoldingLinear(hidden_size, hidden_size)
+
+    def forward(self, hidden: Tensor, cu_seqlens: Tensor, max_seqlen: int, equal_lengths: bool) -> Tensor:
+        projected, bias = self.qkv.unsummed(hidden)
+        qkv = rearrange(projected, "T (three h e) -> T three h e", three=3, h=self.num_heads)
+        context = varlen_attention(
+            qkv, cu_seqlens, max_seqlen, equal_lengths=equal_lengths, causal=self.causal, qkv_bias=bias
+        )
+        return rearrange(context, "T h e -> T (h e)")
 
 
 class Block(nn.Module):
@@ -81,7 +107,8 @@ class Block(nn.Module):
         paths: Tensor | None = None,
         drops: HiddenDropout | None = None,
     ) -> tuple[Tensor, Branch | None]:
-        if type(self) is Block and paths is None and drops is None:
+        plain = type(self) is Block and type(self.attention) is Attention
+        if plain and paths is None and drops is None:
             done = run_as_one_node(self, stream, branch, cu_seqlens, max_seqlen, equal_lengths, rows)
             if done is not None:
                 return done

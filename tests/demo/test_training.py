@@ -55,14 +55,24 @@ def test_killed_process_is_an_error(tmp_path):
 
 
 def test_interruption_ends_the_process(tmp_path, monkeypatch):
+    """Also where the tests run in a shell's background, whose processes ignore interruptions."""
+    waits = (
+        "import pathlib, signal, time\n"
+        "signal.signal(signal.SIGINT, signal.SIG_DFL)\n"
+        f"pathlib.Path({str(tmp_path / 'ready')!r}).touch()\n"
+        "time.sleep(60)"
+    )
+
     def interrupt(process, *_):
+        while not (tmp_path / "ready").exists():
+            time.sleep(0.01)
         pids.append(process.pid)
         raise KeyboardInterrupt
 
     pids: list[int] = []
     monkeypatch.setattr("flava_ds.demo.training.show_progress", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        follow_training(launch("import time\ntime.sleep(60)"), tmp_path, total_steps=2)
+        follow_training(launch(waits), tmp_path, total_steps=2)
     with pytest.raises(ProcessLookupError):
         os.kill(pids[0], 0)
 

@@ -20,7 +20,7 @@ from flava_ds.layers.fused import LinearGELU
 from flava_ds.layers.transformer import Transformer
 from flava_ds.training.task import fold_biases
 
-pytestmark = pytest.mark.triton
+triton = pytest.mark.triton
 LENGTHS = (5, 1, 20)
 ROWS = torch.tensor([0, 5, 6, 25])
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -130,12 +130,14 @@ def kernels(monkeypatch):
     monkeypatch.setenv("FLAVA_KERNELS", "triton")
 
 
+@triton
 @DTYPES
 @pytest.mark.parametrize("rows", [None, ROWS], ids=["all rows", "some rows"])
 def test_one_node_is_the_layers_bit_for_bit(monkeypatch, dtype, rows):
     compare(monkeypatch, stack(dtype), rows=rows)
 
 
+@triton
 @pytest.mark.parametrize(
     ("shape", "options"),
     [
@@ -149,6 +151,7 @@ def test_other_kinds_of_attention(monkeypatch, shape, options):
     compare(monkeypatch, stack(torch.bfloat16, **shape), **options)
 
 
+@triton
 @DTYPES
 def test_gelu_that_is_computed_again(monkeypatch, dtype):
     """The kernel sums the bias of the first layer before dz is rounded; alone, that layer sums it after."""
@@ -161,6 +164,7 @@ def test_gelu_that_is_computed_again(monkeypatch, dtype):
     assert_same(found, expected, near="mlp_up.bias")
 
 
+@triton
 @pytest.mark.parametrize("sums", [False, True], ids=["", "sums"])
 def test_checkpointed_blocks(monkeypatch, sums):
     transformer = stack(torch.bfloat16)
@@ -171,6 +175,7 @@ def test_checkpointed_blocks(monkeypatch, sums):
     assert count == 3 and kept == theirs
 
 
+@triton
 def test_a_second_differentiation_is_refused():
     transformer = stack()
     hidden = torch.randn(4, 128, requires_grad=True)
@@ -180,6 +185,7 @@ def test_a_second_differentiation_is_refused():
         gradient.sum().backward()
 
 
+@triton
 def test_sequences_that_do_not_fit_are_named():
     with pytest.raises(ValueError, match="cu_seqlens"):
         stack()(Packed(torch.randn(4, 128, requires_grad=True), cu_seqlens_of((5,)), 5))
@@ -220,6 +226,7 @@ def unfold(transformer):
     fold_biases(transformer.blocks[1], False)
 
 
+@triton
 @pytest.mark.parametrize(
     "touch", [freeze, hook, hook_gradients, replace, replace_forward, widen, unfold], ids=lambda f: f.__name__
 )
@@ -232,6 +239,7 @@ def test_a_touched_block_runs_its_layers(monkeypatch, touch):
     assert_same(found, run_layers(monkeypatch, layers)[0])
 
 
+@triton
 def test_stochastic_depth_and_global_hooks_run_layers():
     assert run(stack(), paths=torch.ones(3, 2, sum(LENGTHS)))[2] == 0
     handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
@@ -241,6 +249,7 @@ def test_stochastic_depth_and_global_hooks_run_layers():
         handle.remove()
 
 
+@triton
 def test_without_gradients_layers_run():
     transformer, hidden = stack(), torch.randn(4, 128)
     packed = Packed(hidden, cu_seqlens_of((4,)), 4)
@@ -250,6 +259,7 @@ def test_without_gradients_layers_run():
     assert torch.equal(found.detach(), expected)
 
 
+@triton
 @pytest.mark.parametrize(
     "changed",
     [
@@ -280,6 +290,7 @@ def test_what_an_operator_would_refuse_is_not_taken(changed):
     assert not takes(**changed)
 
 
+@triton
 @pytest.mark.parametrize("mode", ["torch", "auto"])
 def test_references_run_as_layers(monkeypatch, mode):
     monkeypatch.setenv("FLAVA_KERNELS", mode)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -11,6 +12,17 @@ from typing import Any
 from tqdm import tqdm
 
 from flava_ds.errors import DataError
+
+
+class ProgressBar(tqdm):
+    """A bar that threads of this process draw.
+
+    tqdm's own lock is a semaphore for other processes too. From Python 3.14 on, a rank that leaves without the
+    interpreter's exit would leave it behind, with a warning.
+    """
+
+
+ProgressBar.set_lock(threading.RLock())
 
 
 def for_each(
@@ -28,7 +40,7 @@ def for_each(
 
     Raises: DataError when a process dies, and whatever `function` raises.
     """
-    with tqdm(total=len(arguments), desc=label, unit="shard", disable=None) as bar:
+    with ProgressBar(total=len(arguments), desc=label, unit="shard", disable=None) as bar:
         if min(workers, len(arguments)) <= 1:
             results = []
             for entry in arguments:

@@ -17,8 +17,8 @@ from flava_ds.errors import DataError
 class ProgressBar(tqdm):
     """A bar that threads of this process draw.
 
-    tqdm's own lock is a semaphore for other processes too. From Python 3.14 on, a rank that leaves without the
-    interpreter's exit would leave it behind, with a warning.
+    tqdm's own lock is a semaphore for other processes too. From Python 3.14 on, a rank that leaves without
+    the interpreter's exit would leave it behind, with a warning.
     """
 
 

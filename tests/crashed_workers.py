@@ -6,6 +6,8 @@ and hand out the files that the dead one had finished, of which nobody ever repo
 
 from __future__ import annotations
 
+import contextlib
+
 from xdist.scheduler.loadfile import LoadFileScheduling
 from xdist.workermanage import WorkerController
 
@@ -32,3 +34,10 @@ class SurvivingCrashes(LoadFileScheduling):
         """
         if node in self.registered_collections:
             super()._reschedule(node)
+
+    def _assign_work_unit(self, node: WorkerController) -> None:
+        """Hands a file to a process. One that has just died cannot take it, but has it until its end is
+        reported, and then `remove_node` gives it to another.
+        """
+        with contextlib.suppress(OSError):
+            super()._assign_work_unit(node)

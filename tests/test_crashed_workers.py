@@ -40,11 +40,14 @@ class Node:
     gateway = SimpleNamespace(id="gw5")
     shutting_down = False
 
-    def __init__(self) -> None:
+    def __init__(self, died: bool = False) -> None:
         self.given: list[int] = []
+        self.died = died
 
     def send_runtest_some(self, indices: list[int]) -> None:
         """Takes tests."""
+        if self.died:
+            raise OSError("cannot send (already closed?)")
         self.given += indices
 
     def shutdown(self) -> None:
@@ -65,3 +68,26 @@ def test_a_process_that_is_still_collecting_gets_nothing():
     scheduler.registered_collections[node] = ["test_a.py::test_0", "test_a.py::test_1"]
     scheduler._reschedule(node)
     assert node.given == [0, 1] and not scheduler.workqueue
+
+
+def test_a_file_for_a_process_that_has_just_died_goes_to_another():
+    """It died in its first file, of which one test has been reported; the second was on its way."""
+    pytest.importorskip("xdist")
+    from crashed_workers import SurvivingCrashes
+
+    scheduler, dead, other = (
+        SurvivingCrashes(SimpleNamespace(getvalue=lambda name: ["popen"])),
+        Node(True),
+        Node(),
+    )
+    tests = [f"test_{file}.py::test_{at}" for file in "ab" for at in range(3)]
+    for node in (dead, other):
+        scheduler.add_node(node)
+        scheduler.registered_collections[node] = tests
+    scheduler.assigned_work[dead]["test_a.py"] = dict(zip(tests[:3], (True, False, False), strict=True))
+    scheduler.workqueue["test_b.py"] = dict.fromkeys(tests[3:], False)
+    scheduler._reschedule(dead)
+    assert not scheduler.workqueue and other.given == []
+    assert scheduler.remove_node(dead) == tests[1]
+    scheduler.mark_test_complete(other, 2)
+    assert other.given == [2, 3, 4, 5] and not scheduler.workqueue

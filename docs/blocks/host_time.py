@@ -61,7 +61,7 @@ def host_step(root: Path) -> str:
     }
     for who, name in shown.items():
         parts = [host[who].get(part) for part in ("forward", "backward", "update")]
-        whole, bound = sum(host[who].values()), sum(narrowest[who].values())
+        whole, bound = fsum(host[who].values()), fsum(narrowest[who].values())
         cells = ["" if ms is None else f"{ms:.1f}" for ms in parts]
         rows.append([name, *cells, f"{whole:.1f}", f"{bound:.1f}", f"{whole / slower:.1f}"])
     ours = step["operators"]["ours_ms"]

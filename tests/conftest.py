@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import random
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -54,6 +56,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     begun = item.config.stash.setdefault(BEGUN, time.monotonic())
     if time.monotonic() - begun > item.config.getoption("--seconds"):
         pytest.skip("no time left for it in make check; make test runs it")
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers() -> None:
+    """Lets a test draw the same numbers whatever has run before it in its process."""
+    random.seed(0)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -140,10 +140,6 @@ def measure_ways(rounds: int, calls: int, launching: Launching) -> dict[str, dic
     }
 
 
-BLOCK_WAYS = ("eager", "compiled", "one node")
-"""A block's layers one by one, compiled, or as one node of autograd, as on a GPU."""
-
-
 def by_layers() -> Any:
     """Within this context blocks call their layers one by one."""
     from flava_ds.layers import transformer
@@ -154,7 +150,8 @@ def by_layers() -> Any:
 def measure_block(way: str, depth: int, launching: Launching) -> dict[str, float]:
     """Returns microseconds of a block of a transformer, forward and backward, launching functions included.
 
-    Its products are of a few rows; between them stand all of the block's plain operators.
+    `way` is "eager", layer by layer, "compiled", or "one node" as on a GPU, which host_step.py measures. Its
+    products are of a few rows; between them stand all of the block's plain operators.
     """
     from flava_ds.batch import Packed
     from flava_ds.config.encoders import VisionEncoderConfig
@@ -224,7 +221,7 @@ def main() -> None:
     launching = Launching()
     launching.watch()
     measured = measure_ways(options.rounds, options.calls, launching)
-    blocks = {way: measure_block(way, 24, launching) for way in BLOCK_WAYS}
+    blocks = {way: measure_block(way, 24, launching) for way in ("eager", "compiled")}
     del os.environ["FLAVA_KERNELS"]
     steps = calls_of_a_step()
     versions = {"torch": torch.__version__, "triton": version_of("triton")}

@@ -40,8 +40,8 @@ def host_time(root: Path) -> str:
     blocks = results["blocks"]
     both = [f"{blocks[way]['microseconds']:.0f}" for way in ("eager", "compiled")]
     of_blocks = (
-        f"A whole block of a transformer, forward and backward, takes {both[0]} us in eager calls and "
-        f"{both[1]} us compiled (`training.compile_blocks`), its plain operators on a few rows of a CPU "
+        f"A whole block of a transformer, forward and backward, takes {both[0]} us layer by layer "
+        f"and {both[1]} us compiled (`training.compile_blocks`), its plain operators on a few rows of a CPU "
         "included."
     )
     versions = f"torch {results['torch']}, triton {results['triton']}:"

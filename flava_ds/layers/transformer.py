@@ -107,11 +107,11 @@ class Block(nn.Module):
         paths: Tensor | None = None,
         drops: HiddenDropout | None = None,
     ) -> tuple[Tensor, Branch | None]:
-        plain = type(self) is Block and type(self.attention) is Attention
-        if plain and paths is None and drops is None:
+        if paths is None and drops is None:
             done = run_as_one_node(self, stream, branch, cu_seqlens, max_seqlen, equal_lengths, rows)
             if done is not None:
-                return done
+                stream, activations = done
+                return stream, branch_of(self.mlp_down, activations, MLP, None, None)
         normed, stream = self.attention_norm(branch, stream)
         context = self.attention(normed, cu_seqlens, max_seqlen, equal_lengths)
         if rows is not None:
@@ -121,6 +121,10 @@ class Block(nn.Module):
         attended = branch_of(self.attention.output, context, ATTENTION, paths, drops)
         normed, stream = self.mlp_norm(attended, stream)
         return stream, self.mlp(normed, paths, drops)
+
+    def is_plain(self) -> bool:
+        """Returns True if neither the block nor its attention is of another kind."""
+        return type(self) is Block and type(self.attention) is Attention
 
     def attention_of(self, shape: Any, causal: bool) -> Attention:
         """Builds the block's attention."""

@@ -115,34 +115,41 @@ _FAILED = 2**40
 
 
 def all_reduce_counts(
-    world: World, counts: list[int], step: int, source: int, kind: int, note: int
+    world: World, counts: list[int], step: int, source: int, kind: int, note: int, layered: int
 ) -> tuple[list[int], list[int]]:
     """Sums `counts` over ranks and returns them with every rank's `note`, a message to the other ranks.
 
     Costs one small collective on the host per step.
 
     Raises: RankFailedError when a rank reports a failure instead; DisagreementError that names the first rank
-    on another step, source or kind. With ZeRO, such ranks would silently mix gradients of different
-    parameters.
+    on another step, source or kind, or with another number of blocks that run their layers (`layered`). With
+    ZeRO, such ranks would silently mix gradients of different parameters.
     """
-    table = gather_numbers(world, [step, source, kind, note, *counts])
+    table = gather_numbers(world, [step, source, kind, note, layered, *counts])
     failed = [rank for rank, row in enumerate(table) if row[3] == _FAILED]
     if failed:
         raise RankFailedError(f"step {step}: rank {failed[0]} has failed")
-    for rank, (other_step, other_source, other_kind, *_) in enumerate(table):
+    layered_first = table[0][4]
+    for rank, (other_step, other_source, other_kind, _, other_layered, *_) in enumerate(table):
         if [other_step, other_source, other_kind] != table[0][:3]:
             raise DisagreementError(
                 f"rank {rank} is on step {other_step}, source {other_source}, kind {other_kind}, but rank "
                 f"0 on step, source, kind {table[0][:3]}; every rank must draw the same source at every step "
                 "(same recipe, seed and checkpoint everywhere)"
             )
-    sums = [sum(column) for column in zip(*(row[4:] for row in table), strict=True)]
+        if other_layered != layered_first:
+            raise DisagreementError(
+                f"rank {rank} runs {other_layered} transformer blocks layer by layer, but rank 0 "
+                f"{layered_first}, so their gradients would be reduced in different orders; register hooks "
+                "on layers, replace them and set FLAVA_KERNELS on all ranks alike"
+            )
+    sums = [sum(column) for column in zip(*(row[5:] for row in table), strict=True)]
     return sums, [row[3] for row in table]
 
 
 def tell_failure(world: World, counts: int) -> None:
     """Joins the other ranks' all_reduce_counts of `counts` numbers to report that this rank has failed."""
-    gather_numbers(world, [0, 0, 0, _FAILED, *[0] * counts])
+    gather_numbers(world, [0, 0, 0, _FAILED, 0, *[0] * counts])
 
 
 def gather_numbers(world: World, numbers: list[int]) -> list[list[int]]:

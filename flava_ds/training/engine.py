@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from flava_ds.batch import Batch
 from flava_ds.config import Config
+from flava_ds.layers.one_node import layered
+from flava_ds.layers.transformer import Block
 from flava_ds.objectives.base import FeatureGradients, Features
 from flava_ds.optimizers.base import activate, parameter_groups
 from flava_ds.ranks.distributed import DEVICE_LATER_S, World
@@ -61,6 +63,7 @@ class Engine:
         )
         deepspeed_fixes.wait_in_streams(self.deepspeed)
         self.module, self.optimizer = module, optimizer
+        self._blocks = [part for part in module.modules() if isinstance(part, Block)]
         self.skipped, self.skipped_in_a_row, self.longest_skip = (
             torch.zeros((), dtype=torch.int64, device=world.device) for _ in range(3)
         )
@@ -94,6 +97,10 @@ class Engine:
     def offloaded(self) -> bool:
         """True if optimizer state is kept in host memory."""
         return offloads(self.settings["zero_optimization"], "offload_optimizer")
+
+    def layered(self) -> int:
+        """Counts the transformer blocks that run their layers one by one; see layers/one_node.py."""
+        return layered(self._blocks, self.world.device)
 
     def layout(self) -> dict[str, object]:
         """Describes how training state is sharded and stored; a resumed run may change all of it."""

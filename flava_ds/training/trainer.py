@@ -168,7 +168,8 @@ class Trainer:
         asked = Note(stop=self._stop.asked is not None)
         note = reduce(or_, (watcher.note() for watcher in self.watchers), asked).packed()
         source = self._sources.get(first.source, -1)
-        totals, told = all_reduce_counts(self.world, mine, step, source, self._kinds.index(first.kind), note)
+        kind = self._kinds.index(first.kind)
+        totals, told = all_reduce_counts(self.world, mine, step, source, kind, note, self.engine.layered())
         notes = [Note.unpacked(number) for number in told]
         self.stopping = any(other.stop for other in notes)
         for watcher in self.watchers:

@@ -144,9 +144,10 @@ def _takes_triton(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, qkv_bias: Te
 
 
 @without_autocast
-def _attend(
+def attend(
     triton: bool, qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, equal_lengths: bool, causal: bool
 ) -> tuple[Tensor, Tensor]:
+    """Returns out [T h e] and the log-sum-exp [h T], by the kernels or by the reference."""
     checks.sequences("varlen_attention", cu_seqlens, qkv.shape[0], max_seqlen, equal_lengths=equal_lengths)
     if qkv.numel() == 0:
         return _fake_attention(qkv, cu_seqlens, max_seqlen, equal_lengths, causal)
@@ -158,7 +159,7 @@ def _attend(
 
 
 @without_autocast
-def _attend_backward(
+def attend_backward(
     triton: bool,
     grad: Tensor,
     qkv: Tensor,
@@ -191,7 +192,7 @@ def _attention(
     qkv_bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     triton = _takes_triton(qkv, cu_seqlens, max_seqlen, qkv_bias)
-    return _attend(triton, qkv, cu_seqlens, max_seqlen, equal_lengths, causal)
+    return attend(triton, qkv, cu_seqlens, max_seqlen, equal_lengths, causal)
 
 
 @torch.library.custom_op("flava_kernels::varlen_attention_backward", mutates_args=())
@@ -207,7 +208,7 @@ def _attention_backward(
     qkv_bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     triton = _takes_triton(qkv, cu_seqlens, max_seqlen, qkv_bias)
-    return _attend_backward(
+    return attend_backward(
         triton, grad, qkv, out, lse, cu_seqlens, max_seqlen, equal_lengths, causal, qkv_bias
     )
 
@@ -256,14 +257,14 @@ class _Attention(torch.autograd.Function):
     def forward(ctx, qkv, cu_seqlens, max_seqlen, equal_lengths, causal, qkv_bias):
         ctx.triton = _takes_triton(qkv, cu_seqlens, max_seqlen, qkv_bias)
         ctx.plain = max_seqlen, equal_lengths, causal
-        out, lse = _attend(ctx.triton, qkv, cu_seqlens, *ctx.plain)
+        out, lse = attend(ctx.triton, qkv, cu_seqlens, *ctx.plain)
         ctx.save_for_backward(qkv, out, lse, cu_seqlens, qkv_bias)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        return _differentiate(ctx, grad, None, partial(_attend_backward, ctx.triton))
+        return _differentiate(ctx, grad, None, partial(attend_backward, ctx.triton))
 
 
 OP = Op(

@@ -232,7 +232,7 @@ def fill_the_disk_of_one_rank(folder: str) -> tuple[str, str, bool, bool]:
     saver.save(1, {})
     with pytest.raises(CheckpointError) as refused:
         for _ in range(1000):  # as the trainer does at every step
-            _, notes = all_reduce_counts(world, [], 0, 0, 0, int(saver.status))
+            _, notes = all_reduce_counts(world, [], 0, 0, 0, int(saver.status), 0)
             saver.observe(notes)
             time.sleep(0.01)
     said.append(str(refused.value))

@@ -17,9 +17,9 @@ from flava_ds.ranks.distributed import (
 
 
 def agree(difference: str) -> object:
-    """Reduces counts that depend on the rank; one of step, source and kind may differ on rank 1."""
+    """Reduces counts that depend on the rank; one of the other numbers may differ on rank 1."""
     world = start(30)
-    own = {"step": 5, "source": 2, "kind": 1}
+    own = {"step": 5, "source": 2, "kind": 1, "layered": 3}
     if difference and world.rank == 1:
         own[difference] += 1
     try:
@@ -38,6 +38,13 @@ def test_counts_are_summed_and_notes_reach_every_rank(run_ranks):
 def test_ranks_on_different_steps_are_noticed_before_the_forward_pass(run_ranks, difference):
     for said in run_ranks(agree, 2, difference):
         assert "rank 1 is on step" in said and "rank 0" in said
+
+
+@pytest.mark.distributed
+def test_ranks_with_hooks_on_other_layers_are_noticed(run_ranks):
+    """Gradients of their blocks become ready in another order."""
+    for said in run_ranks(agree, 2, "layered"):
+        assert said.startswith("rank 1 runs 4 transformer blocks layer by layer, but rank 0 3, so")
 
 
 def fail_on_one() -> str:

@@ -55,8 +55,9 @@ def test_the_host_s_time_is_the_measured_one_and_launches():
 
 
 def test_the_host_s_time_beside_operators_is_that_of_whole_steps():
-    """Brought to the machine of host_time.json by the ratio of two blocks; the worse end, with the arithmetic
-    of the narrowest step, by that of the operators; the better one is for a core twice as fast.
+    """Brought to the machine of host_time.json by the ratio of two blocks. The worse end is that of blocks
+    that run their layers, as with ZeRO-3 or post-norm, and has the arithmetic of the narrowest step; the
+    better one is for a core twice as fast.
     """
     alone, step = (json.loads(file.read_text(encoding="utf-8")) for file in (HOST_TIME, HOST_STEP))
     once, counts = step["operators"], step["counts"]
@@ -68,7 +69,7 @@ def test_the_host_s_time_beside_operators_is_that_of_whole_steps():
         / 1e3
         for name in own
     )
-    whole, bound = (sum(found.values()) for found in (step["host"]["engine"], step["widths"][0]["engine"]))
+    whole, bound = (sum(found.values()) for found in (step["host"]["engine"], step["widths"][0]["layers"]))
     listed = once["ours_ms"] + once["plain_ms"]
     middle, worse = (
         1e3 * (ms - listed) / ratio / sum(counts.values())

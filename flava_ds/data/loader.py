@@ -108,6 +108,9 @@ class StepLoader:
             batch_size=None,
             sampler=_Schedule(self, slots),
             num_workers=workers,
+            # Forked ones share the tables of samples and all code with their parent. Python's own default is
+            # another from 3.14 on: each would have a copy.
+            multiprocessing_context="fork" if workers else None,
             prefetch_factor=self.prefetch_batches if workers else None,
             pin_memory=self.pin_memory,
             collate_fn=_same,

@@ -141,6 +141,21 @@ def test_processes_that_are_not_forked_share_the_memory():
     assert process.exitcode == 0
 
 
+@pytest.fixture
+def another_default():
+    """Lets processes start as they do from Python 3.14 on."""
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("forkserver", force=True)
+    yield
+    multiprocessing.set_start_method(before, force=True)
+
+
+def test_loader_processes_are_forked_whatever_the_default_is(batches_of, another_default):
+    batches = iter(batches_of(2))
+    next(batches)
+    assert [type(process).__name__ for process in multiprocessing.active_children()] == ["ForkProcess"] * 2
+
+
 def test_batches_that_are_kept_stay_what_they_are(batches_of, caplog):
     """All 30 are held at once, more than there are slots, which is told once."""
     caplog.set_level("INFO")

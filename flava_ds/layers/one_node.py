@@ -43,8 +43,10 @@ def run_as_one_node(
 
     None where that is for its layers: they run no kernels, or one is frozen, watched or of another kind.
     """
+    if torch.compiler.is_compiling() or _has_any_global_hook():
+        return None
     layers = _layers_of(block)
-    if layers is None or torch.compiler.is_compiling() or _has_any_global_hook():
+    if layers is None:
         return None
     # nn.Module finds attributes in Python, which would take as long as everything else here.
     named = [layer._parameters.get(name) for layer in layers for name in ("weight", "bias")]

@@ -99,8 +99,10 @@ class Engine:
         return offloads(self.settings["zero_optimization"], "offload_optimizer")
 
     def layered(self) -> int:
-        """Counts the transformer blocks that run their layers one by one; see layers/one_node.py."""
-        return layered(self._blocks, self.world.device)
+        """Counts the transformer blocks that run their layers one by one, which all ranks must do alike (see
+        layers/one_node.py); 0 where there is one rank.
+        """
+        return layered(self._blocks, self.world.device) if self.world.size > 1 else 0
 
     def layout(self) -> dict[str, object]:
         """Describes how training state is sharded and stored; a resumed run may change all of it."""

@@ -197,10 +197,11 @@ def test_an_error_that_keeps_the_loader_alive_ends_the_process(tmp_path):
         "import itertools\n"
         "from torch.utils.data import DataLoader, IterableDataset\n"
         "from flava_ds.data.workers import start_worker, watched\n"
+        "forked = dict(multiprocessing_context='fork', worker_init_fn=start_worker)\n"
         "class Numbers(IterableDataset):\n"
         "    def __iter__(self):\n"
         "        return itertools.count()\n"
-        "batches = watched(DataLoader(Numbers(), num_workers=2, worker_init_fn=start_worker))\n"
+        "batches = watched(DataLoader(Numbers(), num_workers=2, **forked))\n"
         "next(batches)\n"
         "raise SystemExit('the step failed')\n"
     )
@@ -214,6 +215,8 @@ from torch.utils.data import DataLoader, IterableDataset
 from flava_ds.data.workers import start_worker, watched
 from flava_ds.errors import DataError
 
+forked = dict(multiprocessing_context="fork", worker_init_fn=start_worker)
+
 class Numbers(IterableDataset):
     def __iter__(self):
         return itertools.count()
@@ -221,7 +224,7 @@ class Numbers(IterableDataset):
 open_files = len(os.listdir("/proc/self/fd"))
 resource.setrlimit(resource.RLIMIT_NOFILE, (open_files + 16, open_files + 16))
 try:
-    next(watched(DataLoader(Numbers(), num_workers=32, worker_init_fn=start_worker)))
+    next(watched(DataLoader(Numbers(), num_workers=32, **forked)))
 except DataError as error:
     print(error)
 """
@@ -239,6 +242,8 @@ import multiprocessing, sys, time
 from torch.utils.data import DataLoader, Dataset
 from flava_ds.data.workers import start_worker, watched
 
+forked = dict(multiprocessing_context="fork", worker_init_fn=start_worker)
+
 class Numbers(Dataset):
     def __getitem__(self, number):
         time.sleep(3600 * number)
@@ -251,7 +256,7 @@ class Order:
             raise FileNotFoundError(2, "gone", "index.json")
         yield from range(3, 100)
 
-loader = DataLoader(Numbers(), None, sampler=Order(), num_workers=2, worker_init_fn=start_worker)
+loader = DataLoader(Numbers(), None, sampler=Order(), num_workers=2, **forked)
 numbers, kept = watched(loader), None
 try:
     next(numbers)

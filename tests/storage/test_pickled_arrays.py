@@ -10,7 +10,7 @@ import pytest
 from flava_ds.storage.pickled_arrays import load_arrays
 
 
-@pytest.mark.parametrize("protocol", [3, 4])
+@pytest.mark.parametrize("protocol", [3, 4, 5])
 def test_arrays_and_plain_values_come_back(protocol):
     kept = {"data": np.arange(6, dtype=np.uint8).reshape(2, 3), "labels": [1, 2], "name": "x"}
     found = load_arrays(io.BytesIO(pickle.dumps(kept, protocol=protocol)))

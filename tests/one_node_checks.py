@@ -1,6 +1,5 @@
 """Runs a stack of blocks as one node each, and layer by layer."""
 
-import contextlib
 import copy
 
 import torch
@@ -58,7 +57,7 @@ def nodes(result: Tensor) -> list[str]:
     return list(found.values())
 
 
-def run(transformer: Transformer, *, alone=contextlib.nullcontext, lengths=LENGTHS, rows=None, **others):
+def run(transformer: Transformer, *, lengths=LENGTHS, rows=None, **others):
     """Returns the result, gradients, bytes kept beside parameters, and how many blocks are one node."""
     reference = next(transformer.parameters())
     torch.manual_seed(1)
@@ -72,7 +71,7 @@ def run(transformer: Transformer, *, alone=contextlib.nullcontext, lengths=LENGT
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with alone(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         result = transformer(Packed(hidden, bounds, max(lengths, default=0)), rows=rows, **others)
     count = nodes(result).count("_PreNormBlockBackward")
     upstream = torch.randn(result.shape).to(result)
@@ -96,8 +95,8 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         assert torch.equal(found[name], tensor), name
 
 
-def compare(monkeypatch, transformer: Transformer, **options) -> None:
-    """Runs a stack both ways, and compares everything."""
+def assert_both_ways_agree(monkeypatch, transformer: Transformer, **options) -> None:
+    """Runs a stack both ways: results, gradients, launches and kept bytes are the same."""
     layers = copy.deepcopy(transformer)
     launches = Launches(monkeypatch)
     found, kept, count = run(transformer, **options)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from flava_kernels import pre_norm_block
 from flava_kernels.cases.packing import cu_seqlens_of
-from one_node_checks import assert_same, compare, run, run_layers, stack
+from one_node_checks import assert_both_ways_agree, assert_same, run, run_layers, stack
 from op_checks import relative_error
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -29,7 +29,7 @@ def kernels(monkeypatch):
 @DTYPES
 @pytest.mark.parametrize("rows", [None, ROWS], ids=["all rows", "some rows"])
 def test_one_node_is_the_layers_bit_for_bit(monkeypatch, dtype, rows):
-    compare(monkeypatch, stack(dtype), rows=rows)
+    assert_both_ways_agree(monkeypatch, stack(dtype), rows=rows)
 
 
 @triton
@@ -43,7 +43,7 @@ def test_one_node_is_the_layers_bit_for_bit(monkeypatch, dtype, rows):
     ids=["causal", "heads of 32", "equal lengths"],
 )
 def test_other_kinds_of_attention(monkeypatch, shape, options):
-    compare(monkeypatch, stack(torch.bfloat16, **shape), **options)
+    assert_both_ways_agree(monkeypatch, stack(torch.bfloat16, **shape), **options)
 
 
 @triton
@@ -102,7 +102,7 @@ def test_sequences_that_do_not_fit_are_named():
 @pytest.mark.parametrize("lengths", [(), (0, 0)], ids=["no sequence", "empty ones"])
 def test_an_empty_batch_is_one_node_too(monkeypatch, lengths):
     """Or a rank that has none would hand its gradients over in another order than the others."""
-    compare(monkeypatch, stack(), lengths=lengths)
+    assert_both_ways_agree(monkeypatch, stack(), lengths=lengths)
 
 
 @triton
@@ -204,4 +204,4 @@ def test_what_an_operator_would_refuse_is_not_taken(changed):
 @pytest.mark.parametrize("rows", [None, ROWS], ids=["all rows", "some rows"])
 def test_on_a_gpu_too(monkeypatch, dtype, rows):
     rows = None if rows is None else rows.cuda()
-    compare(monkeypatch, stack(dtype, "cuda"), rows=rows)
+    assert_both_ways_agree(monkeypatch, stack(dtype, "cuda"), rows=rows)

@@ -89,9 +89,16 @@ class Cluster:
     def start_again(self, number: str) -> None:
         """Shortens the two minutes for which Slurm holds back a job that has been requeued.
 
-        Not to nothing: a host refuses a job that it has killed in the same second.
+        Not to nothing: a host refuses a job that it has killed in the same second, and an `srun` that waits
+        for tasks of a lost host kills, half a minute later, the step of its number: that of the next attempt.
         """
+        self.wait_for(lambda: not self._sruns(), "ended: every srun of the attempt before")
         self.run("scontrol", "update", f"JobId={number}", "StartTime=now+3")
+
+    def _sruns(self) -> list[str]:
+        """Returns the states of host0's live processes of that name; its first process keeps dead ones."""
+        states = self.hosts[0].run("ps", "-C", "srun", "-o", "stat=").stdout.split()
+        return [state for state in states if not state.startswith("Z")]
 
     def start(self, host: Host) -> None:
         """Starts a host's daemon."""

@@ -30,6 +30,7 @@ setup(
             *("recipes/*.safetensors", "report/*.html", "report/*.css"),
         ],
         "flava_ds.ds_configs": ["*.json"],
+        "flava_kernels": ["py.typed"],
     },
     install_requires=[
         "torch>=2.11",

@@ -236,3 +236,30 @@ def test_bounds_are_lower_ones_that_admit_the_oldest_and_the_newest_torch():
     ):
         (found,) = [requirement.specifier for requirement in needed if requirement.name == name]
         assert all(version in found for version in admitted) and too_old not in found, name
+
+
+def test_a_wheel_has_every_file_of_both_packages():
+    """Also those that no module is, e.g. vocabularies, the demo's data and the marks that types are there."""
+    script = (
+        "import setuptools; from distutils.core import run_setup; "
+        "command = run_setup('setup.py', stop_after='init').get_command_obj('build_py'); "
+        "command.build_lib = ''; command.ensure_finalized(); "
+        "print(*command.get_outputs(include_bytecode=False), sep=chr(10))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    packed = set(done.stdout.splitlines())
+    homes = {
+        "flava_ds": "flava_ds",
+        "flava_ds/ds_configs": "ds_configs",
+        "flava_kernels": "kernels/flava_kernels",
+    }
+    expected = {
+        f"{package}/{path.relative_to(ROOT / home)}"
+        for package, home in homes.items()
+        for path in (ROOT / home).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert expected - packed == {"flava_ds/ds_configs/README.md"}
+    assert {"flava_ds/py.typed", "flava_kernels/py.typed"} <= packed

@@ -99,7 +99,8 @@ def work(
     All of them if `full`, else one per kernel, drawn by `sample`.
     """
     version = importlib.import_module("flava_kernels.triton_ops.compiling").FULL_VERSION
-    kept, left, drawn = {}, [], {}
+    kept, left = {}, []
+    drawn: dict[tuple[str, str], list[tuple[str, str, Launch]]] = {}
     for module, launch in wanted:
         key = launch.arch, launch.name
         if key not in table or not is_of(table[key], aot_hash.of_launch(launch, version)):
@@ -164,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\n".join(f"{launch.arch} {launch.name}" for _, launch in todo.left))
         return 0
     compiled, problems = compile_rows([*todo.left, *todo.again], options.processes)
-    rows = list((todo.kept | {(row.arch, row.name): row for row in compiled}).values())
+    rows = list({**todo.kept, **{(row.arch, row.name): row for row in compiled}}.values())
     _tell(version, todo, compiled)
     if options.csv:
         order = [(launch.arch, launch.name) for _, launch in launches()]

@@ -59,7 +59,7 @@ def read_row(line: Mapping[str, str]) -> Row:
     """Parses a line of kernels/aot.csv. Raises ValueError if a numeric cell is not a number."""
     kinds = {"int": int, "float": float}
     return Row(
-        **{field.name: kinds.get(field.type, str)(line.get(field.name) or "") for field in fields(Row)}
+        **{field.name: kinds.get(str(field.type), str)(line.get(field.name) or "") for field in fields(Row)}
     )
 
 

@@ -45,11 +45,12 @@ def inner_loop(assembly: str) -> list[str]:
 
     Without a loop, returns all instructions.
     """
-    listed, labels = [], {}
+    listed: list[str] = []
+    labels: dict[str, int] = {}
     for label, instruction in _numbered(assembly):
         if label:
             labels[label] = len(listed)
-        else:
+        elif instruction:
             listed.append(instruction)
     spans = []
     for place, instruction in enumerate(listed):

@@ -13,7 +13,9 @@ sequence boundaries.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -214,7 +216,14 @@ def _attention_backward(
 
 
 @_attention.register_fake
-def _fake_attention(qkv, cu_seqlens, max_seqlen, equal_lengths, causal, qkv_bias=None):
+def _fake_attention(
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    equal_lengths: bool,
+    causal: bool,
+    qkv_bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     tokens, _, heads, head_size = qkv.shape
     return qkv.new_empty(tokens, heads, head_size), qkv.new_empty(
         heads, tokens, dtype=torch.promote_types(qkv.dtype, torch.float32)
@@ -223,13 +232,21 @@ def _fake_attention(qkv, cu_seqlens, max_seqlen, equal_lengths, causal, qkv_bias
 
 @_attention_backward.register_fake
 def _fake_attention_backward(
-    grad, qkv, out, lse, cu_seqlens, max_seqlen, equal_lengths, causal, qkv_bias=None
-):
+    grad: Tensor,
+    qkv: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    equal_lengths: bool,
+    causal: bool,
+    qkv_bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     d_bias = qkv.new_empty(0) if qkv_bias is None else qkv_bias.new_empty(qkv_bias.shape)
     return torch.empty_like(qkv, memory_format=torch.contiguous_format), d_bias
 
 
-def _keep(ctx, inputs, output) -> None:
+def _keep(ctx: Any, inputs: tuple, output: Any) -> None:
     qkv, cu_seqlens, *ctx.plain, qkv_bias = inputs
     out, lse = output
     ctx.mark_non_differentiable(lse)
@@ -237,7 +254,12 @@ def _keep(ctx, inputs, output) -> None:
     ctx.save_for_backward(qkv, out, lse, cu_seqlens, qkv_bias)
 
 
-def _differentiate(ctx, grad, _, backward=_attention_backward):
+def _differentiate(
+    ctx: Any,
+    grad: Tensor | None,
+    _: None,
+    backward: Callable[..., tuple[Tensor, Tensor]] = _attention_backward,
+) -> tuple[Tensor | None, ...]:
     """Returns the gradients of all arguments; only qkv and its bias can have one."""
     if grad is None:
         return (None,) * 6
@@ -254,7 +276,15 @@ class _Attention(torch.autograd.Function):
     """The operator without torch.library."""
 
     @staticmethod
-    def forward(ctx, qkv, cu_seqlens, max_seqlen, equal_lengths, causal, qkv_bias):
+    def forward(
+        ctx: Any,
+        qkv: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        equal_lengths: bool,
+        causal: bool,
+        qkv_bias: Tensor | None,
+    ) -> Tensor:
         ctx.triton = _takes_triton(qkv, cu_seqlens, max_seqlen, qkv_bias)
         ctx.plain = max_seqlen, equal_lengths, causal
         out, lse = attend(ctx.triton, qkv, cu_seqlens, *ctx.plain)
@@ -263,7 +293,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return _differentiate(ctx, grad, None, partial(attend_backward, ctx.triton))
 
 

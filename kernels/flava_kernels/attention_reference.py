@@ -327,7 +327,7 @@ class _Padding:
 
     def pad_with_zeros(self, packed: Tensor) -> Tensor:
         """Pads with zeros after each sequence."""
-        if self._rows is None:
+        if self._rows is None or self._slots is None:
             return packed.unflatten(0, (-1, self._longest))
         return (
             packed.new_zeros(self._rows.numel(), *packed.shape[1:])

@@ -68,7 +68,7 @@ def sequences(
             f"{op}: the longest sequence is {lengths.index(longest)} with {longest} rows, but at most "
             f"{max_seqlen} were promised (max_seqlen)"
         )
-    if equal_lengths and shortest < max_seqlen:
+    if equal_lengths and max_seqlen is not None and shortest < max_seqlen:
         raise ValueError(
             f"{op}: equal_lengths promises {max_seqlen} rows, but sequence {lengths.index(shortest)} has "
             f"{shortest}"

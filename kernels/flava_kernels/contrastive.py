@@ -20,6 +20,7 @@ log-sum-exps instead is ours.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -219,13 +220,24 @@ _backward = torch.library.custom_op("flava_kernels::info_nce_backward", _gradien
 
 
 @_forward.register_fake
-def _(rows, columns, scale, offset, both):
+def _(
+    rows: Tensor, columns: Tensor, scale: Tensor, offset: int, both: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     row = scale.new_empty(rows.shape[0])
     return row, scale.new_empty(columns.shape[0] if both else 0), torch.empty_like(row), torch.empty_like(row)
 
 
 @_backward.register_fake
-def _(grad, rows, columns, scale, row_vectors, column_vectors, offset, both):
+def _(
+    grad: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    scale: Tensor,
+    row_vectors: Tensor,
+    column_vectors: Tensor,
+    offset: int,
+    both: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     return (
         rows.new_empty(rows.shape),
         columns.new_empty(columns.shape[0] if both else 0, columns.shape[1]),
@@ -240,7 +252,14 @@ class _InfoNCE(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, image, text, log_scale, row_mask, group):
+    def forward(
+        ctx: Any,
+        image: Tensor,
+        text: Tensor,
+        log_scale: Tensor,
+        row_mask: Tensor,
+        group: dist.ProcessGroup | None,
+    ) -> tuple[Tensor, Tensor]:
         statistics = _forward if dispatch.needs_custom_operator(image) else _statistics
         work = torch.promote_types(image.dtype, torch.float32)
         scale, mask = log_scale.to(work).exp(), row_mask.to(work)
@@ -259,7 +278,7 @@ class _InfoNCE(torch.autograd.Function):
         return (mask * ((row_lse + column_lse) / 2 - own)).sum(), correct
 
     @staticmethod
-    def backward(ctx, grad, _):
+    def backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
         image_all, text_all, scale, row_vectors, column_vectors, exchanged = ctx.saved_tensors
         gradients = _backward if dispatch.needs_custom_operator(image_all) else _gradients
         needs_image, needs_text, needs_scale = ctx.needs_input_grad[:3]
@@ -285,7 +304,7 @@ class _InfoNCE(torch.autograd.Function):
         return (
             d_image if needs_image else None,
             d_text if needs_text else None,
-            d_scale.to(ctx.scale_dtype) if needs_scale else None,
+            d_scale.to(ctx.scale_dtype) if needs_scale and d_scale is not None else None,
             None,
             None,
         )

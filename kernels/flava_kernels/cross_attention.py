@@ -9,6 +9,7 @@ Gradients are those of attention.py. Queries and keys have bounds of their own, 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -176,7 +177,15 @@ _attention_backward = torch.library.custom_op(
 
 
 @_attention.register_fake
-def _fake_attention(q, kv, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, equal_keys):
+def _fake_attention(
+    q: Tensor,
+    kv: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    equal_keys: bool,
+) -> tuple[Tensor, Tensor]:
     tokens, heads, head_size = q.shape
     return q.new_empty(tokens, heads, head_size), q.new_empty(
         heads, tokens, dtype=torch.promote_types(q.dtype, torch.float32)
@@ -185,15 +194,24 @@ def _fake_attention(q, kv, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_
 
 @_attention_backward.register_fake
 def _fake_attention_backward(
-    grad, q, kv, out, lse, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, equal_keys
-):
+    grad: Tensor,
+    q: Tensor,
+    kv: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    equal_keys: bool,
+) -> tuple[Tensor, Tensor]:
     return (
         torch.empty_like(q, memory_format=torch.contiguous_format),
         torch.empty_like(kv, memory_format=torch.contiguous_format),
     )
 
 
-def _keep(ctx, inputs, output) -> None:
+def _keep(ctx: Any, inputs: tuple, output: Any) -> None:
     q, kv, cu_seqlens_q, cu_seqlens_k, *ctx.plain = inputs
     out, lse = output
     ctx.mark_non_differentiable(lse)
@@ -201,7 +219,7 @@ def _keep(ctx, inputs, output) -> None:
     ctx.save_for_backward(q, kv, out, lse, cu_seqlens_q, cu_seqlens_k)
 
 
-def _differentiate(ctx, grad, _):
+def _differentiate(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
     if grad is None:
         return (None,) * 7
     return *_attention_backward(grad, *ctx.saved_tensors, *ctx.plain), *[None] * 5
@@ -214,7 +232,7 @@ class _Attention(torch.autograd.Function):
     """The operator without torch.library."""
 
     @staticmethod
-    def forward(ctx, *inputs):
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
         q, kv, cu_seqlens_q, cu_seqlens_k, *ctx.plain = inputs
         out, lse = _attend(*inputs)
         ctx.save_for_backward(q, kv, out, lse, cu_seqlens_q, cu_seqlens_k)
@@ -222,7 +240,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return *_attend_backward(grad, *ctx.saved_tensors, *ctx.plain), *[None] * 5
 
 

@@ -158,12 +158,12 @@ class _Dropout(torch.autograd.Function):
     """`dropout` without torch.library."""
 
     @staticmethod
-    def forward(ctx, *inputs):
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
         _keep(ctx, inputs, None)
         return _drop(*inputs)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return _differentiate(ctx, grad)
 
 

@@ -9,6 +9,7 @@ so the layer adds its bias detached and hands it to the operator, which reads no
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,13 +33,13 @@ class _Add(torch.autograd.Function):
     """An addition that sums the gradient of x's bias as the linear layer would have."""
 
     @staticmethod
-    def forward(ctx, x, residual, x_bias):
+    def forward(ctx: Any, x: Tensor, residual: Tensor, x_bias: Tensor) -> Tensor:
         ctx.save_for_backward(x_bias)
         return x + residual
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (x_bias,) = ctx.saved_tensors
         return grad, grad, gradient(grad, x_bias) if ctx.needs_input_grad[2] else None
 

@@ -8,6 +8,8 @@ row is moved once.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -122,12 +124,16 @@ _fuse_backward = torch.library.custom_op("flava_kernels::fuse_sequences_backward
 
 
 @_fuse.register_fake
-def _(cls_token, image, text, text_cu_seqlens, text_max_seqlen):
+def _(
+    cls_token: Tensor, image: Tensor, text: Tensor, text_cu_seqlens: Tensor, text_max_seqlen: int
+) -> Tensor:
     return image.new_empty(text_cu_seqlens.shape[0] - 1 + image.shape[0] + text.shape[0], image.shape[1])
 
 
 @_fuse_backward.register_fake
-def _(grad, text_cu_seqlens, text_max_seqlen, image_length):
+def _(
+    grad: Tensor, text_cu_seqlens: Tensor, text_max_seqlen: int, image_length: int
+) -> tuple[Tensor, Tensor, Tensor]:
     batch, width = text_cu_seqlens.shape[0] - 1, grad.shape[1]
     images = batch * image_length
     return (
@@ -137,13 +143,13 @@ def _(grad, text_cu_seqlens, text_max_seqlen, image_length):
     )
 
 
-def _keep_for_fuse(ctx, inputs, output) -> None:
+def _keep_for_fuse(ctx: Any, inputs: tuple, output: Any) -> None:
     _, image, _, text_cu_seqlens, text_max_seqlen = inputs
     ctx.lengths = text_max_seqlen, image.shape[0] // max(text_cu_seqlens.shape[0] - 1, 1)
     ctx.save_for_backward(text_cu_seqlens)
 
 
-def _differentiate_fuse(ctx, grad):
+def _differentiate_fuse(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return *_fuse_backward(grad, *ctx.saved_tensors, *ctx.lengths), None, None
 
 
@@ -154,13 +160,13 @@ class _Fuse(torch.autograd.Function):
     """The operator without torch.library."""
 
     @staticmethod
-    def forward(ctx, *inputs):
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
         _keep_for_fuse(ctx, inputs, None)
         return _concatenate(*inputs)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return *_split(grad, *ctx.saved_tensors, *ctx.lengths), None, None
 
 

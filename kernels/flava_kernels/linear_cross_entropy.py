@@ -262,7 +262,9 @@ _linear_cross_entropy_backward = torch.library.custom_op(
 
 
 @_linear_cross_entropy.register_fake
-def _(hidden, weight, bias, labels, rows, gradients, budget_bytes):
+def _(
+    hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, rows: Any, gradients: Any, budget_bytes: int
+) -> tuple[Tensor, ...]:
     scalar = hidden.new_empty((), dtype=torch.promote_types(hidden.dtype, torch.float32))
     return (
         scalar,
@@ -274,7 +276,16 @@ def _(hidden, weight, bias, labels, rows, gradients, budget_bytes):
 
 
 @_linear_cross_entropy_backward.register_fake
-def _(grad, d_hidden, d_weight, d_bias, rows, number_of_rows, bias_dtype, gradients):
+def _(
+    grad: Tensor,
+    d_hidden: Tensor,
+    d_weight: Tensor,
+    d_bias: Tensor,
+    rows: Tensor | None,
+    number_of_rows: int,
+    bias_dtype: torch.dtype,
+    gradients: list[bool],
+) -> tuple[Tensor, ...]:
     return (
         d_hidden.new_empty(number_of_rows if gradients[0] else 0, d_hidden.shape[1]),
         torch.empty_like(d_weight, dtype=d_hidden.dtype),
@@ -313,8 +324,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """The operator without torch.library."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, labels, rows, gradients, budget_bytes):
-        loss, correct, *kept = _run(hidden, weight, bias, labels, rows, gradients, budget_bytes)
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        hidden, _, bias, _, rows, gradients, _ = inputs
+        loss, correct, *kept = _run(*inputs)
         ctx.plain = hidden.shape[0], bias.dtype, gradients
         ctx.mark_non_differentiable(correct)
         ctx.save_for_backward(*kept, rows)
@@ -322,7 +334,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad, _):
+    def backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
         return _wanted(backward_reference(grad, *ctx.saved_tensors, *ctx.plain), ctx.plain[-1])
 
 
@@ -335,14 +347,13 @@ class _EagerLinearCrossEntropy(_LinearCrossEntropy):
 
     @staticmethod
     @without_autocast
-    def forward(ctx, hidden, weight, bias, labels, rows, gradients, budget_bytes):
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        hidden, weight, bias, labels, rows, gradients, budget_bytes = inputs
         ctx.keeps_g = any(gradients) and labels.shape[0] <= min(
             hidden.shape[1], budget_bytes // (weight.shape[0] * hidden.element_size())
         )
         if not ctx.keeps_g:
-            return _LinearCrossEntropy.forward(
-                ctx, hidden, weight, bias, labels, rows, gradients, budget_bytes
-            )
+            return _LinearCrossEntropy.forward(ctx, *inputs)
         checks.labels("linear_cross_entropy", labels, weight.shape[0], IGNORE_INDEX, rows, hidden.shape[0])
         ctx.plain = hidden.shape[0], bias.dtype, gradients
         part = hidden if rows is None else hidden.index_select(0, rows)
@@ -355,7 +366,7 @@ class _EagerLinearCrossEntropy(_LinearCrossEntropy):
     @staticmethod
     @once_differentiable
     @without_autocast
-    def backward(ctx, grad, _):
+    def backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
         if not ctx.keeps_g:
             return _wanted(backward_reference(grad, *ctx.saved_tensors, *ctx.plain), ctx.plain[-1])
         (g, part, weight, rows), (number_of_rows, bias_dtype, gradients) = ctx.saved_tensors, ctx.plain

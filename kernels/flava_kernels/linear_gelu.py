@@ -164,10 +164,10 @@ def _(hidden: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
 def _(
     grad: Tensor, z: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor, needs: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    made = (
+    d_hidden, d_weight, d_bias = (
         x.new_empty(x.shape if need else 0) for x, need in zip((hidden, weight, bias), needs, strict=True)
     )
-    return tuple(made)
+    return d_hidden, d_weight, d_bias
 
 
 def _save(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -197,7 +197,7 @@ class _LinearGELU(torch.autograd.Function):
     """The operator without torch.library."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias):
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.triton = _takes_triton(hidden, weight, bias)
         y, z = _activate(ctx.triton, hidden, weight, bias)
         ctx.save_for_backward(z, hidden, weight, bias)
@@ -205,7 +205,7 @@ class _LinearGELU(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return _needed(partial(_gradients, ctx.triton), ctx, grad)
 
 
@@ -214,7 +214,7 @@ class _GELULinear(torch.autograd.Function):
 
     @staticmethod
     @without_autocast
-    def forward(ctx, z, weight, bias):
+    def forward(ctx: Any, z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.triton = dispatch.use_triton("gelu_linear", z, gelu_linear_supports, z, weight, bias)
         ctx.save_for_backward(z, weight)
         return F.linear(_gelu(ctx.triton, z), weight, bias)
@@ -222,7 +222,7 @@ class _GELULinear(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     @without_autocast
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (z, weight), (needs_z, needs_weight, needs_bias) = ctx.saved_tensors, ctx.needs_input_grad
         d_z = d_weight = None
         if needs_weight:
@@ -241,7 +241,7 @@ def cases() -> tuple[Case, ...]:
     names = ("hidden", "weight", "bias")
     sizes = ((1, 8, 16), (37, 24, 40), (5, 64, 770), (67, 16, 96), (0, 8, 16))
     made = [
-        Case(f"{rows}x{width}x{columns}", lambda g, size=(rows, width, columns): _draw(g, *size), names)
+        Case(f"{rows}x{width}x{columns}", partial(_draw, rows=rows, width=width, columns=columns), names)
         for rows, width, columns in sizes
     ]
     return (*made, Case("from -20 to 20", _draw_range, names))
@@ -257,9 +257,11 @@ def gelu_linear_cases() -> tuple[Case, ...]:
     def renamed(drawn: dict[str, Tensor]) -> dict[str, Tensor]:
         return {"z" if name == "hidden" else name: tensor for name, tensor in drawn.items()}
 
+    def of(case: Case) -> Case:
+        return Case(case.name, lambda generator: renamed(case.make(generator)), names)
+
     names = ("z", "weight", "bias")
-    made = [Case(case.name, lambda g, make=case.make: renamed(make(g)), names) for case in cases()]
-    return (*made, Case("z by columns", by_columns, names))
+    return (*map(of, cases()), Case("z by columns", by_columns, names))
 
 
 def _draw(generator: Generator, rows: int, width: int, columns: int) -> dict[str, Tensor]:

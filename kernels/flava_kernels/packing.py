@@ -8,6 +8,8 @@ Each is the other's gradient.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -150,13 +152,13 @@ _unpack.register_fake(
 )
 
 
-def _keep_for_pack(ctx, inputs, output) -> None:
+def _keep_for_pack(ctx: Any, inputs: tuple, output: Any) -> None:
     padded, cu_seqlens, _ = inputs
     ctx.save_for_backward(cu_seqlens)
     ctx.size = padded.shape[1]
 
 
-def _keep_for_unpack(ctx, inputs, output) -> None:
+def _keep_for_unpack(ctx: Any, inputs: tuple, output: Any) -> None:
     packed, cu_seqlens, _ = inputs
     ctx.save_for_backward(cu_seqlens)
     ctx.size = packed.shape[0]
@@ -175,26 +177,28 @@ class _Pack(torch.autograd.Function):
     """`pack` without torch.library."""
 
     @staticmethod
-    def forward(ctx, *inputs):
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
         _keep_for_pack(ctx, inputs, None)
         return _gather(*inputs)
 
     @staticmethod
-    def backward(ctx, grad):
-        return unpack(grad, *ctx.saved_tensors, ctx.size), None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (cu_seqlens,) = ctx.saved_tensors
+        return unpack(grad, cu_seqlens, ctx.size), None, None
 
 
 class _Unpack(torch.autograd.Function):
     """`unpack` without torch.library."""
 
     @staticmethod
-    def forward(ctx, *inputs):
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
         _keep_for_unpack(ctx, inputs, None)
         return _scatter(*inputs)
 
     @staticmethod
-    def backward(ctx, grad):
-        return pack(grad, *ctx.saved_tensors, ctx.size), None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (cu_seqlens,) = ctx.saved_tensors
+        return pack(grad, cu_seqlens, ctx.size), None, None
 
 
 def unsupported(cu_seqlens: Tensor, *rows: Tensor) -> str | None:

@@ -102,7 +102,7 @@ def _supported(
     bounds: int,
 ) -> bool:
     """Compares the shapes of weights, and asks the operators about rows of these sizes."""
-    own = BlockWeights(*shapes)  # type: ignore[arg-type]
+    own: Any = BlockWeights._make(shapes)
     products = own.qkv == (3 * width, width) and own.output == (width, width) and own.up[1:] == (width,)
     norms = own.attention_norm, own.attention_norm_bias, own.mlp_norm, own.mlp_norm_bias
     if not products or set(norms) != {(width,)} or width % num_heads:
@@ -214,8 +214,8 @@ class _PreNormBlock(torch.autograd.Function):
             d_z, d_up_bias = activating.backward(d_activations, kept.z)
         d_up, d_y = d_z.T @ kept.y, d_z @ own.up
         del d_z, d_activations  # [T f]
-        norm = kept.s2, kept.mean_2, kept.rstd_2, own.mlp_norm, own.mlp_norm_bias, True, own.output_bias
-        d_a, *d_mlp_norm, d_output_bias = normalising.backward(d_y, d_s2, *norm)
+        norm_2 = kept.s2, kept.mean_2, kept.rstd_2, own.mlp_norm, own.mlp_norm_bias, True, own.output_bias
+        d_a, *d_mlp_norm, d_output_bias = normalising.backward(d_y, d_s2, *norm_2)
         c = kept.context.view(kept.x.shape) if kept.c is None else kept.c
         d_output, d_c, d_s1 = d_a.T @ c, d_a @ own.output, d_a
         if kept.rows is not None:
@@ -228,8 +228,8 @@ class _PreNormBlock(torch.autograd.Function):
         d_qkv_weight = d_qkv.T @ kept.x
         # A LayerNorm alone does not hand its stream on, whose gradient is added outside.
         folded = kept.branch_bias if ctx.needs_input_grad[2] else None
-        norm = kept.s1, kept.mean_1, kept.rstd_1, own.attention_norm, own.attention_norm_bias, True, folded
-        d_sum, *d_norm, d_bias = normalising.backward(d_qkv @ own.qkv, d_s1 if ctx.adds else None, *norm)
+        norm_1 = kept.s1, kept.mean_1, kept.rstd_1, own.attention_norm, own.attention_norm_bias, True, folded
+        d_sum, *d_norm, d_bias = normalising.backward(d_qkv @ own.qkv, d_s1 if ctx.adds else None, *norm_1)
         d_stream, d_added = (d_sum, d_sum) if ctx.adds else (d_sum + d_s1, None)
         return (
             d_stream, d_added, None if folded is None else d_bias, None, None, None,

@@ -61,7 +61,8 @@ def loop_flops(found: list[Dot]) -> int:
 
 def _lines(ir: str) -> list[tuple[str, tuple[int, ...]]]:
     """Pairs every line with its enclosing loops; a region closes at the indentation where it opened."""
-    found, open_loops = [], []
+    found: list[tuple[str, tuple[int, ...]]] = []
+    open_loops: list[tuple[int, int]] = []
     for number, line in enumerate(ir.splitlines()):
         indent = len(line) - len(line.lstrip())
         if (

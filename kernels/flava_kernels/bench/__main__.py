@@ -111,7 +111,8 @@ def run(
     op: Op, workload: Workload, device: torch.device, dtype: str, machine: machines.Machine, effort: Effort
 ) -> list[table.Row]:
     """Measures every implementation on one workload, printing a line for each."""
-    rows, cost = [], workload.cost(DTYPES[dtype].itemsize)
+    rows: list[table.Row] = []
+    cost = workload.cost(DTYPES[dtype].itemsize)
     sets = [draw(workload, device, DTYPES[dtype], seed) for seed in range(INPUT_SETS)]
     with played_ranks(workload.ranks):
         reference = exact(op.definition, sets[0]) if workload.exact else None

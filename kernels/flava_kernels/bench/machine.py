@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,7 +118,7 @@ def _copy_bandwidth(device: torch.device) -> float:
     return 2 * MEASURED_BYTES[device.type] / _fastest(lambda: target.copy_(source), device)
 
 
-def _fastest(call, device: torch.device) -> float:
+def _fastest(call: Callable[[], object], device: torch.device) -> float:
     """Returns the seconds of the fastest of REPEATS calls after a first one."""
     call()
     times = []

@@ -15,6 +15,7 @@ import gc
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -172,7 +173,7 @@ def _results_and_gradients(call: Call, arguments: Arguments) -> list[Tensor]:
     ]
     if missing:
         raise RuntimeError(f"no gradient for {', '.join(missing)}")
-    return [result.detach() for result in results] + list(gradients)
+    return [result.detach() for result in results] + [one for one in gradients if one is not None]
 
 
 def _trace(call: Call, arguments: Arguments) -> Measurement:
@@ -302,5 +303,5 @@ def _capture(call: Call, arguments: Arguments) -> tuple[torch.cuda.CUDAGraph, to
 
 def _eager(call: Call, sets: list[Arguments]) -> tuple[list[Callable[[], Any]], list[Callable[[], Any]]]:
     prepared = [(*forward_and_upstream(call, arguments), arguments) for arguments in sets]
-    forward = [lambda arguments=arguments: call(**arguments.inputs) for arguments in sets]
-    return forward, [lambda items=items: backward(*items, keep=True) for items in prepared]
+    forward = [partial(call, **arguments.inputs) for arguments in sets]
+    return [*forward], [partial(backward, *items, keep=True) for items in prepared]

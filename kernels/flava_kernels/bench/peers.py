@@ -122,9 +122,8 @@ def _sdpa(backend: str) -> Peer:
                     else (torch.arange(max_seqlen, device=qkv.device) < cu.diff()[:, None])[:, None, None, :]
                 )
             with attention.sdpa_kernel(chosen):
-                out = F.scaled_dot_product_attention(
-                    *padded.permute(2, 0, 3, 1, 4), attn_mask=mask, is_causal=causal
-                )
+                q, k, v = padded.permute(2, 0, 3, 1, 4)
+                out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
             out = out.transpose(1, 2).reshape(batch * max_seqlen, heads, head_size)
             return out if slots is None else out.index_select(0, slots)
 
@@ -224,7 +223,7 @@ def _torch_linear_cross_entropy(chunked: bool) -> Peer:
     def build(op: Op, device: str) -> Call:
         if not hasattr(F, "linear_cross_entropy"):
             raise UnavailableError(f"torch {torch.__version__} has no linear_cross_entropy")
-        options = {"options": torch.nn.LinearCrossEntropyOptions()} if chunked else {}
+        options: dict[str, Any] = {"options": torch.nn.LinearCrossEntropyOptions()} if chunked else {}
 
         def call(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
             return F.linear_cross_entropy(
@@ -253,10 +252,10 @@ def _liger_linear_cross_entropy(op: Op, device: str) -> Call:
 
 def clip_loss(image: Tensor, text: Tensor, log_scale: Tensor, row_mask: Tensor) -> Tensor:
     """open_clip's ClipLoss(local_loss=True, gather_with_grad=True) from its formula; summed, unmasked."""
+    from torch.distributed.nn.functional import all_gather
+
     world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
-    image_all, text_all = (
-        torch.cat(torch.distributed.nn.all_gather(x)) if world > 1 else x for x in (image, text)
-    )
+    image_all, text_all = (torch.cat(all_gather(x)) if world > 1 else x for x in (image, text))
     labels = torch.arange(image.shape[0], device=image.device) + rank * image.shape[0]
     image_logits, text_logits = log_scale.exp() * image @ text_all.T, log_scale.exp() * text @ image_all.T
     return (

@@ -38,15 +38,14 @@ def _draw(path: Path, rows: list[Row]) -> Path:
         peers = measured[name]
         left.barh(
             list(peers),
-            [pair[0].median_us / 1000 for pair in peers.values()],
+            [_ms(forward) for forward, _ in peers.values()],
             color=COLORS["forward"],
             label="forward",
         )
-        starts = [pair[0].median_us / 1000 for pair in peers.values()]
         left.barh(
             list(peers),
-            [pair[1].median_us / 1000 for pair in peers.values()],
-            left=starts,
+            [_ms(backward) for _, backward in peers.values()],
+            left=[_ms(forward) for forward, _ in peers.values()],
             color=COLORS["backward"],
             label="backward",
         )
@@ -68,6 +67,11 @@ def _draw(path: Path, rows: list[Row]) -> Path:
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
     return path
+
+
+def _ms(row: Row) -> float:
+    assert row.median_us is not None, "a row that _measured leaves out"
+    return row.median_us / 1000
 
 
 def _measured(rows: list[Row], workload: str) -> dict[str, tuple[Row, Row]]:

@@ -90,10 +90,11 @@ def rows_of(
 ) -> tuple[Row, Row]:
     """Returns the rows of the forward and backward passes."""
     if found is None:
-        return tuple(
+        forward_row, backward_row = (
             _row(workload, subject, machine, None, error, note, direction, [], None, None, None)
             for direction in ("forward", "backward")
         )
+        return forward_row, backward_row
     forward = statistics.median(found.forward)
     both = forward + statistics.median(found.backward)
     copied = (
@@ -110,14 +111,25 @@ def rows_of(
     )
     rows = (_row(workload, subject, machine, found, error, note, *one) for one in passes)
     host = (found.host_forward, found.host_backward)
-    return tuple(
+    forward_row, backward_row = (
         dataclasses.replace(row, host_us=1e6 * statistics.median(times) if times else None)
         for row, times in zip(rows, host, strict=True)
     )
+    return forward_row, backward_row
 
 
 def _row(
-    workload, subject, machine, found, error, note, direction, times, peak, share_of_copy, share_of_gemm
+    workload: Workload,
+    subject: Subject,
+    machine: Machine,
+    found: Measurement | None,
+    error: float | None,
+    note: str,
+    direction: str,
+    times: list[float],
+    peak: int | None,
+    share_of_copy: float | None,
+    share_of_gemm: float | None,
 ) -> Row:
     median, p10, p90 = quantiles(times) if times else (None, None, None)
     return Row(

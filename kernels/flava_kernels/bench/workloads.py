@@ -8,7 +8,7 @@ matters.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +53,9 @@ class Workload:
 
 def workloads(op: str, size: str) -> tuple[Workload, ...]:
     """Returns an operator's workloads, possibly none. Raises KeyError for a size that is not in SIZES."""
-    family, rows = SHAPES.get(op, (None, dict.fromkeys(SIZES, ())))
+    if op not in SHAPES:
+        return ()
+    family, rows = SHAPES[op]
     return tuple(family(op, *shape) for shape in rows[size])
 
 
@@ -319,7 +321,7 @@ _CAPTIONS = {
     "cpu": ((256, 12, 20, 192),),
     "quick": ((3, 2, 7, 16),),
 }
-SHAPES: dict[str, tuple[Callable[..., Workload], dict[str, tuple[tuple[int, ...], ...]]]] = {
+SHAPES: dict[str, tuple[Callable[..., Workload], Mapping[str, tuple[tuple[int, ...], ...]]]] = {
     "pack": (_packing, _CAPTIONS),
     "unpack": (_packing, _CAPTIONS),
     "fuse_sequences": (

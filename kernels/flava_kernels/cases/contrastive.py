@@ -78,7 +78,7 @@ def _case(
     matched: float = 1.0,
     twins: bool = False,
     limits: dict[torch.dtype, Limits] | None = None,
-    **sizes: int,
+    **sizes: Any,
 ) -> Case:
     draw = functools.partial(features, scale=scale, matched=matched, twins=twins, **sizes)
     return Case(

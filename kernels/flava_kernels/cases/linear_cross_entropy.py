@@ -38,7 +38,7 @@ def cases() -> tuple[Case, ...]:
 def _case(
     name: str, *, dtypes: tuple[torch.dtype, ...] | None = None, limits: dict | None = None, **draw: Any
 ) -> Case:
-    chosen = {} if dtypes is None else {"dtypes": dtypes}
+    chosen: dict[str, Any] = {} if dtypes is None else {"dtypes": dtypes}
     return Case(
         name,
         lambda generator: _draw(generator, **draw),

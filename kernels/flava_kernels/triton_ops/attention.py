@@ -392,7 +392,7 @@ def launches() -> tuple[Launch, ...]:
 def _types(rows: str, backward_pass: bool) -> dict[str, str]:
     """Returns the arguments' types in the compiler's notation; `rows` is the type of a pointer to queries."""
     pointers = {"qkv": rows, "cu_seqlens": "*i32", "out": rows, "lse": "*fp32"}
-    integers = ("token_stride", "part_stride", "head_stride", "tokens")
+    integers: tuple[str, ...] = ("token_stride", "part_stride", "head_stride", "tokens")
     if backward_pass:
         pointers |= {"grad": rows, "d_qkv": rows, "d_q_sums": "*fp32", "bias_sums": "*fp32"}
         integers += ("grad_token_stride", "grad_head_stride")

@@ -9,6 +9,7 @@ backward  one program per tile of G, which is written in the features' dtype, CH
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import triton
@@ -289,7 +290,7 @@ def _launches(arch: str, dtype: str) -> tuple[Launch, ...]:
     once = (
         (rows + columns) * tiles.block_m * tiles.block_n / (rows * columns * (tiles.block_m + tiles.block_n))
     )
-    kernels = [
+    kernels: list[tuple[str, Any, dict[str, str], dict[str, bool]]] = [
         ("forward", _forward_kernel, forward_signature, {}),
         ("gradient", _gradient_kernel, gradient_signature, {}),
     ]

@@ -282,7 +282,8 @@ def _types(rows: str, backward_pass: bool) -> dict[str, str]:
     """Returns the arguments' types in the compiler's notation; `rows` is the type of a pointer to queries."""
     pointers = {"q": rows, "kv": rows, "cu_seqlens_q": "*i32", "cu_seqlens_k": "*i32"}
     pointers |= {"out": rows, "lse": "*fp32"}
-    integers = ("query_stride", "query_head_stride", "key_stride", "part_stride", "key_head_stride", "tokens")
+    integers: tuple[str, ...] = ("query_stride", "query_head_stride", "key_stride")
+    integers += ("part_stride", "key_head_stride", "tokens")
     if backward_pass:
         pointers |= {"grad": rows, "d_q": rows, "d_kv": rows, "d_q_sums": "*fp32"}
         integers += ("grad_token_stride", "grad_head_stride")

@@ -221,7 +221,8 @@ def backward(
     programs = min(
         ceil_div(tiles, TILES_PER_PROGRAM), PROGRAMS_PER_MULTIPROCESSOR[arch] * MULTIPROCESSORS[arch]
     )
-    grad, grad_total = (_with_whole_rows(tensor) for tensor in (grad, grad_total))
+    grad = _with_whole_rows(grad)
+    grad_total = None if grad_total is None else _with_whole_rows(grad_total)
     d_total = torch.empty((rows, columns), dtype=total.dtype, device=total.device)
     sums = 2 * parameters + (x_bias is not None)
     partials = torch.empty((programs, sums, columns), dtype=torch.float32, device=total.device)
@@ -252,8 +253,8 @@ def _tile(columns: int, arch: str) -> tuple[dict[str, int], int]:
     return {"BLOCK_ROWS": rows, "BLOCK_COLUMNS": block}, 8 if block <= 4096 else 16
 
 
-def _with_whole_rows(tensor: Tensor | None) -> Tensor | None:
-    return tensor if tensor is None or tensor.stride(-1) == 1 else tensor.contiguous()
+def _with_whole_rows(tensor: Tensor) -> Tensor:
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def launches() -> tuple[Launch, ...]:

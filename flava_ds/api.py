@@ -49,8 +49,18 @@ def load(
     Nothing else is downloaded. `device` defaults to the GPU if there is one. A run trained in bf16 opens in
     bf16, everything else in fp32, unless `precision` is given.
 
-    Raises: CheckpointError or ConfigError in one line that names what is missing or does not fit.
+    Raises: CheckpointError or ConfigError in one line that names what is missing or does not fit; UserError
+    for a file that cannot be read.
     """
+    try:
+        return _load(path, device, precision)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        raise UserError.of_system(error) from error
+
+
+def _load(path: Path | str, device: torch.device | str | None, precision: Precision | None) -> Model:
     if "://" in str(path):
         return Model(open_model(path, device=device, precision=precision))
     path = Path(path)
@@ -174,6 +184,8 @@ class Model:
 
         Raises: UserError without a codebook, or when the model does not predict the codes of a pair's image.
         """
+        if steps < 1:
+            raise UserError(f"steps {steps}: use at least 1")
         scorer, config = self._model.need(Scorer, ASKED_BY), self.opened.config
         batches(texts, 1, "texts")
         if "image of a pair" not in scorer.predicts or config.codebook_weights in (None, "random"):

@@ -10,6 +10,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from importlib import metadata
 from typing import Any, NoReturn
 
 from flava_ds.commands import ablation, codebook, compare, convert, demo, evaluate, laws, prepare, sweep
@@ -22,6 +23,7 @@ from flava_ds.errors import UserError, did_you_mean
 from flava_ds.plain_text import one_line
 from flava_ds.processes import leave
 from flava_ds.ranks.safe_path import leave_out_working_directory
+from flava_ds.watching.packages import missing_package
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -69,6 +71,8 @@ def run_command(words: list[str]) -> int:
             return 128 + signal.SIGPIPE
         if isinstance(error, OSError) and error.filename is not None:
             return fail(str(UserError.of_system(error)), options.debug, status=2)
+        if isinstance(error, ModuleNotFoundError) and (missing := missing_package(error)):
+            return fail(missing, options.debug, status=2)
         message = f"{type(error).__name__}: {error}; run again with --debug for the traceback"
         return fail(message, options.debug, status=1)
 
@@ -112,6 +116,7 @@ def build_parser() -> tuple[Parser, set[Callable[..., Any]]]:
     parser = Parser(
         prog="flava-ds", description="FLAVA pre-training at scale.", epilog=EPILOG, allow_abbrev=False
     )
+    parser.add_argument("--version", action="version", version=f"flava_ds {metadata.version('flava_ds')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, run: Callable[..., Any], help: str, **settings: Any) -> Parser:
@@ -143,6 +148,7 @@ def add_run_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     add_plugin(command)
     command = add("report", report, "write a run's report as one HTML page")
     command.add_argument("run_path", metavar="RUN", type=local_path, help="a run's folder")
+    command.add_argument("--out", metavar="FILE", type=local_path, help="the page (default: RUN/report.html)")
     add_plugin(command)
     command = add(
         "convert",
@@ -308,7 +314,7 @@ def report(options: argparse.Namespace) -> int:
     from flava_ds.demo.evaluation.held_out import held_out_of
     from flava_ds.report.page import write_report
 
-    print(write_report(options.run_path, held_out_of(options.run_path)))
+    print(write_report(options.run_path, held_out_of(options.run_path), options.out))
     return 0
 
 

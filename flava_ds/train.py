@@ -64,10 +64,14 @@ def main(arguments: list[str] | None = None, take: Callable[[list[str]], int] | 
 
 
 def explain(error: RuntimeError) -> str | None:
-    """Names the ranks that a failed collective waited for; None for other kinds of errors."""
+    """Names the ranks that a failed collective waited for, or why the kernels that FLAVA_KERNELS=triton asks
+    for cannot run; None for other kinds of errors.
+    """
+    from flava_kernels.dispatch import UnsupportedInputError
+
     from flava_ds.ranks import roll_call
 
-    return roll_call.explain(error)
+    return str(error) if isinstance(error, UnsupportedInputError) else roll_call.explain(error)
 
 
 def end(message: str, status: int, debug: bool, leaving: ExitStack, on_all_ranks: bool = False) -> int:

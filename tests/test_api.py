@@ -4,6 +4,7 @@ are one line.
 
 import dataclasses
 import doctest
+import errno
 import shutil
 import subprocess
 import sys
@@ -137,6 +138,7 @@ def test_mistakes_are_named(model, folder):
         (lambda: model.encode_texts(["\ud800 kite"]), UserError, "with half of a surrogate pair; leave"),
         (lambda: model.encode_texts(["x"], batch_size=0), UserError, "batch_size 0"),
         (lambda: model.match([folder / "kite.png"], ["a", "b"]), UserError, "1 images and 2 texts"),
+        (lambda: model.draw(["kite"], steps=0), UserError, "steps 0: use at least 1"),
         (lambda: model.fill_mask("no mask"), UserError, "0 \\[MASK\\] among"),
         (
             lambda: model.fill_mask("kite " * 30 + "[MASK]"),
@@ -166,6 +168,15 @@ def test_a_model_without_heads_says_so(tmp_path):
         model.match([torch.zeros(3, 8, 8, dtype=torch.uint8)], ["kite"])
     with pytest.raises(Lacking, match="needs Scorer"):
         model.fill_mask("[MASK]")
+
+
+def test_a_file_that_may_not_be_read_is_named(folder, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", "runs/demo/config.json")
+
+    monkeypatch.setattr("flava_ds.api.open_model", refuse)
+    with pytest.raises(UserError, match="^runs/demo/config.json: Permission denied; "):
+        flava_ds.load(folder / "runs" / "demo")
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path):

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from flava_kernels.dispatch import UnsupportedInputError
 
 from flava_ds import train
 
@@ -20,6 +21,16 @@ def test_user_errors_are_one_line_with_status_2(capsys, monkeypatch):
         assert train.main(words) == 2
         error = capsys.readouterr().err
         assert said in error and error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_kernels_that_cannot_run_end_a_run_in_one_line(capsys):
+    def train_with_kernels(words):
+        raise UnsupportedInputError("FLAVA_KERNELS=triton, but layer_norm cannot run its kernels: no GPU")
+
+    assert train.main([], train_with_kernels) == 1
+    assert capsys.readouterr().err == (
+        "error: FLAVA_KERNELS=triton, but layer_norm cannot run its kernels: no GPU\n"
+    )
 
 
 def test_what_the_launcher_appends_is_swallowed_and_debug_shows_the_traceback(capsys):

@@ -32,7 +32,9 @@ def run(options: argparse.Namespace) -> int:
     """Runs the demo, from unpacking the data to the report; returns the exit status."""
     from flava_ds.demo import run as demo
     from flava_ds.demo.state import Plan
+    from flava_ds.watching.packages import check_extra
 
+    check_extra("demo")
     work = None if options.minutes is not None else options.work
     plan = Plan(work=work, minutes=options.minutes, train_codebook=options.codebook == "train")
     return demo.run(plan, ranks=options.ranks, new=options.new)

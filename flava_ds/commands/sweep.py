@@ -67,6 +67,8 @@ def run(options: argparse.Namespace) -> int:
     configs = {name: config_of(sweep, own) for name, own in sweep.runs.items()}
     names = waiting(sweep, options)
     check_start({name: configs[name] for name in names}, options)
+    if options.slurm or options.hostfile is not None:
+        sweep_jobs.launcher("slurm.sbatch" if options.slurm else "deepspeed.sh")  # before anything is written
     sweep = with_facts(sweep, configs)
     for line in estimate(sweep, configs, names, options):
         print(line)

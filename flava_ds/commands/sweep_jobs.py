@@ -100,7 +100,8 @@ def launcher(name: str) -> Path:
     path = LAUNCHERS / name
     if not path.is_file():
         raise UserError(
-            f"{path}: no such file; launchers are in the repository, so run this from a clone of it"
+            f"{path}: no such file; launchers come with a clone of the repository, not with the package: "
+            "install one by `pip install -e .`, and run this again"
         )
     return path
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import tempfile
 from typing import TYPE_CHECKING, Any
 
 from flava_ds.config import Config
@@ -120,6 +121,7 @@ def rehearse(config: Config, ranks: int) -> list[str]:
     from flava_ds.preview import meta_task, preview
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    check_folder(config)
     task = meta_task(config)
     if config.computes_image_codes and config.codebook_weights not in (None, "random"):
         codebook = load_codebook(str(config.codebook_weights), config.codebook)
@@ -138,6 +140,16 @@ def rehearse(config: Config, ranks: int) -> list[str]:
     if config.evaluation.every_steps:
         find_tasks(config, task)
     return preview(config, task, loader, ranks, "cuda" if launch.count_gpus() else "cpu")
+
+
+def check_folder(config: Config) -> None:
+    """Raises CheckpointError if the run's folder, or the first above it that is there, takes no file."""
+    from flava_ds.checkpoints.checkpoint import usable
+
+    place = config.run_path.absolute()
+    there = next(folder for folder in (place, *place.parents) if folder.exists())
+    with usable(config), tempfile.TemporaryFile(dir=there):
+        pass
 
 
 def check_checkpoint(config: Config, task: Task) -> dict[str, Any] | None:

@@ -299,12 +299,13 @@ def parse(text: bytes, where: str) -> Config:
         raise ConfigError(f"{where}: {error}") from error
 
 
-def rebuild(data: dict[str, Any]) -> Config:
-    """Builds the configuration that a file describes in plain types.
+def rebuild(data: dict[str, Any], checked: bool = True) -> Config:
+    """Builds the configuration that a file describes in plain types, and checks that its values fit together.
 
     Raises: ConfigError on an unknown or missing key, naming it.
     """
-    return check(_without_code(from_dict(Config, data)))
+    config = _without_code(from_dict(Config, data))
+    return check(config) if checked else config
 
 
 def _without_code(config: Config) -> Config:

@@ -2,9 +2,9 @@
 
 import hashlib
 import json
+import secrets
 import shutil
 import tarfile
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,7 +51,9 @@ def unpack(target: Path | None = None) -> DemoData:
     target = default_target() if target is None else Path(target)
     if not _is_complete(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        # not tempfile's, which is for its owner alone, whatever the umask
+        staging = target.with_name(f".{target.name}-{secrets.token_hex(8)}")
+        staging.mkdir()
         try:
             _extract(staging)
             _publish(staging, target)
@@ -102,7 +104,6 @@ def _publish(staging: Path, target: Path) -> None:
 
     Not with storage/atomic.py: a rename cannot replace a folder with contents, and need not here.
     """
-    staging.chmod(0o755)
     try:
         staging.rename(target)
     except OSError as error:

@@ -61,7 +61,8 @@ def codebook_beside(config: Config) -> ImageCodebook | None:
     elif weights == "random":
         why = "was random"
     elif not Path(weights).exists():
-        why = f"is no longer at {Path(weights).absolute()}, where the run had it"
+        why = f"is not at {Path(weights).absolute()}, where the run's '{weights}' would be"
+        why += "" if Path(weights).is_absolute() else " (convert where the run was started)"
     else:
         return load_codebook(weights, config.codebook)
     log.warning("the image codebook %s, so it is not exported", why)

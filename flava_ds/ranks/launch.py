@@ -208,7 +208,13 @@ def provide_demo_data(config: Config) -> None:
 
     folders = [folder for source in config.data.sources.values() for folder in Path(source.shards).parents]
     if DATA in folders and not DATA.exists():
-        unpack(DATA)
+        try:
+            unpack(DATA)
+        except OSError as error:
+            raise DataError(
+                f"the demo's data cannot be unpacked into {DATA.absolute()} ({error.strerror}); start in a "
+                "folder that can be written"
+            ) from error
     if SCENES in (Path(source.shards) for source in config.data.sources.values()):
         from flava_ds.demo.scene_shards import provide_scenes
 
@@ -231,7 +237,8 @@ def check_inputs(config: Config) -> None:
     vocabulary_file(config.data.vocabulary)
     provide_demo_data(config)
     for name, source in config.drawn_sources.items():
-        require_shards(name, source.shards, pipes=source.reading == "stream" and source.allow_code)
+        if source.reader is None:
+            require_shards(name, source.shards, pipes=source.reading == "stream" and source.allow_code)
         if source.skip_list is not None and not Path(source.skip_list).expanduser().is_file():
             raise DataError(
                 f"source '{name}': skip_list '{source.skip_list}': no such file; make one with `flava-ds "

@@ -113,8 +113,22 @@ def resolve(recipe: str, overrides: list[str], beside: Iterable[str] = ()) -> Co
 
     Raises: ConfigError on an unknown recipe, an unknown or malformed option, or an impossible combination.
     """
-    config = add_sources(load_recipe(recipe), overrides)
-    return configuration.check(without_idle_sources(override(config, overrides, beside=beside)))
+    config = add_sources(load_recipe(recipe, checked=not overrides), overrides)
+    try:
+        return configuration.check(without_idle_sources(override(config, overrides, beside=beside)))
+    except ConfigError as error:
+        if overrides and (own := _slip_of(recipe)).endswith(str(error)):
+            raise ConfigError(own) from error
+        raise
+
+
+def _slip_of(recipe: str) -> str:
+    """Returns what does not fit together in a file by itself, with the file's name; empty if all does."""
+    try:
+        load_recipe(recipe)
+    except ConfigError as error:
+        return str(error)
+    return ""
 
 
 def check_code(recipe: str, config: Config, overrides: list[str], plugins: list[str]) -> None:
@@ -145,10 +159,11 @@ def without_idle_sources(config: Config) -> Config:
     )
 
 
-def load_recipe(recipe: str, depth: int = 0) -> Config:
+def load_recipe(recipe: str, depth: int = 0, checked: bool = True) -> Config:
     """Calls the recipe of this name or at this place, or reads the configuration at this path.
 
-    `depth` counts the files that stand on it, which may not name code.
+    `depth` counts the files that stand on it, which may not name code. Without `checked`, options that come
+    after it may mend what does not fit together in a file.
 
     Raises: ConfigError if there is none.
     """
@@ -171,7 +186,7 @@ def load_recipe(recipe: str, depth: int = 0) -> Config:
                 f"; give the config.json of a run, or one of the recipes {', '.join(RECIPES)}"
             )
             raise ConfigError(f"{path}: no such file{hint}")
-        return partial.read(path, load_recipe, depth)
+        return partial.read(path, load_recipe, depth, checked)
     if path.is_dir():
         saved = path / "config.json"
         how = (

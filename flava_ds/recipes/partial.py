@@ -28,12 +28,12 @@ def is_yaml(path: Path) -> bool:
     return path.suffix.lower() in YAML
 
 
-def read(path: Path, load_base: Callable[[str, int], Config], depth: int = 0) -> Config:
+def read(path: Path, load_base: Callable[[str, int], Config], depth: int = 0, checked: bool = True) -> Config:
     """Reads a file: a whole configuration in JSON, or the changes of the recipe that its key `base` names.
 
     `load_base(name, depth)` finds that recipe. Sections are merged field by field, and sources and objectives
     by name; any other value, lists among them, replaces the recipe's. Without `name`, the run is called as
-    the file.
+    the file. Whether such changes fit together is looked at only if `checked`.
 
     Raises: ConfigError naming the file and the key.
     """
@@ -50,7 +50,7 @@ def read(path: Path, load_base: Callable[[str, int], Config], depth: int = 0) ->
     changes = {"name": path.stem} | {key: value for key, value in data.items() if key != BASE}
     try:
         config = load_base(base_of(path, data), depth + 1)
-        return configuration.rebuild(_merged(config, Config, changes, ""))
+        return configuration.rebuild(_merged(config, Config, changes, ""), checked)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
 

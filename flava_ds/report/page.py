@@ -20,8 +20,8 @@ from flava_ds.report.template import markup, render, write_page
 from flava_ds.watching.run_log import RunLog, read_log
 
 
-def write_report(run_path: Path, held_out: HeldOut | None = None) -> Path:
-    """Writes `report.html` into a run's folder. Returns its path.
+def write_report(run_path: Path, held_out: HeldOut | None = None, out: Path | None = None) -> Path:
+    """Writes a run's page, `report.html` in its folder unless `out` names a file. Returns its path.
 
     A part that cannot be shown says what is missing and why. `held_out` is content besides the tasks; without
     it, the page lacks those sections.
@@ -47,7 +47,7 @@ def write_report(run_path: Path, held_out: HeldOut | None = None) -> Path:
         config_json=json.dumps(public(configuration.to_dict(config)), indent=2),
         **(held_out.examples if held_out else {}),
     )
-    return write_page(run_path / "report.html", page)
+    return write_page(out or run_path / "report.html", page)
 
 
 def loss_charts(config: Config, log: RunLog, held_out_losses: dict[str, float]) -> list[dict[str, Any]]:

@@ -46,7 +46,9 @@ def replacing(path: Path, *, durable: bool = False, alone: bool = False) -> Iter
             if durable:
                 sync(temporary)
             temporary.replace(path)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, OSError) and error.filename in (temporary, str(temporary)):
+                error.filename = str(path)  # which the user knows
             with suppress(OSError):  # report the first error, not a failed cleanup
                 temporary.unlink(missing_ok=True)
             raise

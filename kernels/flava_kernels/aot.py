@@ -154,6 +154,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wanted, partial = launches(options.op, options.arch), bool(options.op or options.arch)
     if not wanted:
         sys.exit("error: no kernels match")
+    if (
+        (options.check or options.update)
+        and options.budget == aot_budget.PATH
+        and not aot_budget.PATH.is_file()
+    ):
+        sys.exit(
+            f"error: {aot_budget.PATH}: no such file; a clone of the repository has it: run this there, or "
+            "name one of your own with --budget"
+        )
     version = importlib.import_module("flava_kernels.triton_ops.compiling").VERSION
     todo = work(
         wanted,

@@ -155,6 +155,19 @@ def test_a_hostfile_is_the_deepspeed_launchers(tmp_path):
     assert made.arguments[-4:] == ["--logging.run-directory", str(sweep.folder), "--name", name]
 
 
+@pytest.mark.parametrize("words", [["--slurm"], ["--hostfile", "hosts"]])
+def test_an_installed_package_has_no_launchers_and_says_so_before_anything_is_written(
+    tmp_path, monkeypatch, capsys, words
+):
+    monkeypatch.setattr(sweep_jobs, "LAUNCHERS", tmp_path / "launchers")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hosts").write_text("node1 slots=8\n")
+    (tmp_path / "seeds.yaml").write_text("base: flava_debug\nmetric: loss/mlm\nseeds: [0, 1]\n")
+    assert cli.main(["sweep", "seeds.yaml", "--folder", "new", "--yes", *words]) == 2
+    assert "launchers come with a clone of the repository, not with the package" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
 def test_optuna_asks_by_what_has_finished(tmp_path, capsys, monkeypatch):
     pytest.importorskip("optuna")
     data = {"base": "flava_debug", "search": {"by": "optuna", "runs": 12, "fields": {

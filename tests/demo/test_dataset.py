@@ -4,6 +4,7 @@ training.
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -88,6 +89,16 @@ def test_damaged_archive_is_refused(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="damaged"):
         dataset.unpack(tmp_path / "target")
     assert not (tmp_path / "target").exists()
+
+
+def test_the_folder_has_the_permissions_of_any_new_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset, "_extract", lambda staging: None)
+    for mask, expected in ((0o022, 0o755), (0o077, 0o700)):
+        before = os.umask(mask)
+        try:
+            assert dataset.unpack(tmp_path / str(mask)).root.stat().st_mode & 0o777 == expected
+        finally:
+            os.umask(before)
 
 
 def test_foreign_folder_is_refused(tmp_path, monkeypatch):

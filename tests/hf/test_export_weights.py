@@ -94,7 +94,7 @@ def test_a_run_is_exported_without_a_codebook_that_is_gone_or_random(tmp_path, c
     (tmp_path / "codebook.safetensors").rename(tmp_path / "other.safetensors")
     out = export(config.run_path, tmp_path / "hf")
     assert "hf/image_codebook: deleted, as these weights come without a codebook" in caplog.text
-    assert f"is no longer at {tmp_path}/codebook.safetensors, where the run had it" in caplog.text
+    assert f"is not at {tmp_path}/codebook.safetensors, where the run's '{tmp_path}" in caplog.text
     assert (out / "model.safetensors").is_file() and not (out / "image_codebook").exists()
     assert codebook_beside(dataclasses.replace(config, codebook_weights="random")) is None
     assert "the image codebook was random, so it is not exported" in caplog.text

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import rotation
 import triton_36
-from flava_kernels import OPS, aot, aot_row
+from flava_kernels import OPS, aot, aot_budget, aot_row
 
 CACHE = Path(sys.prefix) / "triton-cache"
 """Compiled kernels by their source: only what has changed is compiled again."""
@@ -66,6 +66,14 @@ def test_layer_norm_divides_and_takes_roots_exactly(arch):
     ptx = triton.compile(source, target=compiling._target(arch), options={"num_warps": 8}).asm["ptx"]
     assert "sqrt.rn.f32" in ptx and "div.rn.f32" in ptx
     assert "sqrt.approx" not in ptx and "div.full" not in ptx and "rcp.approx" not in ptx
+
+
+@pytest.mark.parametrize("action", ["--check", "--update"])
+def test_an_installed_package_has_no_budget_and_says_so_before_it_compiles(monkeypatch, tmp_path, action):
+    monkeypatch.setattr(aot_budget, "PATH", tmp_path / "aot_budget.json")
+    with pytest.raises(SystemExit, match="no such file; a clone of the repository has it"):
+        aot.main([action, "--op", "pack"])
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

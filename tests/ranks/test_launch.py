@@ -10,7 +10,8 @@ import sys
 
 import pytest
 
-from flava_ds.errors import ConfigError, UserError
+from flava_ds.config.readers import ReaderConfig
+from flava_ds.errors import ConfigError, DataError, UserError
 from flava_ds.ranks import launch
 from flava_ds.recipes import resolve
 
@@ -63,6 +64,15 @@ def test_run_without_sources_is_refused():
     empty = dataclasses.replace(config, data=dataclasses.replace(config.data, sources={}))
     with pytest.raises(ConfigError, match="data.sources is empty"):
         launch.check_inputs(empty)
+
+
+def test_a_source_with_a_reader_of_its_own_needs_no_shards():
+    """Its reader decides what `shards` means, if anything."""
+    config = resolve("flava_debug", ["--codebook-weights", "random"])
+    own = dataclasses.replace(config.data.sources["pair"], reader=ReaderConfig(), shards="")
+    launch.check_inputs(config.with_sources({"pair": own}))
+    with pytest.raises(DataError, match="source 'pair': "):
+        launch.check_inputs(config.with_sources({"pair": dataclasses.replace(own, reader=None)}))
 
 
 def test_initial_weights_have_to_exist(tmp_path):

@@ -62,6 +62,16 @@ def test_a_file_changes_what_it_names_and_nothing_else(tmp_path, file, text):
     assert (changed.optimizer.lr, changed.name) == (3e-4, "other")
 
 
+def test_options_may_mend_what_does_not_fit_together_in_a_file(tmp_path):
+    (path := tmp_path / "short.yaml").write_text("base: flava_tiny\ntraining: {total_steps: 3}\n")
+    assert resolve(str(path), ["--schedule.warmup-steps", "1"]).training.total_steps == 3
+    for words in ([], ["--name", "other"]):
+        with pytest.raises(ConfigError, match="short.yaml: schedule.warmup_steps .* exceeds"):
+            resolve(str(path), words)
+    with pytest.raises(ConfigError, match="^schedule.warmup_steps 5 exceeds"):
+        resolve(str(path), ["--schedule.warmup-steps", "5", "--training.total-steps", "4"])
+
+
 def test_a_file_may_stand_on_another_beside_it(tmp_path):
     (tmp_path / "first.yaml").write_text("base: flava_tiny\nseed: 3\n")
     (tmp_path / "second.yml").write_text("base: first.yaml\noptimizer: {lr: 2.0e-4}\n")

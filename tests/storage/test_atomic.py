@@ -91,8 +91,9 @@ def test_a_library_that_writes_nothing_is_an_error(tmp_path):
 def test_what_cannot_take_the_name_is_removed(tmp_path):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "inside").touch()
-    with pytest.raises(OSError):
+    with pytest.raises(OSError) as raised:
         write_whole(tmp_path / "taken", "text")
+    assert raised.value.filename == str(tmp_path / "taken"), "not its temporary name, which nobody knows"
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 
 

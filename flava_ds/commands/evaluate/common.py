@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +19,26 @@ def tell_user(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def keep(write: Callable[[], object]) -> None:
+    """Writes results that are printed, too. Says in one line where they may not be written, as in a folder of
+    somebody else's run.
+    """
+    try:
+        write()
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        tell_user(f"{error.filename}: {error.strerror}; the results are printed, but not kept")
+
+
 def states_folder(options: argparse.Namespace, opened: Opened) -> Path | None:
-    """Returns where fine-tuning saves its state: the folder that the user names, or one in a run's folder."""
+    """Returns where fine-tuning saves its state: the folder that the user names, or one in a run's folder, if
+    that can be written.
+    """
     if options.keep is not None or opened.run_path is None:
         return options.keep
+    if not os.access(opened.run_path, os.W_OK):
+        return None
     return opened.run_path / "fine_tuning" / f"step_{opened.described.step:08d}"
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 
-from flava_ds.commands.evaluate.common import tell_user
+from flava_ds.commands.evaluate.common import keep, tell_user
 from flava_ds.commands.runs import require_model
 from flava_ds.errors import UserError
 from flava_ds.plain_text import without_secrets
@@ -41,10 +42,12 @@ def run_demo_evaluation(options: argparse.Namespace) -> int:
             f"{options.model}: is a Hugging Face model, which has no data of its own; name a task. {tasks}"
         )
     from flava_ds import config as configuration
-    from flava_ds.demo.evaluation.evaluator import evaluate_run, find_data
+    from flava_ds.demo.evaluation.evaluator import find_data, measure_run, write_result
 
     if find_data(configuration.load(options.model / "config.json")) is None:
         raise UserError(f"{options.model}: did not train on the demo's data, so name a task. {tasks}")
     tell_user(f"the demo's held-out data; {tasks}")
-    print(json.dumps(evaluate_run(options.model), indent=2))
+    found = measure_run(options.model)
+    keep(partial(write_result, options.model, found))
+    print(json.dumps(found, indent=2))
     return 0

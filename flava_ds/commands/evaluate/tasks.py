@@ -7,7 +7,7 @@ import json
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from flava_ds.commands.evaluate.common import model_facts, states_folder, tell_user
+from flava_ds.commands.evaluate.common import keep, model_facts, states_folder, tell_user
 from flava_ds.errors import UserError
 from flava_ds.plain_text import without_secrets
 
@@ -29,6 +29,7 @@ def run_tasks(options: argparse.Namespace, names: list[str]) -> int:
     """
     from flava_ds.evaluation.feature_cache import FeatureCache
     from flava_ds.evaluation.frozen_model import Workplace
+    from flava_ds.evaluation.protocols import Trained
     from flava_ds.evaluation.runner import check_needs, evaluate
     from flava_ds.evaluation.shares import launched
 
@@ -42,7 +43,10 @@ def run_tasks(options: argparse.Namespace, names: list[str]) -> int:
 
         tasks, data, opened = share.together(partial(_find, options, names, device))
         cache = FeatureCache(options.features, opened.weights, tell) if options.features else None
-        model = opened.frozen(cache, share).at(Workplace(states_folder(options, opened), tell))
+        states = states_folder(options, opened)
+        if states is None and opened.run_path is not None and any(isinstance(own, Trained) for own in tasks):
+            tell(f"{opened.run_path}: cannot be written; --keep DIR would keep interrupted fine-tuning")
+        model = opened.frozen(cache, share).at(Workplace(states, tell))
         check_needs(tasks, model)
         found: dict[str, Any] = {}
         failed: dict[str, UserError] = {}
@@ -107,5 +111,5 @@ def report(options: argparse.Namespace, opened: Opened, results: dict[str, TaskR
     found = {task: facts | result.to_json(task, family) for task, result in results.items()}
     tell_user("\n" + result_table(results, family))
     if opened.run_path is not None:
-        write_results(opened.run_path, found)
+        keep(partial(write_results, opened.run_path, found))
     return found

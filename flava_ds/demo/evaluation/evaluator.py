@@ -51,7 +51,16 @@ RESULT = "evaluation.json"
 def evaluate_run(
     run_path: Path, *, data: DemoData | None = None, limit_s: float | None = None
 ) -> dict[str, Any]:
-    """Evaluates a run's latest checkpoint and writes evaluation.json into its folder. Returns the result.
+    """Evaluates a run's latest checkpoint as `measure_run`, and writes evaluation.json into its folder."""
+    result = measure_run(run_path, data=data, limit_s=limit_s)
+    write_result(run_path, result)
+    return result
+
+
+def measure_run(
+    run_path: Path, *, data: DemoData | None = None, limit_s: float | None = None
+) -> dict[str, Any]:
+    """Evaluates a run's latest checkpoint. Returns the result.
 
     `data` defaults to the data set that the run trained on. After `limit_s` seconds no further measurement
     starts; those left out are listed.
@@ -75,8 +84,12 @@ def evaluate_run(
     result["losses"] = logged_losses(read_log(run_path / "log.jsonl"))
     result |= {"data": str(inputs.root.resolve()), "data_checksum": inputs.checksum}
     result["total_s"] = round(time.monotonic() - start, 2)
-    write_json(run_path / RESULT, result)
     return result
+
+
+def write_result(run_path: Path, result: dict[str, Any]) -> None:
+    """Writes a result as evaluation.json into a run's folder, where its report looks for it."""
+    write_json(Path(run_path) / RESULT, result)
 
 
 def evaluate(model: FrozenModel, inputs: Inputs, *, deadline: float | None = None) -> dict[str, Any]:

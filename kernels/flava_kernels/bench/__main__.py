@@ -88,7 +88,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--csv",
         type=Path,
-        default=Path(__file__).parents[2] / "bench.csv",
+        default=clone if (clone := Path(__file__).parents[2] / "bench.csv").exists() else Path("bench.csv"),
         help="file to append rows to; default: %(default)s",
     )
     parser.add_argument(

@@ -3,6 +3,7 @@ line.
 """
 
 import contextlib
+import errno
 import importlib.metadata
 import io
 import json
@@ -42,6 +43,21 @@ def evaluated(capsys, *words):
     assert main(["evaluate", *map(str, words)]) == 0
     told = capsys.readouterr()
     return json.loads(told.out), told.err
+
+
+def test_results_that_may_not_be_kept_are_printed_all_the_same(run, root, capsys, monkeypatch):
+    """As with somebody else's run, which one may read."""
+
+    def refuse(path, *_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(runner, "write_json", refuse)
+    found, told = evaluated(
+        capsys, run, "--task", "image_folder_zero_shot,image_folder_neighbours", "--data", root
+    )
+    assert list(found) == ["image_folder_zero_shot", "image_folder_neighbours"]
+    line = f"{run}/evaluations.json: Permission denied; the results are printed, but not kept"
+    assert told.splitlines().count(line) == 2
 
 
 def test_several_tasks_on_a_run_are_json_a_table_and_a_file(run, root, capsys):

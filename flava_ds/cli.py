@@ -10,7 +10,6 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
-from importlib import metadata
 from typing import Any, NoReturn
 
 from flava_ds.commands import ablation, codebook, compare, convert, demo, evaluate, laws, prepare, sweep
@@ -23,7 +22,7 @@ from flava_ds.errors import UserError, did_you_mean
 from flava_ds.plain_text import one_line
 from flava_ds.processes import leave
 from flava_ds.ranks.safe_path import leave_out_working_directory
-from flava_ds.watching.packages import missing_package
+from flava_ds.watching.packages import missing_package, version
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -116,7 +115,7 @@ def build_parser() -> tuple[Parser, set[Callable[..., Any]]]:
     parser = Parser(
         prog="flava-ds", description="FLAVA pre-training at scale.", epilog=EPILOG, allow_abbrev=False
     )
-    parser.add_argument("--version", action="version", version=f"flava_ds {metadata.version('flava_ds')}")
+    parser.add_argument("--version", action="version", version=f"flava_ds {version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, run: Callable[..., Any], help: str, **settings: Any) -> Parser:

@@ -25,6 +25,14 @@ def check_packages(config: Config) -> None:
         )
 
 
+def version() -> str:
+    """Returns the version of flava_ds, which may run without being installed, through PYTHONPATH."""
+    try:
+        return metadata.version("flava_ds")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
 def missing_package(error: ModuleNotFoundError) -> str | None:
     """Says what installs the package of a module that is not there; None if no extra of flava_ds does."""
     module = (error.name or "").partition(".")[0]
@@ -48,8 +56,12 @@ def how_to_install(extras: list[str]) -> str:
 
 
 def _optional() -> Iterator[tuple[str, str]]:
-    """Yields the packages of the extras for users, as pairs of names."""
-    for line in metadata.requires("flava_ds") or []:
+    """Yields the packages of the extras for users, as pairs of names; none if flava_ds is not installed."""
+    try:
+        lines = metadata.requires("flava_ds") or []
+    except metadata.PackageNotFoundError:
+        return
+    for line in lines:
         found = re.match(r"([\w.-]+).*extra == ['\"]([\w-]+)['\"]", line)
         if found and found[2] != "dev":
             yield _plain(found[1]), found[2]

@@ -10,7 +10,7 @@ from flava_ds import cli
 from flava_ds.errors import ConfigError, UserError
 from flava_ds.ranks.launch import check_inputs
 from flava_ds.recipes.flava_debug import flava_debug
-from flava_ds.watching.packages import check_extra, check_packages, missing_package
+from flava_ds.watching.packages import check_extra, check_packages, missing_package, version
 
 
 def test_a_missing_wandb_is_one_clear_error_before_anything_starts(monkeypatch):
@@ -68,3 +68,14 @@ def test_the_demo_asks_for_its_packages_before_it_trains(monkeypatch, tmp_path, 
     monkeypatch.chdir(tmp_path)
     assert cli.main(["demo", "--minutes", "1"]) == 2
     assert "scikit-learn is not installed" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_without_being_installed_nothing_is_known_of_extras(monkeypatch):
+    def absent(name):
+        raise metadata.PackageNotFoundError(name)
+
+    for function in ("version", "requires"):
+        monkeypatch.setattr(metadata, function, absent)
+    assert version() == "(not installed)"
+    assert missing_package(ModuleNotFoundError(name="matplotlib")) is None
+    check_extra("demo")

@@ -67,8 +67,6 @@ def run(options: argparse.Namespace) -> int:
     configs = {name: config_of(sweep, own) for name, own in sweep.runs.items()}
     names = waiting(sweep, options)
     check_start({name: configs[name] for name in names}, options)
-    if options.slurm or options.hostfile is not None:
-        sweep_jobs.launcher("slurm.sbatch" if options.slurm else "deepspeed.sh")  # before anything is written
     sweep = with_facts(sweep, configs)
     for line in estimate(sweep, configs, names, options):
         print(line)
@@ -79,6 +77,8 @@ def run(options: argparse.Namespace) -> int:
     asks = spec is not None and spec.asked is not None and len(sweep.runs) < spec.asked.runs
     if not names and not asks:
         return show(sweep, options.parquet)
+    if options.slurm or options.hostfile is not None:
+        sweep_jobs.launcher("slurm.sbatch" if options.slurm else "deepspeed.sh")  # before anything is written
     if not options.yes and input("Start? [y/N] ").strip().lower() not in ("y", "yes"):
         return 2
     sweep.save()
@@ -155,7 +155,7 @@ def read_spec(path: Path) -> tuple[Spec, str, Path]:
     if beside.suffix in (".json", *partial.YAML):
         base = str(beside.absolute())
     try:
-        return found, base, Path(load_recipe(base).logging.run_directory)
+        return found, base, Path(load_recipe(base, checked=False).logging.run_directory)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
 
@@ -180,12 +180,11 @@ def words_of(sweep: Sweep, run: Run) -> list[str]:
 
 def commit_now() -> str:
     """Returns the source's commit, or its version outside of a repository."""
-    from importlib.metadata import version
-
     from flava_ds.watching.environment import git_state
+    from flava_ds.watching.packages import version
 
     found = git_state()
-    return f"version {version('flava_ds')}" if found is None else str(found["commit"])
+    return f"version {version()}" if found is None else str(found["commit"])
 
 
 def with_facts(sweep: Sweep, configs: dict[str, Config]) -> Sweep:

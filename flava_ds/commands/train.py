@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
-import tempfile
 from typing import TYPE_CHECKING, Any
 
 from flava_ds.config import Config
@@ -143,13 +143,20 @@ def rehearse(config: Config, ranks: int) -> list[str]:
 
 
 def check_folder(config: Config) -> None:
-    """Raises CheckpointError if the run's folder, or the first above it that is there, takes no file."""
+    """Raises CheckpointError if the run's folder or that of its checkpoints, or the first above it that is
+    there, takes no file.
+    """
+    from flava_ds.checkpoints import files
     from flava_ds.checkpoints.checkpoint import usable
 
-    place = config.run_path.absolute()
-    there = next(folder for folder in (place, *place.parents) if folder.exists())
-    with usable(config), tempfile.TemporaryFile(dir=there):
-        pass
+    with usable(config):
+        for place in (config.run_path, files.place_of(config.run_path, config).local):
+            if place is not None:
+                above = (place.absolute(), *place.absolute().parents)
+                there = next(folder for folder in above if folder.exists())
+                if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+                    number = errno.EACCES if there.is_dir() else errno.ENOTDIR
+                    raise OSError(number, os.strerror(number), str(there))
 
 
 def check_checkpoint(config: Config, task: Task) -> dict[str, Any] | None:

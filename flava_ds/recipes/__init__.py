@@ -117,7 +117,7 @@ def resolve(recipe: str, overrides: list[str], beside: Iterable[str] = ()) -> Co
     try:
         return configuration.check(without_idle_sources(override(config, overrides, beside=beside)))
     except ConfigError as error:
-        if overrides and (own := _slip_of(recipe)).endswith(str(error)):
+        if overrides and Path(recipe).is_file() and (own := _slip_of(recipe)).endswith(str(error)):
             raise ConfigError(own) from error
         raise
 

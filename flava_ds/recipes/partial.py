@@ -28,12 +28,14 @@ def is_yaml(path: Path) -> bool:
     return path.suffix.lower() in YAML
 
 
-def read(path: Path, load_base: Callable[[str, int], Config], depth: int = 0, checked: bool = True) -> Config:
+def read(
+    path: Path, load_base: Callable[[str, int, bool], Config], depth: int = 0, checked: bool = True
+) -> Config:
     """Reads a file: a whole configuration in JSON, or the changes of the recipe that its key `base` names.
 
-    `load_base(name, depth)` finds that recipe. Sections are merged field by field, and sources and objectives
-    by name; any other value, lists among them, replaces the recipe's. Without `name`, the run is called as
-    the file. Whether such changes fit together is looked at only if `checked`.
+    `load_base(name, depth, checked)` finds that recipe. Sections are merged field by field, and sources and
+    objectives by name; any other value, lists among them, replaces the recipe's. Without `name`, the run is
+    called as the file. Whether all fits together is looked at only if `checked`.
 
     Raises: ConfigError naming the file and the key.
     """
@@ -49,7 +51,7 @@ def read(path: Path, load_base: Callable[[str, int], Config], depth: int = 0, ch
         raise ConfigError(f"{path}: stands on more than {MOST_BASES} files; one may name itself by '{BASE}'")
     changes = {"name": path.stem} | {key: value for key, value in data.items() if key != BASE}
     try:
-        config = load_base(base_of(path, data), depth + 1)
+        config = load_base(base_of(path, data), depth + 1, False)
         return configuration.rebuild(_merged(config, Config, changes, ""), checked)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error

@@ -40,18 +40,21 @@ def replacing(path: Path, *, durable: bool = False, alone: bool = False) -> Iter
     unique = "" if alone else f".{os.getpid()}-{secrets.token_hex(4)}"
     temporary = path.with_name((path.name if alone else f".{path.name[:_SHOWN]}") + unique + PARTIAL)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with hold(temporary) if alone else nullcontext():
-        try:
-            yield temporary
-            if durable:
-                sync(temporary)
-            temporary.replace(path)
-        except BaseException as error:
-            if isinstance(error, OSError) and error.filename in (temporary, str(temporary)):
-                error.filename = str(path)  # which the user knows
-            with suppress(OSError):  # report the first error, not a failed cleanup
-                temporary.unlink(missing_ok=True)
-            raise
+    try:
+        with hold(temporary) if alone else nullcontext():
+            try:
+                yield temporary
+                if durable:
+                    sync(temporary)
+                temporary.replace(path)
+            except BaseException:
+                with suppress(OSError):  # report the first error, not a failed cleanup
+                    temporary.unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        if error.filename in (temporary, str(temporary)) and not isinstance(error, BlockingIOError):
+            error.filename = str(path)  # which the user knows
+        raise
     if durable:
         sync(path.parent)
 

@@ -34,8 +34,10 @@ def version() -> str:
 
 
 def missing_package(error: ModuleNotFoundError) -> str | None:
-    """Says what installs the package of a module that is not there; None if no extra of flava_ds does."""
-    module = (error.name or "").partition(".")[0]
+    """Says what installs a package that is not there; None if no extra of flava_ds does, or if a module is
+    missing in a package that is there.
+    """
+    module = error.name or ""
     package = _plain(NAMES.get(module, module))
     extras = [extra for optional, extra in _optional() if optional == package]
     return f"{package} is not installed; {how_to_install(extras)}" if extras else None

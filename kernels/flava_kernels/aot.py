@@ -154,11 +154,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wanted, partial = launches(options.op, options.arch), bool(options.op or options.arch)
     if not wanted:
         sys.exit("error: no kernels match")
-    if (
-        (options.check or options.update)
-        and options.budget == aot_budget.PATH
-        and not aot_budget.PATH.is_file()
-    ):
+    clone = aot_budget.PATH.is_file() or aot_table.PATH.is_file()
+    if (options.check or options.update) and options.budget == aot_budget.PATH and not clone:
         sys.exit(
             f"error: {aot_budget.PATH}: no such file; a clone of the repository has it: run this there, or "
             "name one of your own with --budget"

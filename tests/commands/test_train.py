@@ -140,10 +140,11 @@ def test_a_dry_run_looks_for_evaluations(words, change, message, shards, capfd):
 
 def test_a_dry_run_asks_whether_the_runs_folder_takes_files(words, tmp_path, capfd):
     (tmp_path / "file").touch()
-    assert cli.main([*words, "--logging.run-directory", str(tmp_path / "file" / "runs")]) == 2
-    said = capfd.readouterr().err.splitlines()[-1]
-    assert f"{tmp_path}/file/runs/" in said and "Not a directory" in said
-    assert said.endswith("make room or make it writable, or set logging.run_directory")
+    for option in ("--logging.run-directory", "--checkpoint.directory"):
+        assert cli.main([*words, option, str(tmp_path / "file" / "runs")]) == 2
+        said = capfd.readouterr().err.splitlines()[-1]
+        assert f"([Errno 20] Not a directory: '{tmp_path}/file')" in said
+        assert said.endswith("make room or make it writable, or set logging.run_directory")
 
 
 def test_a_dry_run_of_a_run_that_goes_on_says_where(words, capfd):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import rotation
 import triton_36
-from flava_kernels import OPS, aot, aot_budget, aot_row
+from flava_kernels import OPS, aot, aot_budget, aot_row, aot_table
 
 CACHE = Path(sys.prefix) / "triton-cache"
 """Compiled kernels by their source: only what has changed is compiled again."""
@@ -70,7 +70,8 @@ def test_layer_norm_divides_and_takes_roots_exactly(arch):
 
 @pytest.mark.parametrize("action", ["--check", "--update"])
 def test_an_installed_package_has_no_budget_and_says_so_before_it_compiles(monkeypatch, tmp_path, action):
-    monkeypatch.setattr(aot_budget, "PATH", tmp_path / "aot_budget.json")
+    for module in (aot_budget, aot_table):
+        monkeypatch.setattr(module, "PATH", tmp_path / "absent")
     with pytest.raises(SystemExit, match="no such file; a clone of the repository has it"):
         aot.main([action, "--op", "pack"])
     assert not list(tmp_path.iterdir())

@@ -68,6 +68,8 @@ def test_options_may_mend_what_does_not_fit_together_in_a_file(tmp_path):
     for words in ([], ["--name", "other"]):
         with pytest.raises(ConfigError, match="short.yaml: schedule.warmup_steps .* exceeds"):
             resolve(str(path), words)
+    (tmp_path / "above.yaml").write_text("base: short.yaml\nschedule: {warmup_steps: 2}\n")
+    assert resolve(str(tmp_path / "above.yaml"), []).schedule.warmup_steps == 2
     with pytest.raises(ConfigError, match="^schedule.warmup_steps 5 exceeds"):
         resolve(str(path), ["--schedule.warmup-steps", "5", "--training.total-steps", "4"])
 

@@ -2,6 +2,7 @@
 nothing else.
 """
 
+import errno
 import multiprocessing
 import os
 import stat
@@ -12,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from flava_ds.storage import atomic
 from flava_ds.storage.atomic import PARTIAL, replacing, write_json, write_whole
 
 ROUNDS = 60
@@ -95,6 +97,16 @@ def test_what_cannot_take_the_name_is_removed(tmp_path):
         write_whole(tmp_path / "taken", "text")
     assert raised.value.filename == str(tmp_path / "taken"), "not its temporary name, which nobody knows"
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def test_a_lone_writer_that_cannot_write_names_the_file(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(atomic, "hold", refuse)
+    with pytest.raises(PermissionError) as raised, replacing(tmp_path / "table.csv", alone=True):
+        pass
+    assert raised.value.filename == str(tmp_path / "table.csv")
 
 
 def test_a_kill_leaves_one_recognisable_file_which_a_lone_writer_replaces(tmp_path):

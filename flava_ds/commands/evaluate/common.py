@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,19 +25,15 @@ def keep(write: Callable[[], object]) -> None:
     try:
         write()
     except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.filename is None or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise
         tell_user(f"{error.filename}: {error.strerror}; the results are printed, but not kept")
 
 
 def states_folder(options: argparse.Namespace, opened: Opened) -> Path | None:
-    """Returns where fine-tuning saves its state: the folder that the user names, or one in a run's folder, if
-    that can be written.
-    """
+    """Returns where fine-tuning saves its state: the folder that the user names, or one in a run's folder."""
     if options.keep is not None or opened.run_path is None:
         return options.keep
-    if not os.access(opened.run_path, os.W_OK):
-        return None
     return opened.run_path / "fine_tuning" / f"step_{opened.described.step:08d}"
 
 

@@ -29,7 +29,6 @@ def run_tasks(options: argparse.Namespace, names: list[str]) -> int:
     """
     from flava_ds.evaluation.feature_cache import FeatureCache
     from flava_ds.evaluation.frozen_model import Workplace
-    from flava_ds.evaluation.protocols import Trained
     from flava_ds.evaluation.runner import check_needs, evaluate
     from flava_ds.evaluation.shares import launched
 
@@ -43,10 +42,7 @@ def run_tasks(options: argparse.Namespace, names: list[str]) -> int:
 
         tasks, data, opened = share.together(partial(_find, options, names, device))
         cache = FeatureCache(options.features, opened.weights, tell) if options.features else None
-        states = states_folder(options, opened)
-        if states is None and opened.run_path is not None and any(isinstance(own, Trained) for own in tasks):
-            tell(f"{opened.run_path}: cannot be written; --keep DIR would keep interrupted fine-tuning")
-        model = opened.frozen(cache, share).at(Workplace(states, tell))
+        model = opened.frozen(cache, share).at(Workplace(states_folder(options, opened), tell))
         check_needs(tasks, model)
         found: dict[str, Any] = {}
         failed: dict[str, UserError] = {}

@@ -101,6 +101,7 @@ class FineTuning(ABC):
         if (known := model.share.from_main(saved.finished)) is not None:
             tell(f"{self.name}: finished before with the same weights, samples and recipe")
             return known
+        model.share.from_main(saved.check)
         held_out = {split: inputs_of(model, samples, encoder) for split, samples in read.items()}
         inputs = inputs_of(model, train, encoder)
         fitting = Fitting(self.name, network, inputs, self.goal, recipe, model.share)

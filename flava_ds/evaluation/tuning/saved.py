@@ -14,7 +14,7 @@ from torch import Tensor
 from flava_ds.config.plain_files import loads, read_small
 from flava_ds.errors import DataError
 from flava_ds.evaluation.protocols import Score
-from flava_ds.storage.atomic import replacing, write_json
+from flava_ds.storage.atomic import check_writable, replacing, write_json
 from flava_ds.storage.files import LocalFile
 from flava_ds.storage.tensor_files import TensorFile, write_tensors
 
@@ -63,6 +63,11 @@ class Saved:
             return _scores(found["scores"]) if same else None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{self._done}: not readable ({error}); delete it to start again") from error
+
+    def check(self) -> None:
+        """Raises UserError if the folder cannot be written: better now than when a state is saved."""
+        if self._running is not None:
+            check_writable(self._running.parent, "--keep")
 
     def load(self) -> tuple[dict[str, Tensor], Progress] | None:
         """Returns the tensors and the progress of an interrupted fine-tuning; None if there is none.

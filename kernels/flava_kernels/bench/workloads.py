@@ -52,7 +52,7 @@ class Workload:
 
 
 def workloads(op: str, size: str) -> tuple[Workload, ...]:
-    """Returns an operator's workloads, possibly none. Raises KeyError for a size that is not in SIZES."""
+    """Returns an operator's workloads of one of SIZES, possibly none."""
     if op not in SHAPES:
         return ()
     family, rows = SHAPES[op]

@@ -60,6 +60,13 @@ def test_results_that_may_not_be_kept_are_printed_all_the_same(run, root, capsys
     assert told.splitlines().count(line) == 2
 
 
+def test_fine_tuning_that_cannot_be_kept_is_refused_before_it_trains(root, tmp_path, capsys):
+    run, _ = write_run(tmp_path)
+    (run / "fine_tuning").touch()  # no folder can be made there
+    assert main(["evaluate", str(run), "--task", "glue_sst2", "--data", str(root)]) == 2
+    assert "--keep: " in (said := capsys.readouterr().err) and "give another folder" in said, said
+
+
 def test_several_tasks_on_a_run_are_json_a_table_and_a_file(run, root, capsys):
     names = "image_folder_zero_shot,image_folder_neighbours,own_retrieval,sst2_probe"
     found, table = evaluated(capsys, run, "--task", names, "--data", root)

@@ -33,7 +33,8 @@ def facts(config: Config, log: RunLog, held_out: list[tuple[str, str]]) -> dict[
         part = getattr(model, field.name)
         if hasattr(part, "num_hidden_layers"):
             patches = f", patches of {part.patch_size} px" if hasattr(part, "patch_size") else ""
-            shape = f"{part.num_hidden_layers} layers, width {part.hidden_size}"
+            layers = f"{part.num_hidden_layers} layer{'s' * (part.num_hidden_layers != 1)}"
+            shape = f"{layers}, width {part.hidden_size}"
             run.append((field.name, f"{shape}, {part.num_attention_heads} heads{patches}"))
     predicts_codes = any(own.predicts_codes for own in config.objectives.values())
     codebook = f"; codebook of {config.codebook.vocab_size}" if predicts_codes else ""
@@ -59,9 +60,19 @@ def facts(config: Config, log: RunLog, held_out: list[tuple[str, str]]) -> dict[
         if isinstance(header.get(key), dict):
             known = ((name, value) for name, value in header[key].items() if value is not None)
             tables[title] = [(name.replace("_", " "), plain(value)) for name, value in known]
+    if "Kernels" in tables:
+        tables["Kernels"] = _sharing(tables["Kernels"], "all operators")
     if held_out:
         tables["Evaluation"] = held_out
     return tables
+
+
+def _sharing(rows: list[tuple[str, str]], everything: str) -> list[tuple[str, str]]:
+    """Returns a row for each value, with the names that share it, or `everything` if all do."""
+    names: dict[str, list[str]] = {}
+    for name, value in rows:
+        names.setdefault(value, []).append(name)
+    return [(everything if len(names) == 1 else ", ".join(own), value) for value, own in names.items()]
 
 
 def plain(value: Any) -> str:

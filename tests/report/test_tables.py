@@ -21,6 +21,15 @@ def test_facts_hold_what_the_log_says_and_do_without():
     assert list(tables.facts(config, RunLog({}, []), [])) == ["Configuration"]
 
 
+def test_operators_share_a_row_with_others_of_the_same_implementation():
+    def kernels(**found: str) -> list[tuple[str, str]]:
+        return tables.facts(resolve("flava_debug", []), RunLog({"kernels": found}, []), [])["Kernels"]
+
+    assert kernels(layer_norm="torch", dropout="torch") == [("all operators", "torch")]
+    mixed = kernels(layer_norm="triton", dropout="torch", pack="triton")
+    assert mixed == [("layer norm, pack", "triton"), ("dropout", "torch")]
+
+
 def test_a_model_of_texts_has_no_size_of_pictures():
     (rows,) = tables.facts(resolve("bert_base", []), RunLog({}, []), []).values()
     assert "pictures" not in dict(rows) and "batch" in dict(rows)

@@ -61,10 +61,8 @@ def load(
 
 
 def _load(path: Path | str, device: torch.device | str | None, precision: Precision | None) -> Model:
-    if "://" in str(path):
-        return Model(open_model(path, device=device, precision=precision))
-    path = Path(path)
-    if not (path / "config.json").is_file():
+    path = path if "://" in str(path) else Path(path)
+    if isinstance(path, Path) and not (path / "config.json").is_file():
         problem = (
             "holds no config.json" if path.is_dir() else "is a file" if path.is_file() else "no such folder"
         )

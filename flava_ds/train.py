@@ -15,6 +15,7 @@ from flava_ds.plain_text import one_line
 from flava_ds.processes import leave
 from flava_ds.ranks import orphans
 from flava_ds.ranks.safe_path import leave_out_working_directory
+from flava_ds.watching.packages import missing_package
 
 GRACE_S = 1.0
 """How long rank 0 outlives its last line: it serves the store in which ranks ask who reports the error."""
@@ -46,6 +47,10 @@ def main(arguments: list[str] | None = None, take: Callable[[list[str]], int] | 
             return end("interrupted", 130, debug, leaving)
         except UserError as error:
             return end(str(error), 2, debug, leaving, on_all_ranks=error.on_all_ranks)
+        except ModuleNotFoundError as error:
+            if (missing := missing_package(error)) is None:
+                raise
+            return end(missing, 2, debug, leaving)
         except RuntimeError as error:
             if failed_elsewhere(error):
                 keep_store()

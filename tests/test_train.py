@@ -33,6 +33,20 @@ def test_kernels_that_cannot_run_end_a_run_in_one_line(capsys):
     )
 
 
+@pytest.mark.parametrize("module", ["matplotlib", "somebody_elses"])
+def test_a_package_that_is_absent_names_the_extra_that_brings_it(capsys, module):
+    def train_without(words):
+        raise ModuleNotFoundError(f"No module named '{module}'", name=module)
+
+    if module == "somebody_elses":
+        with pytest.raises(ModuleNotFoundError):
+            train.main([], train_without)
+    else:
+        assert train.main([], train_without) == 2
+        said = capsys.readouterr().err
+        assert said == "error: matplotlib is not installed; `pip install 'flava_ds[demo]'`\n"
+
+
 def test_what_the_launcher_appends_is_swallowed_and_debug_shows_the_traceback(capsys):
     assert train.main(["--local_rank=3", "nothing", "--no_local_rank", "--debug"]) == 2
     error = capsys.readouterr().err

@@ -152,7 +152,7 @@ def attend(
     """Returns out [T h e] and the log-sum-exp [h T], by the kernels or by the reference."""
     checks.sequences("varlen_attention", cu_seqlens, qkv.shape[0], max_seqlen, equal_lengths=equal_lengths)
     if qkv.numel() == 0:
-        return _fake_attention(qkv, cu_seqlens, max_seqlen, equal_lengths, causal)
+        return _fake_attention(qkv)
     if triton:
         from flava_kernels.triton_ops import attention as kernels
 
@@ -191,7 +191,7 @@ def _attention(
     max_seqlen: int,
     equal_lengths: bool,
     causal: bool,
-    qkv_bias: Tensor | None = None,
+    qkv_bias: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     triton = _takes_triton(qkv, cu_seqlens, max_seqlen, qkv_bias)
     return attend(triton, qkv, cu_seqlens, max_seqlen, equal_lengths, causal)
@@ -207,7 +207,7 @@ def _attention_backward(
     max_seqlen: int,
     equal_lengths: bool,
     causal: bool,
-    qkv_bias: Tensor | None = None,
+    qkv_bias: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     triton = _takes_triton(qkv, cu_seqlens, max_seqlen, qkv_bias)
     return attend_backward(
@@ -216,14 +216,7 @@ def _attention_backward(
 
 
 @_attention.register_fake
-def _fake_attention(
-    qkv: Tensor,
-    cu_seqlens: Tensor,
-    max_seqlen: int,
-    equal_lengths: bool,
-    causal: bool,
-    qkv_bias: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+def _fake_attention(qkv: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     tokens, _, heads, head_size = qkv.shape
     return qkv.new_empty(tokens, heads, head_size), qkv.new_empty(
         heads, tokens, dtype=torch.promote_types(qkv.dtype, torch.float32)
@@ -231,17 +224,8 @@ def _fake_attention(
 
 
 @_attention_backward.register_fake
-def _fake_attention_backward(
-    grad: Tensor,
-    qkv: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    cu_seqlens: Tensor,
-    max_seqlen: int,
-    equal_lengths: bool,
-    causal: bool,
-    qkv_bias: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+def _fake_attention_backward(_: Tensor, qkv: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    qkv_bias = rest[-1]
     d_bias = qkv.new_empty(0) if qkv_bias is None else qkv_bias.new_empty(qkv_bias.shape)
     return torch.empty_like(qkv, memory_format=torch.contiguous_format), d_bias
 
@@ -264,7 +248,7 @@ def _differentiate(
     if grad is None:
         return (None,) * 6
     *saved, qkv_bias = ctx.saved_tensors
-    needed = any(ctx.needs_input_grad[5:])  # a default is no input
+    needed = ctx.needs_input_grad[5]
     d_qkv, d_bias = backward(grad, *saved, *ctx.plain, qkv_bias if needed else None)
     return d_qkv, None, None, None, None, d_bias if needed else None
 
@@ -276,17 +260,9 @@ class _Attention(torch.autograd.Function):
     """The operator without torch.library."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        qkv: Tensor,
-        cu_seqlens: Tensor,
-        max_seqlen: int,
-        equal_lengths: bool,
-        causal: bool,
-        qkv_bias: Tensor | None,
-    ) -> Tensor:
-        ctx.triton = _takes_triton(qkv, cu_seqlens, max_seqlen, qkv_bias)
-        ctx.plain = max_seqlen, equal_lengths, causal
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        qkv, cu_seqlens, *ctx.plain, qkv_bias = inputs
+        ctx.triton = _takes_triton(qkv, cu_seqlens, ctx.plain[0], qkv_bias)
         out, lse = attend(ctx.triton, qkv, cu_seqlens, *ctx.plain)
         ctx.save_for_backward(qkv, out, lse, cu_seqlens, qkv_bias)
         return out

@@ -228,16 +228,8 @@ def _(
 
 
 @_backward.register_fake
-def _(
-    grad: Tensor,
-    rows: Tensor,
-    columns: Tensor,
-    scale: Tensor,
-    row_vectors: Tensor,
-    column_vectors: Tensor,
-    offset: int,
-    both: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(_: Tensor, rows: Tensor, columns: Tensor, scale: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    both = rest[-1]
     return (
         rows.new_empty(rows.shape),
         columns.new_empty(columns.shape[0] if both else 0, columns.shape[1]),
@@ -284,7 +276,7 @@ class _InfoNCE(torch.autograd.Function):
         needs_image, needs_text, needs_scale = ctx.needs_input_grad[:3]
         row_lse, column_lse, mask = exchanged.unbind(1)
         local = slice(ctx.offset, ctx.offset + row_vectors.shape[1])
-        d_image = d_text = d_scale = None
+        d_image = d_text = d_log_scale = None
         if ctx.alone or needs_image or needs_scale:
             d_image, d_text, d_scale = gradients(
                 grad,
@@ -296,6 +288,7 @@ class _InfoNCE(torch.autograd.Function):
                 ctx.offset,
                 ctx.alone and needs_text,
             )
+            d_log_scale = d_scale.to(ctx.scale_dtype)
         if not ctx.alone and needs_text:
             all_rows = torch.stack([row_lse, mask])
             d_text, _, _ = gradients(
@@ -304,7 +297,7 @@ class _InfoNCE(torch.autograd.Function):
         return (
             d_image if needs_image else None,
             d_text if needs_text else None,
-            d_scale.to(ctx.scale_dtype) if needs_scale and d_scale is not None else None,
+            d_log_scale if needs_scale else None,
             None,
             None,
         )

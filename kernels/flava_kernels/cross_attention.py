@@ -137,7 +137,7 @@ def _attend(
     checks.sequences(f"{NAME}, queries", cu_seqlens_q, q.shape[0], max_seqlen_q)
     checks.sequences(f"{NAME}, keys", cu_seqlens_k, kv.shape[0], max_seqlen_k, equal_lengths=equal_keys)
     if q.numel() == 0 or kv.numel() == 0:
-        out, lse = _fake_attention(q, kv, *layout, equal_keys)
+        out, lse = _fake_attention(q)
         return out.zero_(), lse.fill_(float("-inf"))
     if dispatch.use_triton(NAME, q, supports, q, kv, *layout):
         from flava_kernels.triton_ops import cross_attention as kernels
@@ -161,7 +161,7 @@ def _attend_backward(
 ) -> tuple[Tensor, Tensor]:
     layout = cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k
     if q.numel() == 0 or kv.numel() == 0:
-        d_q, d_kv = _fake_attention_backward(grad, q, kv, out, lse, *layout, equal_keys)
+        d_q, d_kv = _fake_attention_backward(grad, q, kv)
         return d_q.zero_(), d_kv.zero_()
     if dispatch.use_triton(NAME, q, supports, q, kv, *layout):
         from flava_kernels.triton_ops import cross_attention as kernels
@@ -177,15 +177,7 @@ _attention_backward = torch.library.custom_op(
 
 
 @_attention.register_fake
-def _fake_attention(
-    q: Tensor,
-    kv: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
-    equal_keys: bool,
-) -> tuple[Tensor, Tensor]:
+def _fake_attention(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     tokens, heads, head_size = q.shape
     return q.new_empty(tokens, heads, head_size), q.new_empty(
         heads, tokens, dtype=torch.promote_types(q.dtype, torch.float32)
@@ -193,22 +185,9 @@ def _fake_attention(
 
 
 @_attention_backward.register_fake
-def _fake_attention_backward(
-    grad: Tensor,
-    q: Tensor,
-    kv: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
-    equal_keys: bool,
-) -> tuple[Tensor, Tensor]:
-    return (
-        torch.empty_like(q, memory_format=torch.contiguous_format),
-        torch.empty_like(kv, memory_format=torch.contiguous_format),
-    )
+def _fake_attention_backward(_: Tensor, *inputs: Any) -> tuple[Tensor, Tensor]:
+    d_q, d_kv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs[:2])
+    return d_q, d_kv
 
 
 def _keep(ctx: Any, inputs: tuple, output: Any) -> None:

@@ -219,22 +219,20 @@ def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Te
 
 
 @_layer_norm.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+def _(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     return x.new_empty(x.shape), _statistics_like(x), _statistics_like(x)
 
 
 @torch.library.custom_op("flava_kernels::add_layer_norm", mutates_args=())
 def _add_layer_norm(
-    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float, x_bias: Tensor | None = None
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float, x_bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     triton = _takes_triton(x, residual, weight, bias, eps, x_bias)
     return _normalise(triton, x, residual, weight, bias, eps)
 
 
 @_add_layer_norm.register_fake
-def _(
-    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float, x_bias: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return x.new_empty(x.shape), x.new_empty(x.shape), _statistics_like(x), _statistics_like(x)
 
 
@@ -248,24 +246,15 @@ def _layer_norm_backward(
     weight: Tensor,
     bias: Tensor,
     parameters: bool,
-    x_bias: Tensor | None = None,
+    x_bias: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     triton = _takes_triton(total, None, weight, bias, 0.0)
     return _gradients(triton, grad, grad_total, total, mean, rstd, weight, bias, parameters, x_bias)
 
 
 @_layer_norm_backward.register_fake
-def _(
-    grad: Tensor,
-    grad_total: Tensor | None,
-    total: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    parameters: bool,
-    x_bias: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _(grad: Tensor, grad_total: Tensor | None, total: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    *_, weight, bias, parameters, x_bias = rest
     d_weight, d_bias = (own.new_empty(own.shape if parameters else 0) for own in (weight, bias))
     d_x_bias = total.new_empty(0) if x_bias is None else x_bias.new_empty(x_bias.shape)
     return total.new_empty(total.shape), d_weight, d_bias, d_x_bias
@@ -320,7 +309,7 @@ def _differentiate_add_layer_norm(
     *_: Tensor | None,
     gradients: Callable[..., tuple[Tensor, ...]] = _layer_norm_backward,
 ) -> tuple[Tensor | None, ...]:
-    needs = (*ctx.needs_input_grad[2:4], any(ctx.needs_input_grad[5:]))  # a default is no input
+    needs = (*ctx.needs_input_grad[2:4], ctx.needs_input_grad[5])
     d_total, d_weight, d_bias, d_x_bias = _differentiate(gradients, ctx, needs, grad, grad_total)
     return d_total, d_total, d_weight, d_bias, None, d_x_bias
 

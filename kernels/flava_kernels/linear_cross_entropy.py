@@ -276,16 +276,8 @@ def _(
 
 
 @_linear_cross_entropy_backward.register_fake
-def _(
-    grad: Tensor,
-    d_hidden: Tensor,
-    d_weight: Tensor,
-    d_bias: Tensor,
-    rows: Tensor | None,
-    number_of_rows: int,
-    bias_dtype: torch.dtype,
-    gradients: list[bool],
-) -> tuple[Tensor, ...]:
+def _(grad: Tensor, d_hidden: Tensor, d_weight: Tensor, d_bias: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    _, number_of_rows, bias_dtype, gradients = rest
     return (
         d_hidden.new_empty(number_of_rows if gradients[0] else 0, d_hidden.shape[1]),
         torch.empty_like(d_weight, dtype=d_hidden.dtype),

@@ -98,7 +98,7 @@ def test_log_sum_exp_is_in_base_2(monkeypatch, implementation):
     monkeypatch.setenv("FLAVA_KERNELS", implementation)
     torch.manual_seed(0)
     qkv = torch.randn(20, 3, 2, 32)
-    _, lse = torch.ops.flava_kernels.varlen_attention(qkv, cu_seqlens_of((3, 17)), 17, False, False)
+    _, lse = torch.ops.flava_kernels.varlen_attention(qkv, cu_seqlens_of((3, 17)), 17, False, False, None)
     q, k, _ = qkv[3:].double().permute(1, 2, 0, 3)
     expected = (q @ k.mT / 32**0.5).exp().sum(-1).log2()
     torch.testing.assert_close(lse[:, 3:], expected.float(), rtol=1e-6, atol=1e-6)
@@ -139,28 +139,40 @@ def test_nothing_of_other_sequences_or_of_memory_around_leaks(monkeypatch, imple
     qkv, grad = around[45:-45, :, 1:3, 4:36], around_upstream[45:-45, :2, 8:]
     qkv.copy_(clean), grad.copy_(upstream)
     qkv[: lengths[0]], grad[: lengths[0]] = torch.nan, torch.nan
-    out, lse = torch.ops.flava_kernels.varlen_attention(qkv, cu_seqlens, max(lengths), False, causal)
+    out, lse = torch.ops.flava_kernels.varlen_attention(qkv, cu_seqlens, max(lengths), False, causal, None)
     d_qkv, _ = torch.ops.flava_kernels.varlen_attention_backward(
-        grad, qkv, out, lse, cu_seqlens, max(lengths), False, causal
+        grad, qkv, out, lse, cu_seqlens, max(lengths), False, causal, None
     )
     torch.testing.assert_close(out[lengths[0] :], expected[0][lengths[0] :], rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(d_qkv[lengths[0] :], expected[1][lengths[0] :], rtol=1e-5, atol=1e-5)
     assert out[: lengths[0]].isnan().all()
 
 
-@pytest.mark.parametrize("causal", [False, True])
-def test_opcheck(causal):
+@pytest.mark.parametrize(("causal", "biased"), [(False, False), (True, True)])
+def test_opcheck(causal, biased):
     qkv, cu_seqlens = torch.randn(9, 3, 2, 32, requires_grad=True), cu_seqlens_of((4, 0, 5))
+    bias = torch.randn(3 * 2 * 32, requires_grad=True) if biased else None
     torch.library.opcheck(
-        torch.ops.flava_kernels.varlen_attention.default, (qkv, cu_seqlens, 5, False, causal)
+        torch.ops.flava_kernels.varlen_attention.default, (qkv, cu_seqlens, 5, False, causal, bias)
     )
     out, lse = (
         value.detach()
-        for value in torch.ops.flava_kernels.varlen_attention(qkv, cu_seqlens, 5, False, causal)
+        for value in torch.ops.flava_kernels.varlen_attention(qkv, cu_seqlens, 5, False, causal, None)
     )
     backward = torch.ops.flava_kernels.varlen_attention_backward.default
     torch.library.opcheck(
-        backward, (torch.randn(9, 2, 32), qkv.detach(), out, lse, cu_seqlens, 5, False, causal)
+        backward,
+        (
+            torch.randn(9, 2, 32),
+            qkv.detach(),
+            out,
+            lse,
+            cu_seqlens,
+            5,
+            False,
+            causal,
+            None if bias is None else bias.detach(),
+        ),
     )
 
 

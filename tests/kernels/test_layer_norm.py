@@ -42,7 +42,8 @@ def test_gradients():
             lambda *inputs, f=functions[0]: first(f(*inputs, 1e-5), 1), (x, weight, bias)
         )
         assert torch.autograd.gradcheck(
-            lambda *inputs, f=functions[1]: first(f(*inputs, 1e-5), 2), (x, residual, weight, bias)
+            lambda *inputs, f=functions[1]: first(f(*inputs, 1e-5, x_bias=None), 2),
+            (x, residual, weight, bias),
         )
 
 
@@ -109,13 +110,17 @@ def test_frozen_parameters_cost_no_launch(monkeypatch):
 def test_opcheck():
     x, residual, weight, bias = example()
     torch.library.opcheck(torch.ops.flava_kernels.layer_norm.default, (x, weight, bias, 1e-5))
-    torch.library.opcheck(torch.ops.flava_kernels.add_layer_norm.default, (x, residual, weight, bias, 1e-5))
+    for x_bias in (None, torch.randn(10, requires_grad=True)):
+        torch.library.opcheck(
+            torch.ops.flava_kernels.add_layer_norm.default, (x, residual, weight, bias, 1e-5, x_bias)
+        )
     statistics = module.forward_reference(x.detach(), residual.detach(), weight.detach(), bias.detach(), 1e-5)
     grad = torch.randn(6, 10)
-    for grad_total in (None, grad):
+    for grad_total, x_bias in ((None, None), (grad, torch.randn(10))):
+        parameters = weight.detach(), bias.detach(), grad_total is not None
         torch.library.opcheck(
             torch.ops.flava_kernels.layer_norm_backward.default,
-            (grad, grad_total, *statistics[1:], weight.detach(), bias.detach(), grad_total is not None),
+            (grad, grad_total, *statistics[1:], *parameters, x_bias),
         )
 
 

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributed.nn.functional import all_gather
 
 from flava_kernels.linear_cross_entropy import IGNORE_INDEX
 from flava_kernels.op import Op
@@ -252,8 +253,6 @@ def _liger_linear_cross_entropy(op: Op, device: str) -> Call:
 
 def clip_loss(image: Tensor, text: Tensor, log_scale: Tensor, row_mask: Tensor) -> Tensor:
     """open_clip's ClipLoss(local_loss=True, gather_with_grad=True) from its formula; summed, unmasked."""
-    from torch.distributed.nn.functional import all_gather
-
     world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
     image_all, text_all = (torch.cat(all_gather(x)) if world > 1 else x for x in (image, text))
     labels = torch.arange(image.shape[0], device=image.device) + rank * image.shape[0]

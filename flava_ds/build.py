@@ -15,13 +15,14 @@ from flava_ds.config import Config
 from flava_ds.data.first_look import look_over
 from flava_ds.data.loader import StepLoader
 from flava_ds.data.quarantine import Quarantine, quarantine_file
+from flava_ds.data.samples import member_fields
 from flava_ds.errors import DataError, UserError
 from flava_ds.preview import preview
 from flava_ds.ranks import roll_call
 from flava_ds.ranks.distributed import World, barrier, gather_objects, log, raise_together, start
 from flava_ds.ranks.launch import provide_demo_data
-from flava_ds.storage.index import index_missing
 from flava_ds.storage.retry import policy_of
+from flava_ds.storage.sample_table import prepare_table
 from flava_ds.storage.shards import list_shards
 from flava_ds.training.compiling import check_compiler
 from flava_ds.training.engine import Engine
@@ -187,12 +188,16 @@ def compare_data(world: World, loader: StepLoader) -> None:
 
 
 def prepare_shards(config: Config) -> UserError | None:
-    """Unpacks the demo's data if a source reads it, and indexes all shards; returns what went wrong."""
+    """Unpacks the demo's data if a source reads it, indexes all shards, and stores the tables of large
+    sources; returns what went wrong.
+    """
     try:
         provide_demo_data(config)
         for name, source in config.drawn_sources.items():
             if source.reading == "indexed" and source.reader is None:
-                index_missing(list_shards(source.shards, name, policy_of(config)))
+                prepare_table(
+                    list_shards(source.shards, name, policy_of(config)), *member_fields(name, source)
+                )
     except UserError as error:
         return error
     return None

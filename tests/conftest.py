@@ -72,10 +72,11 @@ def same_random_numbers() -> None:
 def indexed_demo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The built-in data, unpacked, with an index of every shard, as a first run in a folder leaves them."""
     from flava_ds.demo.dataset import unpack
-    from flava_ds.storage.index import index_missing
+    from flava_ds.storage.index import load_indexes
 
     root = unpack(tmp_path_factory.mktemp("demo") / "data").root
-    index_missing(sorted(root.rglob("*.tar")))
+    for _ in load_indexes(sorted(root.rglob("*.tar"))):
+        pass
     return root
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -107,7 +107,7 @@ class IndexedShards:
         """Returns what must be equal in every rank's copy of the shards."""
         return {
             "samples": len(self),
-            "the sizes of its shards": [size for size, _ in self.table.stamps],
+            "the sizes of its shards": _hashed(size for size, _ in self.table.stamps),
             "the keys of its samples": self.table.fingerprint,
             **self.content,
         }
@@ -209,6 +209,10 @@ class IndexedShards:
             f"source '{self.name}': {len(self)} usable samples in {len(self.table.shards)} shards; not "
             f"usable: {counted(self.table.faults)}"
         )
+
+
+def _hashed(numbers: Iterable[int]) -> str:
+    return hashlib.sha256(",".join(map(str, numbers)).encode()).hexdigest()[:16]
 
 
 class IndexedDraws:

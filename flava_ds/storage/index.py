@@ -142,20 +142,31 @@ def load_index(shard: Shard) -> ShardIndex:
 
 
 def load_indexes(
-    shards: Sequence[Shard], *, checksum: bool = False, processes: int | None = None
+    shards: Sequence[Shard],
+    stamps: Sequence[Stamp] | None = None,
+    *,
+    checksum: bool = False,
+    processes: int | None = None,
 ) -> Iterator[ShardIndex]:
     """Yields the index of every shard in order, building first those that are missing or lack a checksum.
 
+    Known `stamps` save a request for each.
+
     Raises: DataError when a shard cannot be read.
     """
-    unwritten, stamps = index_missing(shards, checksum=checksum, processes=processes), stamps_of(shards)
+    stamps = stamps_of(shards) if stamps is None else stamps
+    unwritten = index_missing(shards, stamps, checksum=checksum, processes=processes)
     for shard, stamp in zip(shards, stamps, strict=True):
         index = unwritten.pop(shard, None) or read_index(shard, stamp, checksum)
         yield index if index is not None else scan_shard(shard, stamp, checksum=checksum)
 
 
 def index_missing(
-    shards: Sequence[Shard], *, checksum: bool = False, processes: int | None = None
+    shards: Sequence[Shard],
+    stamps: Sequence[Stamp],
+    *,
+    checksum: bool = False,
+    processes: int | None = None,
 ) -> dict[Shard, ShardIndex]:
     """Indexes the shards that have no index; returns the indexes that could not be written to any file.
 
@@ -165,7 +176,7 @@ def index_missing(
     Raises: DataError when a shard cannot be read.
     """
     remote = bool(shards) and isinstance(shards[0], RemoteShard)
-    known = [(shard, stamp, checksum) for shard, stamp in zip(shards, stamps_of(shards), strict=True)]
+    known = [(shard, stamp, checksum) for shard, stamp in zip(shards, stamps, strict=True)]
     at_once = _REQUESTS_AT_ONCE if remote else 1
     kept = for_each(_is_kept, known, workers=at_once, threads=True, label="reading indexes")
     missing = [entry for entry, there in zip(known, kept, strict=True) if not there]

@@ -1,19 +1,33 @@
-"""The usable samples of all shards of a source, held in memory as numpy columns.
+"""The usable samples of all shards of a source: numpy columns that a process holds, or that all of them map.
 
-A pair takes about 40 bytes. Dataloader workers are forked and share the columns with their parent.
+A pair takes about 40 bytes: 3 GB for 70 million, 60 GB for 1.4 billion. Loader processes are forked and share
+the columns with their rank. Ranks of a machine share them where the table is a file (table_files.py).
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
+import json
+import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from flava_ds.storage import table_files
 from flava_ds.storage.files import Shard, Stamp
-from flava_ds.storage.index import ShardIndex, load_indexes
+from flava_ds.storage.index import ShardIndex, index_missing, load_indexes, read_index, stamps_of
+from flava_ds.storage.table_files import Arrays
+
+log = logging.getLogger(__name__)
+
+STORED_FROM = 256
+"""Shards from which on a table is stored: the indexes of fewer are read in a second or two."""
+_VERSION = 1
+
+Suffixes = Mapping[str, Sequence[str]]
 
 
 class SampleTable:
@@ -27,26 +41,35 @@ class SampleTable:
         keys, key_ends            [K], [N]    as in ShardIndex
     """
 
-    def __init__(
-        self, shards: Sequence[Shard], fields: Mapping[str, Sequence[str]], required: Mapping[str, str]
-    ) -> None:
-        """Indexes `shards`.
+    def __init__(self, shards: Sequence[Shard], fields: Suffixes, required: Mapping[str, str]) -> None:
+        """Maps the stored table of `shards` if there is one; otherwise indexes them and holds their table.
 
         `fields` maps a field to its suffixes, `required` a field to the fault of samples without it.
+
+        Raises: DataError when a shard cannot be read.
         """
         self.shards = list(shards)
-        self.faults: Counter[str] = Counter()
-        self.stamps: list[Stamp] = []
-        self._layouts: list[str] = []
-        self._checksums: list[str | None] = []
-        parts = [self._usable(index, fields, required) for index in load_indexes(self.shards)]
-        self.first = np.cumsum([0, *(len(part[1]) for part in parts)], dtype=np.int64)
-        self.keys = np.concatenate([part[0] for part in parts])
-        self.key_ends = np.cumsum(np.concatenate([part[1] for part in parts]), dtype=np.int64)
-        self.columns = {
-            field: tuple(np.concatenate([part[2][field][i] for part in parts]) for i in range(2))
-            for field in fields
-        }
+        self.stamps: list[Stamp] = stamps_of(self.shards)
+        large = len(self.shards) >= STORED_FROM
+        stored = table_files.load(_folder(self.shards, self.stamps, fields, required)) if large else None
+        if stored is None:
+            builder = _Builder(self.shards, self.stamps, fields, required)
+            parts = list(builder.parts())
+            arrays: Arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            stored = arrays, builder.said(arrays)
+        arrays, said = stored
+        self.keys, self.key_ends = arrays["keys"], arrays["key_ends"]
+        self.first = np.concatenate([np.zeros(1, dtype=np.int64), arrays["shard_ends"]])
+        self.columns = {field: (arrays[f"{field}.offset"], arrays[f"{field}.size"]) for field in fields}
+        self.faults: Counter[str] = Counter(said["faults"])
+        self.fingerprint: str = said["fingerprint"]
+        """Hash of the keys, shard by shard: if equal, the same sample numbers mean the same samples."""
+        self.layout: str = said["layout"]
+        """Hash of where every member lies and how long it is: no picture or caption of another length goes
+        unnoticed.
+        """
+        self.contents: str | None = said["contents"]
+        """Hash of the SHA-256 of all shards as their indexes have them; None where one has none."""
 
     def __len__(self) -> int:
         return int(self.first[-1])
@@ -60,49 +83,115 @@ class SampleTable:
         start = self.key_ends[sample - 1] if sample else 0
         return self.keys[start : self.key_ends[sample]].tobytes().decode("utf-8", "replace")
 
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """Hashes the keys, shard by shard: if equal, the same sample numbers mean the same samples."""
-        digest = hashlib.sha256(self.first.tobytes())
-        digest.update(self.key_ends.tobytes())
-        digest.update(self.keys.tobytes())
-        return digest.hexdigest()[:16]
 
-    @property
-    def layout(self) -> str:
-        """Hashes where every member lies and how long it is: no picture or caption of another length goes
-        unnoticed.
-        """
-        return hashlib.sha256("".join(self._layouts).encode()).hexdigest()[:16]
+def prepare_table(shards: Sequence[Shard], fields: Suffixes, required: Mapping[str, str]) -> None:
+    """Indexes the shards that have no index and, where there are many shards, stores their table.
 
-    @property
-    def contents(self) -> str | None:
-        """Hashes the SHA-256 of all shards as their indexes have them; None where one has none."""
-        known = [checksum for checksum in self._checksums if checksum is not None]
-        if len(known) < len(self.shards):
-            return None
-        return hashlib.sha256("".join(known).encode()).hexdigest()[:16]
-
-    def _usable(
-        self, index: ShardIndex, fields: Mapping[str, Sequence[str]], required: Mapping[str, str]
-    ) -> tuple:
-        """Keeps the samples with every required field; counts the others by the first field they lack."""
-        self.faults.update(index.faults)
-        self.stamps.append(index.stamp)
-        self._checksums.append(index.checksum)
-        members = (index.member_sample, index.member_suffix, index.member_offset, index.member_size)
-        parts = [repr(index.suffixes).encode(), *(part.tobytes() for part in members)]
-        self._layouts.append(hashlib.sha256(b"".join(parts)).hexdigest())
-        columns = {field: index.column(suffixes) for field, suffixes in fields.items()}
-        usable = np.ones(len(index), dtype=bool)
-        for field, fault in required.items():
-            present = columns[field][0] >= 0
-            self.faults.update({fault: n} if (n := int((usable & ~present).sum())) else {})
-            usable &= present
-        lengths = np.diff(index.key_ends, prepend=0)
-        keys = index.keys[np.repeat(usable, lengths)]
-        return (
-            keys,
-            lengths[usable],
-            {field: (offset[usable], size[usable]) for field, (offset, size) in columns.items()},
+    Raises: DataError when a shard cannot be read.
+    """
+    stamps = stamps_of(shards)
+    if len(shards) < STORED_FROM:
+        index_missing(shards, stamps)
+        return
+    folder = _folder(shards, stamps, fields, required)
+    stored = table_files.load(folder)
+    if stored is not None:
+        first = read_index(shards[0], stamps[0]) if stored[1]["contents"] is None else None
+        if first is None or first.checksum is None:
+            return
+    table_files.remove(folder)  # one that is damaged, or older than the checksums of the indexes
+    builder = _Builder(shards, stamps, fields, required)
+    try:
+        table_files.store(folder, builder.parts(), builder.said)
+    except OSError as error:
+        log.warning(
+            "the table of %d shards cannot be kept in '%s' (%s), so every rank reads their indexes and holds "
+            "its own",
+            len(shards),
+            folder.parent,
+            error.strerror,
         )
+        return
+    log.info("the table of %d shards is kept in '%s', for all ranks and later starts", len(shards), folder)
+
+
+class _Builder:
+    """Makes a table shard by shard, and says at the end what holds for all of it."""
+
+    def __init__(
+        self,
+        shards: Sequence[Shard],
+        stamps: Sequence[Stamp],
+        fields: Suffixes,
+        required: Mapping[str, str],
+    ) -> None:
+        self._shards, self._stamps, self._fields, self._required = shards, stamps, fields, required
+        self._faults: Counter[str] = Counter()
+        self._layouts: list[str] = []
+        self._checksums: list[str | None] = []
+
+    def parts(self) -> Iterator[Arrays]:
+        """Yields the arrays of every shard, with ends counted from the start of the table."""
+        samples = length = 0
+        for index in load_indexes(self._shards, self._stamps):
+            self._faults.update(index.faults)
+            self._checksums.append(index.checksum)
+            self._layouts.append(_layout(index))
+            columns, usable = self._usable(index)
+            lengths = np.diff(index.key_ends, prepend=0)
+            ends = length + np.cumsum(lengths[usable], dtype=np.int64)
+            samples += len(ends)
+            length = int(ends[-1]) if len(ends) else length
+            yield {
+                "shard_ends": np.array([samples], dtype=np.int64),
+                "keys": index.keys[np.repeat(usable, lengths)],
+                "key_ends": ends,
+                **{name: column[usable] for name, column in columns.items()},
+            }
+
+    def said(self, arrays: Arrays) -> dict[str, Any]:
+        """Returns what the whole table says beside its arrays."""
+        digest = hashlib.sha256(np.zeros(1, dtype=np.int64).tobytes())
+        for name in ("shard_ends", "key_ends", "keys"):
+            digest.update(arrays[name].data)
+        known = [checksum for checksum in self._checksums if checksum is not None]
+        return {
+            "faults": dict(self._faults),
+            "fingerprint": digest.hexdigest()[:16],
+            "layout": _short_hash("".join(self._layouts)),
+            "contents": _short_hash("".join(known)) if len(known) == len(self._shards) else None,
+        }
+
+    def _usable(self, index: ShardIndex) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Returns the columns of all samples, and which have every required field; counts the others by the
+        first field they lack.
+        """
+        columns: dict[str, np.ndarray] = {}
+        for field, suffixes in self._fields.items():
+            columns[f"{field}.offset"], columns[f"{field}.size"] = index.column(suffixes)
+        usable = np.ones(len(index), dtype=bool)
+        for field, fault in self._required.items():
+            present = columns[f"{field}.offset"] >= 0
+            self._faults.update({fault: n} if (n := int((usable & ~present).sum())) else {})
+            usable &= present
+        return columns, usable
+
+
+def _folder(
+    shards: Sequence[Shard], stamps: Sequence[Stamp], fields: Suffixes, required: Mapping[str, str]
+) -> Path:
+    """Returns where the table of these versions of the shards is stored."""
+    names = [str(shard.absolute() if isinstance(shard, Path) else shard) for shard in shards]
+    of = [_VERSION, names, {field: list(suffixes) for field, suffixes in fields.items()}, dict(required)]
+    return table_files.folder_of(*(_short_hash(json.dumps(what)) for what in (of, list(stamps))))
+
+
+def _layout(index: ShardIndex) -> str:
+    """Hashes where the members of a shard lie and how long they are."""
+    members = (index.member_sample, index.member_suffix, index.member_offset, index.member_size)
+    parts = [repr(index.suffixes).encode(), *(part.tobytes() for part in members)]
+    return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

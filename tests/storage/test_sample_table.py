@@ -1,0 +1,212 @@
+"""A table that is stored is the one that a process would hold, and is never an older or a broken one."""
+
+import logging
+import mmap
+import os
+import shutil
+import time
+
+import numpy as np
+import pytest
+from data.shard_files import pair_members
+
+from flava_ds.build import prepare_shards
+from flava_ds.data.indexed import IndexedShards
+from flava_ds.errors import DataError
+from flava_ds.storage import sample_table, table_files
+from flava_ds.storage.index import load_indexes, read_index
+from flava_ds.storage.sample_table import SampleTable, prepare_table
+
+FIELDS = {"image": ("webp", "png"), "caption": ("txt",), "metadata": ("json",)}
+REQUIRED = {"image": "no image", "caption": "missing caption"}
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
+@pytest.fixture
+def shards(make_shard):
+    """Four shards: one of them without a usable sample, one with two samples that lack a member."""
+    return [
+        make_shard("0.tar", pair_members(range(3))),
+        make_shard("1.tar", [("alone.txt", b"no picture"), ("bare.webp", b"no text")]),
+        make_shard("2.tar", [*pair_members([20]), ("x.webp", b"no text"), *pair_members([21])]),
+        make_shard("3.tar", pair_members(range(30, 35))),
+    ]
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Stores the tables of few shards, too."""
+    monkeypatch.setattr(sample_table, "STORED_FROM", 2)
+
+
+def tables(tmp_path):
+    return sorted((tmp_path / "cache/flava_ds/tables").glob("*"))
+
+
+def told(table):
+    """Everything that a table says."""
+    columns = {field: [part.tolist() for part in column] for field, column in table.columns.items()}
+    keys = [table.key(sample) for sample in range(len(table))]
+    places = [table.shard_of(sample) for sample in range(len(table))]
+    return (
+        (len(table), table.first.tolist(), keys, places, columns, table.faults, table.stamps),
+        (table.fingerprint, table.layout, table.contents),
+    )
+
+
+def is_mapped(array):
+    """Returns whether an array's bytes are those of a file."""
+    while isinstance(array, np.ndarray):
+        array = array.base
+    return isinstance(array.obj if isinstance(array, memoryview) else array, mmap.mmap)
+
+
+def test_a_stored_table_equals_one_that_is_held(shards, tmp_path, monkeypatch):
+    held = SampleTable(shards, FIELDS, REQUIRED)
+    assert len(held) == 10 and held.faults == {"no image": 1, "missing caption": 2}
+    prepare_table(shards, FIELDS, REQUIRED)
+    assert not tables(tmp_path), "a table of few shards was stored"
+    monkeypatch.setattr(sample_table, "STORED_FROM", 4)
+    prepare_table(shards, FIELDS, REQUIRED)
+    stored = SampleTable(shards, FIELDS, REQUIRED)
+    assert told(stored) == told(held)
+    arrays = (stored.keys, stored.key_ends, *(part for column in stored.columns.values() for part in column))
+    assert all(map(is_mapped, arrays)) and not is_mapped(held.keys)
+    assert [array.dtype for array in stored.columns["image"]] == [np.int64, np.uint32]
+    with pytest.raises(ValueError, match="read-only"):
+        stored.keys[0] = 0
+
+
+@pytest.mark.usefixtures("few")
+def test_it_is_read_instead_of_the_indexes(shards, monkeypatch):
+    prepare_table(shards, FIELDS, REQUIRED)
+    monkeypatch.setattr(sample_table, "load_indexes", lambda *_: pytest.fail("an index was read"))
+    prepare_table(shards, FIELDS, REQUIRED)
+    assert len(SampleTable(shards, FIELDS, REQUIRED)) == 10
+
+
+@pytest.mark.usefixtures("few")
+def test_a_run_stores_the_tables_of_its_large_sources(make_config):
+    config = make_config()
+    assert prepare_shards(config) is None
+    mapped = {name: is_mapped(IndexedShards(config, name).table.keys) for name in config.data.sources}
+    assert mapped == {"pairs": True, "images": False, "text": False}
+
+
+@pytest.mark.usefixtures("few")
+def test_other_shards_fields_and_requirements_have_tables_of_their_own(shards, tmp_path):
+    for chosen, fields, required in (
+        (shards, FIELDS, REQUIRED),
+        (shards[:3], FIELDS, REQUIRED),
+        (shards, {"image": ("webp",)}, {}),
+        (shards, FIELDS, {}),
+    ):
+        prepare_table(chosen, fields, required)
+        held = sample_table._Builder(chosen, SampleTable(chosen, fields, required).stamps, fields, required)
+        expected = sum(len(part["key_ends"]) for part in held.parts())
+        assert len(SampleTable(chosen, fields, required)) == expected
+    assert len(tables(tmp_path)) == 4
+
+
+@pytest.mark.usefixtures("few")
+def test_a_changed_shard_has_another_table_and_the_old_one_goes(shards, make_shard, tmp_path):
+    prepare_table(shards, FIELDS, REQUIRED)
+    (old,) = tables(tmp_path)
+    mapped = SampleTable(shards, FIELDS, REQUIRED)
+    make_shard("0.tar", pair_members(range(7)))
+    assert len(SampleTable(shards, FIELDS, REQUIRED)) == 14, "the table of the old shard was read"
+    prepare_table(shards, FIELDS, REQUIRED)
+    (new,) = tables(tmp_path)
+    assert new != old and len(SampleTable(shards, FIELDS, REQUIRED)) == 14
+    assert mapped.key(9) == "000000034", "a process that has mapped the old table lost it"
+
+
+@pytest.mark.usefixtures("few")
+def test_checksums_that_come_later_renew_it(shards, tmp_path):
+    prepare_table(shards, FIELDS, REQUIRED)
+    assert SampleTable(shards, FIELDS, REQUIRED).contents is None
+    assert all(index.checksum for index in load_indexes(shards, checksum=True))
+    prepare_table(shards, FIELDS, REQUIRED)
+    assert SampleTable(shards, FIELDS, REQUIRED).contents is not None and len(tables(tmp_path)) == 1
+
+
+@pytest.mark.usefixtures("few")
+@pytest.mark.parametrize("name", ["keys", "image.offset", "shard_ends", table_files.HEADER])
+@pytest.mark.parametrize("damage", ["absent", "cut short", "longer"])
+def test_a_broken_table_is_never_read_and_is_written_again(shards, tmp_path, name, damage):
+    prepare_table(shards, FIELDS, REQUIRED)
+    expected = told(SampleTable(shards, FIELDS, REQUIRED))
+    (folder,) = tables(tmp_path)
+    data = (folder / name).read_bytes()
+    (folder / name).unlink()
+    if damage != "absent":
+        (folder / name).write_bytes(data[:-1] if damage == "cut short" else data + b"1")
+    table = SampleTable(shards, FIELDS, REQUIRED)
+    assert told(table) == expected and not is_mapped(table.keys)
+    prepare_table(shards, FIELDS, REQUIRED)
+    assert is_mapped(SampleTable(shards, FIELDS, REQUIRED).keys) and (folder / name).read_bytes() == data
+
+
+@pytest.mark.usefixtures("few")
+def test_a_writer_that_fails_leaves_nothing_and_one_that_was_killed_is_cleaned_up(shards, tmp_path):
+    folder = table_files.folder_of("of", "version")
+    for error in (OSError(28, "No space left on device"), KeyboardInterrupt()):
+
+        def parts(error=error):
+            yield {"keys": np.zeros(3, np.uint8)}
+            assert list(folder.parent.glob(".*.partial/keys")), "parts are not written as they come"
+            raise error
+
+        with pytest.raises(type(error)):
+            table_files.store(folder, parts(), lambda _: {})
+        assert not list(folder.parent.iterdir())
+    left, busy = (folder.with_name(f".other-{name}.partial") for name in ("left", "busy"))
+    for other in (left, busy):
+        other.mkdir()
+        (other / "keys").write_bytes(b"1")
+    before = time.time() - 2 * table_files._ABANDONED_S
+    for file in (left / "keys", left):
+        os.utime(file, (before, before))
+    prepare_table(shards, FIELDS, REQUIRED)
+    assert not left.exists() and busy.exists() and len(tables(tmp_path)) == 2
+
+
+@pytest.mark.usefixtures("few")
+def test_the_first_of_two_writers_wins(shards, tmp_path):
+    prepare_table(shards, FIELDS, REQUIRED)
+    (folder,) = tables(tmp_path)
+    inode = (folder / "keys").stat().st_ino
+    table_files.store(folder, [{"keys": np.zeros(3, np.uint8)}], lambda _: {})
+    assert (folder / "keys").stat().st_ino == inode and tables(tmp_path) == [folder]
+
+
+@pytest.mark.usefixtures("few")
+def test_without_room_every_process_holds_its_own(shards, tmp_path, caplog):
+    shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+    cache = tmp_path / "cache/flava_ds"
+    cache.mkdir(parents=True)
+    (cache / "tables").write_text("no folder")
+    with caplog.at_level(logging.WARNING):
+        prepare_table(shards, FIELDS, REQUIRED)
+    assert f"the table of 4 shards cannot be kept in '{cache / 'tables'}' (" in caplog.text
+    assert len(SampleTable(shards, FIELDS, REQUIRED)) == 10
+    assert all(
+        read_index(shard, stamp)
+        for shard, stamp in zip(shards, SampleTable(shards, FIELDS, REQUIRED).stamps, strict=True)
+    )
+
+
+@pytest.mark.usefixtures("few")
+def test_a_source_without_a_usable_sample_is_stored_as_such(make_shard):
+    shards = [make_shard(f"{n}.tar", [(f"{n}.txt", b"no picture")]) for n in range(2)]
+    prepare_table(shards, FIELDS, REQUIRED)
+    table = SampleTable(shards, FIELDS, REQUIRED)
+    assert len(table) == 0 and table.faults == {"no image": 2} and table.first.tolist() == [0, 0, 0]
+
+
+@pytest.mark.usefixtures("few")
+def test_a_shard_that_cannot_be_read_is_named(shards):
+    shards[2].unlink()
+    with pytest.raises(DataError, match="2.tar' cannot be read"):
+        prepare_table(shards, FIELDS, REQUIRED)

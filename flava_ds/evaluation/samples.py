@@ -1,13 +1,14 @@
-"""Held-out shards in memory: encoded images, captions and metadata, for up to tens of thousands."""
+"""Held-out shards: captions and metadata in memory, encoded images read when they are asked for."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from flava_ds.errors import DataError
 from flava_ds.storage.faults import SampleFault, counted, lossy
 from flava_ds.storage.members import IMAGE_SUFFIXES
 from flava_ds.storage.sample_table import SampleTable
+from flava_ds.storage.shard_reader import open_indexed
 from flava_ds.storage.shards import expand_shards
 
 log = logging.getLogger(__name__)
@@ -36,7 +38,7 @@ class Samples:
     keys: tuple[str, ...]
     captions: tuple[str, ...]
     records: tuple[dict, ...]
-    encoded_images: tuple[bytes, ...]
+    encoded_images: Sequence[bytes]
     _pixels: dict[int, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -74,10 +76,10 @@ class Samples:
 
     def select(self, rows: np.ndarray, name: str) -> Samples:
         """Returns the chosen samples as a new set, with the images decoded so far."""
-        keys, captions, records, images = (
-            tuple(values[row] for row in rows)
-            for values in (self.keys, self.captions, self.records, self.encoded_images)
+        keys, captions, records = (
+            tuple(values[row] for row in rows) for values in (self.keys, self.captions, self.records)
         )
+        images = Chosen(self.encoded_images, rows)
         index = torch.from_numpy(np.asarray(rows, dtype=np.int64))
         decoded = {size: pixels[index] for size, pixels in self._pixels.items()}
         return Samples(name, keys, captions, records, images, decoded)
@@ -90,6 +92,41 @@ class Samples:
                 f"{self.name}: the picture of sample '{self.keys[row]}' cannot be used: {fault}; build the "
                 "data set again"
             ) from fault
+
+
+@dataclass(frozen=True, eq=False)
+class Members(Sequence[bytes]):
+    """One member of every sample of a table of local shards, read when it is asked for, by any thread."""
+
+    shards: Sequence[Path]
+    table: SampleTable
+    field: str
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, row: Any) -> Any:
+        offsets, sizes = self.table.columns[self.field]
+        offset, size, shard = int(offsets[row]), int(sizes[row]), self.table.shard_of(row)
+        file = open_indexed(self.shards[shard], self.table.stamps[shard])
+        try:
+            return file.pread(size, offset)
+        finally:
+            file.close()
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen(Sequence[bytes]):
+    """Some rows of a sequence."""
+
+    whole: Sequence[bytes]
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, row: Any) -> Any:
+        return self.whole[int(self.rows[row])]
 
 
 def _first_lacking(shards: list[Path], wanted: Mapping[str, Sequence[str]]) -> str | None:
@@ -105,7 +142,7 @@ def _first_lacking(shards: list[Path], wanted: Mapping[str, Sequence[str]]) -> s
 
 
 def read_samples(folder: Path, *, images: bool = True, captions: bool = True) -> Samples:
-    """Reads every sample of a folder of shards, optionally without images or captions.
+    """Lists every sample of a folder of shards, optionally without images or captions.
 
     Raises: DataError if the folder is missing or a sample lacks an image, a caption or readable metadata.
     """
@@ -124,28 +161,29 @@ def read_samples(folder: Path, *, images: bool = True, captions: bool = True) ->
     if table.faults:
         log.warning("%s: left out of %d samples: %s", folder, len(table), counted(table.faults))
     keys = tuple(table.key(row) for row in range(len(table)))
-    members = {name: _read_members(shards, table, name) for name in wanted}
+    none = (b"",) * len(keys)
     try:
-        texts = tuple(data.decode("utf-8").strip() for data in members.get("text", (b"",) * len(keys)))
-        records = tuple(json.loads(data) for data in members["record"])
+        texts = tuple(
+            data.decode("utf-8").strip()
+            for data in (_read_members(shards, table, "text") if captions else none)
+        )
+        records = tuple(json.loads(data) for data in _read_members(shards, table, "record"))
     except ValueError as error:
         raise DataError(
             f"{folder}: a caption is not UTF-8 or a .json is not JSON ({error}); build the data set again"
         ) from error
-    return Samples(Path(folder).name, keys, texts, records, members.get("image", (b"",) * len(keys)))
+    return Samples(
+        Path(folder).name, keys, texts, records, Members(shards, table, "image") if images else none
+    )
 
 
-def _read_members(shards: list[Path], table: SampleTable, name: str) -> tuple[bytes, ...]:
-    """Reads one member of every sample of a table of these shards, shard by shard."""
+def _read_members(shards: list[Path], table: SampleTable, name: str) -> Iterator[bytes]:
+    """Yields one member of every sample of a table of these shards, shard by shard."""
     offsets, sizes = table.columns[name]
-    found = []
     for number, shard in enumerate(shards):
         descriptor = os.open(shard, os.O_RDONLY)
         try:
-            found += [
-                os.pread(descriptor, int(sizes[row]), int(offsets[row]))
-                for row in range(table.first[number], table.first[number + 1])
-            ]
+            for row in range(table.first[number], table.first[number + 1]):
+                yield os.pread(descriptor, int(sizes[row]), int(offsets[row]))
         finally:
             os.close(descriptor)
-    return tuple(found)

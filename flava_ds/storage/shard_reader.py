@@ -38,7 +38,7 @@ class ShardReader:
             assert self._cache is not None
             data = self._cache.read(shard, self.stamps[number], offset, size)
         else:
-            file = self._open.pop(number, None) or _opened(shard, self.stamps[number])
+            file = self._open.pop(number, None) or open_indexed(shard, self.stamps[number])
             self._open[number] = file
             if len(self._open) > _OPEN_SHARDS:
                 self._open.popitem(last=False)[1].close()
@@ -55,13 +55,16 @@ class ShardReader:
             file.close()
 
 
-def _opened(shard: Path, stamp: Stamp) -> LocalFile:
-    """Opens a shard. Raises: DataError when it is another version than the one whose index is in use."""
+def open_indexed(shard: Path, stamp: Stamp) -> LocalFile:
+    """Opens a local shard.
+
+    Raises: DataError when it is another version than the one whose index is in use.
+    """
     file = LocalFile(shard)
     if file.stamp != stamp:
         file.close()
         raise DataError(
-            f"shard '{shard}' was changed or replaced while a run reads it, so its index no longer fits; "
+            f"shard '{shard}' was changed or replaced while it is being read, so its index no longer fits; "
             "leave it alone and start again"
         )
     return file

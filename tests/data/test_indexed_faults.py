@@ -140,7 +140,7 @@ def test_a_shard_cut_after_indexing_is_reported_as_truncated(source_of):
     with pytest.raises(SampleFault, match="truncated"):
         decode(source, 2)
     source._files = pickle.loads(pickle.dumps(source._files))  # as in a new process, with no file open
-    with pytest.raises(DataError, match="was changed or replaced while a run reads it"):
+    with pytest.raises(DataError, match="was changed or replaced while it is being read"):
         decode(source, 0)
     source.table.shards[0].unlink()
     with pytest.raises(DataError, match="cannot be read"):

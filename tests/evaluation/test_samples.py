@@ -1,6 +1,8 @@
 """Reading evaluation sets: everything is there, in order, and a defect is named."""
 
 import io
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -36,6 +38,21 @@ def test_a_selection_keeps_samples_and_pictures_together(train):
     chosen = train.select(np.array([5, 2]), "some")
     assert chosen.keys == (train.keys[5], train.keys[2])
     assert torch.equal(chosen.pixels(EDGE), train.pixels(EDGE)[[5, 2]])
+
+
+def test_pictures_are_read_when_they_are_asked_for(tmp_path):
+    """A set of a million pictures does not fit into the memory of every rank."""
+    write_shards(tmp_path / "set", [pair(n, style) for style in TRAIN_STYLES for n in range(4)], 3)
+    samples = read_samples(tmp_path / "set")
+    chosen = samples.select(np.array([5, 2]), "some")
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(chosen.encoded_images.__getitem__, [0, 1] * 50))
+    assert found == [samples.encoded_images[5], samples.encoded_images[2]] * 50
+    assert found[:2] == [picture(5 % 4, TRAIN_STYLES[1]), picture(2, TRAIN_STYLES[0])]
+    shutil.rmtree(tmp_path / "set")
+    write_shards(tmp_path / "set", [pair(n, TRAIN_STYLES[0]) for n in range(4)], 1)
+    with pytest.raises(DataError, match="was changed or replaced while it is being read"):
+        samples.encoded_images[0]
 
 
 def test_a_missing_member_is_named(tmp_path):

@@ -38,7 +38,7 @@ class OwnShards:
         return any(any(_place(folder, name).glob("*.tar")) for name in wanted)
 
     def read(self, folder: Path, split: str) -> LabelledImages | CaptionedImages:
-        """Reads a split into memory, with encoded images.
+        """Reads a split's labels or captions; its images are read when a task asks for them.
 
         Raises: DataError for a split that is not there, or naming what a sample lacks.
         """

@@ -9,8 +9,9 @@ numbers. torch's own operators do compute, on a few rows and in narrow layers. H
 widths tell: a line through the times, at a width of zero, is the host's part, and the narrowest width bounds
 it from above.
 
-The same module without the engine shows what DeepSpeed adds, and steps whose blocks call their layers one by
-one what running a block as one node of autograd saves. Times are CPU time of one thread, the least of
+The same module without the engine shows what DeepSpeed adds, `zero1_no_overlap` what its hooks on parameters
+take of that, and steps whose blocks call their layers one by one what running a block as one node of autograd
+saves. Times are CPU time of one thread, the least of
 several steps. They depend on the machine and on what else runs on it. So what host_time.py measured, a block
 of a transformer and the step's operators one by one, is measured again in between: the ratio of two blocks
 is that of two machines. Writes benchmarks/results/host_step.json.
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import gc
 import json
 import os
@@ -34,7 +36,7 @@ from host_time import CASES, ROOT, Launching, by_layers, calls_of_a_step, measur
 
 RESULT = ROOT / "benchmarks" / "results" / "host_step.json"
 WIDTHS = (24, 60, 96)
-WHO = ("layers", "engine", "module")
+WHO = ("layers", "engine", "no_overlap", "module")
 WARM = 3
 NARROW = {
     "model.image.image-size": 32,
@@ -150,8 +152,8 @@ def whole_counts(task: Any, batch: Any) -> dict[str, Any]:
 
 
 def step_times(width: int, world: Any, rounds: int, launching: Launching) -> dict[str, Any]:
-    """Returns the ms of an engine's step, of one by layers, and of the module's alone, by part, and the
-    launches of one.
+    """Returns the ms of an engine's step, of one by layers, of one without hooks on parameters, and of the
+    module's alone, by part, and the launches of one.
     """
     config = narrow(width)
     batch = pairs(config)
@@ -160,8 +162,14 @@ def step_times(width: int, world: Any, rounds: int, launching: Launching) -> dic
     launches = launching.launches / (WARM + rounds)
     with by_layers():
         layers = of_engine(config, batch, world, rounds)
-    all_three = {"layers": layers, "engine": engine, "module": of_module(config, batch, rounds)}
-    rounded = {who: {part: round(ms, 2) for part, ms in times.items()} for who, times in all_three.items()}
+    settings = dataclasses.replace(config.engine, deepspeed_config="zero1_no_overlap")
+    alike = {
+        "layers": layers,
+        "engine": engine,
+        "no_overlap": of_engine(dataclasses.replace(config, engine=settings), batch, world, rounds),
+        "module": of_module(config, batch, rounds),
+    }
+    rounded = {who: {part: round(ms, 2) for part, ms in times.items()} for who, times in alike.items()}
     return {"width": width, "launches": launches, **rounded}
 
 

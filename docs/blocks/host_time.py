@@ -57,6 +57,7 @@ def host_step(root: Path) -> str:
     shown = {
         "layers": "the engine's step, ZeRO-1, layer by layer",
         "engine": "the engine's step, blocks as one node",
+        "no_overlap": "the same with `zero1_no_overlap`",
         "module": "the module alone",
     }
     for who, name in shown.items():

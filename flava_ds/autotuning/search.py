@@ -204,12 +204,16 @@ def recomputation(tuner: Tuner, config: Config) -> Iterator[Choice]:
 
 
 def zero_stages(tuner: Tuner, config: Config) -> Iterator[Choice]:
-    """The other shipped ZeRO stages; one rank has nothing to divide, and stage 0 is refused but in fp32."""
+    """The other shipped ZeRO stages, and a step without hooks on parameters; one rank has nothing to divide,
+    and stage 0 is refused but in fp32.
+    """
     settings, _ = read_settings(config.engine.deepspeed_config)
     least = 0 if config.training.precision == "fp32" else 1
     for stage in range(least, 4):
         if stage != settings["zero_optimization"]["stage"] and tuner.ranks > 1:
             yield Choice(f"zero{stage}", ("--engine.deepspeed-config", f"zero{stage}"))
+    if config.engine.deepspeed_config == "zero1":
+        yield Choice("zero1_no_overlap", ("--engine.deepspeed-config", "zero1_no_overlap"))
 
 
 def buckets(tuner: Tuner, config: Config) -> Iterator[Choice]:

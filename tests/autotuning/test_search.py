@@ -49,6 +49,7 @@ def test_what_is_tried_keeps_the_global_batch(tuner):
         "zero2",
         "zero3",
     ]
+    assert found["zero1_no_overlap"].engine.deepspeed_config == "zero1_no_overlap"
     assert found["micro-batches of 2"].training.gradient_accumulation_steps == 4
     assert found["activations recomputed"].training.activation_checkpointing
     small = json.loads((tuner.folder / "zero1_buckets_100m.json").read_text(encoding="utf-8"))
@@ -56,9 +57,11 @@ def test_what_is_tried_keeps_the_global_batch(tuner):
     assert found["1 worker"].data.num_workers == 1
     words = (*tuner.overrides, "--training.precision", "bf16")
     half = dataclasses.replace(tuner, overrides=words)
-    assert [choice.title for choice in search.zero_stages(half, half.config())] == ["zero2", "zero3"]
+    stages = [choice.title for choice in search.zero_stages(half, half.config())]
+    assert stages == ["zero2", "zero3", "zero1_no_overlap"]
     alone = dataclasses.replace(tuner, ranks=1)
-    assert not [*search.zero_stages(alone, config), *search.buckets(alone, config)]
+    assert [choice.title for choice in search.zero_stages(alone, config)] == ["zero1_no_overlap"]
+    assert not [*search.buckets(alone, config)]
 
 
 def test_real_steps_with_and_without_recomputation(tmp_path, monkeypatch, capsys):

@@ -21,7 +21,7 @@ from flava_ds.training.engine import Engine
 
 def stages_in(folder) -> tuple[str, ...]:
     """Names every stage; ZeRO-3 partitions even the toy's small parameters."""
-    whole = ("zero0", "zero1", "zero2", "zero1_offload", "zero2_offload")
+    whole = ("zero0", "zero1", "zero1_no_overlap", "zero2", "zero1_offload", "zero2_offload")
     return (*whole, partition_everything(folder), partition_everything(folder, "zero3_offload"))
 
 

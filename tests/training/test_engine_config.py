@@ -19,7 +19,17 @@ def settings_of(folder, content, **training):
 
 
 @pytest.mark.parametrize(
-    "name", ["zero0", "zero1", "zero2", "zero3", "zero1_offload", "zero2_offload", "zero3_offload"]
+    "name",
+    [
+        "zero0",
+        "zero1",
+        "zero2",
+        "zero3",
+        "zero1_no_overlap",
+        "zero1_offload",
+        "zero2_offload",
+        "zero3_offload",
+    ],
 )
 def test_shipped_files_pass_and_always_carry_clipping(name):
     assert name in shipped_settings()

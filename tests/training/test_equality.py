@@ -30,6 +30,7 @@ PLANNED = {
         Scenario("zero2", 3, idle="zeros"),
         Scenario("zero3_offload", idle="zeros"),
         Scenario("zero1", arithmetic="fp32"),
+        Scenario("zero1_no_overlap", 3, idle="zeros"),
     ],
     3: [Scenario("zero2_offload"), Scenario("zero3", 2, checkpointing=True)],
     4: [Scenario("zero1_offload", 3, idle="zeros"), Scenario("zero1")],

@@ -13,17 +13,14 @@ from flava_ds.checkpoints.keeper import CheckpointKeeper
 from flava_ds.codebook.frozen import add_codebook
 from flava_ds.config import Config
 from flava_ds.data.first_look import look_over
+from flava_ds.data.indexed import prepare_source
 from flava_ds.data.loader import StepLoader
 from flava_ds.data.quarantine import Quarantine, quarantine_file
-from flava_ds.data.samples import member_fields
 from flava_ds.errors import DataError, UserError
 from flava_ds.preview import preview
 from flava_ds.ranks import roll_call
 from flava_ds.ranks.distributed import World, barrier, gather_objects, log, raise_together, start
 from flava_ds.ranks.launch import provide_demo_data
-from flava_ds.storage.retry import policy_of
-from flava_ds.storage.sample_table import prepare_table
-from flava_ds.storage.shards import list_shards
 from flava_ds.training.compiling import check_compiler
 from flava_ds.training.engine import Engine
 from flava_ds.training.trainer import Loader, Trainer
@@ -195,9 +192,7 @@ def prepare_shards(config: Config) -> UserError | None:
         provide_demo_data(config)
         for name, source in config.drawn_sources.items():
             if source.reading == "indexed" and source.reader is None:
-                prepare_table(
-                    list_shards(source.shards, name, policy_of(config)), *member_fields(name, source)
-                )
+                prepare_source(config, name)
     except UserError as error:
         return error
     return None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flava_ds.config import Config, SourceConfig
-from flava_ds.data.indexed import IndexedShards
+from flava_ds.data.indexed import IndexedShards, prepare_source
 from flava_ds.data.order import Order, sample_seed
 from flava_ds.data.skip_log import SkipLog
 from flava_ds.data.transforms import ImageTransform, center_pixels
@@ -49,6 +49,8 @@ class PixelStream:
             for name, source in sources.items()
         }
         pictures = config.with_sources(changed)
+        for name in sources:
+            prepare_source(pictures, name)
         self._sources = [IndexedShards(pictures, name) for name in sources]
         self._skips = [SkipLog(source.name, source.source.max_skipped_share) for source in self._sources]
         self._starts = np.cumsum([0, *map(len, self._sources)])

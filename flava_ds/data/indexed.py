@@ -18,7 +18,7 @@ from flava_ds.errors import DataError
 from flava_ds.storage import faults
 from flava_ds.storage.faults import SampleFault, counted
 from flava_ds.storage.retry import policy_of
-from flava_ds.storage.sample_table import SampleTable
+from flava_ds.storage.sample_table import SampleTable, prepare_table
 from flava_ds.storage.shard_reader import ShardReader
 from flava_ds.storage.shards import list_shards
 
@@ -27,6 +27,16 @@ SAMPLED = 8
 _MAX_ATTEMPTS = 200
 _MAX_PARTNERS = 16
 _REPLACEMENT = 3
+
+
+def prepare_source(config: Config, name: str) -> None:
+    """Indexes the shards of a source that have no index, and stores the table of a large one for all
+    processes of this machine.
+
+    Raises: DataError as IndexedShards does.
+    """
+    source = config.data.sources[name]
+    prepare_table(list_shards(source.shards, name, policy_of(config)), *member_fields(name, source))
 
 
 class IndexedShards:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, Self, TypeVar
@@ -27,6 +26,8 @@ from flava_ds.evaluation.protocols import (
     TextFeatures,
 )
 from flava_ds.evaluation.shares import Alone, Share
+from flava_ds.storage import parallel
+from flava_ds.storage.parallel import Given, Made
 
 BATCH_ROWS = 128
 """Images or texts encoded at a time."""
@@ -218,20 +219,7 @@ class FrozenModel:
         return found
 
 
-Given = TypeVar("Given")
-Made = TypeVar("Made")
-
-
 def ahead(make: Callable[[Given], Made], given: Sequence[Given]) -> Iterator[Made]:
     """Yields `make` of each entry in order, computed ahead by threads."""
     threads = min(MOST_THREADS, len(os.sched_getaffinity(0)))
-    if threads == 1 or len(given) == 1:
-        yield from map(make, given)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        jobs = []
-        for entry in given:
-            jobs.append(pool.submit(make, entry))
-            if len(jobs) > min(threads, DECODED_AHEAD):
-                yield jobs.pop(0).result()
-        yield from (job.result() for job in jobs)
+    return parallel.ahead(make, given, threads=threads, most=min(threads, DECODED_AHEAD))

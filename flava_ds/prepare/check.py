@@ -20,7 +20,7 @@ from flava_ds.config import Config, SourceConfig
 from flava_ds.config.data import SampleKind
 from flava_ds.data.decode import read_header
 from flava_ds.data.first_look import look_over
-from flava_ds.data.indexed import IndexedShards
+from flava_ds.data.indexed import IndexedShards, prepare_source
 from flava_ds.data.reader import BatchReader
 from flava_ds.data.samples import MAX_CHARACTERS, Sample
 from flava_ds.data.skip_list import differing_bits, perceptual_hash
@@ -135,6 +135,7 @@ def check_shards(
     kind = _kind(members, caption_key)
     config, limit = _as_trained(recipe, kind, shards, caption_key)
     [name] = config.data.sources
+    prepare_source(config, name)
     source = IndexedShards(config, name)
     found = Check(
         place=shards,

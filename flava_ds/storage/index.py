@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import os
+import struct
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from flava_ds.config.plain_files import loads
+from flava_ds.config.plain_files import loads, open_regular
 from flava_ds.storage import faults
 from flava_ds.storage.atomic import write_whole
 from flava_ds.storage.files import (
@@ -28,7 +29,7 @@ from flava_ds.storage.files import (
     user_cache,
 )
 from flava_ds.storage.members import allowed, refusal, sample_key
-from flava_ds.storage.parallel import for_each
+from flava_ds.storage.parallel import AT_ONCE, ahead, for_each
 from flava_ds.storage.small_objects import put, read_if_there
 from flava_ds.storage.tar_headers import tar_members
 
@@ -36,7 +37,8 @@ log = logging.getLogger(__name__)
 
 _VERSION = 4
 _COLUMNS = ("keys", "key_ends", "member_sample", "member_suffix", "member_offset", "member_size")
-_REQUESTS_AT_ONCE = 16
+_HEADER_BYTES = 16 * 2**10
+"""More than the header of an index has."""
 _WORTH_A_PROCESS = 256 * 2**20
 """Bytes of shards that take longer to index than a process takes to start."""
 
@@ -156,9 +158,16 @@ def load_indexes(
     """
     stamps = stamps_of(shards) if stamps is None else stamps
     unwritten = index_missing(shards, stamps, checksum=checksum, processes=processes)
-    for shard, stamp in zip(shards, stamps, strict=True):
+
+    def read(shard: Shard, stamp: Stamp) -> ShardIndex:
         index = unwritten.pop(shard, None) or read_index(shard, stamp, checksum)
-        yield index if index is not None else scan_shard(shard, stamp, checksum=checksum)
+        if index is None:  # damaged behind its header
+            index = scan_shard(shard, stamp, checksum=checksum)
+            _keep(shard, index)
+        return index
+
+    pairs = list(zip(shards, stamps, strict=True))
+    yield from ahead(lambda pair: read(*pair), pairs, threads=AT_ONCE, most=AT_ONCE)
 
 
 def index_missing(
@@ -177,8 +186,7 @@ def index_missing(
     """
     remote = bool(shards) and isinstance(shards[0], RemoteShard)
     known = [(shard, stamp, checksum) for shard, stamp in zip(shards, stamps, strict=True)]
-    at_once = _REQUESTS_AT_ONCE if remote else 1
-    kept = for_each(_is_kept, known, workers=at_once, threads=True, label="reading indexes")
+    kept = for_each(_is_kept, known, workers=AT_ONCE, threads=True, label="looking for indexes")
     missing = [entry for entry, there in zip(known, kept, strict=True) if not there]
     if not missing:
         return {}
@@ -187,7 +195,7 @@ def index_missing(
     log.info(
         "indexing %d of %d shards %s that have no index; this happens once", len(missing), len(shards), where
     )
-    workers = _REQUESTS_AT_ONCE
+    workers = AT_ONCE
     if not remote:
         workers = min(
             processes or len(os.sched_getaffinity(0)),
@@ -199,22 +207,59 @@ def index_missing(
 
 def stamps_of(shards: Sequence[Shard]) -> list[Stamp]:
     """Returns the version of every shard. Raises: DataError when one does not exist."""
-    remote = bool(shards) and isinstance(shards[0], RemoteShard)
-    arguments, at_once = [(shard,) for shard in shards], _REQUESTS_AT_ONCE if remote else 1
-    return for_each(stamp_of, arguments, workers=at_once, threads=True, label="looking for shards")
+    arguments = [(shard,) for shard in shards]
+    return for_each(stamp_of, arguments, workers=AT_ONCE, threads=True, label="looking for shards")
 
 
 def _is_kept(shard: Shard, stamp: Stamp, checksum: bool) -> bool:
-    """Returns whether a usable index exists."""
-    return read_index(shard, stamp, checksum) is not None
+    """Returns whether an index of this version of a shard exists. Of a local one only the header is read; if
+    the rest is damaged, that shows when it is used.
+    """
+    if isinstance(shard, RemoteShard):
+        return read_index(shard, stamp, checksum) is not None  # which leaves a local copy
+    for file in _places(shard):
+        assert isinstance(file, Path)  # as the shard is
+        try:
+            header = _peek(file)
+            if header["version"] == _VERSION and tuple(header["stamp"]) == stamp:
+                if header["checksum"] or not checksum:
+                    return True
+        except (OSError, ValueError, KeyError, TypeError, struct.error):
+            continue
+    return False
+
+
+def _places(shard: Shard) -> Iterator[Path | RemoteShard]:
+    """Yields where a shard's index may be, in the order in which to look."""
+    if isinstance(shard, RemoteShard):
+        yield from reversed(index_files(shard))
+        return
+    yield _beside(shard)
+    yield index_files(shard)[1]
+
+
+def _peek(file: Path) -> dict[str, Any]:
+    """Reads the header of an index, which is the first array of the file.
+
+    Raises: OSError or ValueError, KeyError, TypeError, struct.error for a file that `_encode` did not write.
+    """
+    with open(open_regular(file), "rb") as handle:
+        start = handle.read(_HEADER_BYTES)
+    names, extra = struct.unpack_from("<HH", start, 26)  # of the zip's first entry
+    array = np.lib.format.read_array(io.BytesIO(start[30 + names + extra :]), allow_pickle=False)
+    return loads(array.tobytes())
 
 
 def index_files(shard: Shard) -> tuple[Path | RemoteShard, Path]:
     """Returns where a shard's index may be: next to the shard, or in the cache if that is read-only."""
     place = str(shard.resolve()) if isinstance(shard, Path) else str(shard)
+    cached = f"{hashlib.sha256(place.encode()).hexdigest()[:32]}.npz"
+    return _beside(shard), user_cache() / "index" / cached
+
+
+def _beside(shard: Shard) -> Path | RemoteShard:
     name = shard.name + ".index.npz"
-    beside = shard.with_name(name) if isinstance(shard, Path) else shard.beside(name)
-    return beside, user_cache() / "index" / f"{hashlib.sha256(place.encode()).hexdigest()[:32]}.npz"
+    return shard.with_name(name) if isinstance(shard, Path) else shard.beside(name)
 
 
 def read_index(shard: Shard, stamp: Stamp, checksum: bool = False) -> ShardIndex | None:
@@ -222,8 +267,7 @@ def read_index(shard: Shard, stamp: Stamp, checksum: bool = False) -> ShardIndex
 
     Copies an index found next to a remote shard into the cache.
     """
-    beside, cache = index_files(shard)
-    for file in (cache, beside) if isinstance(beside, RemoteShard) else (beside, cache):
+    for file in _places(shard):
         try:
             data = read_if_there(file)
             index = _decode(data, stamp) if data else None
@@ -232,7 +276,7 @@ def read_index(shard: Shard, stamp: Stamp, checksum: bool = False) -> ShardIndex
             continue
         if data and index is not None and (index.checksum or not checksum):
             if isinstance(file, RemoteShard):
-                _replace(cache, data)
+                _replace(index_files(shard)[1], data)
             return index
     return None
 
@@ -240,11 +284,16 @@ def read_index(shard: Shard, stamp: Stamp, checksum: bool = False) -> ShardIndex
 def write_index(shard: Shard, stamp: Stamp, checksum: bool) -> ShardIndex | None:
     """Scans a shard and writes its index; returns the index only if it could not be written anywhere."""
     index = scan_shard(shard, stamp, checksum=checksum)
+    return None if _keep(shard, index) else index
+
+
+def _keep(shard: Shard, index: ShardIndex) -> bool:
+    """Writes an index; returns False when it could not be written anywhere."""
     data = _encode(index)
     beside, cache = index_files(shard)
     if isinstance(beside, RemoteShard):
-        return None if put(beside, data) | _replace(cache, data) else index
-    return None if _replace(beside, data) or _replace(cache, data) else index
+        return put(beside, data) | _replace(cache, data)
+    return _replace(beside, data) or _replace(cache, data)
 
 
 def _encode(index: ShardIndex) -> bytes:

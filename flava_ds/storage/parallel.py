@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import multiprocessing
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 from flava_ds.errors import DataError
+
+AT_ONCE = 16
+"""Requests at a time, of local files, too: they may be on the file system of a cluster."""
 
 
 class ProgressBar(tqdm):
@@ -23,6 +27,31 @@ class ProgressBar(tqdm):
 
 
 ProgressBar.set_lock(threading.RLock())
+
+
+Given = TypeVar("Given")
+Made = TypeVar("Made")
+
+
+def ahead(
+    make: Callable[[Given], Made], given: Sequence[Given], *, threads: int, most: int
+) -> Iterator[Made]:
+    """Yields `make` of every entry in order, at most `most` of them computed ahead by threads."""
+    if threads == 1 or len(given) <= 1:
+        yield from map(make, given)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        jobs: deque[Future[Made]] = deque()
+        try:
+            for entry in given:
+                jobs.append(pool.submit(make, entry))
+                if len(jobs) > most:
+                    yield jobs.popleft().result()
+            while jobs:
+                yield jobs.popleft().result()
+        finally:
+            for job in jobs:
+                job.cancel()
 
 
 def for_each(

@@ -94,15 +94,23 @@ def prepare_table(shards: Sequence[Shard], fields: Suffixes, required: Mapping[s
         index_missing(shards, stamps)
         return
     folder = _folder(shards, stamps, fields, required)
-    stored = table_files.load(folder)
-    if stored is not None:
-        first = read_index(shards[0], stamps[0]) if stored[1]["contents"] is None else None
-        if first is None or first.checksum is None:
-            return
-    table_files.remove(folder)  # one that is damaged, or older than the checksums of the indexes
-    builder = _Builder(shards, stamps, fields, required)
+
+    def is_current() -> bool:
+        stored = table_files.load(folder)
+        if stored is None or stored[1]["contents"] is not None:
+            return stored is not None
+        first = read_index(shards[0], stamps[0])
+        return first is None or first.checksum is None  # else it is older than the checksums of the indexes
+
     try:
-        table_files.store(folder, builder.parts(), builder.said)
+        if is_current():
+            return table_files.used(folder)
+        with table_files.alone(folder):
+            if is_current():  # another process has stored it meanwhile
+                return
+            table_files.remove(folder)
+            builder = _Builder(shards, stamps, fields, required)
+            table_files.store(folder, builder.parts(), builder.said)
     except OSError as error:
         log.warning(
             "the table of %d shards cannot be kept in '%s' (%s), so every rank reads their indexes and holds "

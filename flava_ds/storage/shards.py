@@ -6,6 +6,7 @@ import functools
 import logging
 import math
 import re
+import stat
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 from flava_ds.config.plain_files import read_small
 from flava_ds.errors import DataError
 from flava_ds.storage.files import PipedShard, RemoteShard, Shard, StreamedShard
+from flava_ds.storage.parallel import AT_ONCE, for_each
 from flava_ds.storage.retry import DEFAULT, ReadPolicy, call, file_system
 from flava_ds.storage.small_objects import fetch
 
@@ -138,15 +140,24 @@ def _expand_path(entry: str, shards: str, name: str) -> list[Path]:
         _say_left_out(str(path), left_out)
         return found
     found = [Path(expanded).expanduser() for expanded in expand_braces(entry)]
-    for shard in found:
-        if shard.is_dir() or shard.suffix != ".tar":
+    modes = for_each(_mode, [(shard,) for shard in found], workers=AT_ONCE, threads=True, label="listing")
+    for shard, mode in zip(found, modes, strict=True):
+        if stat.S_ISDIR(mode) or shard.suffix != ".tar":
             raise DataError(
                 f"{label}'{shard}' is not a .tar file; name a folder, one .tar, a .txt list or a pattern "
                 f"such as '/data/{{00000..00099}}.tar'"
             )
-        if not shard.is_file():
+        if not stat.S_ISREG(mode):
             raise DataError(f"{label}shard '{shard}' does not exist; check {_option(name)} '{shards}'")
     return found
+
+
+def _mode(path: Path) -> int:
+    """Returns the type and permissions of a file; 0 where there is none."""
+    try:
+        return path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
 
 
 def _expand_url(entry: str, label: str, policy: ReadPolicy) -> list[RemoteShard]:

@@ -9,29 +9,33 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import mmap
 import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from flava_ds.config.plain_files import loads
-from flava_ds.storage.atomic import PARTIAL, sync
+from flava_ds.storage.atomic import PARTIAL, hold, sync
 from flava_ds.storage.files import user_cache
+
+log = logging.getLogger(__name__)
 
 Arrays = Mapping[str, np.ndarray]
 
+_POLL_S = 1.0
 HEADER = "table.json"
 _DTYPES = {"keys": "<u1", "key_ends": "<i8", "shard_ends": "<i8", "offset": "<i8", "size": "<u4"}
 """By the last part of an array's name."""
-_ABANDONED_S = 24 * 3600
-"""Age from which the folder of a writer that was killed may go."""
+_UNUSED_S = 30 * 24 * 3600
+"""A table that no run has started with for so long goes, and so does what a killed writer left behind."""
 
 
 def folder_of(of: str, version: str) -> Path:
@@ -50,6 +54,37 @@ def load(folder: Path) -> tuple[Arrays, dict[str, Any]] | None:
         return arrays, header["said"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def used(folder: Path) -> None:
+    """Notes that a run starts with a table."""
+    with suppress(OSError):  # of another user, say
+        os.utime(folder / HEADER)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Lets one process at a time make a table, also of several machines that share the user's home; waits.
+
+    Raises: OSError when the cache cannot be written.
+    """
+    lock = folder.with_name(f".{folder.name}.lock")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    told = False
+    while True:
+        try:
+            held = hold(lock)
+            break
+        except BlockingIOError:
+            if not told:
+                log.info("another process makes the table of samples in '%s'; waiting for it", folder.parent)
+            told = True
+            time.sleep(_POLL_S)
+    with held:
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def store(folder: Path, parts: Iterable[Arrays], said: Callable[[Arrays], dict[str, Any]]) -> None:
@@ -91,18 +126,18 @@ def remove(folder: Path) -> None:
 
 
 def _remove_older(folder: Path) -> None:
-    """Removes tables of the same in other versions, and what a killed writer left of any."""
+    """Removes tables of the same in other versions, and any that have not been used for long."""
     of = folder.name.split("-", 1)[0]
     for other in folder.parent.glob(f"{of}-*"):
         if other != folder:
             remove(other)
-    for left in folder.parent.glob(f".*{PARTIAL}"):
-        if _age_s(left) > _ABANDONED_S:
-            remove(left)
+    for other in folder.parent.iterdir():
+        if other != folder and other.is_dir() and _age_s(other) > _UNUSED_S:
+            remove(other)
 
 
 def _age_s(folder: Path) -> float:
-    """Returns the seconds since a file in a folder was last written; 0 for one that has just gone."""
+    """Returns the seconds since a file in a folder was last used; 0 for one that has just gone."""
     try:
         return time.time() - max(file.stat().st_mtime for file in (folder, *folder.iterdir()))
     except OSError:

@@ -15,6 +15,7 @@ import pytest
 from data.shard_files import pair_members, write_tar
 
 from flava_ds.errors import DataError
+from flava_ds.storage import index as index_module
 from flava_ds.storage.files import LocalFile
 from flava_ds.storage.index import _encode, index_files, load_index, load_indexes, scan_shard
 from flava_ds.storage.members import sample_key
@@ -302,6 +303,22 @@ def test_a_source_is_known_by_its_keys_wherever_its_shards_lie(make_shard):
         fingerprint(("e", range(8))),
     }
     assert len(others | {whole}) == 4
+
+
+def test_an_index_is_decoded_once_and_a_damaged_one_is_written_again(make_shard, monkeypatch):
+    shards = [make_shard(f"{n}.tar", pair_members(range(n, n + 3))) for n in range(20)]
+    expected = [index.names() for index in load_indexes(shards)]
+    decoded = []
+    decode = index_module._decode
+    monkeypatch.setattr(index_module, "_decode", lambda *args: decoded.append(1) or decode(*args))
+    monkeypatch.setattr(index_module, "scan_shard", lambda *_, **__: pytest.fail("a shard was scanned"))
+    assert [index.names() for index in load_indexes(shards)] == expected and len(decoded) == len(shards)
+    monkeypatch.undo()
+    beside, _ = index_files(shards[7])
+    whole = beside.read_bytes()
+    beside.write_bytes(whole[:-40])  # behind the header
+    assert [index.names() for index in load_indexes(shards)] == expected
+    assert beside.read_bytes() == whole
 
 
 def test_a_checksum_is_added_to_an_index_without_one(make_shard):

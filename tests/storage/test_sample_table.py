@@ -5,6 +5,7 @@ import mmap
 import os
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -149,7 +150,7 @@ def test_a_broken_table_is_never_read_and_is_written_again(shards, tmp_path, nam
 
 
 @pytest.mark.usefixtures("few")
-def test_a_writer_that_fails_leaves_nothing_and_one_that_was_killed_is_cleaned_up(shards, tmp_path):
+def test_a_writer_that_fails_leaves_nothing():
     folder = table_files.folder_of("of", "version")
     for error in (OSError(28, "No space left on device"), KeyboardInterrupt()):
 
@@ -161,15 +162,27 @@ def test_a_writer_that_fails_leaves_nothing_and_one_that_was_killed_is_cleaned_u
         with pytest.raises(type(error)):
             table_files.store(folder, parts(), lambda _: {})
         assert not list(folder.parent.iterdir())
-    left, busy = (folder.with_name(f".other-{name}.partial") for name in ("left", "busy"))
-    for other in (left, busy):
+
+
+def make_older(folder, seconds):
+    for file in (*folder.iterdir(), folder):
+        os.utime(file, (time.time() - seconds,) * 2)
+
+
+@pytest.mark.usefixtures("few")
+def test_what_nobody_uses_goes(shards, tmp_path):
+    prepare_table(shards, FIELDS, REQUIRED)
+    (used,) = tables(tmp_path)
+    others = [used.with_name(name) for name in (".of-1.1-a.partial", "of-1", ".busy-1.2-b.partial", "busy-1")]
+    for other in others:
         other.mkdir()
         (other / "keys").write_bytes(b"1")
-    before = time.time() - 2 * table_files._ABANDONED_S
-    for file in (left / "keys", left):
-        os.utime(file, (before, before))
+    for folder in (used, *others[:2]):
+        make_older(folder, 2 * table_files._UNUSED_S)
     prepare_table(shards, FIELDS, REQUIRED)
-    assert not left.exists() and busy.exists() and len(tables(tmp_path)) == 2
+    prepare_table(shards[:3], FIELDS, REQUIRED)
+    left = set((tmp_path / "cache/flava_ds/tables").iterdir())
+    assert left >= {used, *others[2:]} and not left & {*others[:2]} and len(left) == 4
 
 
 @pytest.mark.usefixtures("few")
@@ -179,6 +192,22 @@ def test_the_first_of_two_writers_wins(shards, tmp_path):
     inode = (folder / "keys").stat().st_ino
     table_files.store(folder, [{"keys": np.zeros(3, np.uint8)}], lambda _: {})
     assert (folder / "keys").stat().st_ino == inode and tables(tmp_path) == [folder]
+
+
+@pytest.mark.usefixtures("few")
+def test_one_process_at_a_time_makes_a_table(shards, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(table_files, "_POLL_S", 0.01)
+    folder = sample_table._folder(shards, sample_table.stamps_of(shards), FIELDS, REQUIRED)
+    with caplog.at_level(logging.INFO), ThreadPoolExecutor(1) as pool:
+        with table_files.alone(folder):
+            waiting = pool.submit(prepare_table, shards, FIELDS, REQUIRED)
+            while "another process makes the table of samples" not in caplog.text:
+                time.sleep(0.01)
+            builder = sample_table._Builder(shards, sample_table.stamps_of(shards), FIELDS, REQUIRED)
+            table_files.store(folder, builder.parts(), builder.said)
+            made = (folder / "keys").stat().st_ino
+        waiting.result()
+    assert (folder / "keys").stat().st_ino == made and sorted(folder.parent.iterdir()) == [folder]
 
 
 @pytest.mark.usefixtures("few")

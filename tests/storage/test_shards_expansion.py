@@ -129,3 +129,14 @@ def test_pipes_run_nothing(tmp_path):
     with pytest.raises(DataError, match="shell command, which is not allowed"):
         expand_shards(f"pipe:touch {tmp_path / 'ran'}")
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_pattern_costs_one_look_at_each_shard(tmp_path, monkeypatch):
+    """A file system of a cluster takes milliseconds for each."""
+    names = [f"{number:05d}.tar" for number in range(40)]
+    for name in names:
+        (tmp_path / name).touch()
+    looked, ask = [], os.stat
+    monkeypatch.setattr(os, "stat", lambda path, **words: looked.append(path) or ask(path, **words))
+    assert [path.name for path in list_shards(f"{tmp_path}/{{00000..00039}}.tar")] == names
+    assert sum(str(path).endswith(tuple(names)) for path in looked) == len(names)

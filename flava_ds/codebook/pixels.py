@@ -66,14 +66,15 @@ class PixelStream:
                 f"sources {names or '(none)'}: {total} images are too few for a codebook; at least "
                 f"{MIN_PICTURES} are needed"
             )
-        order = Order(seed=config.seed, source=_SPLIT, size=total).at(0, np.arange(total))
-        held_out = min(held_out, total // 10)
-        self._held_out, self._train = order[:held_out], order[held_out:]
+        # computed where it is asked for: a list of all would take gigabytes for hundreds of millions
+        self._split = Order(seed=config.seed, source=_SPLIT, size=total)
+        self._held_out = self._split.at(0, np.arange(min(held_out, total // 10)))
+        self._left = total - len(self._held_out)
 
     @property
     def pictures(self) -> int:
         """How many there are to learn from."""
-        return len(self._train)
+        return self._left
 
     @property
     def held_out_pictures(self) -> int:
@@ -88,17 +89,18 @@ class PixelStream:
 
     def batch(self, step: int, size: int) -> Tensor:
         """Returns the images of one step without those that cannot be decoded: [b c H W] uint8."""
-        epochs, places = np.divmod(step * size + np.arange(size), len(self._train))
-        pictures = self._train[Order(seed=self._seed, source=_DEAL, size=len(self._train)).at(epochs, places)]
+        epochs, places = np.divmod(step * size + np.arange(size), self._left)
+        dealt = Order(seed=self._seed, source=_DEAL, size=self._left).at(epochs, places)
+        pictures = self._split.at(0, len(self._held_out) + dealt)
         images, rows = self._read(pictures)
         pictures, seeds = pictures[rows], sample_seed(self._seed, _DEAL, epochs[rows], pictures[rows])
         source = self._source_of(pictures)
         parts = [np.flatnonzero(source == number) for number in np.unique(source)]
-        dealt = []
+        images_of_parts = []
         for part in parts:
             transform = self._transforms[source[part[0]]]
-            dealt.append(transform([images[row] for row in part], seeds[part])[0])
-        return torch.cat(dealt)
+            images_of_parts.append(transform([images[row] for row in part], seeds[part])[0])
+        return torch.cat(images_of_parts)
 
     def held_out(self) -> Tensor:
         """Returns the held-out images, not augmented: [b c H W] uint8."""

@@ -19,7 +19,7 @@ from flava_ds.checkpoints.reader import CheckpointReader
 from flava_ds.config import Config
 from flava_ds.errors import CheckpointError
 from flava_ds.ranks import run_lock
-from flava_ds.ranks.distributed import World, gather_objects, log, together
+from flava_ds.ranks.distributed import World, from_main, log, together
 from flava_ds.ranks.lock_files import NAME
 from flava_ds.storage.atomic import write_whole
 from flava_ds.training import fragments
@@ -113,18 +113,14 @@ def resume(engine: Engine, config: Config) -> Resumed | None:
     Raises: CheckpointError on every rank when all checkpoints are damaged, or the newest undamaged one
     belongs to another model.
     """
-    world, place, found = engine.world, files.place_of(config.run_path, config), []
+    world, place = engine.world, files.place_of(config.run_path, config)
     with together(world):
         if world.local_rank == 0:  # what one process of a machine sees, all of it see
             place.look_again()
-    with together(world):
-        if world.is_main:  # rank 0 alone looks, so that all ranks get the same list
-            found = _to_go_on_from(place)
-    found = gather_objects(world, found)[0]
-    if not found:
+    candidate = newest_sound(world, _to_go_on_from(place))
+    if candidate is None:
         log.info("no checkpoint under %s: a fresh start", place)
         return None
-    candidate = newest_sound(world, found)
     with together(world):  # first, because its error is clearer than one about missing tensors
         check_family(candidate, config.model.type)
     resumed = restore(engine, candidate)
@@ -133,10 +129,10 @@ def resume(engine: Engine, config: Config) -> Resumed | None:
     return resumed
 
 
-def _to_go_on_from(place: Place) -> list[Place]:
-    """Returns the latest checkpoint and those before it, newest first. Says so if `latest` names another."""
+def _to_go_on_from(place: Place) -> Iterator[Place]:
+    """Yields the latest checkpoint and those before it, newest first. Says so if `latest` names another."""
     if (folder := files.latest(place)) is None:
-        return []
+        return
     if (name := files.named(place)) != folder.name:
         log.error(
             "%s %s; going on from %s",
@@ -144,25 +140,40 @@ def _to_go_on_from(place: Place) -> list[Place]:
             "is missing" if name is None else f"names '{name}', which is gone",
             folder,
         )
+    yield folder
     older = [place / name for name in files.complete(place) if name < folder.name]
-    return [folder, *reversed(older)]
+    yield from reversed(older)
 
 
-def newest_sound(world: World, folders: list[Place]) -> Place:
-    """Returns the first undamaged checkpoint of a non-empty list.
+def newest_sound(world: World, folders: Iterator[Place]) -> Place | None:
+    """Returns the first undamaged checkpoint; None where there are none at all.
 
-    Raises: CheckpointError on every rank when all are damaged.
+    Rank 0 alone iterates over `folders`, so that all ranks try the same, and takes only as many as it needs.
+
+    Raises: CheckpointError on every rank when all are damaged, or rank 0 cannot list them.
     """
-    for folder, before in zip(folders, [*folders[1:], None], strict=True):
+    folder = _next(world, folders)
+    while folder is not None:
         try:
             check(world, folder)
             break
         except CheckpointError as error:
+            before = _next(world, folders)
             if before is None:
                 raise
             if world.is_main:
                 log.error("%s; going on from the checkpoint before, %s", error, before)
+            folder = before
     return folder
+
+
+def _next(world: World, folders: Iterator[Place]) -> Place | None:
+    """Returns rank 0's next folder on all ranks; None after the last."""
+    found = None
+    with together(world):
+        if world.is_main:
+            found = next(folders, None)
+    return from_main(world, found)
 
 
 def check(world: World, folder: Place) -> None:

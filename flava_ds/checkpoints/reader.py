@@ -237,7 +237,7 @@ def good_checkpoints(place: Place) -> Iterator[Place]:
     """
     current = latest(place)
     names = [name for name in complete(place) if current is not None and name <= current.name]
-    return (place / name for name in reversed(names) if _is_good(place / name))
+    yield from (place / name for name in reversed(names) if _is_good(place / name))
 
 
 def _is_good(folder: Place) -> bool:

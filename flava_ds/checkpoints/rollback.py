@@ -5,7 +5,7 @@ from __future__ import annotations
 from flava_ds.checkpoints import checkpoint, files
 from flava_ds.checkpoints.reader import good_checkpoints
 from flava_ds.config import Config
-from flava_ds.ranks.distributed import gather_objects, log, together
+from flava_ds.ranks.distributed import log, together
 from flava_ds.training.engine import Engine
 
 
@@ -16,15 +16,10 @@ def go_back(engine: Engine, config: Config) -> checkpoint.Resumed | None:
 
     Raises: CheckpointError on every rank when all good checkpoints are damaged.
     """
-    world, place, good = engine.world, files.place_of(config.run_path, config), []
-    with together(world):
-        if world.is_main:
-            # rank 0 alone looks, so that all ranks get the same list
-            good = list(good_checkpoints(place))
-    good = gather_objects(world, good)[0]
-    if not good:
+    world, place = engine.world, files.place_of(config.run_path, config)
+    found = checkpoint.newest_sound(world, good_checkpoints(place))
+    if found is None:
         return None
-    found = checkpoint.newest_sound(world, good)
     resumed = checkpoint.restore(engine, found)
     with together(world):
         if world.is_main:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 from collections import Counter, deque
@@ -69,20 +70,25 @@ class StreamedShards:
     def state(self) -> dict[str, Any]:
         """Returns everything that determines the order of each lane."""
         skip_list = self.decoder.skip_list
-        names = "\n".join(str(shard).rsplit("/", 1)[-1] for shard in self.shards)
         shuffled = "stream in shard order"
         if self.config.data.shuffle:
             shuffled = f"stream through a buffer of {self.source.shuffle_buffer}"
         return {
             "samples": None,
-            "keys": f"{_hash_text(names):016x}",
+            "keys": self._named,
             "order": shuffled + (f" by {self.source.pipeline}" if self.source.pipeline else ""),
             "skip_list": skip_list.fingerprint if skip_list is not None else None,
         }
 
     def seen(self) -> dict[str, Any]:
         """Returns what must be equal in every rank's list of shards."""
-        return {"the names of its shards": [str(shard).rsplit("/", 1)[-1] for shard in self.shards]}
+        return {"the names of its shards": self._named}
+
+    @functools.cached_property
+    def _named(self) -> str:
+        """Hashes the names of the shards, in order and without their folders."""
+        names = "\n".join(str(shard).rsplit("/", 1)[-1] for shard in self.shards)
+        return f"{_hash_text(names):016x}"
 
     def notes(self, lane: Lane) -> list[str]:
         """Returns log lines: the guarantees that a stream lacks, and the cost of too few shards."""

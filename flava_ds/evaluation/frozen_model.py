@@ -31,7 +31,6 @@ from flava_ds.storage.parallel import Given, Made
 
 BATCH_ROWS = 128
 """Images or texts encoded at a time."""
-PART_ROWS = PART_BATCHES * BATCH_ROWS
 DECODED_AHEAD = 4
 """Batches decoded ahead of the model, at most."""
 MOST_THREADS = 8
@@ -138,12 +137,21 @@ class FrozenModel:
         """
         encode = self.need(ImageFeatures, asked_by).image_features
         if pictures not in self._images:
+            step = self._part_batches(pictures) * BATCH_ROWS
             parts = [
-                self._part(pictures, encode, number, range(start, min(start + PART_ROWS, len(pictures))))
-                for number, start in enumerate(range(0, len(pictures), PART_ROWS))
+                self._part(pictures, encode, number, range(start, min(start + step, len(pictures))))
+                for number, start in enumerate(range(0, len(pictures), step))
             ]
             self._images[pictures] = torch.cat(parts)
         return self._images[pictures]
+
+    def _part_batches(self, pictures: Pictures) -> int:
+        """Returns how many batches ranks encode before they exchange them: those of a file if the cache keeps
+        them, otherwise enough that every rank has some to decode ahead.
+        """
+        if self._cache is not None and isinstance(pictures, Identified):
+            return PART_BATCHES
+        return max(PART_BATCHES, DECODED_AHEAD * self._share.parts)
 
     def _part(
         self, pictures: Pictures, encode: Callable[[Tensor], Tensor], number: int, rows: range

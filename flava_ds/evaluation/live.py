@@ -17,7 +17,7 @@ from flava_ds.evaluation.frozen_model import Described, FrozenModel
 from flava_ds.evaluation.opening import freeze
 from flava_ds.evaluation.pixels import pixel_model
 from flava_ds.evaluation.protocols import Evaluator, ImageFeatures, Score
-from flava_ds.evaluation.runner import FoundData, check_needs, evaluate, find_all
+from flava_ds.evaluation.runner import FoundData, check_needs, find_all
 from flava_ds.evaluation.shares import AmongRanks
 from flava_ds.ranks.distributed import World, together
 
@@ -57,10 +57,9 @@ class LiveEvaluation:
         return self._evaluated(model, [task for task in self.tasks if task.needs == (ImageFeatures,)])
 
     def _evaluated(self, model: FrozenModel, tasks: Sequence[Evaluator]) -> dict[str, dict[str, Score]]:
-        def scores(task: Evaluator) -> dict[str, Score]:
-            return evaluate([task], model, self.data)[task.name].scores
-
-        return {task.name: AmongRanks(self.world).together(partial(scores, task)) for task in tasks}
+        """Runs tasks without runner.evaluate's facts, which every rank would stat all pictures for."""
+        share = AmongRanks(self.world)
+        return {task.name: share.together(partial(task.run, model, self.data[task.name])) for task in tasks}
 
     def _frozen(self, module: nn.Module) -> FrozenModel:
         return _frozen(self.config, module, AmongRanks(self.world))

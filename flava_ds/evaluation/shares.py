@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from flava_ds.errors import UserError
-from flava_ds.ranks.distributed import World, gather_objects, raise_together, start, stop, together
+from flava_ds.ranks.distributed import World, from_main, gather_objects, raise_together, start, stop, together
 
 Result = TypeVar("Result")
 TIMEOUT_S = 3600
@@ -114,8 +114,8 @@ class AmongRanks:
 
         Raises: its error, on all ranks.
         """
-        made = self.together(make if self.is_main else lambda: None)
-        found: Result = gather_objects(self.world, made)[0]
+        made: Any = self.together(make if self.is_main else lambda: None)
+        found: Result = from_main(self.world, made)
         return found
 
     def together(self, run: Callable[[], Result]) -> Result:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,6 +20,7 @@ from flava_ds.processes import within
 
 log = logging.getLogger("flava_ds")
 
+Value = TypeVar("Value")
 
 ENDED = "flava_ds/first_end"
 """Key in the store for the rank that ended first, and its exit status."""
@@ -165,6 +167,16 @@ def gather_objects(world: World, value: object) -> list:
     values: list = [None] * world.size
     dist.all_gather_object(values, value, group=world.host_group)
     return values
+
+
+def from_main(world: World, value: Value) -> Value:
+    """Returns rank 0's `value` on all ranks, whatever the others pass. Uses pickle, as gather_objects does,
+    but the memory that it takes does not grow with the number of ranks.
+    """
+    values: list[Any] = [value]
+    dist.broadcast_object_list(values, src=0, group=world.host_group)
+    found: Value = values[0]
+    return found
 
 
 def raise_together(world: World, error: Exception | None) -> None:

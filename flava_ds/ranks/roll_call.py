@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,7 +34,9 @@ TIMED_OUT = re.compile(
 """gloo's and nccl's errors when another rank does not take part."""
 ANSWER_S = 5.0
 """Seconds that a rank has to answer."""
-ASKED, SPENT, PRESENT = "flava_ds/roll_call", "flava_ds/roll_call/seconds", "flava_ds/roll_call/rank_{}"
+FIRST_LOOK_S = 0.05
+"""Seconds between the first two looks for answers; every later interval is twice the one before."""
+ASKED, SPENT, ANSWERS = "flava_ds/roll_call", "flava_ds/roll_call/seconds", "flava_ds/roll_call/answers"
 NAMED = 8
 """Maximum number of ranks that a message names."""
 
@@ -117,30 +118,39 @@ def _ask(store: Any, rank: int, seconds: str | None) -> tuple[dict[int, str], st
     """
     if seconds is not None:
         within(STORE_S, lambda: store.set(SPENT, seconds))
-    within(STORE_S, lambda: store.set(PRESENT.format(rank), ""))
+    # also creates the value, so that get() does not wait for it
+    within(STORE_S, lambda: store.append(ANSWERS, _answered(rank, "")))
     within(STORE_S, lambda: store.set(ASKED, "1"))
-    deadline, waiting = time.monotonic() + ANSWER_S, set(range(len(_peers)))
-    while waiting and time.monotonic() < deadline:
-        waiting = within(STORE_S, partial(_absent, store, waiting))
-        time.sleep(0.05)
-    answered = [other for other in range(len(_peers)) if other not in waiting]
-    answers = {other: PRESENT.format(other) for other in answered}
-    positions = within(STORE_S, lambda: {other: store.get(key).decode() for other, key in answers.items()})
+    deadline, interval = time.monotonic() + ANSWER_S, FIRST_LOOK_S
+    while True:
+        positions = _answers(within(STORE_S, lambda: store.get(ANSWERS)))
+        left = deadline - time.monotonic()
+        if len(positions) == len(_peers) or left <= 0:
+            break
+        time.sleep(min(interval, left))
+        interval *= 2
     if within(STORE_S, lambda: store.check([SPENT])):
         seconds = within(STORE_S, lambda: store.get(SPENT)).decode()
     return positions, seconds
 
 
-def _absent(store: Any, ranks: set[int]) -> set[int]:
-    """Returns those of `ranks` that have not answered yet."""
-    return {rank for rank in ranks if not store.check([PRESENT.format(rank)])}
+def _answered(rank: int, position: str) -> str:
+    """Returns a rank's line in the value of all answers."""
+    return f"{rank} {position}\n"
+
+
+def _answers(lines: bytes) -> dict[int, str]:
+    """Returns the position of every rank that has answered, in rank order; a rank's last line counts."""
+    answers = (line.split(" ", 1) for line in lines.decode().split("\n")[:-1])
+    positions = {int(rank): position for rank, position in answers}
+    return {rank: positions[rank] for rank in sorted(positions)}
 
 
 def _answer(store: Any, rank: int) -> None:
     """Waits for the question and answers with the main thread's position; ends with the store."""
     try:
         store.wait([ASKED], timedelta(days=1000))
-        store.compare_set(PRESENT.format(rank), "", _position())
+        store.append(ANSWERS, _answered(rank, _position()))
     except RuntimeError:
         return
 

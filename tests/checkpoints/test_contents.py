@@ -4,7 +4,7 @@ run writes."""
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ import torch
 from checkpoint_helpers import small_weights, write_checkpoint
 from torch import Tensor
 
-from flava_ds.checkpoints import contents, files
+from flava_ds.checkpoints import contents, files, reader
 from flava_ds.checkpoints.checkpoint import newest_sound
 from flava_ds.checkpoints.place import Place
 from flava_ds.checkpoints.reader import load_weights
@@ -234,8 +234,21 @@ def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path, name, k
             contents.verify(folder)
 
 
-def _newest_sound_alone(folders: list[Place]) -> Place:
+def _newest_sound_alone(folders: Iterable[Place]) -> Place | None:
     """Calls `newest_sound` without a process group."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("flava_ds.ranks.distributed.gather_objects", lambda world, value: [value])
-        return newest_sound(ALONE, folders)
+        patch.setattr("flava_ds.checkpoints.checkpoint.from_main", lambda world, value: value)
+        return newest_sound(ALONE, iter(folders))
+
+
+def test_a_run_that_goes_back_reads_no_state_before_the_sound_one(tmp_path, monkeypatch):
+    """All ranks wait while rank 0 reads; a run may keep hundreds of checkpoints."""
+    folders = {step: write_checkpoint(tmp_path, step, small_weights()) for step in (1, 2, 3, 4, 5)}
+    read, is_good = [], reader._is_good
+    monkeypatch.setattr(reader, "_is_good", lambda folder: read.append(folder) or is_good(folder))
+    good = reader.good_checkpoints(Place(tmp_path))
+    assert not read, "other ranks than the first only pass it on"
+    flip(folders[5].local / "weights_00001.safetensors")
+    assert _newest_sound_alone(good) == folders[4] and read == [folders[5], folders[4]]
+    assert _newest_sound_alone([]) is None

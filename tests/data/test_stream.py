@@ -110,6 +110,16 @@ def test_another_topology_goes_on_with_a_word_and_other_settings_are_refused(str
         StepLoader(reading(streams(2), "stream", shuffle_buffer=5)).check_state(saved)
 
 
+def test_what_ranks_compare_of_a_stream_does_not_grow_with_its_shards(streams, make_shard):
+    """Every rank receives it from every other one; a source may have 40,000 shards."""
+    few = StepLoader(streams()).sources["pairs"].seen()
+    assert few == StepLoader(streams(), 1, 2).sources["pairs"].seen()
+    for number in range(8, 40):
+        make_shard(f"pairs/{number}.tar", pair_members([1000 + number]))
+    many = StepLoader(streams()).sources["pairs"].seen()
+    assert many != few and len(repr(many)) == len(repr(few)) < 100
+
+
 def test_what_a_stream_cannot_promise_is_said_once_and_too_few_shards_too(streams, caplog):
     StepLoader(streams(2), 0, 2)
     said = [record.getMessage() for record in caplog.records if "'pairs'" in record.getMessage()]

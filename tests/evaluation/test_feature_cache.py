@@ -17,7 +17,7 @@ from flava_ds.evaluation.runner import find_data
 def pictures(tmp_path, monkeypatch):
     """Twelve pictures in parts of eight."""
     monkeypatch.setattr(frozen_model, "BATCH_ROWS", 4)
-    monkeypatch.setattr(frozen_model, "PART_ROWS", 8)
+    monkeypatch.setattr(frozen_model, "PART_BATCHES", 2)
     root = write_image_folder(tmp_path / "data", {"test": 4})
 
     def read(transform=CLIP_TRANSFORM):

@@ -2,7 +2,9 @@
 of them.
 """
 
+import contextlib
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
@@ -130,6 +132,31 @@ def test_two_ranks_find_what_one_process_finds(tmp_path, run_ranks, stage, monke
     assert abs(before - after) > 1e-3, "the second weights must tell, or this test could not fail"
 
 
+def stats_of_pictures(folder: Path) -> tuple[int, int]:
+    """Evaluates twice; returns how many pictures there are and how many the second time asks the state of."""
+    world, config = start(60), config_of(folder, "zero1")
+    module = build_task(config).eval()
+    live = LiveEvaluation(config, module, world, lambda: contextlib.nullcontext(module))
+    live()
+    asked, stat = [], os.stat
+
+    def counted(path, *arguments, **named):
+        asked.append(str(path))
+        return stat(path, *arguments, **named)
+
+    os.stat = counted
+    live()
+    live.of_pixels()
+    return len(list(folder.rglob("*.png"))), sum(path.endswith(".png") for path in asked)
+
+
+@pytest.mark.distributed
+def test_scores_alone_take_no_look_at_the_state_of_every_picture(tmp_path, run_ranks):
+    """1.3 million of ImageNet for every task, on every rank."""
+    write_sets(tmp_path / "sets")
+    assert run_ranks(stats_of_pictures, 1, tmp_path) == [(3 * (9 + 4), 0)]
+
+
 def refused(folder: Path, best_metric: str):
     world, config = (
         start(60),
@@ -170,7 +197,7 @@ def breaks(folder: Path):
 
     live_tasks = live.tasks
     live.tasks = [Breaks(), *live_tasks[1:]]
-    live._lend = lambda: __import__("contextlib").nullcontext(module)
+    live._lend = lambda: contextlib.nullcontext(module)
     try:
         live()
     except RuntimeError as error:

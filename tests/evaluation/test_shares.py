@@ -15,9 +15,9 @@ TASKS = ["image_folder_zero_shot", "image_folder_neighbours", "image_folder_prob
 
 
 def shared(root, broken=None):
-    """Evaluates on this rank's share; 5 pictures a batch."""
+    """Evaluates on this rank's share; 5 pictures a batch, fewer batches a part than there are ranks."""
     world, knows = start(60), KnowsColors({"green": "red"})
-    frozen_model.BATCH_ROWS = 5
+    frozen_model.BATCH_ROWS, frozen_model.PART_BATCHES = 5, 1
     tasks = find(TASKS)
     model = color_model(knows, share=AmongRanks(world))
     try:

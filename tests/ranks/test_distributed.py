@@ -10,10 +10,12 @@ from flava_ds.ranks import distributed
 from flava_ds.ranks.distributed import (
     DisagreementError,
     all_reduce_counts,
+    from_main,
     gather_objects,
     raise_together,
     start,
 )
+from flava_ds.watching.communication import CollectiveLog
 
 
 def agree(difference: str) -> object:
@@ -62,6 +64,21 @@ def fail_on_one() -> str:
 @pytest.mark.distributed
 def test_an_error_on_one_rank_is_raised_on_all(run_ranks):
     assert run_ranks(fail_on_one, 2) == ["shard 7 is missing"] * 2
+
+
+def send_one() -> tuple[str, int]:
+    """Sends an object of 1 MB to all ranks; returns what arrived, and the bytes of collectives."""
+    world = start(30)
+    with CollectiveLog() as log:
+        found = from_main(world, "0123456789" * 10**5 if world.is_main else f"of rank {world.rank}")
+    return found, sum(call.payload for call in log.calls)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_an_object_of_rank_0_reaches_all_ranks_and_moves_once(run_ranks, ranks):
+    for found, moved in run_ranks(send_one, ranks):
+        assert found == "0123456789" * 10**5 and 10**6 < moved < 1.01 * 10**6
 
 
 def alone() -> tuple:

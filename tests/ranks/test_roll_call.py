@@ -6,12 +6,15 @@ import dataclasses
 import re
 import signal
 import socket
+import threading
 import time
 
 import pytest
+import torch.distributed as dist
 from real_runs import Job, real_config, steps_of
 
 from flava_ds.config import CheckpointConfig, Config, EngineConfig
+from flava_ds.ranks import roll_call
 
 HOST = re.escape(f"(host {socket.gethostname()})")
 TIMEOUT_S = 6
@@ -80,3 +83,59 @@ def test_a_rank_that_is_busy_is_named_with_the_place_where_it_is(tmp_path):
     ), job.said()
     assert "training/test_roll_call.py" in line or "training/trainer.py" in line, line
     assert "raise engine.communication_timeout_s" in line and "Traceback" not in job.said()
+
+
+class CountingStore:
+    """A real store that counts requests; when asked, the `answers` of other ranks arrive in it."""
+
+    def __init__(self, store: dist.Store, answers: dict[int, str]):
+        self.store, self.answers, self.requests = store, answers, 0
+
+    def __getattr__(self, method: str):
+        def request(*arguments):
+            self.requests += 1
+            found = getattr(self.store, method)(*arguments)
+            if method == "set" and arguments[0] == roll_call.ASKED:
+                for rank, position in self.answers.items():
+                    self.store.append(roll_call.ANSWERS, roll_call._answered(rank, position))
+            return found
+
+        return request
+
+
+@pytest.fixture(params=["tcp", "tcp behind a prefix", "hash"])
+def store(request) -> dist.Store:
+    """torchrun's store has a prefix; a process without a launcher has a hash store."""
+    if request.param == "hash":
+        return dist.HashStore()
+    tcp = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    return tcp if request.param == "tcp" else dist.PrefixStore("default_pg", tcp)
+
+
+@pytest.mark.parametrize("missing", [[], [0], [300], list(range(1, 512, 2))])
+def test_a_roll_call_takes_the_store_as_few_requests_for_512_ranks_as_for_one(monkeypatch, store, missing):
+    """The store serves one request at a time, and all ranks ask at once: with a request for each rank, it was
+    late with its answers, and they took rank 0 for the one that hangs.
+    """
+    asking = 511 if 511 not in missing else 510
+    monkeypatch.setattr(roll_call, "_peers", [roll_call.Peer.here()] * 512)
+    monkeypatch.setattr(roll_call, "ANSWER_S", 0.4)
+    busy = {rank: f"data/loader.py:{rank} in draw" for rank in range(512) if rank % 7 == 3}
+    answers = {rank: busy.get(rank, "") for rank in reversed(range(512)) if rank not in (*missing, asking)}
+    counted = CountingStore(store, answers)
+    positions, seconds = roll_call._ask(counted, asking, "600")
+    assert positions == answers | {asking: ""} and seconds == "600"
+    assert list(positions) == sorted(positions), "a message names the first of them"
+    assert counted.requests <= 10, f"{counted.requests} requests"
+
+
+def test_a_rank_answers_once_asked_and_what_it_says_last_counts():
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store.append(roll_call.ANSWERS, roll_call._answered(3, "data/loader.py:7 in draw"))
+    thread = threading.Thread(target=roll_call._answer, args=(store.clone(), 1))
+    thread.start()
+    store.append(roll_call.ANSWERS, roll_call._answered(3, ""))  # it has gone on, and waits for others now
+    store.set(roll_call.ASKED, "1")
+    thread.join(30)
+    answers = roll_call._answers(store.get(roll_call.ANSWERS))
+    assert list(answers) == [1, 3] and answers[3] == ""

@@ -214,7 +214,9 @@ class DataConfig:
     read_timeout_s: Annotated[float, Above(0), AtMost(86_400)] = 30.0
     """Seconds before one remote read, of at most 8 MiB, counts as failed."""
     worker_timeout_s: Annotated[int, AtLeast(0), AtMost(7 * 86_400)] = 300
-    """Seconds without a batch before a loader process counts as hung and the run stops; 0 waits forever."""
+    """Seconds without a batch before a loader process counts as hung and the run stops; 0 waits forever. A
+    process that seeks its place in a stream is waited for as long as it gets on.
+    """
 
 
 KINDS = ("pair", "image", "text")

@@ -21,24 +21,30 @@ class LanePositions:
         """`sizes` are the micro-batch sizes of the sources, in samples."""
         self.round_robin, self.sizes, self.micro_steps, self.lanes = round_robin, sizes, micro_steps, lanes
         self._step = 0
-        self._drawn: Counter[tuple[str, int]] = Counter()
+        # micro-steps by source and lane, beyond those that every lane has of each step
+        self._more: Counter[tuple[str, int]] = Counter()
 
     def place(self, source: str, step: int, micro: int) -> tuple[int, int]:
         """Returns the lane of a micro-step that draws `source`, and its samples from that lane before it."""
         self._walk_to(step)
         first = step * self.micro_steps
         lane = (first + micro) % self.lanes
-        before = self._drawn[source, lane] + sum(
-            (first + earlier) % self.lanes == lane for earlier in range(micro)
-        )
+        before = self.round_robin.draws_before(source, step) * (self.micro_steps // self.lanes)
+        # of this step's micro-steps, those of the same lane are `lanes` apart
+        before += self._more[source, lane] + micro // self.lanes
         return lane, before * self.sizes[source]
 
     def _walk_to(self, step: int) -> None:
-        """Counts up to a step; starts over when the step lies before the last one."""
+        """Counts up to a step; starts over when the step lies before the last one.
+
+        Of a step's micro-steps, each lane has micro_steps // lanes, and the lanes that come first in it have
+        one more. Only those are counted: where the lanes divide the micro-steps, there are none.
+        """
+        rest = self.micro_steps % self.lanes
         if step < self._step:
-            self._step, self._drawn = 0, Counter()
-        for passed in range(self._step, step):
+            self._step, self._more = 0, Counter()
+        for passed in range(self._step, step) if rest else ():
             source = self.round_robin.source_at(passed)
-            for micro in range(self.micro_steps):
-                self._drawn[source, (passed * self.micro_steps + micro) % self.lanes] += 1
+            for micro in range(rest):
+                self._more[source, (passed * self.micro_steps + micro) % self.lanes] += 1
         self._step = step

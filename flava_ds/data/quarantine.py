@@ -43,7 +43,8 @@ class Quarantine:
 
         Raises: DataError when the file cannot be written.
         """
-        new = {_identity(entry): entry for entry in reversed(entries) if _identity(entry) not in self._known}
+        listed = [entry | {"shard": shard_place(entry["shard"]), "step": step} for entry in entries]
+        new = {_identity(entry): entry for entry in reversed(listed) if _identity(entry) not in self._known}
         room = self.most_lines - len(self._known)
         if not new or room <= 0:
             return
@@ -55,8 +56,7 @@ class Quarantine:
                 self._half_line = False
             with self.path.open("a", encoding="utf-8") as stream:
                 for _, entry in kept:
-                    listed = entry | {"shard": shard_place(entry["shard"]), "step": step}
-                    stream.write(json.dumps(listed) + "\n")
+                    stream.write(json.dumps(entry) + "\n")
         except OSError as error:
             raise DataError(f"quarantine list '{self.path}' cannot be written: {error.strerror}") from error
         self._known.update(identity for identity, _ in kept)
@@ -99,8 +99,8 @@ def encoded(text: str) -> str:
 
 
 def _identity(entry: dict[str, Any]) -> tuple[str, str, str]:
-    """Returns the key that identifies a sample."""
-    return entry["source"], shard_place(entry["shard"]), entry["key"]
+    """Returns the key that identifies a listed sample, whose shard was resolved when it was added."""
+    return entry["source"], entry["shard"], entry["key"]
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -109,7 +109,8 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(text.splitlines(), 1):
         try:
             entry = json.loads(line)
-            _identity(entry)
+            if not all(isinstance(part, str) for part in _identity(entry)):
+                raise ValueError
         except (ValueError, KeyError, TypeError) as error:
             if number == text.count("\n") + 1:
                 return

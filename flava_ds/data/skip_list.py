@@ -17,6 +17,7 @@ import functools
 import hashlib
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
@@ -36,12 +37,13 @@ _FORMS = {
     "phash": r"[0-9a-f]{16}( [0-9]{1,2})?",
     "sample": r"\S+ \S+",
 }
-_BITS = np.array([bin(value).count("1") for value in range(256)], dtype=np.uint8)
 
 
 @dataclass(frozen=True)
 class SkipList:
     """The entries of a skip list, by kind. Looking up an image costs one pass over the perceptual hashes.
+
+    Nothing is computed later: forked loader processes share all of it, and a checkpoint reads `fingerprint`.
 
     Shapes:
         hashes     [n]  uint64
@@ -52,33 +54,22 @@ class SkipList:
     digests: frozenset[str]
     hashes: np.ndarray
     distances: np.ndarray
-    samples: frozenset[tuple[str, str]] = frozenset()
-    """Pairs of shard and key, as the list has them."""
+    samples: frozenset[tuple[str, str]]
+    """Pairs of shard and key; each local shard where it lies (`shard_place`)."""
+    fingerprint: str
+    """Hash of the entries as the list has them, independent of their order in the file."""
 
     @property
     def reads_images(self) -> bool:
         """Whether some entries can only be matched by reading the image."""
         return bool(self.digests) or len(self.hashes) > 0
 
-    @property
-    def fingerprint(self) -> str:
-        """Hashes the entries, independent of their order in the file."""
-        pairs = sorted(zip(self.hashes.tolist(), self.distances.tolist(), strict=True))
-        return hashlib.sha256(
-            repr((sorted(self.keys), sorted(self.digests), pairs, sorted(self.samples))).encode()
-        ).hexdigest()[:16]
-
     def __len__(self) -> int:
         return len(self.keys) + len(self.digests) + len(self.hashes) + len(self.samples)
 
     def has_key(self, key: str, shard: str) -> bool:
         """Looks up a sample by its key, and by its key and shard."""
-        return key in self.keys or (bool(self.samples) and (shard_place(shard), key) in self._places)
-
-    @functools.cached_property
-    def _places(self) -> frozenset[tuple[str, str]]:
-        """`samples`, with each local shard where it lies."""
-        return frozenset((shard_place(shard), key) for shard, key in self.samples)
+        return key in self.keys or (bool(self.samples) and (shard_place(shard), key) in self.samples)
 
     def has_bytes(self, data: bytes) -> bool:
         """Looks up an encoded image."""
@@ -100,7 +91,15 @@ def shard_place(shard: str) -> str:
     return shard if remote else _without_links(os.path.abspath(shard))
 
 
-_without_links = functools.lru_cache(2**16)(os.path.realpath)
+@functools.lru_cache(2**16)
+def _without_links(path: str) -> str:
+    """Resolves the links of an absolute path; the files of one folder share the look-ups of the folder."""
+    folder, name = os.path.split(path)
+    place = os.path.join(_folder_without_links(folder), name)
+    return os.path.realpath(place) if os.path.islink(place) else place
+
+
+_folder_without_links = functools.lru_cache(2**12)(os.path.realpath)
 
 
 def load_skip_list(path: str | Path) -> SkipList:
@@ -124,14 +123,39 @@ def load_skip_list(path: str | Path) -> SkipList:
                 "'sha256 HEX', 'phash HEX [BITS]', 'sample ...'"
             )
         found[kind].append(value)
+    keys, digests = frozenset(found["key"]), frozenset(found["sha256"])
     hashes = [value.split() for value in found["phash"]]
+    pairs = [(int(value[0], 16), int(value[1]) if len(value) > 1 else 0) for value in hashes]
+    listed: dict[str, set[str]] = {}
+    for shard, key in map(str.split, found["sample"]):
+        listed.setdefault(unquote(shard), set()).add(unquote(key))
+    places = {shard: shard_place(shard) for shard in listed}
     return SkipList(
-        keys=frozenset(found["key"]),
-        digests=frozenset(found["sha256"]),
-        hashes=np.array([int(value[0], 16) for value in hashes], dtype=np.uint64),
-        distances=np.array([int(value[1]) if len(value) > 1 else 0 for value in hashes], dtype=np.uint8),
-        samples=frozenset((unquote(shard), unquote(key)) for shard, key in map(str.split, found["sample"])),
+        keys=keys,
+        digests=digests,
+        hashes=np.array([value for value, _ in pairs], dtype=np.uint64),
+        distances=np.array([bits for _, bits in pairs], dtype=np.uint8),
+        samples=frozenset((places[shard], key) for shard, members in listed.items() for key in members),
+        fingerprint=_fingerprint(keys, digests, pairs, listed),
     )
+
+
+def _fingerprint(
+    keys: Iterable[str], digests: Iterable[str], pairs: Iterable[tuple[int, int]], listed: dict[str, set[str]]
+) -> str:
+    """Hashes the entries: keys, digests, hashes with their distances, and the listed keys of each shard.
+
+    That is the hash of repr() of the four sorted lists, which checkpoints hold, without the whole text of a
+    long list in memory.
+    """
+    digest = hashlib.sha256(f"({sorted(keys)}, {sorted(digests)}, {sorted(pairs)}, [".encode())
+    separator = ""
+    for shard in sorted(listed):
+        samples = repr([(shard, key) for key in sorted(listed[shard])])
+        digest.update(f"{separator}{samples[1:-1]}".encode())
+        separator = ", "
+    digest.update(b"])")
+    return digest.hexdigest()[:16]
 
 
 def perceptual_hash(image: Tensor) -> int:
@@ -158,7 +182,7 @@ def perceptual_hash(image: Tensor) -> int:
 
 def differing_bits(hashes: np.ndarray, other: int) -> np.ndarray:
     """Counts the bits in which each hash differs from `other`: [n] uint64 -> [n] uint8."""
-    return _BITS[(hashes ^ np.uint64(other)).view(np.uint8).reshape(-1, 8)].sum(1, dtype=np.uint8)
+    return np.bitwise_count(hashes ^ np.uint64(other))
 
 
 @functools.cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
+import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -26,6 +27,7 @@ from flava_ds.data.stream_pipeline import (
     users_pipeline,
 )
 from flava_ds.data.user_pipeline import load_pipeline
+from flava_ds.data.workers import sign_of_life
 from flava_ds.errors import ConfigError, DataError
 from flava_ds.storage import faults
 from flava_ds.storage.faults import SampleFault, counted
@@ -33,10 +35,14 @@ from flava_ds.storage.files import StreamedShard
 from flava_ds.storage.retry import policy_of
 from flava_ds.storage.shards import list_streamed
 
+log = logging.getLogger(__name__)
+
 _DEAL, _SHARDS, _BUFFER = 7, 8, 9
 """Domain separators in addition to those of data/order.py."""
 _MAX_ATTEMPTS = 200
 _MAX_PARTNERS = 16
+_FAR = 50_000
+"""Samples that are passed over without a word: some seconds' reading."""
 
 
 class StreamedShards:
@@ -250,12 +256,21 @@ class StreamDraws:
         """Advances to `position` without decoding the samples in between.
 
         The package's own pipeline yields the same number of samples in every epoch, so once that is known it
-        skips whole epochs. A user's pipeline may not.
+        skips whole epochs. A user's pipeline may not. Says so when it is far, and gives signs of life, as the
+        lane's next batch may be far beyond data.worker_timeout_s.
         """
         if position != self._position:
             self._skips = None  # skipped samples were reported when they were first read
         if position < self._position:
             self._begin(0, 0)
+        far = position - self._position > _FAR
+        if far:
+            log.info(
+                "source '%s': stream %d of %d seeks its sample %d, where the run goes on: a stream has no "
+                "index, so it reads on from sample %d without decoding, and leaves out whole epochs once it "
+                "knows how long they are; its first batch comes after that",
+                *(self.source.name, self.lane.index, self.lane.total, position, self._position),
+            )
         while self._position < position:
             length = self._epoch_length if self.pipeline is None else None
             if length is not None and position - self._position >= length:
@@ -266,6 +281,12 @@ class StreamDraws:
             else:
                 next(self._stream)
             self._position += 1
+            sign_of_life()
+        if far:
+            log.info(
+                "source '%s': stream %d of %d has reached its sample %d",
+                *(self.source.name, self.lane.index, self.lane.total, position),
+            )
 
     def _epochs(self, first: int) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yields the lane's samples, epoch after epoch, with the epoch's number."""
@@ -296,7 +317,9 @@ class StreamDraws:
     def _tell(self, shard: StreamedShard, found: Counter[str]) -> None:
         """Counts the losses of a shard, unless it is only being skipped."""
         self._left_out.update(found)
-        if self._skips is not None:
+        if self._skips is None:
+            sign_of_life()  # with few shards, a lane reads many of them for the next sample of its own
+        else:
             entry = {"source": self.source.name, "shard": str(shard), "key": "", "offset": -1}
             for reason in Counter(faults.lossy(found)).elements():
                 self._skips.bad(entry, SampleFault(reason))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import atexit
 import errno
+import mmap
 import os
 import signal
+import struct
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -15,13 +17,16 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from flava_ds.allocator import keep_freed_memory
 from flava_ds.errors import DataError
 from flava_ds.processes import state_of
 
+_TIME = struct.Struct("d")
+_signs: mmap.mmap | None = None
+"""In a loader process: the times of the latest `sign_of_life` of all, in memory shared with the trainer."""
 _END = object()
 _LATER_S = 1.0
 _ASKED_TO_END = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -53,17 +58,18 @@ _STATES = {
 def watched(loader: DataLoader) -> Iterator[Any]:
     """Yields a loader's results in order.
 
-    Raises: DataError that names the worker that died, or that sent nothing for `loader.timeout` seconds, or
-    says why they cannot be started; kills the other workers first.
+    Raises: DataError that names the worker that died, or that sent nothing and gave no sign of life for
+    `loader.timeout` seconds, or says why they cannot be started; kills the other workers first.
     """
     if not loader.num_workers:
         yield from loader
         return
-    results = _started(loader)
+    signs = mmap.mmap(-1, loader.num_workers * _TIME.size)  # shared, as the workers are forked
+    results = _started(loader, signs)
     # Python's exit would ask the workers to end by SIGTERM, which they ignore, and wait for them forever
     end_all = atexit.register(partial(_end_all, results._workers))
     try:
-        yield from _results(results, loader.timeout)
+        yield from _results(results, loader.timeout, signs)
     except BaseException:  # of torch, of the consumer, or by Ctrl-C
         _end_all(results._workers)
         raise
@@ -71,11 +77,24 @@ def watched(loader: DataLoader) -> Iterator[Any]:
         atexit.unregister(end_all)
 
 
-def _started(loader: DataLoader) -> Any:
-    """Starts a loader's workers. Raises: DataError, with none left, when the system refuses one of them."""
+def sign_of_life() -> None:
+    """Tells the trainer that this loader process works, although its next batch is far: the time after which
+    it counts as hung begins anew. Does nothing in other processes.
+    """
+    if (worker := get_worker_info()) is not None and _signs is not None:
+        _TIME.pack_into(_signs, worker.id * _TIME.size, time.monotonic())
+
+
+def _started(loader: DataLoader, signs: mmap.mmap) -> Any:
+    """Starts a loader's workers, which write into `signs`.
+
+    Raises: DataError, with none left, when the system refuses one of them.
+    """
+    global _signs
     loader.check_worker_number_rationality()  # which warns, as iter() would
     results = _MultiProcessingDataLoaderIter.__new__(_MultiProcessingDataLoaderIter)
     results._workers = []
+    _signs = signs
     try:
         # it installs torch's SIGCHLD handler, which would raise wherever the trainer is, even within a step
         with _handling(signal.SIGCHLD), _blocked(_ASKED_TO_END):
@@ -92,21 +111,29 @@ def _started(loader: DataLoader) -> Any:
     return results
 
 
-def _results(results: Any, timeout_s: float) -> Iterator[Any]:
+def _results(results: Any, timeout_s: float, signs: mmap.mmap) -> Iterator[Any]:
     """Yields what torch's iterator over several workers yields, and watches the workers meanwhile."""
     workers, received = results._workers, 0
+
+    def awaited_lives() -> bool:
+        (latest,) = _TIME.unpack_from(signs, received % len(workers) * _TIME.size)
+        return latest > 0 and time.monotonic() - latest < timeout_s  # 0: it never gave one
+
     while True:
         try:
             with (
                 _handling(signal.SIGCHLD, lambda *_: None if results._shutdown else _notice_dead(workers)),
-                _alarm(timeout_s),
+                _alarm(timeout_s, awaited_lives),
             ):
                 _notice_dead(workers)
                 result = next(results, _END)
         except Exception as error:  # a worker that dies while it sends a batch causes all kinds of errors
             if (found := _dead_soon(workers)) is not None:
                 raise _died(workers, *found) from error
-            if isinstance(error, TimeoutError) or str(error).startswith("DataLoader timed out"):
+            late = str(error).startswith("DataLoader timed out")
+            if late and awaited_lives():
+                continue
+            if late or isinstance(error, TimeoutError):
                 raise _hung(workers, received % len(workers), timeout_s) from error
             raise
         if result is _END:
@@ -158,8 +185,9 @@ def _handling(number: int, handler: Callable[..., None] | None = None) -> Iterat
 
 
 @contextmanager
-def _alarm(timeout_s: float) -> Iterator[None]:
-    """Raises TimeoutError in the main thread a little after `timeout_s`; 0 disables it.
+def _alarm(timeout_s: float, extended: Callable[[], bool]) -> Iterator[None]:
+    """Raises TimeoutError in the main thread a little after `timeout_s`; 0 disables it. Then, as often as
+    `extended` returns True, it waits for the same time again.
 
     torch's own timeout does not cover the transfer of tensors, for which it contacts the worker. Uses a
     signal instead of processes.within because torch's iterator belongs to the thread that made it.
@@ -169,7 +197,9 @@ def _alarm(timeout_s: float) -> Iterator[None]:
         return
 
     def ring(*_: Any) -> None:
-        raise TimeoutError
+        if not extended():
+            raise TimeoutError
+        signal.setitimer(signal.ITIMER_REAL, timeout_s + _LATER_S)
 
     with _handling(signal.SIGALRM, ring):
         left, every = signal.setitimer(signal.ITIMER_REAL, timeout_s + _LATER_S)

@@ -3,6 +3,7 @@ batch.
 """
 
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from data.shard_files import pair_members
 
 from flava_ds import cli
+from flava_ds.data import skip_list
 from flava_ds.data.loader import StepLoader
 from flava_ds.data.quarantine import Quarantine, quarantine_file, read_quarantine, skip_list_lines
 from flava_ds.data.skip_list import load_skip_list
@@ -118,6 +120,31 @@ def test_the_list_is_bounded_and_half_a_line_is_passed_over(tmp_path, caplog):
     assert len(read_quarantine(tmp_path)) == len(Quarantine(path)._known) == 8
     path.write_text("junk\n" + json.dumps(entries[0]) + "\n")
     with pytest.raises(DataError, match="line 1: 'junk' is malformed"):
+        Quarantine(path)
+
+
+def test_listed_shards_are_not_looked_up_again(tmp_path, monkeypatch):
+    """Many ranks start at once, and each would ask the file system for all shards of its list."""
+    entries = [
+        {"source": "s", "shard": f"{tmp_path}/d/{n}.tar", "key": "", "offset": -1, "reason": "undecodable"}
+        for n in range(30)
+    ]
+    Quarantine(quarantine_file(tmp_path, 0)).add(0, entries)
+    looked, plain = [], os.lstat
+    monkeypatch.setattr(os, "lstat", lambda *given, **more: (looked.append(given), plain(*given, **more))[1])
+    skip_list._without_links.cache_clear()  # as in another process
+    again = Quarantine(quarantine_file(tmp_path, 0))
+    assert len(read_quarantine(tmp_path)) == 30 and not looked
+    again.add(1, [*entries, {**entries[0], "shard": f"{tmp_path}/d/../d/30.tar"}])
+    assert len(read_quarantine(tmp_path)) == 31
+
+
+@pytest.mark.parametrize("part", [5, None, ["0.tar"]])
+def test_a_line_whose_shard_is_no_text_is_malformed(tmp_path, part):
+    path = quarantine_file(tmp_path, 0)
+    path.parent.mkdir()
+    path.write_text(json.dumps({"source": "s", "shard": part, "key": "a"}) + "\n")
+    with pytest.raises(DataError, match="line 1: .* is malformed; delete the line"):
         Quarantine(path)
 
 

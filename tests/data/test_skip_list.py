@@ -4,6 +4,7 @@ is listed.
 
 import hashlib
 import io
+import os
 
 import numpy as np
 import pytest
@@ -16,8 +17,9 @@ from flava_ds.config import SourceConfig
 from flava_ds.data.decode import decode_image
 from flava_ds.data.indexed import IndexedShards
 from flava_ds.data.loader import StepLoader
+from flava_ds.data.quarantine import encoded
 from flava_ds.data.reader import BatchReader
-from flava_ds.data.skip_list import differing_bits, load_skip_list, perceptual_hash
+from flava_ds.data.skip_list import differing_bits, load_skip_list, perceptual_hash, shard_place
 from flava_ds.errors import CheckpointError, DataError
 from flava_ds.families.flava.config import flava_objectives
 from flava_ds.objectives.itm import ImageTextMatchingConfig
@@ -91,6 +93,22 @@ def test_differing_bits_counts_every_bit():
     assert differing_bits(hashes, other).tolist() == [bits_between(int(value), other) for value in hashes]
 
 
+def test_a_picture_is_found_exactly_by_the_entries_within_their_distance(tmp_path):
+    """Against a loop over the entries in plain Python, with hashes around the picture's own."""
+    random, found = np.random.default_rng(1), []
+    picture = torch.from_numpy(random.integers(0, 256, (3, 40, 40), dtype=np.uint8))
+    own = perceptual_hash(picture)
+    for count in (1, 2, 3, 30) * 20:
+        entries = []
+        for _ in range(count):
+            flipped = random.choice(64, random.integers(0, 64), replace=False)
+            entries.append((own ^ sum(1 << int(bit) for bit in flipped), int(random.integers(0, 24))))
+        lines = "\n".join(f"phash {value:016x} {bits}" for value, bits in entries)
+        found.append(load_skip_list(write_list(tmp_path, lines)).has_pixels(picture))
+        assert found[-1] == any(bits_between(own, value) <= bits for value, bits in entries)
+    assert True in found and False in found
+
+
 def write_list(folder, text: str) -> str:
     """Writes a skip list."""
     path = folder / "skip.txt"
@@ -147,6 +165,75 @@ def test_fingerprint_follows_the_entries_not_their_order(tmp_path):
     assert (
         first != load_skip_list(write_list(tmp_path, "phash 00ff00ff00ff00ff 5\nkey b\nkey a\n")).fingerprint
     )
+
+
+def test_the_fingerprint_is_the_one_that_checkpoints_hold_and_is_made_once(tmp_path, monkeypatch):
+    """Against the hash of the four sorted lists, as the first version made it for every checkpoint."""
+    shards = ("b.tar", "/d/x 1.tar", "s3://b/0.tar", "/d/0.tar")
+    samples = sorted((shard, key) for shard in shards for key in ("10", "9 %", "a'b"))
+    lines = [
+        *("key b", "key a", f"sha256 {'a' * 64}", "phash ff00ff00ff00ff00 6", "phash 00ff00ff00ff00ff"),
+        *(f"sample {encoded(shard)} {encoded(key)}" for shard, key in reversed(samples + samples[:2])),
+    ]
+    hashes = [(0x00FF00FF00FF00FF, 0), (0xFF00FF00FF00FF00, 6)]
+    for kept, plain in (
+        (lines, (["a", "b"], ["a" * 64], hashes, samples)),
+        (lines[:1], (["b"], [], [], [])),
+        ([], ([], [], [], [])),
+    ):
+        found = load_skip_list(write_list(tmp_path, "\n".join(kept)))
+        assert found.fingerprint == hashlib.sha256(repr(plain).encode()).hexdigest()[:16]
+    found = load_skip_list(write_list(tmp_path, "\n".join(lines)))
+    known = found.fingerprint
+    monkeypatch.setattr(hashlib, "sha256", None)
+    assert found.fingerprint == known
+
+
+def test_listed_shards_are_resolved_once_when_the_list_is_read(tmp_path, monkeypatch):
+    """Loader processes are forked later: what they computed themselves, each would hold a copy of."""
+    folder, looked = tmp_path / "a" / "b" / "c", []
+    folder.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(folder)
+    (folder / "own.tar").symlink_to("../other.tar")
+    names = [*(f"{n:05d}.tar" for n in range(50)), "own.tar"]
+    lines = [f"sample {tmp_path}/link/{name} {key}" for name in names for key in range(3)]
+    plain = os.lstat
+    monkeypatch.setattr(os, "lstat", lambda *given, **more: (looked.append(given), plain(*given, **more))[1])
+    found = load_skip_list(write_list(tmp_path, "\n".join(lines)))
+    # one for each shard, and those of the folder and of the one link, each of few parts
+    assert len(looked) <= len(names) + 4 * len(folder.parts)
+    held, looked[:] = set(vars(found)), []
+    for name in names:
+        assert found.has_key("2", f"{tmp_path}/link/{name}") and not found.has_key("3", f"{folder}/{name}")
+    assert found.has_key("0", f"{folder.parent}/other.tar")
+    assert set(vars(found)) == held and len(looked) <= len(names) + 4 * len(folder.parts)
+
+
+def test_a_shards_place_is_its_real_path(tmp_path, monkeypatch):
+    """Links to files, to folders, of links, in circles, and what is not there, against os.path.realpath."""
+    (tmp_path / "real" / "deep").mkdir(parents=True)
+    (tmp_path / "real" / "deep" / "0.tar").touch()
+    links = {
+        "folder": "real",
+        "again": "folder/deep",
+        "real/up": "../again",
+        "real/deep/1.tar": "0.tar",
+        "real/deep/2.tar": "../up/1.tar",
+        "3.tar": "again/2.tar",
+        "circle": "circle",
+        "real/gone.tar": "nowhere/../deep/0.tar",
+    }
+    for link, target in links.items():
+        (tmp_path / link).symlink_to(target)
+    monkeypatch.chdir(tmp_path)
+    folders = ("", "real/", "folder/deep/", "again/", "real/up/", "circle/", "nowhere/", "real/../again/")
+    for folder in folders:
+        for name in ("0.tar", "1.tar", "2.tar", "3.tar", "gone.tar", "circle", "circle/0.tar", "none.tar"):
+            for path in (f"{folder}{name}", f"{tmp_path}/{folder}{name}"):
+                assert shard_place(path) == os.path.realpath(os.path.abspath(path))
+    assert [shard_place(path) for path in ("", "/", "s3://b/0.tar", "pipe:cat 0.tar")] == [
+        *("", "/", "s3://b/0.tar", "pipe:cat 0.tar")
+    ]
 
 
 LISTED = 3

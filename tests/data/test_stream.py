@@ -4,14 +4,18 @@ import json
 from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from data.shard_files import caption, pair_members, picture, write_tar
 from data.test_sources import reading
 
 from flava_ds.config import UNCHANGED, load, save
+from flava_ds.data import stream
 from flava_ds.data.loader import StepLoader
 from flava_ds.data.quarantine import Quarantine, quarantine_file, read_quarantine
+from flava_ds.data.skip_log import SkipLog
+from flava_ds.data.sources import Lane, open_source
 from flava_ds.errors import ConfigError, DataError
 from flava_ds.objectives.itm import ImageTextMatchingConfig
 from flava_ds.storage.shards import list_streamed
@@ -84,6 +88,34 @@ def test_a_resume_on_the_same_topology_goes_on_bit_by_bit(streams, ranks, worker
     loader = StepLoader(config, rank, ranks, start)
     loader.check_state(saved)
     assert equal(list(loader), whole[start:])
+
+
+def test_a_lane_that_seeks_says_so_and_gives_signs_of_life(streams, monkeypatch, caplog):
+    """Its next batch may be far beyond data.worker_timeout_s, for each sample that it passes over and, with
+    fewer shards than lanes, for each shard. A lane that reads on gives none.
+    """
+    signs = []
+    monkeypatch.setattr(stream, "sign_of_life", lambda: signs.append(None))
+    monkeypatch.setattr(stream, "_FAR", 30)
+    caplog.set_level("INFO")
+    source = open_source(streams(), "pairs")
+
+    def read(draws, position, count):
+        return [sample.key for sample in draws.samples(np.arange(position, position + count), skips)]
+
+    skips, draws = SkipLog("pairs", 0.0), source.open(Lane())
+    whole = read(draws, 0, 130)
+    assert not signs and not caplog.records
+    draws = source.open(Lane())
+    assert read(draws, 30, 2) == whole[30:32] and len(signs) >= 30 and not caplog.records
+    assert read(draws, 63, 60) == whole[63:123]
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2 and said[1] == "source 'pairs': stream 0 of 1 has reached its sample 63"
+    assert said[0].startswith("source 'pairs': stream 0 of 1 seeks its sample 63, where the run goes on: ")
+    assert "reads on from sample 32 without decoding" in said[0]
+    signs.clear()
+    read(source.open(Lane(ranks=40)), 1, 1)
+    assert len(signs) > 8  # one for the sample, and one for each shard
 
 
 def test_a_run_that_went_back_jumps_the_data_that_it_met(streams):

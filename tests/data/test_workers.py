@@ -1,9 +1,11 @@
 """Loader processes that are killed, stopped or blocked: named within seconds, with nothing left behind."""
 
 import faulthandler
+import mmap
 import multiprocessing
 import os
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -12,7 +14,9 @@ import time
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader, Dataset
 
+from flava_ds.data import workers
 from flava_ds.data.loader import StepLoader
 from flava_ds.errors import DataError
 from flava_ds.processes import state_of
@@ -161,6 +165,68 @@ def test_a_process_that_never_finishes_a_batch_is_named_as_waiting(loader_of):
         ),
     ):
         list(loader_of(lambda: time.sleep(600), after=24, timeout_s=8))
+
+
+class Late:
+    """torch's iterator over one process, whose batch comes after the time has passed `times` times."""
+
+    def __init__(self, times: int) -> None:
+        self._workers = [multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))]
+        self._workers[0].start()
+        self._shutdown, self.times = False, times
+
+    def __next__(self) -> str:
+        self.times -= 1
+        if self.times >= 0:
+            raise RuntimeError("DataLoader timed out after 60 seconds")
+        return "batch"
+
+
+def test_a_process_that_gives_signs_of_life_is_waited_for(monkeypatch):
+    """Not longer than the time after the last one."""
+    monkeypatch.setattr(workers, "_LATER_S", 0.01)
+    signs, late = mmap.mmap(-1, workers._TIME.size), Late(3)
+    workers._TIME.pack_into(signs, 0, time.monotonic())
+    results = workers._results(late, 60, signs)
+    assert next(results) == "batch"
+    late.times = 1
+    workers._TIME.pack_into(signs, 0, time.monotonic() - 61)
+    with pytest.raises(DataError, match="number 0 of 1 .* has sent no batch for 60 s"):
+        next(results)
+
+
+def test_a_process_that_never_gave_a_sign_is_not_waited_for(monkeypatch):
+    """Even if the machine, whose clock begins when it starts, is younger than the time."""
+    monkeypatch.setattr(workers, "_LATER_S", 0.01)
+    with pytest.raises(DataError, match="number 0 of 1 .* has sent no batch for 604800 s"):
+        next(workers._results(Late(1), 604_800, mmap.mmap(-1, workers._TIME.size)))
+
+
+def test_the_alarm_rings_when_there_are_no_more_signs_of_life(monkeypatch):
+    monkeypatch.setattr(workers, "_LATER_S", 0.01)
+    asked = []
+    with pytest.raises(TimeoutError), workers._alarm(0.01, lambda: asked.append(None) or len(asked) < 3):
+        time.sleep(600)
+    assert len(asked) == 3
+
+
+class Signs(Dataset):
+    """Numbers, read by two processes; the one that reads 0 gives no sign of life."""
+
+    def __getitem__(self, number: int) -> int:
+        if number:
+            workers.sign_of_life()
+        return number
+
+
+def test_signs_of_life_reach_the_trainer():
+    given = {"batch_size": None, "sampler": range(2), "multiprocessing_context": "fork"}
+    loader = DataLoader(Signs(), num_workers=2, worker_init_fn=workers.start_worker, **given)
+    before = time.monotonic()
+    workers.sign_of_life()  # does nothing in the trainer
+    assert list(workers.watched(loader)) == [0, 1]
+    first, second = struct.unpack("dd", workers._signs[:])
+    assert first == 0 and before < second < time.monotonic()
 
 
 def test_a_death_does_not_disturb_the_step_between_two_batches(loader_of):

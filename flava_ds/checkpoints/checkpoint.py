@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -124,11 +125,11 @@ def resume(engine: Engine, config: Config) -> Resumed | None:
     if not found:
         log.info("no checkpoint under %s: a fresh start", place)
         return None
-    candidate = newest_sound(world, found)
-    with together(world):  # first, because its error is clearer than one about missing tensors
-        check_family(candidate, config.model.type)
-    resumed = restore(engine, candidate)
-    if world.is_main and (changed := changed_settings(candidate, config)):
+    with closing(newest_sound(world, found)) as reader:
+        with together(world):  # first, because its error is clearer than one about missing tensors
+            check_family(reader.folder, config.model.type)
+        resumed = restore(engine, reader)
+    if world.is_main and (changed := changed_settings(reader.folder, config)):
         log.info("settings that differ from the checkpoint's: %s", "; ".join(changed))
     return resumed
 
@@ -148,47 +149,43 @@ def _to_go_on_from(place: Place) -> list[Place]:
     return [folder, *reversed(older)]
 
 
-def newest_sound(world: World, folders: list[Place]) -> Place:
-    """Returns the first undamaged checkpoint of a non-empty list.
+def newest_sound(world: World, folders: list[Place]) -> CheckpointReader:
+    """Opens the first undamaged checkpoint of a non-empty list; the caller closes it.
 
     Raises: CheckpointError on every rank when all are damaged.
     """
-    for folder, before in zip(folders, [*folders[1:], None], strict=True):
+    for folder, before in pairwise(folders):
         try:
-            check(world, folder)
-            break
+            return check(world, folder)
         except CheckpointError as error:
-            if before is None:
-                raise
             if world.is_main:
                 log.error("%s; going on from the checkpoint before, %s", error, before)
-    return folder
+    return check(world, folders[-1])
 
 
-def check(world: World, folder: Place) -> None:
+def check(world: World, folder: Place) -> CheckpointReader:
     """Compares a checkpoint's files with its manifest, each rank a share of them, and their contents with
-    its state.
+    its state. Returns what has read the headers of all files, which takes long; the caller closes it.
 
     Raises: CheckpointError on every rank when a file is missing, truncated, changed or contradicts the state.
     """
     with together(world):
         verify(folder, world.rank, world.size)
-    with together(world):
-        reader = CheckpointReader(folder)
-        try:
+    with ExitStack() as opened:
+        with together(world):
+            reader = opened.enter_context(closing(CheckpointReader(folder)))
             reader.check_parts()
-        finally:
-            reader.close()
+        opened.pop_all()  # sound on every rank
+    return reader
 
 
-def restore(engine: Engine, folder: Place) -> Resumed:
-    """Restores the engine from a checkpoint.
+def restore(engine: Engine, reader: CheckpointReader) -> Resumed:
+    """Restores the engine from an open checkpoint.
 
     Raises: CheckpointError on every rank when another model wrote it.
     """
-    world, reader = engine.world, None
+    world = engine.world
     with together(world):
-        reader = CheckpointReader(folder)
         check_model(engine, reader)
         check_frozen(reader, engine.module.fingerprints)
     fragments.begin_loading(engine)
@@ -232,4 +229,3 @@ def _load(engine: Engine, reader: CheckpointReader) -> None:
             f"{reader.folder}: rank {engine.world.rank}'s random state cannot be used ({error}); use another "
             "checkpoint"
         ) from error
-    reader.close()

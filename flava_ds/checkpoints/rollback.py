@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 from flava_ds.checkpoints import checkpoint, files
 from flava_ds.checkpoints.reader import good_checkpoints
 from flava_ds.config import Config
@@ -24,10 +26,10 @@ def go_back(engine: Engine, config: Config) -> checkpoint.Resumed | None:
     good = gather_objects(world, good)[0]
     if not good:
         return None
-    found = checkpoint.newest_sound(world, good)
-    resumed = checkpoint.restore(engine, found)
+    with closing(checkpoint.newest_sound(world, good)) as reader:
+        resumed = checkpoint.restore(engine, reader)
     with together(world):
         if world.is_main:
-            for name in files.return_to(place, found):
+            for name in files.return_to(place, reader.folder):
                 log.info("deleted %s, which was written while the run diverged", name)
     return resumed

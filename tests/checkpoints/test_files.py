@@ -239,7 +239,8 @@ def sound_one(folder: str) -> str:
     """On every rank: the name of the newest sound checkpoint, or what is said where there is none."""
     place = Place(folder)
     try:
-        return newest_sound(start(60), [place / name for name in reversed(files.complete(place))]).name
+        found = newest_sound(start(60), [place / name for name in reversed(files.complete(place))])
+        return found.folder.name
     except CheckpointError as error:
         return str(error)
 

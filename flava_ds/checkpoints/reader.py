@@ -25,7 +25,7 @@ from flava_ds.checkpoints.contents import (
     read_state,
     weights_name,
 )
-from flava_ds.checkpoints.files import CONFIG, FOLDER, MANIFEST, complete, latest, place_of
+from flava_ds.checkpoints.files import CONFIG, FOLDER, MANIFEST, Seen, complete, latest, place_of
 from flava_ds.checkpoints.place import Place
 from flava_ds.config.plain_files import loads
 from flava_ds.errors import CheckpointError
@@ -250,14 +250,16 @@ def tensor_name(key: str, name: str) -> str:
     return f"{key}/{name}"
 
 
-def good_checkpoints(place: Place) -> Iterator[Place]:
+def good_checkpoints(place: Place, seen: Seen | None = None) -> Iterator[Place]:
     """Yields the good checkpoints, newest first: no spike had begun and the last update was not skipped.
 
     Ignores those newer than `latest`: somebody has pointed it back, so they do not belong to this run.
+    Those in `seen` are looked at when their turn comes.
     """
-    current = latest(place)
-    names = [name for name in complete(place) if current is not None and name <= current.name]
-    return (place / name for name in reversed(names) if _is_good(place / name))
+    current = latest(place, seen)
+    names = [name for name in complete(place, seen) if current is not None and name <= current.name]
+    folders = (place / name for name in reversed(names))
+    return (folder for folder in folders if folder.has(MANIFEST) and _is_good(folder))
 
 
 def _is_good(folder: Place) -> bool:

@@ -187,3 +187,12 @@ def test_the_newest_good_one_is_this_runs(tmp_path):
     assert next(reader.good_checkpoints(Place(tmp_path))).name == files.name_of(8)
     Place(tmp_path).write(files.LATEST, files.name_of(6))
     assert next(reader.good_checkpoints(Place(tmp_path))).name == files.name_of(4)
+
+
+def test_a_good_one_that_is_being_deleted_is_passed_over(tmp_path):
+    """Although the run remembers it as complete, and its state can be read."""
+    place, seen = Place(tmp_path), files.Seen()
+    first, second = (write_checkpoint(place, step, small_weights()) for step in (2, 4))
+    assert next(reader.good_checkpoints(place, seen)) == second
+    second.remove(files.MANIFEST)
+    assert next(reader.good_checkpoints(place, seen)) == first

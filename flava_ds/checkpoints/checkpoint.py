@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import NamedTuple
 
 import torch
@@ -117,14 +117,15 @@ def resume(engine: Engine, config: Config) -> Resumed | None:
     with together(world):
         if world.local_rank == 0:  # what one process of a machine sees, all of it see
             place.look_again()
-    candidate = newest_sound(world, _to_go_on_from(place))
-    if candidate is None:
+    reader = newest_sound(world, _to_go_on_from(place))
+    if reader is None:
         log.info("no checkpoint under %s: a fresh start", place)
         return None
-    with together(world):  # first, because its error is clearer than one about missing tensors
-        check_family(candidate, config.model.type)
-    resumed = restore(engine, candidate)
-    if world.is_main and (changed := changed_settings(candidate, config)):
+    with closing(reader):
+        with together(world):  # first, because its error is clearer than one about missing tensors
+            check_family(reader.folder, config.model.type)
+        resumed = restore(engine, reader)
+    if world.is_main and (changed := changed_settings(reader.folder, config)):
         log.info("settings that differ from the checkpoint's: %s", "; ".join(changed))
     return resumed
 
@@ -145,8 +146,8 @@ def _to_go_on_from(place: Place) -> Iterator[Place]:
     yield from reversed(older)
 
 
-def newest_sound(world: World, folders: Iterator[Place]) -> Place | None:
-    """Returns the first undamaged checkpoint; None where there are none at all.
+def newest_sound(world: World, folders: Iterator[Place]) -> CheckpointReader | None:
+    """Opens the first undamaged checkpoint, which the caller closes; None where there are none at all.
 
     Rank 0 alone iterates over `folders`, so that all ranks try the same, and takes only as many as it needs.
 
@@ -155,8 +156,7 @@ def newest_sound(world: World, folders: Iterator[Place]) -> Place | None:
     folder = _next(world, folders)
     while folder is not None:
         try:
-            check(world, folder)
-            break
+            return check(world, folder)
         except CheckpointError as error:
             before = _next(world, folders)
             if before is None:
@@ -164,7 +164,7 @@ def newest_sound(world: World, folders: Iterator[Place]) -> Place | None:
             if world.is_main:
                 log.error("%s; going on from the checkpoint before, %s", error, before)
             folder = before
-    return folder
+    return None
 
 
 def _next(world: World, folders: Iterator[Place]) -> Place | None:
@@ -176,30 +176,29 @@ def _next(world: World, folders: Iterator[Place]) -> Place | None:
     return from_main(world, found)
 
 
-def check(world: World, folder: Place) -> None:
+def check(world: World, folder: Place) -> CheckpointReader:
     """Compares a checkpoint's files with its manifest, each rank a share of them, and their contents with
-    its state.
+    its state. Returns what has read the headers of all files, which takes long; the caller closes it.
 
     Raises: CheckpointError on every rank when a file is missing, truncated, changed or contradicts the state.
     """
     with together(world):
         verify(folder, world.rank, world.size)
-    with together(world):
-        reader = CheckpointReader(folder)
-        try:
+    with ExitStack() as opened:
+        with together(world):
+            reader = opened.enter_context(closing(CheckpointReader(folder)))
             reader.check_parts()
-        finally:
-            reader.close()
+        opened.pop_all()  # sound on every rank
+    return reader
 
 
-def restore(engine: Engine, folder: Place) -> Resumed:
-    """Restores the engine from a checkpoint.
+def restore(engine: Engine, reader: CheckpointReader) -> Resumed:
+    """Restores the engine from an open checkpoint.
 
     Raises: CheckpointError on every rank when another model wrote it.
     """
-    world, reader = engine.world, None
+    world = engine.world
     with together(world):
-        reader = CheckpointReader(folder)
         check_model(engine, reader)
         check_frozen(reader, engine.module.fingerprints)
     fragments.begin_loading(engine)
@@ -243,4 +242,3 @@ def _load(engine: Engine, reader: CheckpointReader) -> None:
             f"{reader.folder}: rank {engine.world.rank}'s random state cannot be used ({error}); use another "
             "checkpoint"
         ) from error
-    reader.close()

@@ -23,6 +23,8 @@ from flava_ds.training.engine import LOSS_SCALE, SKIP_COUNTERS
 
 MOST_STEPS = 10**9
 """Upper bound of training.total_steps."""
+MOST_ELEMENTS = 2**48
+"""Upper bound of the elements of a parameter."""
 
 
 def weights_name(rank: int) -> str:
@@ -71,7 +73,7 @@ def _or_none(test: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 def _shape(value: Any) -> bool:
-    return _list(_whole)(value) and math.prod(value) < 2**48
+    return _list(_whole)(value) and math.prod(value) < MOST_ELEMENTS
 
 
 def _source(value: Any) -> bool:

@@ -7,7 +7,9 @@ import json
 import math
 import os
 import re
+from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from flava_ds.checkpoints.place import Place
@@ -22,6 +24,24 @@ _LOGS = ("log.jsonl", "environment.json", "metrics.prom", "tensorboard", "wandb"
 _RESULTS = ("evaluations.json", "suites", "fine_tuning", "evaluation.json", "report.html")
 """What a run, and evaluations of it, write into its folder."""
 _NAME = re.compile(r"step_\d{8}")
+
+
+class Seen:
+    """What a run has seen of its checkpoints: the complete ones, and their costs by checkpoint.best_metric.
+
+    With it, a save of a run that keeps thousands looks only at what is new. A name that a list of the folder
+    lacks is forgotten.
+    """
+
+    def __init__(self) -> None:
+        self.complete: set[str] = set()
+        self.costs: dict[str, float | None] = {}
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Lets these be looked at again: they have been replaced, or are being deleted."""
+        for name in names:
+            self.complete.discard(name)
+            self.costs.pop(name, None)
 
 
 def name_of(step: int) -> str:
@@ -85,7 +105,7 @@ def _latest_words(place: Place) -> tuple[str, str] | None:
         raise CheckpointError(f"{place / LATEST} cannot be read ({error})") from error
 
 
-def latest(place: Place) -> Place | None:
+def latest(place: Place, seen: Seen | None = None) -> Place | None:
     """Returns the checkpoint to continue from, None when there is none.
 
     That is the one that `latest` names, the one before it if that is gone, or the newest without a `latest`.
@@ -93,12 +113,13 @@ def latest(place: Place) -> Place | None:
 
     Raises: CheckpointError when `latest` names no checkpoint and there is none before it.
     """
-    name, names = named(place), complete(place)
+    name, names = named(place), complete(place, seen)
     if name is not None and name not in names:
         place.look_again()
-        names = complete(place)
+        names = complete(place, seen)
     while name not in names and (again := named(place)) != name:
-        name, names = again, complete(place)  # a run published another one meanwhile, and deleted this one
+        # a run published another one meanwhile, and deleted this one
+        name, names = again, complete(place, seen)
     if name is None or name in names:
         return place / (name or names[-1]) if names else None
     before = [other for other in names if other < name]
@@ -110,9 +131,19 @@ def latest(place: Place) -> Place | None:
     return place / before[-1]
 
 
-def complete(place: Place) -> list[str]:
-    """Returns the names of the published checkpoints, oldest first."""
-    return [name for name in place.names() if _NAME.fullmatch(name) and (place / name).has(MANIFEST)]
+def complete(place: Place, seen: Seen | None = None) -> list[str]:
+    """Returns the names of the published checkpoints, oldest first.
+
+    Those in `seen` need no look as long as they are listed, and what is found goes into it. So the manifest
+    of one that another process has begun to delete may be gone.
+    """
+    seen = Seen() if seen is None else seen
+    listed = [name for name in place.names() if _NAME.fullmatch(name)]
+    seen.forget(seen.complete.difference(listed))
+    seen.complete.update(
+        name for name in listed if name not in seen.complete and (place / name).has(MANIFEST)
+    )
+    return [name for name in listed if name in seen.complete]
 
 
 def remove_leftovers(place: Place) -> list[str]:
@@ -199,15 +230,27 @@ def _delete(place: Place, name: str) -> None:
     place.remove(name)
 
 
-def prune(place: Place, rules: CheckpointConfig, good: str | None = None) -> list[str]:
+def prune(
+    place: Place, rules: CheckpointConfig, good: str | None = None, seen: Seen | None = None
+) -> list[str]:
     """Deletes the checkpoints that no rule keeps; returns their names.
 
     Always keeps the one that `latest` names and `good`, the last good one.
     """
-    names, current = complete(place), latest(place)
-    costs = {name: _cost(place / name, rules.best_metric) for name in names} if rules.keep_best else {}
-    keep = kept(names, costs, rules) | ({current.name} if current else set()) | {good}
-    gone = [name for name in names if name not in keep]
+    seen = Seen() if seen is None else seen
+    while True:
+        names, current = complete(place, seen), latest(place, seen)
+        costs = _costs(place, names, rules.best_metric, seen) if rules.keep_best else {}
+        always = {good} | ({current.name} if current else set())
+        keep = kept(names, costs, rules) | always
+        gone = [name for name in names if name not in keep]
+        # Those that go, or in whose place others go, are looked at again: someone may be deleting them. What
+        # keep_every alone keeps decides over no other.
+        deciding = kept(names, costs, replace(rules, keep_every=0)) | always | {*gone}
+        absent = [name for name in names if name in deciding and not (place / name).has(MANIFEST)]
+        if not absent:
+            break
+        seen.forget(absent)
     for name in gone:
         _delete(place, name)
     return gone
@@ -215,7 +258,7 @@ def prune(place: Place, rules: CheckpointConfig, good: str | None = None) -> lis
 
 def best(place: Place, rules: CheckpointConfig) -> Place | None:
     """Returns the checkpoint with the best checkpoint.best_metric; None without one that has it."""
-    costs = {name: _cost(place / name, rules.best_metric) for name in complete(place)}
+    costs = _costs(place, complete(place), rules.best_metric, Seen())
     return next((place / name for name in _best_first(costs)), None)
 
 
@@ -232,12 +275,21 @@ def _best_first(costs: dict[str, float | None]) -> list[str]:
     return [name for _, name in sorted((cost, name) for name, cost in costs.items() if cost is not None)]
 
 
-def _cost(folder: Place, name: str) -> float | None:
-    """Returns the metric of a checkpoint as a cost (negated where higher is better); None if it has none."""
+def _costs(place: Place, names: list[str], metric: str, seen: Seen) -> dict[str, float | None]:
+    """Returns the costs of checkpoints, None for those without; reads the state of those not in `seen`."""
+    for name in names:
+        if name not in seen.costs:
+            with suppress(OSError):  # then it is read again at the next save
+                seen.costs[name] = _cost((place / name).read(STATE), metric)
+    return {name: seen.costs.get(name) for name in names}
+
+
+def _cost(state: bytes, name: str) -> float | None:
+    """Returns the metric in a state.json as a cost (negated where higher is better); None if it has none."""
     try:
-        metric = loads(folder.read(STATE))["metric"]
+        metric = loads(state)["metric"]
         if metric["name"] != name or not math.isfinite(metric["value"]):
             return None
         return -metric["value"] if metric.get("higher_is_better", False) else metric["value"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None

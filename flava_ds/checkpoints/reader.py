@@ -6,8 +6,9 @@ Needs no device and unpickles nothing.
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from flava_ds import config as configuration
-from flava_ds.checkpoints.contents import compare, complete_manifest, optimizer_name, read_state, weights_name
-from flava_ds.checkpoints.files import CONFIG, FOLDER, MANIFEST, complete, latest, place_of
+from flava_ds.checkpoints.contents import (
+    MOST_ELEMENTS,
+    compare,
+    complete_manifest,
+    optimizer_name,
+    read_state,
+    weights_name,
+)
+from flava_ds.checkpoints.files import CONFIG, FOLDER, MANIFEST, Seen, complete, latest, place_of
 from flava_ds.checkpoints.place import Place
 from flava_ds.config.plain_files import loads
 from flava_ds.errors import CheckpointError
@@ -28,13 +36,24 @@ WEIGHTS = "model.safetensors"
 MOST_OPEN_FILES = 64
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Elements `start` .. `start` + `numel` of a tensor, stored in one file."""
+class _Parts:
+    """Where a tensor is: its elements `starts[i]` .. `ends[i]` are in `files[i]`, from byte `begins[i]` on.
 
-    start: int
-    numel: int
-    file: TensorFile
+    Columns, because a checkpoint of hundreds of ranks has millions of parts: 40 bytes each.
+    """
+
+    def __init__(self) -> None:
+        self.starts, self.ends, self.begins = array("q"), array("q"), array("q")
+        self.files: list[TensorFile] = []
+        self.dtypes: list[torch.dtype] = []
+
+    def add(self, start: int, entry: Entry, file: TensorFile) -> None:
+        """Adds the flat tensor of a file, whose first element is the parameter's element `start`."""
+        self.starts.append(start)
+        self.ends.append(start + entry.shape[0])
+        self.begins.append(entry.begin)
+        self.files.append(file)
+        self.dtypes.append(entry.dtype)
 
 
 class CheckpointReader:
@@ -45,7 +64,7 @@ class CheckpointReader:
         self.folder, self.state = folder, read_state(folder)
         self.shapes: dict[str, tuple[int, ...]] = self.state["parameters"]
         self._files: dict[str, TensorFile] = {}
-        self._parts: dict[str, list[_Part]] = {}
+        self._parts: dict[str, _Parts] = {}
         self._listed: set[Any] = set()
         self._open: list[TensorFile] = []
 
@@ -59,13 +78,13 @@ class CheckpointReader:
             self._list_all(file_name)
         for tensor, parts in self._parts.items():
             key, _, name = tensor.partition("/")
-            end = 0
-            for part in sorted(parts, key=lambda part: part.start):
-                if part.start != end:
-                    raise self._contradicts(part.file, tensor)
-                end += part.numel
-            if name not in self.shapes or end != math.prod(self.shapes[name]):
-                raise self._contradicts(parts[0].file, tensor)
+            whole, columns = 0, (parts.starts, parts.ends, parts.files)
+            for start, end, file in sorted(zip(*columns, strict=True), key=itemgetter(0)):
+                if start != whole:
+                    raise self._contradicts(file, tensor)
+                whole = end
+            if name not in self.shapes or whole != math.prod(self.shapes[name]):
+                raise self._contradicts(parts.files[0], tensor)
         absent = [
             name for name, shape in self.shapes.items() if math.prod(shape) and not self.holds("weight", name)
         ]
@@ -95,11 +114,14 @@ class CheckpointReader:
         Raises: CheckpointError when the checkpoint lacks some of them.
         """
         values, missing = torch.empty(numel, dtype=torch.float32), numel
-        for part in self._parts_of(key, name):
-            begin, end = max(start, part.start), min(start + numel, part.start + part.numel)
+        parts = self._parts_of(key, name)
+        for i, (first, last) in enumerate(zip(parts.starts, parts.ends, strict=True)):
+            begin, end = max(start, first), min(start + numel, last)
             if begin < end:
-                values[begin - start : end - start] = self._opened(part.file).read(
-                    tensor_name(key, name), begin - part.start, end - begin
+                dtype = parts.dtypes[i]
+                at = parts.begins[i] + (begin - first) * dtype.itemsize
+                values[begin - start : end - start] = self._opened(parts.files[i]).read_at(
+                    tensor_name(key, name), dtype, at, end - begin
                 )
                 missing -= end - begin
         if missing:
@@ -123,7 +145,7 @@ class CheckpointReader:
 
     def holds(self, key: str, name: str) -> bool:
         """Returns whether it holds any of a parameter's 'weight', or of one of its moments or averages."""
-        return bool(self._parts_of(key, name))
+        return bool(self._parts_of(key, name).files)
 
     def buffer_shapes(self) -> dict[str, tuple[int, ...]]:
         """Returns the shapes of the persistent buffers by name."""
@@ -161,13 +183,13 @@ class CheckpointReader:
         for held in (self._files, self._parts, self._listed, self._open):
             held.clear()
 
-    def _parts_of(self, key: str, name: str) -> list[_Part]:
+    def _parts_of(self, key: str, name: str) -> _Parts:
         """Returns where the elements of a tensor are.
 
         The first use reads the headers of all files of its kind.
         """
         self._list_all(weights_name if key == "weight" else optimizer_name)
-        return self._parts.get(tensor_name(key, name), [])
+        return self._parts.get(tensor_name(key, name)) or _Parts()
 
     def _list_all(self, file_name: Callable[[int], str]) -> None:
         """Takes in what all files of a kind hold, once."""
@@ -177,26 +199,24 @@ class CheckpointReader:
                 self._list(self._file(file_name(rank)))
 
     def _list(self, file: TensorFile) -> None:
-        """Records which parts of which tensors a file holds."""
+        """Records which parts of which tensors a file holds, and drops its own, longer record of them."""
         try:
             starts = loads(file.metadata["starts"])
-            if any(type(start) is not int or start < 0 for start in starts.values()):
-                raise ValueError("a tensor starts before its parameter")
-            parts = {
-                tensor: _Part(start, file.entries[tensor].shape[0], file) for tensor, start in starts.items()
-            }
-            if any(
-                len(file.entries[tensor].shape) != 1 or not file.entries[tensor].dtype.is_floating_point
-                for tensor in starts
-            ):
+            if any(type(start) is not int or not 0 <= start < MOST_ELEMENTS for start in starts.values()):
+                raise ValueError("a tensor starts outside its parameter")
+            entries = {tensor: file.entries[tensor] for tensor in starts}
+            if any(len(entry.shape) != 1 or not entry.dtype.is_floating_point for entry in entries.values()):
                 raise ValueError("a part of a parameter is no flat tensor of floats")
-        except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"{file.where} does not describe its contents ({type(error).__name__}: {error}); use "
                 "another checkpoint"
             ) from error
-        for tensor, part in parts.items():
-            self._parts.setdefault(tensor, []).append(part)
+        for tensor, entry in entries.items():
+            if tensor not in self._parts:
+                self._parts[tensor] = _Parts()
+            self._parts[tensor].add(starts[tensor], entry, file)
+        file.forget(entries)
 
     def _file(self, name: str) -> TensorFile:
         """Returns a file, reading its header on first use."""
@@ -230,14 +250,16 @@ def tensor_name(key: str, name: str) -> str:
     return f"{key}/{name}"
 
 
-def good_checkpoints(place: Place) -> Iterator[Place]:
+def good_checkpoints(place: Place, seen: Seen | None = None) -> Iterator[Place]:
     """Yields the good checkpoints, newest first: no spike had begun and the last update was not skipped.
 
     Ignores those newer than `latest`: somebody has pointed it back, so they do not belong to this run.
+    Those in `seen` are looked at when their turn comes.
     """
-    current = latest(place)
-    names = [name for name in complete(place) if current is not None and name <= current.name]
-    yield from (place / name for name in reversed(names) if _is_good(place / name))
+    current = latest(place, seen)
+    names = [name for name in complete(place, seen) if current is not None and name <= current.name]
+    folders = (place / name for name in reversed(names))
+    yield from (folder for folder in folders if folder.has(MANIFEST) and _is_good(folder))
 
 
 def _is_good(folder: Place) -> bool:

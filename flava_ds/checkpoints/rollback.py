@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 from flava_ds.checkpoints import checkpoint, files
 from flava_ds.checkpoints.reader import good_checkpoints
 from flava_ds.config import Config
@@ -17,12 +19,13 @@ def go_back(engine: Engine, config: Config) -> checkpoint.Resumed | None:
     Raises: CheckpointError on every rank when all good checkpoints are damaged.
     """
     world, place = engine.world, files.place_of(config.run_path, config)
-    found = checkpoint.newest_sound(world, good_checkpoints(place))
-    if found is None:
+    reader = checkpoint.newest_sound(world, good_checkpoints(place))
+    if reader is None:
         return None
-    resumed = checkpoint.restore(engine, found)
+    with closing(reader):
+        resumed = checkpoint.restore(engine, reader)
     with together(world):
         if world.is_main:
-            for name in files.return_to(place, found):
+            for name in files.return_to(place, reader.folder):
                 log.info("deleted %s, which was written while the run diverged", name)
     return resumed

@@ -59,6 +59,7 @@ class Saver:
         self.published = first_step
         self._task: _Task | None = None
         self._step, self._begun, self._stall_s = 0, 0.0, 0.0
+        self._seen = files.Seen()
         self._host = HostCopy(engine.world.device.type == "cuda")
 
     @property
@@ -219,8 +220,10 @@ class Saver:
                 ) from error
             staged.remove(_receipt_name(rank))
         final = files.publish(self.place, staged, self._step, described)
-        good = next(good_checkpoints(self.place), None) if self.config.training.max_rollbacks else None
-        gone = files.prune(self.place, self.config.checkpoint, good.name if good else None)
+        self._seen.forget([final.name])  # it may replace one from before a rollback
+        rolls_back = self.config.training.max_rollbacks
+        good = next(good_checkpoints(self.place, self._seen), None) if rolls_back else None
+        gone = files.prune(self.place, self.config.checkpoint, good.name if good else None, self._seen)
         gib = sum(entry["size"] for entry in described.values()) / 2**30
         took = time.perf_counter() - self._begun
         stood = self._stall_s if self.config.checkpoint.asynchronous else took

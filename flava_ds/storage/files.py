@@ -19,6 +19,8 @@ from flava_ds.storage.retry import DEFAULT, ReadPolicy, ShortRead, call
 
 CHUNK_BYTES = 8 * 2**20
 """Size of one remote read: large enough to hide the latency of a request."""
+FIRST_BYTES, GROWTH = 64 * 2**10, 8
+"""Size of a first read, as a header may be all that is wanted, and by how much each next one is larger."""
 CACHE_VARIABLE = "FLAVA_DS_CACHE"
 """Environment variable that names the folder for data that can be computed or fetched again."""
 
@@ -186,18 +188,21 @@ class RemoteFile:
 class ReadAhead:
     """A file that is read in chunks, for small reads that mostly move forward: a server takes about as long
     to answer for a few bytes as for a chunk of them.
+
+    The first chunk has FIRST_BYTES, each next one GROWTH times as many, up to CHUNK_BYTES.
     """
 
     def __init__(self, file: Readable) -> None:
         self._file, self.size = file, file.size
-        self._start, self._chunk = 0, b""
+        self._start, self._chunk, self._ahead = 0, b"", FIRST_BYTES
 
     def pread(self, size: int, offset: int) -> bytes:
         """Returns `size` bytes at `offset`, fewer at the end of the file. Raises: what the file raises."""
         if size >= CHUNK_BYTES:
             return self._file.pread(size, offset)
         if offset < self._start or offset + size > self._start + len(self._chunk):
-            self._start, self._chunk = offset, self._file.pread(CHUNK_BYTES, offset)
+            self._start, self._chunk = offset, self._file.pread(max(size, self._ahead), offset)
+            self._ahead = min(CHUNK_BYTES, GROWTH * self._ahead)
         place = offset - self._start
         return self._chunk[place : place + size]
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -109,8 +108,7 @@ def save_tensors(
         ) from error
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One tensor of a file: its bytes are `begin` .. `end` of the file."""
 
     dtype: torch.dtype
@@ -157,17 +155,31 @@ class TensorFile:
             raise CheckpointError(
                 f"{self.where}: '{name}' has {whole} elements, but {start} .. {start + count} were requested"
             )
-        values = torch.empty(count, dtype=entry.dtype)
+        values = self.read_at(name, entry.dtype, entry.begin + start * width, count)
+        return values.reshape(entry.shape) if numel is None else values
+
+    def read_at(self, name: str, dtype: torch.dtype, begin: int, count: int) -> Tensor:
+        """Returns `count` elements of the tensor `name`, flat, from byte `begin` of the file on.
+
+        Raises: CheckpointError when the file ends before, or cannot be read.
+        """
+        values = torch.empty(count, dtype=dtype)
         target = values.view(torch.uint8).numpy().data if count else memoryview(bytearray())
         for place in range(0, len(target), CHUNK_BYTES):
             size = min(CHUNK_BYTES, len(target) - place)
-            data = self._pread(size, entry.begin + start * width + place)
+            data = self._pread(size, begin + place)
             if len(data) != size:
                 raise CheckpointError(
                     f"{self.where} ends within '{name}': it is truncated; use another checkpoint"
                 )
             target[place : place + size] = data
-        return values.reshape(entry.shape) if numel is None else values
+        return values
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Drops the metadata and some tensors' entries, for a reader that keeps what it needs of them."""
+        self.metadata = {}
+        for name in names:
+            del self.entries[name]
 
     def close(self) -> None:
         """Closes the file."""

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from flava_ds.config.plain_files import loads
+
+Kept = TypeVar("Kept")
 
 
 @dataclass(frozen=True)
@@ -40,23 +45,39 @@ def read_log(path: Path) -> RunLog:
 
     A resumed run may repeat steps; the last line of a step counts.
     """
+    # every line has the same keys, which json makes anew for each
+    return RunLog(*read_lines(path, lambda line: {sys.intern(key): value for key, value in line.items()}))
+
+
+def read_lines(
+    path: Path, kept: Callable[[dict[str, Any]], Kept], before: float = math.inf
+) -> tuple[dict[str, Any], list[Kept]]:
+    """Reads a log as `read_log` does, one line at a time.
+
+    Returns the header, and what `kept` makes of the record of each step before step `before`.
+    """
     header: dict[str, Any] = {}
-    steps: dict[int, dict[str, Any]] = {}
+    steps: dict[int, Kept] = {}
     if path.is_file():
-        for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                line = loads(text)
-            except ValueError:
-                continue
-            if (
-                isinstance(line, dict)
-                and isinstance(line.get("step"), int)
-                and any(key.startswith("loss") or key == "lr" for key in line)
-            ):
-                steps[line["step"]] = line
-            elif isinstance(line, dict) and not header:
-                header = line
-    return RunLog(header, [steps[step] for step in sorted(steps)])
+        with path.open(encoding="utf-8", errors="replace") as file:
+            for text in (text for line in file for text in line.splitlines()):
+                try:
+                    line = loads(text)
+                except ValueError:
+                    continue
+                if not isinstance(line, dict):
+                    continue
+                if _is_step(line):
+                    if line["step"] < before:
+                        steps[line["step"]] = kept(line)
+                elif not header:
+                    header = line
+    return header, [steps[step] for step in sorted(steps)]
+
+
+def _is_step(line: dict[str, Any]) -> bool:
+    """Tells a step's record from a header."""
+    return isinstance(line.get("step"), int) and any(key.startswith("loss") or key == "lr" for key in line)
 
 
 def logged_losses(log: RunLog) -> dict[str, dict[str, float]]:

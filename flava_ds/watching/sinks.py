@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from flava_ds.config import Config
 from flava_ds.errors import ConfigError
-from flava_ds.storage.atomic import write_whole
+from flava_ds.storage.atomic import replacing, write_whole
 from flava_ds.watching.environment import write_start
 from flava_ds.watching.log_fields import FIELDS, field_of
 from flava_ds.watching.log_line import console_line, show
-from flava_ds.watching.run_log import read_log
+from flava_ds.watching.run_log import read_lines
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -53,17 +53,13 @@ class JsonLines(Sink):
 
     def __init__(self, path: Path, description: dict[str, Any], first_step: int) -> None:
         """Starts a new run's log with `description`; a resumed run keeps its header, drops repeated lines."""
-        self._path, header, kept = path, description, []
+        self._path, header, kept = path, description, list[str]()
         if first_step and path.is_file():
-            log = read_log(path)
-            kept = [record for record in log.steps if record["step"] < first_step]
+            earlier, kept = read_lines(path, json.dumps, before=first_step)
             again = {
                 key: description[key] for key in ("started", "versions", "git", "hardware", "config_sha256")
             }
-            header = {
-                **log.header,
-                "resumed": [*log.header.get("resumed", []), {"step": first_step, **again}],
-            }
+            header = {**earlier, "resumed": [*earlier.get("resumed", []), {"step": first_step, **again}]}
         self._file = self._begin(header, kept)
 
     def write(self, record: dict[str, Any]) -> None:
@@ -74,13 +70,14 @@ class JsonLines(Sink):
     def go_back(self, step: int, rollback: dict[str, Any]) -> None:
         """Removes the lines from `step` on and adds the rollback to the header."""
         self._file.close()
-        log = read_log(self._path)
-        header = {**log.header, "rollbacks": [*log.header.get("rollbacks", []), rollback]}
-        self._file = self._begin(header, [record for record in log.steps if record["step"] < step])
+        earlier, kept = read_lines(self._path, json.dumps, before=step)
+        header = {**earlier, "rollbacks": [*earlier.get("rollbacks", []), rollback]}
+        self._file = self._begin(header, kept)
 
-    def _begin(self, header: dict[str, Any], kept: list[dict[str, Any]]) -> TextIO:
-        """Replaces the whole file and opens it."""
-        write_whole(self._path, "".join(json.dumps(line) + "\n" for line in (header, *kept)))
+    def _begin(self, header: dict[str, Any], kept: list[str]) -> TextIO:
+        """Replaces the whole file by a header and the lines that are kept, and opens it."""
+        with replacing(self._path) as temporary, temporary.open("w", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in (json.dumps(header), *kept))
         return self._path.open("a", encoding="utf-8")
 
     def close(self) -> None:

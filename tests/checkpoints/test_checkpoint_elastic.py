@@ -5,6 +5,7 @@ there the same curve.
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,12 +14,14 @@ from test_engine import reference
 from toy import KINDS, Toy, full_weights, objective_counts, partition_everything, toy_batch, toy_config
 
 from flava_ds.checkpoints import checkpoint, files
+from flava_ds.checkpoints.place import Place
 from flava_ds.checkpoints.reader import CheckpointReader
 from flava_ds.checkpoints.saver import Saver
 from flava_ds.config import CheckpointConfig, Config, LoggingConfig
 from flava_ds.families.flava.views import Kind
 from flava_ds.optimizers.adamw import GatedAdamW
 from flava_ds.ranks.distributed import World, start
+from flava_ds.storage.tensor_files import TensorFile
 from flava_ds.training import fragments
 from flava_ds.training.engine import Engine
 
@@ -184,3 +187,36 @@ def test_precision_may_change_and_the_fp32_numbers_stay(run_ranks, tmp_path):
     assert run_ranks(across_precision, 1, folder, "zero3 bf16 on 2", "zero1", "fp32") == [([], True)]
     run_ranks(write, 1, folder, (("zero0", "fp32"),))
     assert run_ranks(across_precision, 2, folder, "zero0 fp32 on 1", "zero2", "bf16") == [([], True)] * 2
+
+
+def opens_of_a_resume(folder: str) -> tuple[int, int, bool]:
+    """On every rank: how many headers of tensor files a resume reads, how often it opens such a file, and
+    whether it leaves none open.
+    """
+    (name,) = write(folder, (("zero1", "fp32"),))
+    world, config = start(60), topology(folder, "zero1", 2)
+    assert config.name == name
+    engine, headers, opened = Engine(Toy(seed=1), config, world), [], []
+    began, open_file = TensorFile.__init__, Place.open
+
+    def counted(file: TensorFile, opener, where: str) -> None:
+        headers.append(where)
+        began(file, opener, where)
+
+    def counted_open(place: Place, name: str):
+        opened.extend([name] if name.endswith(".safetensors") else [])
+        return open_file(place, name)
+
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    TensorFile.__init__, Place.open = counted, counted_open
+    checkpoint.resume(engine, config)
+    TensorFile.__init__, Place.open = began, open_file
+    return len(headers), len(opened), len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+@pytest.mark.distributed
+def test_a_resume_reads_every_header_once(run_ranks, tmp_path):
+    """512 ranks have 1,024 files; each rank read the headers of all to check them, and again to restore."""
+    for headers, opened, closed in run_ranks(opens_of_a_resume, 2, str(tmp_path)):
+        assert headers == 4 and closed
+        assert opened == headers + 2  # each rank has compared its share of the files before

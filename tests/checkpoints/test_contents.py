@@ -1,6 +1,7 @@
 """What a checkpoint says of itself is not believed: lists that are not whole, and states that no
 run writes."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -118,6 +119,7 @@ MISSHAPEN = {
             starts.update(b=starts.pop("weight/a")),
         ),
     ),
+    "a start beyond any parameter": (WEIGHTS, lambda tensors, starts: starts.update({"weight/a": 2**63})),
     "no start": (WEIGHTS, lambda tensors, starts: starts.clear()),
     "a parameter's moment that is too long": (
         OPTIMIZER,
@@ -235,11 +237,15 @@ def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path, name, k
 
 
 def _newest_sound_alone(folders: Iterable[Place]) -> Place | None:
-    """Calls `newest_sound` without a process group."""
+    """Calls `newest_sound` without a process group; returns what it opened."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("flava_ds.ranks.distributed.gather_objects", lambda world, value: [value])
         patch.setattr("flava_ds.checkpoints.checkpoint.from_main", lambda world, value: value)
-        return newest_sound(ALONE, iter(folders))
+        found = newest_sound(ALONE, iter(folders))
+    if found is None:
+        return None
+    with contextlib.closing(found):
+        return found.folder
 
 
 def test_a_run_that_goes_back_reads_no_state_before_the_sound_one(tmp_path, monkeypatch):

@@ -4,18 +4,19 @@ storage.
 
 import json
 import os
+import random
 from pathlib import Path
 
 import fsspec
 import pytest
 import torch
-from checkpoint_helpers import small_weights, write_checkpoint
+from checkpoint_helpers import UNEVENTFUL, small_weights, write_checkpoint
 
 from flava_ds.checkpoints import files
 from flava_ds.checkpoints.checkpoint import newest_sound
 from flava_ds.checkpoints.contents import verify
 from flava_ds.checkpoints.place import Place
-from flava_ds.checkpoints.reader import load_weights
+from flava_ds.checkpoints.reader import good_checkpoints, load_weights
 from flava_ds.config import CheckpointConfig, Config
 from flava_ds.data.quarantine import FOLDER as QUARANTINE
 from flava_ds.demo.evaluation.evaluator import RESULT
@@ -184,6 +185,109 @@ def test_prune_keeps_the_highest_where_higher_is_better(place):
     assert files.complete(place) == [files.name_of(step) for step in (2, 3, 4)]
 
 
+def saved(place: Place, step: int, value: float, seen: files.Seen, rules: CheckpointConfig) -> list[str]:
+    """Publishes and prunes as a run does; returns what was deleted."""
+    metric = {"name": rules.best_metric, "value": value, "step": step}
+    spikes = {**UNEVENTFUL["spikes"], "calm": value < 0.7}
+    final = write_checkpoint(place, step, small_weights(), metric=metric, spikes=spikes)
+    seen.forget([final.name])
+    good = next(good_checkpoints(place, seen), None)
+    return files.prune(place, rules, good.name if good else None, seen)
+
+
+KEPT = CheckpointConfig(keep_last=2, keep_every=2, keep_best=2, best_metric="loss/mlm")
+
+
+def test_a_save_looks_only_at_what_is_new(place, monkeypatch):
+    """Of 2,000 kept ones, each save read every state.json, and looked for every manifest four times."""
+    looks, reads = [], []
+    has, read = Place.has, Place.read
+    monkeypatch.setattr(Place, "has", lambda place, name: looks.append(place) or has(place, name))
+    monkeypatch.setattr(Place, "read", lambda place, name: reads.append(place) or read(place, name))
+    seen, counts = files.Seen(), []
+    for step in range(2, 42, 2):
+        looks.clear(), reads.clear()
+        saved(place, step, 0.5 - 0.01 * (step % 8), seen, KEPT)
+        counts.append((len(looks), len(reads)))
+    assert len(files.complete(place)) == 20
+    assert counts[-1] == counts[5] and max(counts[-1]) < 10, counts
+    looks.clear()
+    saved(place, 42, 0.5, files.Seen(), KEPT)  # a run that goes on looks at all once
+    assert 20 < len(looks) < 31
+
+
+def test_what_is_remembered_changes_nothing_about_what_is_kept(tmp_path):
+    """Whatever happens between saves: steps that are repeated after a rollback, and deletions, also half
+    done, by someone else.
+    """
+    draw = random.Random(0)
+    places, seen, step = [Place(tmp_path / "remembers"), Place(tmp_path / "looks")], files.Seen(), 0
+    for _ in range(150):
+        step += draw.randint(1, 3)
+        value = draw.random()
+        gone = [
+            saved(place, step, value, known, KEPT)
+            for place, known in zip(places, (seen, files.Seen()), strict=True)
+        ]
+        names = files.complete(places[1])
+        assert gone[0] == gone[1] and files.complete(places[0]) == names
+        event, name = draw.random(), draw.choice(names)
+        for place in places:
+            if event < 0.15:
+                files.return_to(place, place / name)
+            elif event < 0.3:
+                place.remove(name)
+            elif event < 0.45:
+                (place / name).remove(files.MANIFEST)
+            elif event < 0.5:
+                place.write(files.LATEST, name)
+        step = files.step_of(name) if event < 0.15 else step
+
+
+def test_what_comes_back_is_looked_at_again(place):
+    """Someone moves a checkpoint away, and later copies another of that name there."""
+    seen, rules = files.Seen(), CheckpointConfig(keep_last=1, keep_best=1, best_metric="loss/mlm")
+    saved(place, 1, 0.1, seen, rules)
+    place.remove(files.name_of(1))
+    saved(place, 2, 0.2, seen, rules)
+    (place / files.name_of(1)).write(files.STATE, "{}")  # half of it is there
+    assert files.complete(place, seen) == [files.name_of(2)]
+    write_checkpoint(place, 1, small_weights(), metric={"name": "loss/mlm", "value": 0.9, "step": 1})
+    assert saved(place, 3, 0.3, seen, rules) == [files.name_of(1)]
+
+
+def test_one_that_is_being_deleted_is_not_taken_for_what_latest_names(place):
+    seen = files.Seen()
+    for step in (1, 2, 3, 4):
+        write_checkpoint(place, step, small_weights())
+    files.complete(place, seen)
+    place.write(files.LATEST, files.name_of(3))
+    (place / files.name_of(3)).remove(files.MANIFEST)
+    assert files.prune(place, CheckpointConfig(keep_last=1), None, seen) == [files.name_of(1)]
+    assert files.complete(place, seen) == [files.name_of(2), files.name_of(4)]
+
+
+def test_a_state_that_could_not_be_read_once_is_read_again(place, monkeypatch):
+    """A storage that does not answer must not cost the best checkpoint."""
+    rules, seen, read = (
+        CheckpointConfig(keep_last=1, keep_best=1, best_metric="loss/mlm"),
+        files.Seen(),
+        Place.read,
+    )
+
+    def silent(folder: Place, name: str) -> bytes:
+        if folder.name == files.name_of(1) and name == files.STATE:
+            raise OSError("no answer")
+        return read(folder, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Place, "read", silent)
+        write_checkpoint(place, 1, small_weights(), metric={"name": "loss/mlm", "value": 0.1, "step": 1})
+        files.prune(place, rules, None, seen)
+    assert saved(place, 2, 0.2, seen, rules) == []
+    assert saved(place, 3, 0.3, seen, rules) == [files.name_of(2)]
+
+
 def test_every_rule_keeps_its_own():
     names = [files.name_of(step) for step in (10, 20, 30, 40, 50, 60)]
     values = dict(zip(names, (5.0, 1.0, None, 0.5, 2.0, 9.0), strict=True))
@@ -239,7 +343,8 @@ def sound_one(folder: str) -> str:
     """On every rank: the name of the newest sound checkpoint, or what is said where there is none."""
     place = Place(folder)
     try:
-        return newest_sound(start(60), (place / name for name in reversed(files.complete(place)))).name
+        found = newest_sound(start(60), (place / name for name in reversed(files.complete(place))))
+        return found.folder.name
     except CheckpointError as error:
         return str(error)
 

@@ -15,6 +15,7 @@ from flava_ds.checkpoints import contents, files, reader
 from flava_ds.checkpoints.place import Place
 from flava_ds.config import CheckpointConfig, LoggingConfig
 from flava_ds.errors import CheckpointError
+from flava_ds.storage.files import FIRST_BYTES, RemoteFile
 
 
 def same(found: dict, expected: dict) -> bool:
@@ -107,6 +108,38 @@ def test_more_files_than_may_be_open_are_read(tmp_path, monkeypatch):
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
+def test_headers_in_object_storage_are_small_reads(monkeypatch):
+    """Of four files of 3 MiB, only the beginnings are read to see what they hold; then what is wanted."""
+    asked: list[int] = []
+    pread = RemoteFile.pread
+    monkeypatch.setattr(
+        RemoteFile, "pread", lambda file, size, at: asked.append(size) or pread(file, size, at)
+    )
+    weights = {"a": torch.arange(1.5 * 2**20)}
+    final = write_checkpoint(Place("memory://bucket/run"), 5, weights)
+    try:
+        checkpoint = reader.CheckpointReader(final)
+        checkpoint.check_parts()
+        assert asked == [FIRST_BYTES] * 4
+        assert torch.equal(checkpoint.read("weight", "a", 2**20, 7), weights["a"][2**20 : 2**20 + 7])
+        assert torch.equal(checkpoint.weights()["a"], weights["a"])
+        assert len(asked) < 10
+        checkpoint.close()
+    finally:
+        fsspec.filesystem("memory").rm("/bucket", recursive=True)
+
+
+def test_of_a_header_nothing_is_kept_but_where_the_parts_are(tmp_path):
+    """A checkpoint of 512 ranks has millions of parts; an entry with a name for each took 1.25 GiB."""
+    weights = {f"{'long.' * 20}{number}": torch.zeros(3) for number in range(500)}
+    checkpoint = reader.CheckpointReader(write_checkpoint(tmp_path, 5, weights))
+    checkpoint.check_parts()
+    files_read = checkpoint._files.values()
+    assert len(files_read) == 4 and not any(file.entries or file.metadata for file in files_read)
+    assert torch.equal(checkpoint.weights()[f"{'long.' * 20}7"], torch.zeros(3))
+    checkpoint.close()
+
+
 def test_elements_that_no_file_has_are_counted(tmp_path):
     final = write_checkpoint(tmp_path, 5, small_weights())
     checkpoint = reader.CheckpointReader(final)
@@ -154,3 +187,12 @@ def test_the_newest_good_one_is_this_runs(tmp_path):
     assert next(reader.good_checkpoints(Place(tmp_path))).name == files.name_of(8)
     Place(tmp_path).write(files.LATEST, files.name_of(6))
     assert next(reader.good_checkpoints(Place(tmp_path))).name == files.name_of(4)
+
+
+def test_a_good_one_that_is_being_deleted_is_passed_over(tmp_path):
+    """Although the run remembers it as complete, and its state can be read."""
+    place, seen = Place(tmp_path), files.Seen()
+    first, second = (write_checkpoint(place, step, small_weights()) for step in (2, 4))
+    assert next(reader.good_checkpoints(place, seen)) == second
+    second.remove(files.MANIFEST)
+    assert next(reader.good_checkpoints(place, seen)) == first

@@ -17,7 +17,7 @@ from toy import Toy, toy_config
 from flava_ds.build import build_trainer
 from flava_ds.checkpoints import checkpoint, files
 from flava_ds.checkpoints.contents import read_state
-from flava_ds.checkpoints.saver import HostCopy
+from flava_ds.checkpoints.saver import HostCopy, Saver
 from flava_ds.config import CheckpointConfig, Config, LoggingConfig
 from flava_ds.ranks.distributed import start
 from flava_ds.ranks.lock_files import NAME
@@ -108,6 +108,31 @@ def test_saves_are_due_by_steps_and_minutes_and_kept_by_their_rules(run_ranks, t
     assert {state["step"]: state["metric"]["value"] for state in found["best"]["states"]} == {
         step: values[step] for step in found["best"]["steps"]
     }
+
+
+def save_again_after_a_rollback(folder: str) -> list[list[str]]:
+    """The checkpoints that are kept after each save: the third one repeats the second one's step."""
+    rules = CheckpointConfig(keep_last=1, keep_best=2, best_metric="loss/itm")
+    config = dataclasses.replace(
+        toy_config("zero1"), checkpoint=rules, logging=LoggingConfig(run_directory=folder)
+    )
+    world = start(60)
+    checkpoint.prepare(config, world)
+    saver, kept = Saver(Engine(Toy(), config, world), config), []
+    for step, value in ((1, 2.0), (2, 1.0), (2, 9.0), (3, 5.0), (4, 6.0)):
+        if value == 9.0:
+            files.return_to(saver.place, saver.place / files.name_of(1))
+        saver.save(step, {}, {"name": rules.best_metric, "value": value, "step": step - 1})
+        saver.finish()
+        kept.append([files.step_of(name) for name in files.complete(saver.place)])
+    return kept
+
+
+def test_a_step_that_is_saved_again_counts_by_its_new_number(run_ranks, tmp_path):
+    """Otherwise the diverged one's loss would keep it as the best."""
+    assert run_ranks(save_again_after_a_rollback, 1, str(tmp_path)) == [
+        [[1], [1, 2], [1, 2], [1, 3], [1, 3, 4]]
+    ]
 
 
 def stop_and_go_on(folder: str) -> tuple[list[str], bool, bool]:

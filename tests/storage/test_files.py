@@ -15,6 +15,8 @@ from flava_ds.errors import DataError, UserError
 from flava_ds.storage.files import (
     CACHE_VARIABLE,
     CHUNK_BYTES,
+    FIRST_BYTES,
+    GROWTH,
     LocalFile,
     ReadAhead,
     RemoteFile,
@@ -124,6 +126,28 @@ def test_small_reads_of_a_remote_file_share_a_request(server):
     ends = [(100, CHUNK_BYTES - 50), (CHUNK_BYTES, 20), (9000, CHUNK_BYTES), (10, len(content)), (3, 5)]
     for size, offset in ends:
         assert file.pread(size, offset) == content[offset : offset + size]
+
+
+def test_what_is_read_ahead_begins_small_and_grows():
+    """A header alone costs little, and a file of small tensors few requests."""
+    asked: list[int] = []
+
+    class Endless:
+        size = 2**40
+
+        def pread(self, size: int, offset: int) -> bytes:
+            asked.append(size)
+            return bytes(size)
+
+    file = ReadAhead(Endless())
+    file.pread(8, 0)
+    assert asked == [FIRST_BYTES]
+    file.pread(2 * FIRST_BYTES, 8)
+    for offset in range(FIRST_BYTES, 4 * CHUNK_BYTES, FIRST_BYTES):
+        file.pread(FIRST_BYTES, offset)
+    assert asked[1] == GROWTH * FIRST_BYTES and asked[-1] == CHUNK_BYTES and len(asked) < 8
+    ReadAhead(Endless()).pread(20 * FIRST_BYTES, 8)  # a longer header comes in one piece
+    assert asked[-1] == 20 * FIRST_BYTES
 
 
 @pytest.mark.parametrize("checksum", [True, False])

@@ -52,5 +52,11 @@ def test_numbers_that_are_not_finite_are_no_points(tmp_path):
     }
 
 
+def test_the_names_of_the_numbers_are_held_once(tmp_path):
+    """They took more memory than the numbers."""
+    log = write(tmp_path / "log.jsonl", *({"step": step, "loss/mim": 1.0} for step in range(3)))
+    assert len({id(key) for line in log.steps for key in line}) == 2
+
+
 def test_a_missing_log_is_empty(tmp_path):
     assert read_log(tmp_path / "log.jsonl").steps == []

@@ -212,8 +212,9 @@ def zero_stages(tuner: Tuner, config: Config) -> Iterator[Choice]:
     for stage in range(least, 4):
         if stage != settings["zero_optimization"]["stage"] and tuner.ranks > 1:
             yield Choice(f"zero{stage}", ("--engine.deepspeed-config", f"zero{stage}"))
-    if config.engine.deepspeed_config == "zero1":
-        yield Choice("zero1_no_overlap", ("--engine.deepspeed-config", "zero1_no_overlap"))
+    other = {"zero1": "zero1_no_overlap", "zero1_no_overlap": "zero1"}.get(config.engine.deepspeed_config)
+    if other is not None:
+        yield Choice(other, ("--engine.deepspeed-config", other))
 
 
 def buckets(tuner: Tuner, config: Config) -> Iterator[Choice]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from flava_ds.errors import DataError
 from flava_ds.storage import faults
 from flava_ds.storage.faults import SampleFault, counted
 from flava_ds.storage.retry import policy_of
-from flava_ds.storage.sample_table import SampleTable, prepare_table
+from flava_ds.storage.sample_table import SampleTable, prepare_table, short_hash
 from flava_ds.storage.shard_reader import ShardReader
 from flava_ds.storage.shards import list_shards
 
@@ -117,7 +117,7 @@ class IndexedShards:
         """Returns what must be equal in every rank's copy of the shards."""
         return {
             "samples": len(self),
-            "the sizes of its shards": _hashed(size for size, _ in self.table.stamps),
+            "the sizes of its shards": short_hash(str([size for size, _ in self.table.stamps])),
             "the keys of its samples": self.table.fingerprint,
             **self.content,
         }
@@ -219,10 +219,6 @@ class IndexedShards:
             f"source '{self.name}': {len(self)} usable samples in {len(self.table.shards)} shards; not "
             f"usable: {counted(self.table.faults)}"
         )
-
-
-def _hashed(numbers: Iterable[int]) -> str:
-    return hashlib.sha256(",".join(map(str, numbers)).encode()).hexdigest()[:16]
 
 
 class IndexedDraws:

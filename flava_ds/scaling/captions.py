@@ -169,13 +169,11 @@ def _counts(path: Path, found: Mapping[str, Any]) -> dict[int, float]:
 
 def read_shards(config: Config, name: str, shards: str) -> Lengths:
     """Tokenises captions of shards at even distances, as source `name` would. Raises: DataError."""
-    from flava_ds.data.indexed import IndexedShards, prepare_source
+    from flava_ds.data.indexed import IndexedShards
     from flava_ds.storage.faults import SampleFault
 
     source = replace(config.data.sources[name], shards=shards, kind="text")
-    config = config.with_sources({name: source})
-    prepare_source(config, name)
-    reader = IndexedShards(config, name)
+    reader = IndexedShards(config.with_sources({name: source}), name)
     tokenizer = config.model.load_tokenizer(config)
     texts = []
     for index in np.unique(np.linspace(0, len(reader) - 1, min(SAMPLED, len(reader))).astype(int)).tolist():

@@ -10,6 +10,7 @@ import os
 import struct
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from flava_ds.storage.tar_headers import tar_members
 
 log = logging.getLogger(__name__)
 
-_VERSION = 4
+VERSION = 4
 _COLUMNS = ("keys", "key_ends", "member_sample", "member_suffix", "member_offset", "member_size")
 _HEADER_BYTES = 16 * 2**10
 """More than the header of an index has."""
@@ -221,12 +222,24 @@ def _is_kept(shard: Shard, stamp: Stamp, checksum: bool) -> bool:
         assert isinstance(file, Path)  # as the shard is
         try:
             header = _peek(file)
-            if header["version"] == _VERSION and tuple(header["stamp"]) == stamp:
+            if header["version"] == VERSION and tuple(header["stamp"]) == stamp:
                 if header["checksum"] or not checksum:
                     return True
-        except (OSError, ValueError, KeyError, TypeError, struct.error):
+        except Exception:  # missing, or not written by us, as in read_index
             continue
     return False
+
+
+def index_state(shard: Shard) -> tuple[int, int] | None:
+    """Returns the size in bytes and the time of change in ns of the local file with a shard's index; None
+    where there is none.
+    """
+    for file in _places(shard):
+        if isinstance(file, Path):
+            with suppress(OSError):
+                stat = file.stat()
+                return stat.st_size, stat.st_mtime_ns
+    return None
 
 
 def _places(shard: Shard) -> Iterator[Path | RemoteShard]:
@@ -241,7 +254,7 @@ def _places(shard: Shard) -> Iterator[Path | RemoteShard]:
 def _peek(file: Path) -> dict[str, Any]:
     """Reads the header of an index, which is the first array of the file.
 
-    Raises: OSError or ValueError, KeyError, TypeError, struct.error for a file that `_encode` did not write.
+    Raises: OSError, and all kinds of errors for a file that `_encode` did not write.
     """
     with open(open_regular(file), "rb") as handle:
         start = handle.read(_HEADER_BYTES)
@@ -299,7 +312,7 @@ def _keep(shard: Shard, index: ShardIndex) -> bool:
 def _encode(index: ShardIndex) -> bytes:
     """Serialises an index as an .npz without pickles."""
     fields = vars(index)
-    header = {"version": _VERSION} | {
+    header = {"version": VERSION} | {
         name: fields[name] for name in ("stamp", "suffixes", "faults", "checksum")
     }
     columns: dict[str, Any] = {name: value for name, value in fields.items() if isinstance(value, np.ndarray)}
@@ -322,7 +335,7 @@ def _decode(data: bytes, stamp: Stamp) -> ShardIndex | None:
         if len(entries) != 1 + len(_COLUMNS) or {*arrays.files} != {"header", *_COLUMNS}:
             raise ValueError("other arrays than those of an index")
         header = loads(arrays["header"].tobytes())
-        if header.pop("version") != _VERSION or tuple(header["stamp"]) != stamp:
+        if header.pop("version") != VERSION or tuple(header["stamp"]) != stamp:
             return None
         columns = {name: arrays[name] for name in _COLUMNS}
     index = ShardIndex(**columns, **(header | {"stamp": stamp, "suffixes": tuple(header["suffixes"])}))

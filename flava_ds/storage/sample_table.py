@@ -18,7 +18,15 @@ import numpy as np
 
 from flava_ds.storage import table_files
 from flava_ds.storage.files import Shard, Stamp
-from flava_ds.storage.index import ShardIndex, index_missing, load_indexes, read_index, stamps_of
+from flava_ds.storage.index import (
+    VERSION,
+    ShardIndex,
+    index_missing,
+    index_state,
+    load_indexes,
+    stamps_of,
+)
+from flava_ds.storage.parallel import AT_ONCE, for_each
 from flava_ds.storage.table_files import Arrays
 
 log = logging.getLogger(__name__)
@@ -94,30 +102,23 @@ def prepare_table(shards: Sequence[Shard], fields: Suffixes, required: Mapping[s
         index_missing(shards, stamps)
         return
     folder = _folder(shards, stamps, fields, required)
-
-    def is_current() -> bool:
-        stored = table_files.load(folder)
-        if stored is None or stored[1]["contents"] is not None:
-            return stored is not None
-        first = read_index(shards[0], stamps[0])
-        return first is None or first.checksum is None  # else it is older than the checksums of the indexes
-
+    if table_files.load(folder) is not None:
+        table_files.used(folder)
+        return
+    index_missing(shards, stamps)
+    folder = _folder(shards, stamps, fields, required)  # with the indexes that are there now
     try:
-        if is_current():
-            return table_files.used(folder)
         with table_files.alone(folder):
-            if is_current():  # another process has stored it meanwhile
-                return
-            table_files.remove(folder)
-            builder = _Builder(shards, stamps, fields, required)
-            table_files.store(folder, builder.parts(), builder.said)
+            if table_files.load(folder) is None:  # else another process has stored it meanwhile
+                builder = _Builder(shards, stamps, fields, required)
+                table_files.store(folder, builder.parts(), builder.said)
     except OSError as error:
         log.warning(
             "the table of %d shards cannot be kept in '%s' (%s), so every rank reads their indexes and holds "
             "its own",
             len(shards),
             folder.parent,
-            error.strerror,
+            error,
         )
         return
     log.info("the table of %d shards is kept in '%s', for all ranks and later starts", len(shards), folder)
@@ -166,8 +167,8 @@ class _Builder:
         return {
             "faults": dict(self._faults),
             "fingerprint": digest.hexdigest()[:16],
-            "layout": _short_hash("".join(self._layouts)),
-            "contents": _short_hash("".join(known)) if len(known) == len(self._shards) else None,
+            "layout": short_hash("".join(self._layouts)),
+            "contents": short_hash("".join(known)) if len(known) == len(self._shards) else None,
         }
 
     def _usable(self, index: ShardIndex) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -188,10 +189,18 @@ class _Builder:
 def _folder(
     shards: Sequence[Shard], stamps: Sequence[Stamp], fields: Suffixes, required: Mapping[str, str]
 ) -> Path:
-    """Returns where the table of these versions of the shards is stored."""
+    """Returns where the table of these versions of the shards and of their indexes is stored."""
     names = [str(shard.absolute() if isinstance(shard, Path) else shard) for shard in shards]
-    of = [_VERSION, names, {field: list(suffixes) for field, suffixes in fields.items()}, dict(required)]
-    return table_files.folder_of(*(_short_hash(json.dumps(what)) for what in (of, list(stamps))))
+    suffixes = {field: list(own) for field, own in fields.items()}
+    of = [_VERSION, VERSION, names, suffixes, dict(required)]
+    indexes = for_each(
+        index_state,
+        [(shard,) for shard in shards],
+        workers=AT_ONCE,
+        threads=True,
+        label="looking for indexes",
+    )
+    return table_files.folder_of(*(short_hash(json.dumps(what)) for what in (of, [list(stamps), indexes])))
 
 
 def _layout(index: ShardIndex) -> str:
@@ -201,5 +210,6 @@ def _layout(index: ShardIndex) -> str:
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
-def _short_hash(text: str) -> str:
+def short_hash(text: str) -> str:
+    """Returns 16 hexadecimal digits of a text's SHA-256."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -8,6 +8,7 @@ the shards.
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import logging
 import mmap
@@ -16,7 +17,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,17 @@ log = logging.getLogger(__name__)
 
 Arrays = Mapping[str, np.ndarray]
 
-_POLL_S = 1.0
 HEADER = "table.json"
+_LOCKED = "key_ends"
+"""The array whose file a process locks, shared, as long as it maps a table: on NFS it must not go before."""
 _DTYPES = {"keys": "<u1", "key_ends": "<i8", "shard_ends": "<i8", "offset": "<i8", "size": "<u4"}
 """By the last part of an array's name."""
-_UNUSED_S = 30 * 24 * 3600
-"""A table that no run has started with for so long goes, and so does what a killed writer left behind."""
+_POLL_S, _PATIENCE_S = 1.0, 480.0
+"""How often a process that waits for another's table looks, and how long it waits: ranks wait for it."""
+_SUPERSEDED_S, _UNUSED_S = 3600.0, 30 * 24 * 3600.0
+"""A table that nobody maps goes if no run has started with it for so long: another version of a newer one,
+and any. An hour, as machines that share a home may have shards of other versions.
+"""
 
 
 def folder_of(of: str, version: str) -> Path:
@@ -66,35 +72,41 @@ def used(folder: Path) -> None:
 def alone(folder: Path) -> Iterator[None]:
     """Lets one process at a time make a table, also of several machines that share the user's home; waits.
 
-    Raises: OSError when the cache cannot be written.
+    Raises: OSError when the cache cannot be written, or another process takes too long.
     """
     lock = folder.with_name(f".{folder.name}.lock")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    told = False
+    deadline = None
     while True:
         try:
-            held = hold(lock)
+            held: AbstractContextManager = hold(lock)
+            break
+        except PermissionError:  # of another user, who may be gone; at worst both make the table
+            held = nullcontext()
             break
         except BlockingIOError:
-            if not told:
-                log.info("another process makes the table of samples in '%s'; waiting for it", folder.parent)
-            told = True
+            if deadline is None:
+                deadline = time.monotonic() + _PATIENCE_S
+                log.warning("another process makes the table of samples and holds '%s'; waiting", lock)
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"another process holds '{lock}' for {_PATIENCE_S:.0f} s") from None
             time.sleep(_POLL_S)
     with held:
         try:
             yield
         finally:
-            lock.unlink(missing_ok=True)
+            with suppress(OSError):
+                lock.unlink()
 
 
 def store(folder: Path, parts: Iterable[Arrays], said: Callable[[Arrays], dict[str, Any]]) -> None:
-    """Writes parts of a table end to end, with what `said` returns for the whole; removes older versions.
+    """Writes parts of a table end to end, with what `said` returns for the whole; removes what is not used.
 
-    Does nothing if another process has been quicker. Holds one part in memory at a time.
+    Leaves a whole table as it is. Holds one part in memory at a time.
 
     Raises: OSError when it cannot be written, and whatever `parts` raises; then nothing is left behind.
     """
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}")
+    temporary = _beside(folder)
     temporary.mkdir(parents=True)
     try:
         with ExitStack() as stack:
@@ -109,31 +121,53 @@ def store(folder: Path, parts: Iterable[Arrays], said: Callable[[Arrays], dict[s
         (temporary / HEADER).write_text(json.dumps({"bytes": sizes, "said": said(whole)}))
         for file in (*temporary.iterdir(), temporary):
             sync(file)  # else a power failure could leave arrays of zeros under a whole table's name
+        _name(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    _remove_unused(folder)
+
+
+def _beside(folder: Path) -> Path:
+    """Returns a new name beside a table for what is no table yet, or no longer."""
+    return folder.with_name(f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}")
+
+
+def _name(temporary: Path, folder: Path) -> None:
+    """Gives a table its name, unless there is a whole one; a damaged one makes way."""
+    try:
         temporary.rename(folder)
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    _remove_older(folder)
+        if load(folder) is None:
+            damaged = _beside(folder)
+            folder.rename(damaged)
+            temporary.rename(folder)
+            shutil.rmtree(damaged, ignore_errors=True)
 
 
-def remove(folder: Path) -> None:
-    """Removes a table; processes that have mapped it keep it."""
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _remove_older(folder: Path) -> None:
-    """Removes tables of the same in other versions, and any that have not been used for long."""
+def _remove_unused(folder: Path) -> None:
+    """Removes other tables that no process maps and no run has started with for long, and what killed writers
+    left behind.
+    """
     of = folder.name.split("-", 1)[0]
-    for other in folder.parent.glob(f"{of}-*"):
-        if other != folder:
-            remove(other)
     for other in folder.parent.iterdir():
-        if other != folder and other.is_dir() and _age_s(other) > _UNUSED_S:
-            remove(other)
+        same = other.name.lstrip(".").split("-", 1)[0] == of
+        most = _SUPERSEDED_S if same else _UNUSED_S
+        if other != folder and other.is_dir() and _age_s(other) > most and not _is_mapped(other):
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def _is_mapped(folder: Path) -> bool:
+    """Returns whether a process maps a table. On a file system without locks nobody knows."""
+    try:
+        with (folder / _LOCKED).open("r+b") as file:  # NFS wants it writable
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _age_s(folder: Path) -> float:
@@ -145,12 +179,18 @@ def _age_s(folder: Path) -> float:
 
 
 def _mapped(file: Path, size: int) -> np.ndarray:
-    """Maps an array, and has the system read it ahead. Raises: ValueError when it has another size."""
+    """Maps an array, and has the system read it ahead. The map keeps a descriptor, and with it a lock.
+
+    Raises: ValueError when it has another size; OSError.
+    """
     with file.open("rb") as handle:
         if os.fstat(handle.fileno()).st_size != size:
             raise ValueError(f"'{file}' does not have {size} bytes")
         if not size:
             return np.empty(0, dtype=_dtype(file.name))
+        if file.name == _LOCKED:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
         mapped = mmap.mmap(handle.fileno(), size, access=mmap.ACCESS_READ)
     mapped.madvise(mmap.MADV_WILLNEED)  # samples are read in random order, which would fault page by page
     return np.frombuffer(mapped, dtype=_dtype(file.name))

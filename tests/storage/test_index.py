@@ -305,6 +305,22 @@ def test_a_source_is_known_by_its_keys_wherever_its_shards_lie(make_shard):
     assert len(others | {whole}) == 4
 
 
+def test_no_bytes_in_a_header_end_the_search_for_indexes(make_shard):
+    """They may have come with the shard, from anybody, and numpy raises all kinds of errors."""
+    path = make_shard("a.tar", pair_members(range(3)))
+    expected, (beside, _) = load_index(path).names(), index_files(path)
+    whole, random = beside.read_bytes(), np.random.default_rng(0)
+    shape = whole.index(b"'shape': (")
+    damaged = [whole[: shape + 10] + b"9" * 12 + whole[shape + 22 :]]
+    for _ in range(150):
+        flipped = bytearray(whole)
+        flipped[random.integers(26, 260)] ^= 1 << random.integers(8)
+        damaged.append(bytes(flipped))
+    for data in damaged:
+        beside.write_bytes(data)
+        assert load_index(path).names() == expected
+
+
 def test_an_index_is_decoded_once_and_a_damaged_one_is_written_again(make_shard, monkeypatch):
     shards = [make_shard(f"{n}.tar", pair_members(range(n, n + 3))) for n in range(20)]
     expected = [index.names() for index in load_indexes(shards)]

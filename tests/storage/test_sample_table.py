@@ -15,7 +15,7 @@ from flava_ds.build import prepare_shards
 from flava_ds.data.indexed import IndexedShards
 from flava_ds.errors import DataError
 from flava_ds.storage import sample_table, table_files
-from flava_ds.storage.index import load_indexes, read_index
+from flava_ds.storage.index import index_files, load_indexes
 from flava_ds.storage.sample_table import SampleTable, prepare_table
 
 FIELDS = {"image": ("webp", "png"), "caption": ("txt",), "metadata": ("json",)}
@@ -61,6 +61,11 @@ def is_mapped(array):
     while isinstance(array, np.ndarray):
         array = array.base
     return isinstance(array.obj if isinstance(array, memoryview) else array, mmap.mmap)
+
+
+def make_older(folder, seconds):
+    for file in (*folder.iterdir(), folder):
+        os.utime(file, (time.time() - seconds,) * 2)
 
 
 def test_a_stored_table_equals_one_that_is_held(shards, tmp_path, monkeypatch):
@@ -111,25 +116,63 @@ def test_other_shards_fields_and_requirements_have_tables_of_their_own(shards, t
 
 
 @pytest.mark.usefixtures("few")
-def test_a_changed_shard_has_another_table_and_the_old_one_goes(shards, make_shard, tmp_path):
+def test_a_changed_shard_has_another_table_and_the_old_one_goes_when_nobody_needs_it(
+    shards, make_shard, tmp_path
+):
     prepare_table(shards, FIELDS, REQUIRED)
     (old,) = tables(tmp_path)
     mapped = SampleTable(shards, FIELDS, REQUIRED)
     make_shard("0.tar", pair_members(range(7)))
     assert len(SampleTable(shards, FIELDS, REQUIRED)) == 14, "the table of the old shard was read"
     prepare_table(shards, FIELDS, REQUIRED)
-    (new,) = tables(tmp_path)
-    assert new != old and len(SampleTable(shards, FIELDS, REQUIRED)) == 14
-    assert mapped.key(9) == "000000034", "a process that has mapped the old table lost it"
+    assert len(SampleTable(shards, FIELDS, REQUIRED)) == 14 and old in tables(tmp_path)
+    make_older(old, 2 * table_files._SUPERSEDED_S)
+    make_shard("0.tar", pair_members(range(8)))
+    prepare_table(shards, FIELDS, REQUIRED)
+    assert old in tables(tmp_path), "a table that a process maps has gone"
+    assert mapped.key(9) == "000000034"
+    del mapped
+    make_shard("0.tar", pair_members(range(9)))
+    prepare_table(shards, FIELDS, REQUIRED)
+    assert old not in tables(tmp_path) and len(tables(tmp_path)) == 3
 
 
 @pytest.mark.usefixtures("few")
-def test_checksums_that_come_later_renew_it(shards, tmp_path):
+def test_machines_with_other_versions_of_the_shards_leave_each_other_their_tables(shards, tmp_path):
+    for nanoseconds in (10**18, 2 * 10**18, 10**18, 2 * 10**18):
+        for shard in shards:
+            os.utime(shard, ns=(nanoseconds, nanoseconds))
+        prepare_table(shards, FIELDS, REQUIRED)
+        assert is_mapped(SampleTable(shards, FIELDS, REQUIRED).keys)
+
+
+@pytest.mark.usefixtures("few")
+def test_indexes_that_are_made_again_renew_it(shards, make_shard):
+    """As `prepare index --verify` tells a user to do whose shard has other bytes, but its size and time."""
+    prepare_table(shards, FIELDS, REQUIRED)
+    expected, stat = SampleTable(shards, FIELDS, REQUIRED), shards[3].stat()
+    make_shard("3.tar", pair_members(reversed(range(30, 35))))
+    os.truncate(shards[3], stat.st_size)
+    os.utime(shards[3], ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    index_files(shards[3])[0].unlink()
+    prepare_table(shards, FIELDS, REQUIRED)
+    table = SampleTable(shards, FIELDS, REQUIRED)
+    assert [table.key(5), expected.key(5)] == ["000000034", "000000030"] and is_mapped(table.keys)
+
+
+@pytest.mark.usefixtures("few")
+def test_checksums_that_come_later_renew_it_once(shards, monkeypatch):
     prepare_table(shards, FIELDS, REQUIRED)
     assert SampleTable(shards, FIELDS, REQUIRED).contents is None
-    assert all(index.checksum for index in load_indexes(shards, checksum=True))
+    list(load_indexes(shards[:2], checksum=True))
     prepare_table(shards, FIELDS, REQUIRED)
-    assert SampleTable(shards, FIELDS, REQUIRED).contents is not None and len(tables(tmp_path)) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(sample_table, "load_indexes", lambda *_: pytest.fail("it was made again"))
+        prepare_table(shards, FIELDS, REQUIRED)
+    assert SampleTable(shards, FIELDS, REQUIRED).contents is None
+    list(load_indexes(shards, checksum=True))
+    prepare_table(shards, FIELDS, REQUIRED)
+    assert SampleTable(shards, FIELDS, REQUIRED).contents is not None
 
 
 @pytest.mark.usefixtures("few")
@@ -164,11 +207,6 @@ def test_a_writer_that_fails_leaves_nothing():
         assert not list(folder.parent.iterdir())
 
 
-def make_older(folder, seconds):
-    for file in (*folder.iterdir(), folder):
-        os.utime(file, (time.time() - seconds,) * 2)
-
-
 @pytest.mark.usefixtures("few")
 def test_what_nobody_uses_goes(shards, tmp_path):
     prepare_table(shards, FIELDS, REQUIRED)
@@ -197,11 +235,14 @@ def test_the_first_of_two_writers_wins(shards, tmp_path):
 @pytest.mark.usefixtures("few")
 def test_one_process_at_a_time_makes_a_table(shards, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(table_files, "_POLL_S", 0.01)
+    list(load_indexes(shards))
     folder = sample_table._folder(shards, sample_table.stamps_of(shards), FIELDS, REQUIRED)
     with caplog.at_level(logging.INFO), ThreadPoolExecutor(1) as pool:
         with table_files.alone(folder):
             waiting = pool.submit(prepare_table, shards, FIELDS, REQUIRED)
+            begun = time.monotonic()
             while "another process makes the table of samples" not in caplog.text:
+                assert time.monotonic() < begun + 60 and not waiting.done()
                 time.sleep(0.01)
             builder = sample_table._Builder(shards, sample_table.stamps_of(shards), FIELDS, REQUIRED)
             table_files.store(folder, builder.parts(), builder.said)
@@ -219,11 +260,20 @@ def test_without_room_every_process_holds_its_own(shards, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         prepare_table(shards, FIELDS, REQUIRED)
     assert f"the table of 4 shards cannot be kept in '{cache / 'tables'}' (" in caplog.text
+    assert all(index_files(shard)[0].is_file() for shard in shards), "every rank would index all shards"
     assert len(SampleTable(shards, FIELDS, REQUIRED)) == 10
-    assert all(
-        read_index(shard, stamp)
-        for shard, stamp in zip(shards, SampleTable(shards, FIELDS, REQUIRED).stamps, strict=True)
-    )
+
+
+@pytest.mark.usefixtures("few")
+def test_who_waits_for_too_long_holds_its_own(shards, monkeypatch, caplog):
+    monkeypatch.setattr(table_files, "_POLL_S", 0.01)
+    monkeypatch.setattr(table_files, "_PATIENCE_S", 0.05)
+    list(load_indexes(shards))
+    folder = sample_table._folder(shards, sample_table.stamps_of(shards), FIELDS, REQUIRED)
+    with table_files.alone(folder), caplog.at_level(logging.WARNING):
+        prepare_table(shards, FIELDS, REQUIRED)
+    assert "cannot be kept" in caplog.text and ".lock' for 0 s" in caplog.text
+    assert not folder.exists() and len(SampleTable(shards, FIELDS, REQUIRED)) == 10
 
 
 @pytest.mark.usefixtures("few")

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data._utils import signal_handling
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from flava_ds.allocator import keep_freed_memory
@@ -72,6 +73,7 @@ def watched(loader: DataLoader) -> Iterator[Any]:
         yield from _results(results, loader.timeout, signs)
     except BaseException:  # of torch, of the consumer, or by Ctrl-C
         _end_all(results._workers)
+        _abandon(results)
         raise
     finally:
         atexit.unregister(end_all)
@@ -100,8 +102,8 @@ def _started(loader: DataLoader, signs: mmap.mmap) -> Any:
         with _handling(signal.SIGCHLD), _blocked(_ASKED_TO_END):
             _MultiProcessingDataLoaderIter.__init__(results, loader)
     except BaseException as error:
-        results._shutdown = True  # its end would ask workers that were never started
         _end_all(results._workers)
+        _abandon(results)  # its end would ask workers that were never started
         if getattr(error, "errno", None) not in _REFUSED and "start new thread" not in str(error):
             raise
         raise DataError(
@@ -276,6 +278,21 @@ def _hung(workers: Sequence[BaseProcess], awaited: int, timeout_s: float) -> Dat
     )
     _end_all(workers)
     return error
+
+
+def _abandon(results: Any) -> None:
+    """Keeps torch's iterator from ending workers that have been killed: the event that tells them to end has
+    a lock, and one that was killed while it looked at the event holds it for ever.
+    """
+    results._shutdown = True
+    if hasattr(results, "_pin_memory_thread_done_event"):
+        results._pin_memory_thread_done_event.set()
+    for queue in getattr(results, "_index_queues", ()):
+        queue.cancel_join_thread()
+        queue.close()
+    if getattr(results, "_worker_pids_set", False):
+        signal_handling._remove_worker_pids(id(results))
+        results._worker_pids_set = False
 
 
 def _end_all(workers: Sequence[BaseProcess]) -> None:

@@ -1,6 +1,7 @@
 """Loader processes that are killed, stopped or blocked: named within seconds, with nothing left behind."""
 
 import faulthandler
+import gc
 import mmap
 import multiprocessing
 import os
@@ -101,6 +102,26 @@ def test_a_killed_process_is_named_with_its_signal_and_advice(loader_of, number,
         list(loader_of(lambda: kill_self(number), after=24))
     assert "\n" not in str(caught.value)
     del caught
+    assert_gone(before)
+
+
+def test_a_lock_that_a_killed_process_holds_hangs_nobody(loader_of, monkeypatch):
+    """A process is killed because another died, and may be looking at the event that would tell it to end."""
+    started, held, started_by, ended_by = [], [], workers._started, workers._end_all
+
+    def end_and_hold(processes):
+        ended_by(processes)
+        if not held:
+            held.append(started[0]._workers_done_event._cond.acquire(timeout=1))
+
+    monkeypatch.setattr(workers, "_started", lambda *args: started.append(started_by(*args)) or started[0])
+    monkeypatch.setattr(workers, "_end_all", end_and_hold)
+    before = children()
+    with pytest.raises(DataError, match="was killed by SIGKILL"):
+        list(loader_of(lambda: kill_self(signal.SIGKILL), after=24))
+    assert started[0]._shutdown, "torch's end would wait for the lock"
+    started.clear()  # torch's iterator ends
+    gc.collect()
     assert_gone(before)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # makes the folder of torch's cache, which a command that is watched may not
 from checkpoint_helpers import small_weights, write_checkpoint
 from data.shard_mutations import END, members
 from fuzz.mutations import NASTY_TEXTS, as_json, change_bytes, change_json

@@ -14,7 +14,7 @@ from pathlib import Path
 from flava_ds.config.plain_files import read_small
 from flava_ds.errors import DataError
 from flava_ds.storage.files import PipedShard, RemoteShard, Shard, StreamedShard
-from flava_ds.storage.parallel import AT_ONCE, for_each
+from flava_ds.storage.parallel import AT_ONCE, ahead
 from flava_ds.storage.retry import DEFAULT, ReadPolicy, call, file_system
 from flava_ds.storage.small_objects import fetch
 
@@ -140,7 +140,7 @@ def _expand_path(entry: str, shards: str, name: str) -> list[Path]:
         _say_left_out(str(path), left_out)
         return found
     found = [Path(expanded).expanduser() for expanded in expand_braces(entry)]
-    modes = for_each(_mode, [(shard,) for shard in found], workers=AT_ONCE, threads=True, label="listing")
+    modes = ahead(_mode, found, threads=AT_ONCE, most=AT_ONCE)  # ends with the first that is missing
     for shard, mode in zip(found, modes, strict=True):
         if stat.S_ISDIR(mode) or shard.suffix != ".tar":
             raise DataError(

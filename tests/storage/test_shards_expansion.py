@@ -140,3 +140,7 @@ def test_a_pattern_costs_one_look_at_each_shard(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "stat", lambda path, **words: looked.append(path) or ask(path, **words))
     assert [path.name for path in list_shards(f"{tmp_path}/{{00000..00039}}.tar")] == names
     assert sum(str(path).endswith(tuple(names)) for path in looked) == len(names)
+    looked.clear()
+    with pytest.raises(DataError, match="00040.tar' does not exist"):
+        list_shards(f"{tmp_path}/{{00040..99999}}.tar")
+    assert len(looked) < 100, "more names were asked for than until the first that is missing"

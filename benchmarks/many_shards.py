@@ -28,8 +28,10 @@ import numpy as np
 import torch
 from flava_kernels.bench.machine import device_name
 
-from flava_ds.storage import index, sample_table
+from flava_ds.storage import sample_table
 from flava_ds.storage.files import CACHE_VARIABLE, stamp_of
+from flava_ds.storage.index_files import _encode, index_files
+from flava_ds.storage.shard_index import ShardIndex
 from flava_ds.storage.shards import list_shards
 
 RESULTS = Path(__file__).parent / "results" / "many_shards.json"
@@ -79,7 +81,7 @@ def make_shard(path: Path, number: int, samples: int) -> None:
     with path.open("wb") as file:
         file.truncate(int(ends[-1]) + 10240)
     keys = [f"{number:05d}{sample:04d}".encode() for sample in range(samples)]
-    found = index.ShardIndex(
+    found = ShardIndex(
         keys=np.frombuffer(b"".join(keys), np.uint8),
         key_ends=np.cumsum([len(key) for key in keys], dtype=np.int64),
         member_sample=np.repeat(np.arange(samples, dtype=np.int32), len(SUFFIXES)),
@@ -90,7 +92,7 @@ def make_shard(path: Path, number: int, samples: int) -> None:
         faults={},
         stamp=stamp_of(path),
     )
-    index.index_files(path)[0].write_bytes(index._encode(found))
+    index_files(path)[0].write_bytes(_encode(found))
 
 
 def in_own_process(way: str, folder: str) -> dict[str, float]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from flava_ds.data.samples import printable
 from flava_ds.storage.files import Shard
-from flava_ds.storage.index import ShardIndex
+from flava_ds.storage.shard_index import ShardIndex
 from flava_ds.storage.small_objects import fetch_if_there
 
 log = logging.getLogger(__name__)

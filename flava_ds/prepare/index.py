@@ -15,8 +15,10 @@ from flava_ds.prepare.img2dataset import compare
 from flava_ds.storage import faults
 from flava_ds.storage.faults import counted
 from flava_ds.storage.files import RemoteShard, Shard, Stamp
-from flava_ds.storage.index import ShardIndex, load_indexes, read_index, scan_shard, stamps_of
+from flava_ds.storage.index import load_indexes, stamps_of
+from flava_ds.storage.index_files import read_index
 from flava_ds.storage.parallel import for_each
+from flava_ds.storage.shard_index import ShardIndex, scan_shard
 from flava_ds.storage.shards import list_shards
 
 _NAMED = 20

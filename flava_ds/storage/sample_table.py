@@ -18,15 +18,10 @@ import numpy as np
 
 from flava_ds.storage import table_files
 from flava_ds.storage.files import Shard, Stamp
-from flava_ds.storage.index import (
-    VERSION,
-    ShardIndex,
-    index_missing,
-    index_state,
-    load_indexes,
-    stamps_of,
-)
+from flava_ds.storage.index import index_missing, load_indexes, stamps_of
+from flava_ds.storage.index_files import VERSION, index_state
 from flava_ds.storage.parallel import AT_ONCE, for_each
+from flava_ds.storage.shard_index import ShardIndex
 from flava_ds.storage.table_files import Arrays
 
 log = logging.getLogger(__name__)

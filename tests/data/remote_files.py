@@ -33,6 +33,7 @@ class Server(ThreadingHTTPServer):
             0,
         )
         self.ending = threading.Event()
+        self.counting = threading.Lock()
 
     @property
     def url(self) -> str:
@@ -49,7 +50,8 @@ class Handler(SimpleHTTPRequestHandler):
     def do_GET(self) -> None:
         """Sends a file, or the range that is asked for."""
         path = Path(self.translate_path(self.path))
-        self.server.asked["GET", path.name] += 1
+        with self.server.counting:
+            self.server.asked["GET", path.name] += 1
         fault = self.server.faults.popleft() if self.server.faults else None
         if isinstance(fault, int):
             self.send_error(fault)
@@ -74,8 +76,9 @@ class Handler(SimpleHTTPRequestHandler):
         self.send_header("Content-Length", str(last - first + 1))
         self.end_headers()
         sent = half if fault in ("cut", "stall in body") else last
+        with self.server.counting:  # before they are sent: whoever has them may ask for the number at once
+            self.server.bytes_sent += sent - first + 1
         self.wfile.write(data[first : sent + 1])
-        self.server.bytes_sent += sent - first + 1
         if fault == "stall in body":
             self.wfile.flush()
             self.server.ending.wait()

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from flava_ds.config import Config, DataConfig, SourceConfig, TrainingConfig, WeightChange
 from flava_ds.data.loader import StepLoader
 from flava_ds.errors import CheckpointError
-from flava_ds.storage.index import index_files, load_indexes
+from flava_ds.storage.index import load_indexes
+from flava_ds.storage.index_files import index_files
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,8 @@ from flava_ds.data.decode import decode_image, read_header
 from flava_ds.data.indexed import IndexedShards
 from flava_ds.data.skip_list import load_skip_list
 from flava_ds.storage import faults
-from flava_ds.storage.index import index_files, load_index
+from flava_ds.storage.index import load_index
+from flava_ds.storage.index_files import index_files
 from flava_ds.storage.shards import list_shards
 
 

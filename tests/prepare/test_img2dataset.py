@@ -6,7 +6,7 @@ import pytest
 from data.shard_files import pair_members, write_tar
 
 from flava_ds.prepare.img2dataset import compare
-from flava_ds.storage.index import scan_shard
+from flava_ds.storage.shard_index import scan_shard
 
 STATS = {
     "count": 5,

@@ -7,7 +7,7 @@ import pytest
 
 from flava_ds.errors import DataError
 from flava_ds.prepare.shard_writer import DUPLICATE_KEY, SUMMARY, Counts, ShardWriter
-from flava_ds.storage.index import scan_shard
+from flava_ds.storage.shard_index import scan_shard
 
 
 def fill(writer: ShardWriter, entries: int, stop: int | None = None) -> ShardWriter:

@@ -24,7 +24,9 @@ from flava_ds.storage.files import (
     SequentialReader,
     user_cache,
 )
-from flava_ds.storage.index import index_files, load_index, load_indexes, scan_shard
+from flava_ds.storage.index import load_index, load_indexes
+from flava_ds.storage.index_files import index_files
+from flava_ds.storage.shard_index import scan_shard
 from flava_ds.storage.shards import list_shards
 
 pytestmark = pytest.mark.usefixtures("own_cache")

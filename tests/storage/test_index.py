@@ -16,10 +16,13 @@ from data.shard_files import pair_members, write_tar
 
 from flava_ds.errors import DataError
 from flava_ds.storage import index as index_module
+from flava_ds.storage import index_files as index_files_module
 from flava_ds.storage.files import LocalFile
-from flava_ds.storage.index import _encode, index_files, load_index, load_indexes, scan_shard
+from flava_ds.storage.index import load_index, load_indexes
+from flava_ds.storage.index_files import _encode, index_files
 from flava_ds.storage.members import sample_key
 from flava_ds.storage.sample_table import SampleTable
+from flava_ds.storage.shard_index import scan_shard
 from flava_ds.storage.tar_headers import tar_members
 
 LONG = "folder/" + "x" * 180 + "/" + "y" * 120
@@ -325,8 +328,8 @@ def test_an_index_is_decoded_once_and_a_damaged_one_is_written_again(make_shard,
     shards = [make_shard(f"{n}.tar", pair_members(range(n, n + 3))) for n in range(20)]
     expected = [index.names() for index in load_indexes(shards)]
     decoded = []
-    decode = index_module._decode
-    monkeypatch.setattr(index_module, "_decode", lambda *args: decoded.append(1) or decode(*args))
+    decode = index_files_module._decode
+    monkeypatch.setattr(index_files_module, "_decode", lambda *args: decoded.append(1) or decode(*args))
     monkeypatch.setattr(index_module, "scan_shard", lambda *_, **__: pytest.fail("a shard was scanned"))
     assert [index.names() for index in load_indexes(shards)] == expected and len(decoded) == len(shards)
     monkeypatch.undo()

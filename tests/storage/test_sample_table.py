@@ -15,7 +15,8 @@ from flava_ds.build import prepare_shards
 from flava_ds.data.indexed import IndexedShards
 from flava_ds.errors import DataError
 from flava_ds.storage import sample_table, table_files
-from flava_ds.storage.index import index_files, load_indexes
+from flava_ds.storage.index import load_indexes
+from flava_ds.storage.index_files import index_files
 from flava_ds.storage.sample_table import SampleTable, prepare_table
 
 FIELDS = {"image": ("webp", "png"), "caption": ("txt",), "metadata": ("json",)}

@@ -1,4 +1,4 @@
-"""Runs the tests that compare each family with its peers and its splits, for the tables of docs/families.md.
+"""Runs the tests that compare each family with its peers and its splits, for the tables of docs/equality.md.
 
     python benchmarks/family_equality.py && make docs
 

@@ -43,8 +43,8 @@ class Guess(NamedTuple):
 def load(
     path: Path | str, *, device: torch.device | str | None = None, precision: Precision | None = None
 ) -> Model:
-    """Opens a run (its latest checkpoint), one of its checkpoints, or a FLAVA folder of Hugging Face; or, by
-    its URL, a checkpoint in object storage, or the folder of a run's there.
+    """Opens a run (its latest checkpoint), one of its checkpoints, or a folder of Hugging Face of a known
+    family; or, by its URL, a checkpoint in object storage, or the folder of a run's there.
 
     Nothing else is downloaded. `device` defaults to the GPU if there is one. A run trained in bf16 opens in
     bf16, everything else in fp32, unless `precision` is given.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from flava_ds.preview import preview
 from flava_ds.ranks import roll_call
 from flava_ds.ranks.distributed import World, barrier, gather_objects, log, raise_together, start
 from flava_ds.ranks.launch import provide_demo_data
+from flava_ds.ranks.patience import done_by_some
 from flava_ds.training.compiling import check_compiler
 from flava_ds.training.engine import Engine
 from flava_ds.training.trainer import Loader, Trainer
@@ -144,9 +146,8 @@ def build_loader(config: Config, world: World, first_step: int, saved_state: dic
     loader: StepLoader | None = None
     error: UserError | None = None
     # one process per machine unpacks the demo's data and indexes shards without an index; the others find it
-    if world.local_rank == 0:
-        error = prepare_shards(config)
-    raise_together(world, error)
+    work = partial(prepare_shards, config) if world.local_rank == 0 else None
+    raise_together(world, done_by_some(world, work, config.engine.communication_timeout_s / 2))
     try:
         pin_memory = world.device.type == "cuda"
         loader = StepLoader(config, world.rank, world.size, first_step, pin_memory=pin_memory)

@@ -8,10 +8,13 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast
 
 Answer = TypeVar("Answer")
+
+_listeners: list[Callable[[], None]] = []
 
 
 def within(seconds: float, function: Callable[[], Answer], name: str = "call") -> Answer:
@@ -37,6 +40,18 @@ def within(seconds: float, function: Callable[[], Answer], name: str = "call") -
     if error is not None:
         raise error
     return cast(Answer, answer)
+
+
+def sign_of_life() -> None:
+    """Tells whoever waits for this process that it works, although what they wait for is far."""
+    for hear in _listeners:
+        hear()
+
+
+def listen(hear: Callable[[], None]) -> Callable[[], None]:
+    """Has `hear` called at every sign of life of this process; returns what ends that."""
+    _listeners.append(hear)
+    return partial(_listeners.remove, hear)
 
 
 def leave(status: int) -> NoReturn:

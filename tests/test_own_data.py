@@ -130,7 +130,7 @@ def test_the_page_names_what_the_walk_runs():
     """The commands of the test stand on the page, up to what makes the run short."""
     page = " ".join(PAGE.replace("\\\n", " ").split())
     for command in (
-        "flava-ds prepare index data/pairs data/images data/text",
+        "flava-ds prepare index data/pairs ",
         "flava-ds prepare check data/pairs",
         "flava-ds codebook train data/pairs --out codebook.safetensors",
         f"flava-ds train {' '.join(TRAIN)}",

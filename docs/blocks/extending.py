@@ -10,13 +10,13 @@ STRANGERS = Path("tests") / "strangers"
 
 
 def definitions(file: str, *names: str) -> Callable[[Path], str]:
-    """Returns a block with the source of some classes, in the file's order."""
+    """Returns a block with the source of some classes and functions, in the file's order."""
 
     def block(root: Path) -> str:
         source = (root / STRANGERS / file).read_text(encoding="utf-8")
         lines, found = source.splitlines(), []
         for node in ast.parse(source).body:
-            if isinstance(node, ast.ClassDef) and node.name in names:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name in names:
                 first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
                 found.append("\n".join(lines[first - 1 : node.end_lineno]))
         if len(found) != len(names):
@@ -48,6 +48,6 @@ BLOCKS = {
     "optimizer": definitions("test_optimizer.py", "HeavyBallConfig", "HeavyBall"),
     "source": definitions("test_source.py", "SquaresConfig", "Squares"),
     "evaluator": definitions("test_evaluator.py", "Patterns", "Twins"),
-    "sink": definitions("test_sink.py", "TableConfig", "Table"),
+    "sink": definitions("test_sink.py", "TableConfig", "Table", "rows_of"),
     "recipe": recipe,
 }

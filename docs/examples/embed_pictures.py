@@ -1,6 +1,6 @@
 """Embeds your own pictures with a trained model and finds the nearest picture of each.
 
-    python docs/examples/embed_pictures.py runs/demo PICTURES --out vectors.npz
+    python docs/examples/embed_pictures.py runs/demo-ten-minutes PICTURES --out vectors.npz
 
 PICTURES is a folder of image files. The archive holds `names` [n] and `vectors` [n d], of length one, so that
 an inner product of two rows is their cosine.

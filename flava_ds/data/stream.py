@@ -27,8 +27,8 @@ from flava_ds.data.stream_pipeline import (
     users_pipeline,
 )
 from flava_ds.data.user_pipeline import load_pipeline
-from flava_ds.data.workers import sign_of_life
 from flava_ds.errors import ConfigError, DataError
+from flava_ds.processes import sign_of_life
 from flava_ds.storage import faults
 from flava_ds.storage.faults import SampleFault, counted
 from flava_ds.storage.files import StreamedShard

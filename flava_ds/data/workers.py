@@ -23,11 +23,11 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from flava_ds.allocator import keep_freed_memory
 from flava_ds.errors import DataError
-from flava_ds.processes import state_of
+from flava_ds.processes import listen, state_of
 
 _TIME = struct.Struct("d")
 _signs: mmap.mmap | None = None
-"""In a loader process: the times of the latest `sign_of_life` of all, in memory shared with the trainer."""
+"""In a loader process: the times of the latest signs of life of all, in memory shared with the trainer."""
 _END = object()
 _LATER_S = 1.0
 _ASKED_TO_END = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -79,10 +79,8 @@ def watched(loader: DataLoader) -> Iterator[Any]:
         atexit.unregister(end_all)
 
 
-def sign_of_life() -> None:
-    """Tells the trainer that this loader process works, although its next batch is far: the time after which
-    it counts as hung begins anew. Does nothing in other processes.
-    """
+def _tell_trainer() -> None:
+    """At a sign of life: the time after which this loader process counts as hung begins anew."""
     if (worker := get_worker_info()) is not None and _signs is not None:
         _TIME.pack_into(_signs, worker.id * _TIME.size, time.monotonic())
 
@@ -145,13 +143,14 @@ def _results(results: Any, timeout_s: float, signs: mmap.mmap) -> Iterator[Any]:
 
 
 def start_worker(_: int) -> None:
-    """Limits a worker to one core, lets it keep the memory of decoded images for the next ones, and ignores
-    the signals that launchers and Slurm send to all processes.
+    """Limits a worker to one core, lets it keep the memory of decoded images for the next ones, passes its
+    signs of life on, and ignores the signals that launchers and Slurm send to all processes.
 
     The trainer handles those: it needs batches for the step that it finishes, and then ends the loader.
     """
     torch.set_num_threads(1)
     keep_freed_memory()
+    listen(_tell_trainer)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     for number in _ASKED_TO_END:
         signal.signal(number, signal.SIG_IGN)

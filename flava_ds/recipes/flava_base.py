@@ -63,7 +63,7 @@ def flava_base() -> Config:
             warmup_steps=10_000,
             min_lr=0.0,  # "warmup_cosine"; its final value is not published
         ),
-        # published: FSDP; 304M trainable parameters fit one device
+        # published: FSDP; 302M trainable parameters fit one device
         engine=EngineConfig(deepspeed_config="zero1"),
         # published: a zero-shot check for choosing a checkpoint every 8,000 updates
         checkpoint=CheckpointConfig(every_steps=8_000),

@@ -18,8 +18,8 @@ from flava_ds.scaling.zero import Zero
 
 ZERO0_PIECE = 500_000_000
 """Elements of the flat copies in which ZeRO-0 reduces gradients."""
-LOGITS_BYTES = 24 * 2**20
-"""Of the similarity matrix of the contrastive loss on a GPU, at most."""
+LOGITS_BYTES = 96 * 2**20
+"""Of the similarity matrix of the contrastive loss on a GPU, at most: its features are fp32."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ log = logging.getLogger(__name__)
 
 PARTIAL = ".partial"
 """Suffix of an incomplete file. Only a kill or a power failure leaves one behind; it may be deleted."""
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""Errors of a file system without locks."""
 _SHOWN = 40
 """Characters of the file name that its temporary keeps; more could exceed the file system's limit."""
 
@@ -75,7 +76,7 @@ def hold(path: Path) -> IO[bytes]:
         except FileNotFoundError:
             pass
         except OSError as error:
-            if error.errno in _NO_LOCKS:
+            if error.errno in NO_LOCKS:
                 log.warning(
                     "'%s' cannot be locked (%s): let no other process write there", path, error.strerror
                 )

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import random
+import socket
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from flava_ds.storage.files import RemoteShard, Shard, Stamp, stamp_of
 from flava_ds.storage.index_files import is_kept, keep_index, read_index
@@ -28,15 +31,17 @@ def load_indexes(
     *,
     checksum: bool = False,
     processes: int | None = None,
+    unwritten: dict[Shard, ShardIndex] | None = None,
 ) -> Iterator[ShardIndex]:
     """Yields the index of every shard in order, building first those that are missing or lack a checksum.
 
-    Known `stamps` save a request for each.
+    Known `stamps` save a request for each, and what `index_missing` has returned another look.
 
     Raises: DataError when a shard cannot be read.
     """
     stamps = stamps_of(shards) if stamps is None else stamps
-    unwritten = index_missing(shards, stamps, checksum=checksum, processes=processes)
+    if unwritten is None:
+        unwritten = index_missing(shards, stamps, checksum=checksum, processes=processes)
 
     def read(shard: Shard, stamp: Stamp) -> ShardIndex:
         index = unwritten.pop(shard, None) or read_index(shard, stamp, checksum)
@@ -59,7 +64,8 @@ def index_missing(
     """Indexes the shards that have no index; returns the indexes that could not be written to any file.
 
     Works in parallel: `processes` processes (None: one per core), or threads for remote shards. Each index is
-    written as soon as it is done, so a second call continues where an interrupted one stopped.
+    written as soon as it is done, so a second call continues where an interrupted one stopped. Machines that
+    begin together begin at different shards, and leave each other out what is done.
 
     Raises: DataError when a shard cannot be read.
     """
@@ -69,6 +75,8 @@ def index_missing(
     missing = [entry for entry, there in zip(known, kept, strict=True) if not there]
     if not missing:
         return {}
+    turn = random.Random(f"{socket.gethostname()} {os.getpid()}").randrange(len(missing))
+    missing = missing[turn:] + missing[:turn]
     places = sorted({str(shard.parent) for shard, *_ in missing})
     where = f"of '{places[0]}'" if len(places) == 1 else f"in {len(places)} folders"
     log.info(
@@ -91,6 +99,10 @@ def stamps_of(shards: Sequence[Shard]) -> list[Stamp]:
 
 
 def write_index(shard: Shard, stamp: Stamp, checksum: bool) -> ShardIndex | None:
-    """Scans a shard and writes its index; returns the index only if it could not be written anywhere."""
+    """Scans a shard and writes its index, unless another process has meanwhile; returns the index only if it
+    could not be written anywhere.
+    """
+    if isinstance(shard, Path) and is_kept(shard, stamp, checksum):
+        return None
     index = scan_shard(shard, stamp, checksum=checksum)
     return None if keep_index(shard, index) else index

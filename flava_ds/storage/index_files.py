@@ -5,18 +5,21 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
+import re
 import struct
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from flava_ds.config.plain_files import loads, open_regular
+from flava_ds.config.plain_files import loads, open_regular, read_small
 from flava_ds.storage import faults
 from flava_ds.storage.atomic import write_whole
 from flava_ds.storage.files import RemoteShard, Shard, Stamp, user_cache
+from flava_ds.storage.parallel import AT_ONCE, for_each
 from flava_ds.storage.shard_index import ShardIndex
 from flava_ds.storage.small_objects import put, read_if_there
 
@@ -24,13 +27,21 @@ VERSION = 4
 _COLUMNS = ("keys", "key_ends", "member_sample", "member_suffix", "member_offset", "member_size")
 _HEADER_BYTES = 16 * 2**10
 """More than the header of an index has."""
+_SHA256 = re.compile("[0-9a-f]{64}")
+
+State = tuple[int, int] | None
+"""Size in bytes and time of change in ns of a file; None where there is none."""
 
 
 def index_files(shard: Shard) -> tuple[Path | RemoteShard, Path]:
     """Returns where a shard's index may be: next to the shard, or in the cache if that is read-only."""
     place = str(shard.resolve()) if isinstance(shard, Path) else str(shard)
     cached = f"{hashlib.sha256(place.encode()).hexdigest()[:32]}.npz"
-    return _beside(shard), user_cache() / "index" / cached
+    return _beside(shard), _cache() / cached
+
+
+def _cache() -> Path:
+    return user_cache() / "index"
 
 
 def is_kept(shard: Shard, stamp: Stamp, checksum: bool) -> bool:
@@ -51,16 +62,37 @@ def is_kept(shard: Shard, stamp: Stamp, checksum: bool) -> bool:
     return False
 
 
-def index_state(shard: Shard) -> tuple[int, int] | None:
-    """Returns the size in bytes and the time of change in ns of the local file with a shard's index; None
-    where there is none.
+def index_states(shards: Sequence[Shard]) -> list[list[State]]:
+    """Returns, for every shard, the state of each local file that may be its index: which of them is up to
+    date is not known without opening them.
     """
-    for file in _places(shard):
-        if isinstance(file, Path):
-            with suppress(OSError):
-                stat = file.stat()
-                return stat.st_size, stat.st_mtime_ns
-    return None
+    try:
+        cached = frozenset(os.listdir(_cache()))  # one look, instead of one for each shard
+    except OSError:
+        cached = frozenset()
+    states = partial(_states, cached=cached)
+    arguments = [(shard,) for shard in shards]
+    found: list[list[State]] = for_each(
+        states, arguments, workers=AT_ONCE, threads=True, label="looking for indexes"
+    )
+    return found
+
+
+def _states(shard: Shard, cached: frozenset[str]) -> list[State]:
+    """Returns the states of a shard's index files, given the names of those in the cache."""
+    beside = _beside(shard)
+    states = [_state(beside)] if isinstance(beside, Path) else []
+    if cached and (own := index_files(shard)[1]).name in cached:
+        states.append(_state(own))
+    return states
+
+
+def _state(file: Path) -> State:
+    try:
+        stat = file.stat()
+    except OSError:
+        return None
+    return stat.st_size, stat.st_mtime_ns
 
 
 def read_index(shard: Shard, stamp: Stamp, checksum: bool = False) -> ShardIndex | None:
@@ -176,6 +208,7 @@ def _agrees_with_itself(index: ShardIndex) -> bool:
         and (ends[-1] if len(ends) else 0) == len(index.keys)
         and all(((0 <= array) & (array < limit)).all() for array, limit in bounds)
         and ((0 <= index.member_size) & (index.member_size <= index.stamp[0] - index.member_offset)).all()
+        and (index.checksum is None or _SHA256.fullmatch(index.checksum) is not None)
         and index.faults.keys() <= set(faults.OF_A_SHARD)
         and all(type(n) is int and 0 <= n < 2**53 for n in index.faults.values())
         and all(type(suffix) is str for suffix in index.suffixes)
@@ -183,7 +216,14 @@ def _agrees_with_itself(index: ShardIndex) -> bool:
 
 
 def _replace(file: Path, data: bytes) -> bool:
-    """Writes a file atomically; returns False when that fails."""
+    """Writes a file atomically, unless it has these bytes already: its time of change names tables. Returns
+    False when that fails.
+    """
+    try:
+        if file.stat().st_size == len(data) and read_small(file) == data:
+            return True
+    except OSError:  # not there, or no regular file
+        pass
     try:
         write_whole(file, data)
     except OSError:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from flava_ds.errors import DataError
+from flava_ds.processes import sign_of_life
 
 AT_ONCE = 16
 """Requests at a time, of local files, too: they may be on the file system of a cluster."""
@@ -75,6 +76,7 @@ def for_each(
             for entry in arguments:
                 results.append(function(*entry))
                 bar.update()
+                sign_of_life()
             return results
         # spawn: the caller may have threads and a device, which do not survive a fork
         context = multiprocessing.get_context("spawn")
@@ -89,6 +91,7 @@ def for_each(
                 for job in as_completed(jobs):
                     job.result()
                     bar.update()
+                    sign_of_life()
             except BrokenProcessPool as error:
                 raise DataError(
                     f"{label}: a process died, perhaps out of memory; run it again with fewer "

@@ -11,16 +11,17 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from flava_ds.processes import sign_of_life
 from flava_ds.storage import table_files
 from flava_ds.storage.files import Shard, Stamp
 from flava_ds.storage.index import index_missing, load_indexes, stamps_of
-from flava_ds.storage.index_files import VERSION, index_state
-from flava_ds.storage.parallel import AT_ONCE, for_each
+from flava_ds.storage.index_files import VERSION, index_states
 from flava_ds.storage.shard_index import ShardIndex
 from flava_ds.storage.table_files import Arrays
 
@@ -96,17 +97,18 @@ def prepare_table(shards: Sequence[Shard], fields: Suffixes, required: Mapping[s
     if len(shards) < STORED_FROM:
         index_missing(shards, stamps)
         return
-    folder = _folder(shards, stamps, fields, required)
-    if table_files.load(folder) is not None:
+    place = partial(_folder, shards, stamps, fields, required)  # which depends on the indexes of that moment
+    if table_files.load(folder := place()) is not None:
         table_files.used(folder)
         return
-    index_missing(shards, stamps)
-    folder = _folder(shards, stamps, fields, required)  # with the indexes that are there now
+    unwritten = index_missing(shards, stamps)
     try:
         with table_files.alone(folder):
-            if table_files.load(folder) is None:  # else another process has stored it meanwhile
-                builder = _Builder(shards, stamps, fields, required)
-                table_files.store(folder, builder.parts(), builder.said)
+            if table_files.load(place()) is None:  # else another process has stored it meanwhile
+                builder = _Builder(shards, stamps, fields, required, unwritten)
+                table_files.store(place, builder.parts(), builder.said)
+        if table_files.load(folder := place()) is None:
+            raise OSError("another process makes their indexes again")
     except OSError as error:
         log.warning(
             "the table of %d shards cannot be kept in '%s' (%s), so every rank reads their indexes and holds "
@@ -128,8 +130,11 @@ class _Builder:
         stamps: Sequence[Stamp],
         fields: Suffixes,
         required: Mapping[str, str],
+        unwritten: dict[Shard, ShardIndex] | None = None,
     ) -> None:
+        """Takes what `index_missing` has returned, if it was called already."""
         self._shards, self._stamps, self._fields, self._required = shards, stamps, fields, required
+        self._unwritten = unwritten
         self._faults: Counter[str] = Counter()
         self._layouts: list[str] = []
         self._checksums: list[str | None] = []
@@ -137,7 +142,8 @@ class _Builder:
     def parts(self) -> Iterator[Arrays]:
         """Yields the arrays of every shard, with ends counted from the start of the table."""
         samples = length = 0
-        for index in load_indexes(self._shards, self._stamps):
+        for index in load_indexes(self._shards, self._stamps, unwritten=self._unwritten):
+            sign_of_life()
             self._faults.update(index.faults)
             self._checksums.append(index.checksum)
             self._layouts.append(_layout(index))
@@ -188,14 +194,8 @@ def _folder(
     names = [str(shard.absolute() if isinstance(shard, Path) else shard) for shard in shards]
     suffixes = {field: list(own) for field, own in fields.items()}
     of = [_VERSION, VERSION, names, suffixes, dict(required)]
-    indexes = for_each(
-        index_state,
-        [(shard,) for shard in shards],
-        workers=AT_ONCE,
-        threads=True,
-        label="looking for indexes",
-    )
-    return table_files.folder_of(*(short_hash(json.dumps(what)) for what in (of, [list(stamps), indexes])))
+    versions = [list(stamps), index_states(shards)]
+    return table_files.folder_of(*(short_hash(json.dumps(what)) for what in (of, versions)))
 
 
 def _layout(index: ShardIndex) -> str:

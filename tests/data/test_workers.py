@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from flava_ds.data import workers
 from flava_ds.data.loader import StepLoader
 from flava_ds.errors import DataError
-from flava_ds.processes import state_of
+from flava_ds.processes import sign_of_life, state_of
 from flava_ds.storage.parallel import for_each
 
 
@@ -236,7 +236,7 @@ class Signs(Dataset):
 
     def __getitem__(self, number: int) -> int:
         if number:
-            workers.sign_of_life()
+            sign_of_life()
         return number
 
 
@@ -244,7 +244,7 @@ def test_signs_of_life_reach_the_trainer():
     given = {"batch_size": None, "sampler": range(2), "multiprocessing_context": "fork"}
     loader = DataLoader(Signs(), num_workers=2, worker_init_fn=workers.start_worker, **given)
     before = time.monotonic()
-    workers.sign_of_life()  # does nothing in the trainer
+    sign_of_life()  # does nothing in the trainer
     assert list(workers.watched(loader)) == [0, 1]
     first, second = struct.unpack("dd", workers._signs[:])
     assert first == 0 and before < second < time.monotonic()

@@ -209,6 +209,10 @@ CONTRADICTIONS = {
     "less than no faults": lambda index: {"faults": {"truncated shard": -(10**6)}},
     "true faults": lambda index: {"faults": {"truncated shard": True}},
     "faults of other names": lambda index: {"faults": {"\x1b[2J": 1}},
+    "a number for a checksum": lambda index: {"checksum": 5},
+    "true checksum": lambda index: {"checksum": True},
+    "no text in a checksum": lambda index: {"checksum": ["0" * 64]},
+    "half a character": lambda index: {"checksum": "\ud800" * 64},
 }
 
 

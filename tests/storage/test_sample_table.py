@@ -2,10 +2,12 @@
 
 import logging
 import mmap
+import multiprocessing
 import os
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from data.shard_files import pair_members
 from flava_ds.build import prepare_shards
 from flava_ds.data.indexed import IndexedShards
 from flava_ds.errors import DataError
+from flava_ds.storage import index as index_module
 from flava_ds.storage import sample_table, table_files
 from flava_ds.storage.index import load_indexes
 from flava_ds.storage.index_files import index_files
@@ -195,7 +198,7 @@ def test_a_broken_table_is_never_read_and_is_written_again(shards, tmp_path, nam
 
 @pytest.mark.usefixtures("few")
 def test_a_writer_that_fails_leaves_nothing():
-    folder = table_files.folder_of("of", "version")
+    folder = table_files.folder_of("0" * 16, "1" * 16)
     for error in (OSError(28, "No space left on device"), KeyboardInterrupt()):
 
         def parts(error=error):
@@ -204,7 +207,7 @@ def test_a_writer_that_fails_leaves_nothing():
             raise error
 
         with pytest.raises(type(error)):
-            table_files.store(folder, parts(), lambda _: {})
+            table_files.store(lambda: folder, parts(), lambda _: {})
         assert not list(folder.parent.iterdir())
 
 
@@ -212,16 +215,17 @@ def test_a_writer_that_fails_leaves_nothing():
 def test_what_nobody_uses_goes(shards, tmp_path):
     prepare_table(shards, FIELDS, REQUIRED)
     (used,) = tables(tmp_path)
-    others = [used.with_name(name) for name in (".of-1.1-a.partial", "of-1", ".busy-1.2-b.partial", "busy-1")]
+    idle, busy, old = ("0" * 16 + "-" + digit * 16 for digit in "123")
+    names = (f".{idle}.1-0123abcd.partial", idle, f".{busy}.2-0123abcd.partial", busy)
+    others = [used.with_name(name) for name in (*names, "of somebody else", f"{old}.mine")]
     for other in others:
         other.mkdir()
         (other / "keys").write_bytes(b"1")
-    for folder in (used, *others[:2]):
+    for folder in (used, *others[:2], *others[4:]):
         make_older(folder, 2 * table_files._UNUSED_S)
     prepare_table(shards, FIELDS, REQUIRED)
-    prepare_table(shards[:3], FIELDS, REQUIRED)
     left = set((tmp_path / "cache/flava_ds/tables").iterdir())
-    assert left >= {used, *others[2:]} and not left & {*others[:2]} and len(left) == 4
+    assert left == {used, *others[2:]}, "a start with a stored table removes what nobody uses, and no more"
 
 
 @pytest.mark.usefixtures("few")
@@ -229,7 +233,7 @@ def test_the_first_of_two_writers_wins(shards, tmp_path):
     prepare_table(shards, FIELDS, REQUIRED)
     (folder,) = tables(tmp_path)
     inode = (folder / "keys").stat().st_ino
-    table_files.store(folder, [{"keys": np.zeros(3, np.uint8)}], lambda _: {})
+    table_files.store(lambda: folder, [{"keys": np.zeros(3, np.uint8)}], lambda _: {})
     assert (folder / "keys").stat().st_ino == inode and tables(tmp_path) == [folder]
 
 
@@ -246,7 +250,7 @@ def test_one_process_at_a_time_makes_a_table(shards, tmp_path, monkeypatch, capl
                 assert time.monotonic() < begun + 60 and not waiting.done()
                 time.sleep(0.01)
             builder = sample_table._Builder(shards, sample_table.stamps_of(shards), FIELDS, REQUIRED)
-            table_files.store(folder, builder.parts(), builder.said)
+            table_files.store(lambda: folder, builder.parts(), builder.said)
             made = (folder / "keys").stat().st_ino
         waiting.result()
     assert (folder / "keys").stat().st_ino == made and sorted(folder.parent.iterdir()) == [folder]
@@ -273,7 +277,7 @@ def test_who_waits_for_too_long_holds_its_own(shards, monkeypatch, caplog):
     folder = sample_table._folder(shards, sample_table.stamps_of(shards), FIELDS, REQUIRED)
     with table_files.alone(folder), caplog.at_level(logging.WARNING):
         prepare_table(shards, FIELDS, REQUIRED)
-    assert "cannot be kept" in caplog.text and ".lock' for 0 s" in caplog.text
+    assert "cannot be kept" in caplog.text and ".lock' and has written nothing for 0 s" in caplog.text
     assert not folder.exists() and len(SampleTable(shards, FIELDS, REQUIRED)) == 10
 
 
@@ -290,3 +294,102 @@ def test_a_shard_that_cannot_be_read_is_named(shards):
     shards[2].unlink()
     with pytest.raises(DataError, match="2.tar' cannot be read"):
         prepare_table(shards, FIELDS, REQUIRED)
+
+
+def starts(shards, cache, pipe):
+    """A machine's start: what its rank 0 prepares, and whether its ranks map it."""
+    os.environ["FLAVA_DS_CACHE"] = cache
+    sample_table.STORED_FROM = 2
+    pipe.send("ready")
+    pipe.recv()
+    prepare_table(shards, FIELDS, REQUIRED)
+    pipe.send(is_mapped(SampleTable(shards, FIELDS, REQUIRED).keys))
+
+
+def test_machines_that_start_together_on_shards_without_indexes_map_one_table(make_shard, tmp_path):
+    shards = [make_shard(f"{n:02d}.tar", pair_members(range(9 * n, 9 * n + 9))) for n in range(40)]
+    context = multiprocessing.get_context("spawn")
+    pipes = [context.Pipe() for _ in range(3)]
+    cache = str(tmp_path / "cache/flava_ds")
+    machines = [context.Process(target=starts, args=(shards, cache, theirs)) for _, theirs in pipes]
+    for machine in machines:
+        machine.start()
+    assert [ours.recv() for ours, _ in pipes] == ["ready"] * 3
+    for ours, _ in pipes:
+        ours.send("go")
+    assert [ours.recv() for ours, _ in pipes] == [True] * 3 and len(tables(tmp_path)) == 1
+    for machine in machines:
+        machine.join()
+
+
+@pytest.mark.usefixtures("few")
+def test_an_index_that_was_damaged_behind_its_header_does_not_hide_the_table(shards, tmp_path):
+    list(load_indexes(shards))
+    (file, _) = index_files(shards[2])
+    data = file.read_bytes()
+    file.write_bytes(data[:-200] + bytes(200))
+    prepare_table(shards, FIELDS, REQUIRED)
+    assert is_mapped(SampleTable(shards, FIELDS, REQUIRED).keys) and len(tables(tmp_path)) == 1
+    assert file.read_bytes() == data
+
+
+@pytest.mark.usefixtures("few")
+def test_an_index_in_the_cache_counts_beside_an_outdated_one(shards, make_shard, monkeypatch):
+    """As in a folder that may only be read, whose shards were renewed without their indexes."""
+    list(load_indexes(shards))
+    beside, cached = index_files(shards[3])
+    old, stat = beside.read_bytes(), shards[3].stat()
+    make_shard("3.tar", pair_members(range(40, 45)))
+    os.utime(shards[3], ns=(stat.st_atime_ns, stat.st_mtime_ns + 10**9))
+
+    def renew():
+        list(load_indexes(shards))
+        if cached.is_file():
+            cached.unlink()
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        beside.rename(cached)
+        beside.write_bytes(old)
+        prepare_table(shards, FIELDS, REQUIRED)
+        return SampleTable(shards, FIELDS, REQUIRED)
+
+    first = renew()
+    size, time_ns = shards[3].stat().st_size, shards[3].stat().st_mtime_ns
+    make_shard("3.tar", pair_members(reversed(range(40, 45))))
+    os.truncate(shards[3], size)
+    os.utime(shards[3], ns=(time_ns, time_ns))
+    cached.unlink()
+    second = renew()
+    assert [first.key(5), second.key(5)] == ["000000040", "000000044"]
+    assert is_mapped(first.keys) and is_mapped(second.keys)
+
+
+@pytest.mark.usefixtures("few")
+def test_indexes_that_cannot_be_written_are_made_once_for_the_table(shards, monkeypatch, caplog):
+    scanned = []
+    scan = index_module.scan_shard
+    monkeypatch.setattr(index_module, "keep_index", lambda *_: False)
+    monkeypatch.setattr(index_module, "scan_shard", lambda *a, **k: scanned.append(a[0]) or scan(*a, **k))
+    prepare_table(shards, FIELDS, REQUIRED)
+    assert sorted(scanned) == shards
+    assert is_mapped(SampleTable(shards, FIELDS, REQUIRED).keys) and sorted(scanned) == shards
+
+
+@pytest.mark.usefixtures("few")
+def test_a_writer_is_waited_for_as_long_as_its_table_grows(shards, monkeypatch, caplog):
+    list(load_indexes(shards))
+    folder = sample_table._folder(shards, sample_table.stamps_of(shards), FIELDS, REQUIRED)
+    growing = table_files._beside(folder)
+    clock = SimpleNamespace(now=0.0, time=time.time, monotonic=lambda: clock.now)
+
+    def sleep(_):
+        """Lets some time pass, in which the other process writes a byte, 20 times."""
+        clock.now += table_files._PATIENCE_S / 2
+        with (growing / "keys").open("ab") as file:
+            file.write(b"1" * (file.tell() < 20))
+
+    clock.sleep = sleep
+    monkeypatch.setattr(table_files, "time", clock)
+    with table_files.alone(folder):
+        growing.mkdir()
+        prepare_table(shards, FIELDS, REQUIRED)
+    assert (growing / "keys").stat().st_size == 20 and "has written nothing for 300 s" in caplog.text

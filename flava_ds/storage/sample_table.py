@@ -104,11 +104,10 @@ def prepare_table(shards: Sequence[Shard], fields: Suffixes, required: Mapping[s
     unwritten = index_missing(shards, stamps)
     try:
         with table_files.alone(folder):
-            if table_files.load(place()) is None:  # else another process has stored it meanwhile
+            folder = place()
+            if table_files.load(folder) is None:  # else another process has stored it meanwhile
                 builder = _Builder(shards, stamps, fields, required, unwritten)
-                table_files.store(place, builder.parts(), builder.said)
-        if table_files.load(folder := place()) is None:
-            raise OSError("another process makes their indexes again")
+                folder = table_files.store(folder, builder.parts(), builder.said, place)
     except OSError as error:
         log.warning(
             "the table of %d shards cannot be kept in '%s' (%s), so every rank reads their indexes and holds "

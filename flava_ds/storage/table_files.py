@@ -71,7 +71,7 @@ def used(folder: Path) -> None:
     """Notes that a run starts with a table, and removes those that nobody uses."""
     with suppress(OSError):  # of another user, say
         os.utime(folder / HEADER)
-    remove_unused(folder)
+    _remove_unused(folder)
 
 
 @contextmanager
@@ -113,16 +113,19 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def store(
-    place: Callable[[], Path], parts: Iterable[Arrays], said: Callable[[Arrays], dict[str, Any]]
-) -> None:
+    folder: Path,
+    parts: Iterable[Arrays],
+    said: Callable[[Arrays], dict[str, Any]],
+    place: Callable[[], Path],
+) -> Path:
     """Writes parts of a table end to end, with what `said` returns for the whole; removes what is not used.
 
-    `place` returns the table's folder, and is asked once more when all parts are there: to make them may have
-    changed what the name is made of. Leaves a whole table as it is. Holds one part in memory at a time.
+    Returns where it is: what `place` says when all parts are there, as making them may change what names it
+    (`folder`). Leaves a whole table as it is. Holds one part in memory at a time.
 
     Raises: OSError when it cannot be written, and whatever `parts` raises; then nothing is left behind.
     """
-    temporary = _beside(place())
+    temporary = _beside(folder)
     temporary.mkdir(parents=True)
     try:
         with ExitStack() as stack:
@@ -141,7 +144,8 @@ def store(
         _name(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    remove_unused(folder)
+    _remove_unused(folder)
+    return folder
 
 
 def _subject(folder: Path) -> str:
@@ -178,7 +182,7 @@ def _name(temporary: Path, folder: Path) -> None:
             shutil.rmtree(damaged, ignore_errors=True)
 
 
-def remove_unused(folder: Path) -> None:
+def _remove_unused(folder: Path) -> None:
     """Removes other tables that no process maps and no run has started with for long, and what killed writers
     left behind.
     """

@@ -207,7 +207,7 @@ def test_a_writer_that_fails_leaves_nothing():
             raise error
 
         with pytest.raises(type(error)):
-            table_files.store(lambda: folder, parts(), lambda _: {})
+            table_files.store(folder, parts(), lambda _: {}, lambda: folder)
         assert not list(folder.parent.iterdir())
 
 
@@ -233,7 +233,7 @@ def test_the_first_of_two_writers_wins(shards, tmp_path):
     prepare_table(shards, FIELDS, REQUIRED)
     (folder,) = tables(tmp_path)
     inode = (folder / "keys").stat().st_ino
-    table_files.store(lambda: folder, [{"keys": np.zeros(3, np.uint8)}], lambda _: {})
+    table_files.store(folder, [{"keys": np.zeros(3, np.uint8)}], lambda _: {}, lambda: folder)
     assert (folder / "keys").stat().st_ino == inode and tables(tmp_path) == [folder]
 
 
@@ -250,7 +250,7 @@ def test_one_process_at_a_time_makes_a_table(shards, tmp_path, monkeypatch, capl
                 assert time.monotonic() < begun + 60 and not waiting.done()
                 time.sleep(0.01)
             builder = sample_table._Builder(shards, sample_table.stamps_of(shards), FIELDS, REQUIRED)
-            table_files.store(lambda: folder, builder.parts(), builder.said)
+            table_files.store(folder, builder.parts(), builder.said, lambda: folder)
             made = (folder / "keys").stat().st_ino
         waiting.result()
     assert (folder / "keys").stat().st_ino == made and sorted(folder.parent.iterdir()) == [folder]

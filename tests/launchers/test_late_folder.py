@@ -1,10 +1,11 @@
 """Hosts that see a shared folder late, as NFS shows it for up to a minute: sshfs, which caches alike."""
 
+import re
 from collections.abc import Iterator
 
 import pytest
 from pretend_hosts import Host, missing, shared_by_sshfs, two_hosts
-from two_host_runs import curve, train_on_hosts, train_on_one_host
+from two_host_runs import curve, train_on_hosts
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -28,18 +29,21 @@ def overrides(steps: int) -> list[str]:
 
 
 def test_a_run_goes_on_from_its_latest_checkpoint_on_a_host_that_has_not_seen_it_yet(hosts, tmp_path):
-    one, server, folder = (tmp_path / name for name in ("one", "server", "folder"))
-    for path in (one, server, folder):
+    """That what goes on is the same run, bit for bit, is proven where starts are cheaper."""
+    server, folder = tmp_path / "server", tmp_path / "folder"
+    for path in (server, folder):
         path.mkdir()
     shared_by_sshfs(hosts, server, folder, LATE_S)
     first, other = hosts
     runs = {4: [first, other], 8: [first], 12: [other, first]}
+    continued = []
     for steps, there in runs.items():
-        train_on_one_host(one, "late", overrides(steps), ranks=len(there))
-        train_on_hosts(folder, there, "pdsh", "late", overrides(steps))
+        _, done = train_on_hosts(folder, there, "pdsh", "late", overrides(steps))
+        continued += re.findall(r"continuing from \S+step_(\d+)", done.stdout + done.stderr)
         seen = other.run("ls", "runs/late/checkpoints", folder=folder).stdout.split()
         if steps == 8:
             assert seen == ["latest", "step_00000004"], "what the test is about"
-    assert curve(server, "late") == curve(one, "late")
+    assert list(map(int, continued)) == [4, 8]
+    assert [line["step"] for line in curve(server, "late")] == list(range(12))
     kept = [path.name for path in (server / "runs/late/checkpoints").iterdir()]
     assert sorted(kept) == ["latest", *(f"step_{steps:08d}" for steps in runs)]

@@ -36,8 +36,8 @@ class AddedMember:
     """What it holds, in the plural."""
     suffix: str
     """Suffix of its name; an earlier member with it is left out."""
-    maker: tuple[str, str]
-    """What computes it, and a fingerprint of that."""
+    maker: dict[str, str]
+    """What computes it -> a fingerprint of that, as in the record beside a shard."""
     compute: Callable[[list[Tensor]], Sequence[bytes]]
     """From decoded images, each [3 H W] uint8, to the members' bytes. Gets no more images at a time than fill
     CHUNK_BYTES."""
@@ -87,7 +87,7 @@ def add_members(
             kept += 1
         else:
             done = _write_shard(shard, target, member, batch_size)
-            report = {**_of(member), **done, **_stat("target", target), **_stat("source", shard)}
+            report = {**member.maker, **done, **_stat("target", target), **_stat("source", shard)}
             write_json(record, report)
             written += 1
         samples, failed = samples + done["samples"], failed + done["failed"]
@@ -213,16 +213,12 @@ def _finished(target: Path, record: Path, shard: Path, member: AddedMember) -> d
     """Returns the counts of a shard already written from the same source by the same, otherwise None."""
     try:
         saved = json.loads(record.read_text(encoding="utf-8"))
-        current = {**_of(member), **_stat("target", target), **_stat("source", shard)}
+        current = {**member.maker, **_stat("target", target), **_stat("source", shard)}
         if any(saved.get(name) != value for name, value in current.items()):
             return None
         return {name: int(saved[name]) for name in ("samples", "failed")}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-
-
-def _of(member: AddedMember) -> dict[str, str]:
-    return dict([member.maker])
 
 
 def _stat(name: str, path: Path) -> dict[str, int]:

@@ -194,7 +194,7 @@ def test_no_more_is_held_than_a_chunk_of_decoded_pictures_or_of_members(source, 
         given.append(len(images))
         return [b"x"] * len(images)
 
-    member = AddedMember(what="things", suffix="thing", maker=("maker", "1"), compute=compute)
+    member = AddedMember(what="things", suffix="thing", maker={"maker": "1"}, compute=compute)
     tell = {"on_shard": lambda shard, samples: None}
     monkeypatch.setattr(added_members, "CHUNK_BYTES", 3 * 20 * 20 + 3 * 21 * 21)  # the first two pictures
     assert add_members(str(tmp_path / "in"), member, out=tmp_path / "out", **tell).samples == 15

@@ -16,7 +16,7 @@ from flava_ds.data.order import crop_seeds, uniforms
 from flava_ds.data.padding import padded
 from flava_ds.data.plan import BatchPlan, Draft
 from flava_ds.data.regions import PackedRegions, SampleRegions
-from flava_ds.data.samples import Sample
+from flava_ds.data.samples import Sample, seeds_of
 from flava_ds.data.targets import PackedTargets, SampleTargets
 from flava_ds.data.transforms import Empty, ImageTransform
 
@@ -93,7 +93,7 @@ class Collator:
         """Fills the samples' views and crops, of which each depends on its own sample alone, and returns
         them.
         """
-        images, seeds = [cast(Tensor, sample.image) for sample in samples], _seeds(samples)
+        images, seeds = [cast(Tensor, sample.image) for sample in samples], seeds_of(samples)
         whole = len(self.plan.views)
         if self.transform is not None:
             self.transform(images, seeds, views[:whole])
@@ -135,7 +135,7 @@ class Collator:
             identities = np.array([sample.identity for sample in samples], dtype=np.int64)
         named = dict(zip((*self.plan.views, *self.plan.crops), views, strict=True))
         draft = Draft(
-            seeds=_seeds(samples),
+            seeds=seeds_of(samples),
             matched=matched,
             views=named,
             codes=codes,
@@ -188,10 +188,6 @@ def pack(
     if plan.pad_to_multiple_of:
         return padded(tensors, numbers, plan.pad_to_multiple_of, plan.max_tokens)
     return tensors, numbers
-
-
-def _seeds(samples: Sequence[Sample]) -> np.ndarray:
-    return np.array([sample.seed for sample in samples], dtype=np.uint64)
 
 
 def _concatenated(texts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -8,6 +8,7 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,7 +124,7 @@ def _members(
         file = open_shard(shard)
         if isinstance(shard, RemoteShard):
             file = SequentialReader(file, checksum=False)
-        try:
+        with closing(file):
             for name, offset, size in tar_members(file, found):
                 key, suffix = sample_key(name)
                 if (reason := refusal(name, suffix, size)) is not None:
@@ -137,8 +138,6 @@ def _members(
                             found[faults.TRUNCATED_SHARD] += 1
                             break
                     yield {"fname": name.decode("utf-8", "replace"), "data": data, "__url__": str(shard)}
-        finally:
-            file.close()
         tell(shard, found)
         yield {}
 

@@ -7,6 +7,7 @@ import logging
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -170,8 +171,7 @@ def _groups(
     Reads what the index reads and counts damage in `found`. Raises: DataError when the shard cannot be read.
     """
     group, pictures, held = [], 0, 0
-    file = LocalFile(shard)
-    try:
+    with closing(LocalFile(shard)) as file:
         for raw, offset, size in tar_members(file, found):
             name = raw.decode("utf-8", "surrogateescape")
             if _split(name)[1] == suffix:
@@ -185,8 +185,6 @@ def _groups(
             if pictures == batch_size or held >= CHUNK_BYTES:
                 yield group
                 group, pictures, held = [], 0, 0
-    finally:
-        file.close()
     if group:
         yield group
 

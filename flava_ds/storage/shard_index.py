@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,7 +78,7 @@ def scan_shard(shard: Shard, stamp: Stamp | None = None, *, checksum: bool = Fal
     samples: dict[bytes, int] = {}
     suffixes: dict[str, int] = {}
     members: dict[tuple[int, int], tuple[int, int]] = {}
-    try:
+    with closing(file):
         for name, offset, size in tar_members(file, found):
             key, suffix = sample_key(name)
             reason = refusal(name, suffix, size)
@@ -92,8 +93,6 @@ def scan_shard(shard: Shard, stamp: Stamp | None = None, *, checksum: bool = Fal
                 continue
             members[place] = offset, size
         digest = file.checksum() if isinstance(file, SequentialReader) else None
-    finally:
-        file.close()
     table = np.array([(*place, *where) for place, where in members.items()], dtype=np.int64).reshape(-1, 4)
     return ShardIndex(
         keys=np.frombuffer(b"".join(samples), dtype=np.uint8),

@@ -11,8 +11,7 @@ import numpy as np
 
 from flava_ds.storage import faults
 from flava_ds.storage.files import RemoteShard, SequentialReader, Shard, Stamp, open_shard, stamp_of
-from flava_ds.storage.members import allowed, refusal, sample_key
-from flava_ds.storage.tar_headers import tar_members
+from flava_ds.storage.members import sample_members
 
 
 @dataclass(frozen=True)
@@ -79,14 +78,7 @@ def scan_shard(shard: Shard, stamp: Stamp | None = None, *, checksum: bool = Fal
     suffixes: dict[str, int] = {}
     members: dict[tuple[int, int], tuple[int, int]] = {}
     with closing(file):
-        for name, offset, size in tar_members(file, found):
-            key, suffix = sample_key(name)
-            reason = refusal(name, suffix, size)
-            if reason is not None:
-                found[reason] += 1
-                continue
-            if not allowed(suffix) or key.endswith(b"/") or not key:
-                continue
+        for _, key, suffix, offset, size in sample_members(file, found):
             place = samples.setdefault(key, len(samples)), suffixes.setdefault(suffix, len(suffixes))
             if place in members:
                 found[faults.DUPLICATE] += 1

@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,7 @@ def pick(measured: list[tuple[str, int, list]], stage: int) -> dict[tuple[str, b
     """Returns the last step of a block by kind; for ZeRO-3 also the last one after another kind."""
     steps = {(kind, False): (samples, calls) for kind, samples, calls in measured[BLOCK - 1 :: BLOCK]}
     if stage == 3:
-        pairs = zip(measured, measured[1:], strict=False)
+        pairs = pairwise(measured)
         steps |= {
             (kind, True): (samples, calls) for (before, *_), (kind, samples, calls) in pairs if kind != before
         }

@@ -119,22 +119,18 @@ def forecast_bytes(config: Any, world: int) -> dict[str, Any]:
     import dataclasses
 
     import torch
+    from plan_rates import real_lengths
 
     from flava_ds.scaling import memory
     from flava_ds.scaling.assumptions import MIDDLE
-    from flava_ds.scaling.captions import lengths_of
     from flava_ds.scaling.measure import measure
     from flava_ds.scaling.zero import zero_of
     from flava_ds.training.engine_config import read_settings
 
     samples = {name: config.micro_batch_size(name, world) for name in config.drawn_sources}
-    lengths = lengths_of(config, None)
-    for name in lengths:
-        shards = config.data.sources[name].shards
-        from flava_ds.scaling.captions import read_shards
-
-        lengths[name] = read_shards(config, name, shards)
-    model = measure(config, lengths, device=torch.device("cpu"), samples=min(samples.values()) // 2)
+    model = measure(
+        config, real_lengths(config), device=torch.device("cpu"), samples=min(samples.values()) // 2
+    )
     settings, path = read_settings(config.engine.deepspeed_config)
     zero = zero_of(settings, Path(path), config.training.precision, 1)
     none = dataclasses.replace(MIDDLE, context_gib=0.0, fragmentation=0.0)

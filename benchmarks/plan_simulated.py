@@ -16,6 +16,7 @@ import signal
 import statistics
 import subprocess
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -113,13 +114,13 @@ def split(
     stood = sum(
         two["time"] - one["time"] - RECORD * two["seconds_per_step"]
         for own in attempts
-        for one, two in zip(own, own[1:], strict=False)
+        for one, two in pairwise(own)
     )
     resumed = attempts[1][0]["step"] + 1 - RECORD
     kept = max(line["time"] for line in attempts[0] if line["step"] < resumed)
     stood_late = sum(
         two["time"] - one["time"] - RECORD * two["seconds_per_step"]
-        for one, two in zip(attempts[0], attempts[0][1:], strict=False)
+        for one, two in pairwise(attempts[0])
         if one["step"] + 1 == resumed
     )
     return {

@@ -209,6 +209,25 @@ def objective_counts(module: Toy, batches: list[Batch]) -> dict[str, int]:
     return {name: sum(count[name] for count in counts) for name in counts[0]}
 
 
+def gradients_alone(
+    module: Toy, batch: Batch, denominators: dict[str, Tensor]
+) -> dict[tuple[str, str], Tensor]:
+    """Flat gradients by (encoder, objective), each of one objective's loss without the others."""
+    found = {}
+    for name in denominators:
+        Toy.weights, kept = {k: v if k == name else 0.0 for k, v in Toy.weights.items()}, Toy.weights
+        for encoder in ("image_encoder", "text_encoder", "multimodal_encoder"):
+            gradients = torch.autograd.grad(
+                module("step", batch, denominators).loss,
+                list(getattr(module, encoder).parameters()),
+                allow_unused=True,
+                materialize_grads=True,
+            )
+            found[encoder, name] = torch.cat([gradient.flatten() for gradient in gradients])
+        Toy.weights = kept
+    return found
+
+
 def full_weights(engine: Engine) -> dict[str, Tensor]:
     """Every parameter by name, whole and in fp32, as DeepSpeed itself puts it together; all ranks call it."""
     import deepspeed

@@ -48,9 +48,7 @@ def with_common_start(run: Run, stage: Stage) -> Config:
 
     The objectives' heads take part in a family's draws, so rows would begin differently otherwise.
     """
-    import torch
-
-    from flava_ds.checkpoints.inheritance import write_inherited
+    from flava_ds.storage.tensor_files import save_tensors
 
     if stage.config.model.type != "flava":
         return stage.config
@@ -58,7 +56,7 @@ def with_common_start(run: Run, stage: Stage) -> Config:
     weights = whole.model.build(whole).state_dict()
     file = run.folder / "start.safetensors"
     kept = {name: weight for name, weight in weights.items() if name.startswith("model.")}
-    write_inherited({name: torch.clone(weight) for name, weight in kept.items()}, file)
+    save_tensors(kept, file)
     return replace(stage.config, initial_weights=str(file))
 
 

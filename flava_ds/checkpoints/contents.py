@@ -10,6 +10,7 @@ import hashlib
 import math
 import re
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -208,8 +209,8 @@ def compare(folder: Place, manifest: dict[str, dict], name: str) -> None:
         raise CheckpointError(
             f"{path} is missing; use another checkpoint (write its name into {folder.parent / 'latest'})"
         )
-    file, expected = folder.open(name), manifest[name]
-    try:
+    expected = manifest[name]
+    with closing(folder.open(name)) as file:
         if file.size != expected["size"]:
             raise CheckpointError(
                 f"{path} is damaged: {file.size} bytes instead of {expected['size']}; use another "
@@ -220,8 +221,6 @@ def compare(folder: Place, manifest: dict[str, dict], name: str) -> None:
                 f"{path} is damaged: its sha256 differs from {MANIFEST}'s; use another checkpoint than "
                 f"{folder.name}"
             )
-    finally:
-        file.close()
 
 
 def sha256_of(file: Readable) -> str:

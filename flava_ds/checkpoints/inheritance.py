@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from pathlib import Path
+from contextlib import closing
 
 from torch import Tensor
 
@@ -15,7 +14,6 @@ from flava_ds.checkpoints.reader import CheckpointReader
 from flava_ds.config import Config
 from flava_ds.config.evaluation import EVALUATED
 from flava_ds.errors import CheckpointError
-from flava_ds.storage.tensor_files import save_tensors
 
 
 def finished(config: Config) -> Place | None:
@@ -59,26 +57,11 @@ def passed_on(folder: Place, prefixes: Sequence[str], average: str | None = None
     Raises: CheckpointError when the checkpoint is damaged or has none of them.
     """
     verify(folder)
-    reader, key = CheckpointReader(folder), f"average.{average}"
-    try:
+    key = f"average.{average}"
+    with closing(CheckpointReader(folder)) as reader:
         names = [name for name in reader.shapes if name.startswith(tuple(prefixes))]
         averaged = [name for name in names if average is not None and reader.holds(key, name)]
         if not names or (average is not None and not averaged):
             what = f"parameter '{prefixes[0]}...'" if not names else f"average '{average}' of them"
             raise CheckpointError(f"{folder} has no {what} to pass on; its run was of another configuration")
-        return {
-            name: reader.read(
-                key if name in averaged else "weight", name, 0, math.prod(reader.shapes[name])
-            ).reshape(reader.shapes[name])
-            for name in names
-        }
-    finally:
-        reader.close()
-
-
-def write_inherited(weights: dict[str, Tensor], out: Path) -> None:
-    """Writes what `initial_weights` reads; the file appears whole or not at all.
-
-    Raises: CheckpointError when it cannot be written.
-    """
-    save_tensors(weights, out)
+        return {name: reader.whole(key if name in averaged else "weight", name) for name in names}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Callable, Collection, Iterator
+from contextlib import closing
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -131,13 +132,14 @@ class CheckpointReader:
             )
         return values
 
+    def whole(self, key: str, name: str) -> Tensor:
+        """Returns what `read` does, in full and in the parameter's shape."""
+        shape = self.shapes[name]
+        return self.read(key, name, 0, math.prod(shape)).reshape(shape)
+
     def weights(self) -> dict[str, Tensor]:
         """Returns every parameter (in fp32) and persistent buffer in full."""
-        whole = {
-            name: self.read("weight", name, 0, math.prod(shape)).reshape(shape)
-            for name, shape in self.shapes.items()
-        }
-        return whole | self.buffers()
+        return {name: self.whole("weight", name) for name in self.shapes} | self.buffers()
 
     def buffers(self) -> dict[str, Tensor]:
         """Returns the persistent buffers by name."""
@@ -313,11 +315,8 @@ def load_weights(path: str | Path | Place) -> dict[str, Tensor]:
         manifest, state = complete_manifest(found)
         for rank in range(state["world_size"]):
             compare(found, manifest, weights_name(rank))
-        reader = CheckpointReader(found)
-        try:
+        with closing(CheckpointReader(found)) as reader:
             return reader.weights()
-        finally:
-            reader.close()
     try:
         with safe_open(found, framework="pt") as tensors:
             return {name: tensors.get_tensor(name) for name in tensors.keys()}

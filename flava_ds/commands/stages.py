@@ -98,7 +98,8 @@ def with_inherited(sequence: Stages, stage: Stage) -> Config:
 
     Raises: CheckpointError when those are of another family or cannot be read.
     """
-    from flava_ds.checkpoints.inheritance import begun, passed_on, to_pass_on, write_inherited
+    from flava_ds.checkpoints.inheritance import begun, passed_on, to_pass_on
+    from flava_ds.storage.tensor_files import save_tensors
 
     if not stage.inherits:
         return stage.config
@@ -109,7 +110,7 @@ def with_inherited(sequence: Stages, stage: Stage) -> Config:
             folder = to_pass_on(configs[inherited.stage])
             print(f"  it begins with {', '.join(inherited.prefixes)} of {folder}", flush=True)
             weights |= passed_on(folder, inherited.prefixes, inherited.average)
-        write_inherited(weights, out)
+        save_tensors(weights, out)
     return dataclasses.replace(stage.config, initial_weights=str(out))
 
 

@@ -14,6 +14,7 @@ from flava_ds.config import Config
 from flava_ds.errors import ConfigError, UserError, did_you_mean
 
 if TYPE_CHECKING:
+    from flava_ds.scaling.hardware import Cluster
     from flava_ds.scaling.spec import Run, Spec
     from flava_ds.scaling.sweep import Sweep
 
@@ -215,28 +216,31 @@ def waiting(sweep: Sweep, options: argparse.Namespace) -> list[str]:
 
 def check_start(configs: dict[str, Config], options: argparse.Namespace) -> None:
     """Raises UserError when runs cannot start as asked for, or nobody can be asked."""
+    from flava_ds.commands.train import check_run
     from flava_ds.ranks import launch
-    from flava_ds.scaling.hardware import cluster
 
     if options.gpu is not None:
-        machines = cluster(options.gpu, options.gpus or 8 * options.nodes, None, None)
+        gpus = machines_of(options).gpus
         for config in configs.values():
-            launch.check_batches(config, machines.gpus)
+            launch.check_batches(config, gpus)
     if not options.slurm and options.hostfile is None:
         for config in configs.values():
-            if options.ranks is not None:
-                launch.check_batches(config, options.ranks)  # first, because counting GPUs imports torch
-            launch.check_inputs(config)
-            launch.check_batches(config, options.ranks or max(1, launch.count_gpus()))
+            check_run(options, config)
     if not (options.yes or options.dry_run or sys.stdin.isatty()):
         raise UserError("the sweep is not started, as nobody can be asked here; add --yes")
+
+
+def machines_of(options: argparse.Namespace) -> Cluster:
+    """Returns the machines that --gpu names. Raises: ConfigError for an unknown GPU."""
+    from flava_ds.scaling.hardware import cluster
+
+    return cluster(options.gpu, options.gpus or 8 * options.nodes, None, None)
 
 
 def estimate(sweep: Sweep, configs: dict[str, Config], names: list[str], options: Any) -> list[str]:
     """Returns what the waiting runs will take. Raises: ConfigError for an unknown GPU."""
     from flava_ds.ranks import launch
     from flava_ds.scaling import sweep_cost
-    from flava_ds.scaling.hardware import cluster
 
     chosen = {name: configs[name] for name in names}
     flops = sum(sweep.facts[name]["planned_flops"] for name in names)
@@ -244,7 +248,7 @@ def estimate(sweep: Sweep, configs: dict[str, Config], names: list[str], options
     if not names:
         return counts
     if options.gpu is not None:
-        machines = cluster(options.gpu, options.gpus or 8 * options.nodes, None, None)
+        machines = machines_of(options)
         hours = sweep_cost.on_gpus(chosen, sweep_cost.works_of(chosen), machines)
         how = f"on {machines.gpus} x {machines.gpu.title} for each run, a forecast"
         return [*counts, sweep_cost.sentence(len(names), flops, hours, "GPU-hours", how)]

@@ -83,9 +83,14 @@ def runs_elsewhere(run_path: Path) -> str | None:
     return None
 
 
+def command_words(sweep: Sweep, name: str) -> list[str]:
+    """Returns what `flava-ds train` is given for a run after the sweep's base."""
+    return [*(f"--plugin={place}" for place in sweep.plugins), *words_of(sweep, sweep.runs[name])]
+
+
 def command_of(sweep: Sweep, name: str, options: argparse.Namespace) -> launch.Launch:
     """Returns the command of a run. Raises: UserError."""
-    words = [*(f"--plugin={place}" for place in sweep.plugins), *words_of(sweep, sweep.runs[name])]
+    words = command_words(sweep, name)
     if options.hostfile is not None:
         script = launcher("deepspeed.sh")
         variables = {"HOSTFILE": str(options.hostfile.absolute())}
@@ -213,6 +218,6 @@ def note(sweep: Sweep, options: argparse.Namespace) -> int:
         return 0
     if sweep.state(name)["state"] != FINISHED:
         sweep.begin(name)
-        words = [*(f"--plugin={place}" for place in sweep.plugins), *words_of(sweep, sweep.runs[name])]
+        words = command_words(sweep, name)
         sys.stdout.write("".join(f"{word}\0" for word in (sweep.base, *words)))
     return 0

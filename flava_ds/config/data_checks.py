@@ -147,21 +147,13 @@ def check_labels(name: str, source: SourceConfig, objective: Any) -> None:
 
 def check_transform(where: str, transform: ImageTransformConfig) -> None:
     """Checks one augmentation."""
-    if transform.crop_scale[0] > transform.crop_scale[1]:
-        raise ConfigError(
-            f"{where}.crop_scale {transform.crop_scale}: give the smallest share of the area first, then "
-            "the largest"
-        )
-    if transform.crop_ratio[0] > transform.crop_ratio[1]:
-        raise ConfigError(
-            f"{where}.crop_ratio {transform.crop_ratio}: give the smallest width / height first, then "
-            "the largest"
-        )
-    if transform.blur_sigma[0] > transform.blur_sigma[1]:
-        raise ConfigError(
-            f"{where}.blur_sigma {transform.blur_sigma}: give the least and the largest standard deviation, "
-            "in this order"
-        )
+    for name, order in (
+        ("crop_scale", "the smallest share of the area first, then the largest"),
+        ("crop_ratio", "the smallest width / height first, then the largest"),
+        ("blur_sigma", "the least and the largest standard deviation, in this order"),
+    ):
+        if (bounds := getattr(transform, name))[0] > bounds[1]:
+            raise ConfigError(f"{where}.{name} {bounds}: give {order}")
 
 
 def _check_weights(data: DataConfig) -> None:

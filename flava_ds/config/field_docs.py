@@ -9,6 +9,7 @@ import functools
 import inspect
 import textwrap
 import typing
+from itertools import pairwise
 from typing import Any
 
 
@@ -25,7 +26,7 @@ def field_docs(kind: type) -> dict[str, str]:
         except (OSError, TypeError, SyntaxError):  # defined at run time, built in, or compiled only
             continue
         body = definition.body if isinstance(definition, ast.ClassDef) else []
-        for node, below in zip(body, body[1:], strict=False):
+        for node, below in pairwise(body):
             if (
                 isinstance(node, ast.AnnAssign)
                 and isinstance(node.target, ast.Name)

@@ -16,7 +16,7 @@ from flava_ds.data.order import crop_seeds, uniforms
 from flava_ds.data.padding import padded
 from flava_ds.data.plan import BatchPlan, Draft
 from flava_ds.data.regions import PackedRegions, SampleRegions
-from flava_ds.data.samples import Sample
+from flava_ds.data.samples import Sample, seeds_of
 from flava_ds.data.targets import PackedTargets, SampleTargets
 from flava_ds.data.transforms import Empty, ImageTransform
 
@@ -93,7 +93,7 @@ class Collator:
         """Fills the samples' views and crops, of which each depends on its own sample alone, and returns
         them.
         """
-        images, seeds = [cast(Tensor, sample.image) for sample in samples], _seeds(samples)
+        images, seeds = [cast(Tensor, sample.image) for sample in samples], seeds_of(samples)
         whole = len(self.plan.views)
         if self.transform is not None:
             self.transform(images, seeds, views[:whole])
@@ -135,7 +135,7 @@ class Collator:
             identities = np.array([sample.identity for sample in samples], dtype=np.int64)
         named = dict(zip((*self.plan.views, *self.plan.crops), views, strict=True))
         draft = Draft(
-            seeds=_seeds(samples),
+            seeds=seeds_of(samples),
             matched=matched,
             views=named,
             codes=codes,
@@ -167,22 +167,28 @@ def pack(
         name: draft.views[name] for name in (*plan.sent_views, *plan.crops) if name in draft.views
     }
     numbers: dict[str, int] = {}
-    _add_text("", draft.input_ids, draft.lengths, tensors, numbers)
+    if draft.lengths is not None:
+        _add_packed("", {"input_ids": draft.input_ids}, draft.lengths, tensors, numbers)
     if plan.sample_seeds:
         tensors["sample_seeds"] = torch.from_numpy(draft.seeds.view(np.int64))
     if draft.identities is not None:
         tensors["identities"] = torch.from_numpy(draft.identities)
     _add_regions(draft, tensors, numbers)
-    _add_targets(draft, tensors, numbers)
+    if draft.targets is not None:
+        names = ("labels", "boxes", "scores", "attributes")
+        rows = {name: getattr(draft.targets, name) for name in names}
+        _add_packed("target_", rows, draft.targets.lengths, tensors, numbers)
     if (draft.views or draft.regions) and draft.lengths is not None:
         tensors["matched_rows"] = torch.from_numpy(np.flatnonzero(draft.matched))
     seen = draft
     if masked_rows is not None:
         seen = draft.at(masked_rows)
         tensors["masked_samples"] = torch.from_numpy(masked_rows)
-        _add_text("masked_", None, seen.lengths, tensors, numbers)
+        if seen.lengths is not None:
+            _add_packed("masked_", {}, seen.lengths, tensors, numbers)
     if seen.matching is not None:
-        _add_text("matching_", *seen.matching, tensors, numbers)
+        ids, lengths = seen.matching
+        _add_packed("matching_", {"input_ids": ids}, lengths, tensors, numbers)
     for corruption in plan.corruptions:
         tensors |= {name: torch.as_tensor(value) for name, value in corruption(seen).items()}
     if plan.pad_to_multiple_of:
@@ -190,27 +196,20 @@ def pack(
     return tensors, numbers
 
 
-def _seeds(samples: Sequence[Sample]) -> np.ndarray:
-    return np.array([sample.seed for sample in samples], dtype=np.uint64)
-
-
 def _concatenated(texts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Returns b arrays of ids as one, and their lengths: [T], [b]."""
     return np.concatenate(texts), np.array([len(own) for own in texts], dtype=np.int64)
 
 
-def _add_text(
+def _add_packed(
     prefix: str,
-    ids: np.ndarray | None,
-    lengths: np.ndarray | None,
+    rows: Mapping[str, np.ndarray | None],
+    lengths: np.ndarray,
     tensors: dict[str, Tensor],
     numbers: dict[str, int],
 ) -> None:
-    """Adds packed texts, if any; without ids, only the bounds of the sequences."""
-    if lengths is None:
-        return
-    if ids is not None:
-        tensors[f"{prefix}input_ids"] = torch.from_numpy(ids)
+    """Adds the packed rows that are there, and the bounds and greatest length of their sequences."""
+    tensors |= {f"{prefix}{name}": torch.from_numpy(own) for name, own in rows.items() if own is not None}
     ends = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     tensors[f"{prefix}cu_seqlens"] = torch.from_numpy(ends)
     numbers[f"{prefix}max_seqlen"] = int(lengths.max())
@@ -220,26 +219,13 @@ def _add_regions(draft: Draft, tensors: dict[str, Tensor], numbers: dict[str, in
     """Adds packed regions, if any, and the lengths of the longest sequences of a text and its regions."""
     if draft.regions is None:
         return
-    own = {"features": draft.regions.features, "boxes": draft.regions.boxes, "classes": draft.regions.classes}
-    tensors |= {f"region_{name}": torch.from_numpy(rows) for name, rows in own.items() if rows is not None}
     lengths = draft.regions.lengths
-    ends = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    tensors["region_cu_seqlens"] = torch.from_numpy(ends)
-    numbers["region_max_seqlen"] = int(lengths.max())
+    rows = {name: getattr(draft.regions, name) for name in ("features", "boxes", "classes")}
+    _add_packed("region_", rows, lengths, tensors, numbers)
     texts = {"": draft.lengths, "matching_": None if draft.matching is None else draft.matching[1]}
     for prefix, words in texts.items():
         if words is not None:
             numbers[f"{prefix}joint_max_seqlen"] = int((words + lengths).max())
-
-
-def _add_targets(draft: Draft, tensors: dict[str, Tensor], numbers: dict[str, int]) -> None:
-    """Adds packed labels, if any."""
-    if draft.targets is None:
-        return
-    names = ("labels", "boxes", "scores", "attributes")
-    own = {name: getattr(draft.targets, name) for name in names}
-    tensors |= {f"target_{name}": torch.from_numpy(rows) for name, rows in own.items() if rows is not None}
-    _add_text("target_", None, draft.targets.lengths, tensors, numbers)
 
 
 def with_tags(sample: Sample, tags: str) -> Sample:

@@ -12,7 +12,7 @@ import torch
 from flava_ds.batch import Batch
 from flava_ds.config import Config
 from flava_ds.data.collate import Collator, mismatch
-from flava_ds.data.samples import Sample, tags_of
+from flava_ds.data.samples import Sample, seeds_of, tags_of
 from flava_ds.data.skip_log import SkipLog
 from flava_ds.data.sources import Draws, Lane, Source
 from flava_ds.data.transforms import CHUNK, CHUNK_BYTES, Empty
@@ -80,11 +80,9 @@ class BatchReader:
         self, draws: Draws, positions: np.ndarray, samples: list[Sample], masked_rows: np.ndarray | None
     ) -> dict[int, str]:
         """Draws the mismatches of a batch: row -> caption."""
-        captions = [sample.captions for sample in samples]
-        seeds = np.array([sample.seed for sample in samples], dtype=np.uint64)
         return mismatch(
-            captions,
-            seeds,
+            [sample.captions for sample in samples],
+            seeds_of(samples),
             self.plan.mismatch_probability,
             lambda rows, picks: draws.partners(positions, np.asarray(rows), picks, samples),
             among=masked_rows,
@@ -96,7 +94,7 @@ class BatchReader:
             return {}
         return mismatch(
             [(tags_of(sample),) for sample in samples],
-            np.array([sample.seed for sample in samples], dtype=np.uint64),
+            seeds_of(samples),
             self.plan.wrong_tags_probability,
             lambda rows, picks: draws.partners(positions, np.asarray(rows), picks, samples, tags=True),
             above=self.plan.mismatch_probability,

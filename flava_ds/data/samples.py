@@ -249,6 +249,11 @@ def read_integers(data: bytes) -> np.ndarray:
     return np.frombuffer(data, dtype=np.dtype(f"<{match[1].decode()}{width}"), offset=start + length)
 
 
+def seeds_of(samples: Sequence[Sample]) -> np.ndarray:
+    """Returns the samples' seeds: [b] uint64."""
+    return np.array([sample.seed for sample in samples], dtype=np.uint64)
+
+
 def tags_of(sample: Sample) -> str:
     """Returns the tags of a sample's regions; empty without regions or tags."""
     return "" if sample.regions is None else sample.regions.tags

@@ -8,6 +8,7 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +19,7 @@ from flava_ds.data.sources import Lane
 from flava_ds.errors import DataError, UserError
 from flava_ds.storage import faults
 from flava_ds.storage.files import RemoteShard, SequentialReader, StreamedShard, open_shard
-from flava_ds.storage.members import allowed, refusal, sample_key
-from flava_ds.storage.tar_headers import tar_members
+from flava_ds.storage.members import sample_key, sample_members
 
 log = logging.getLogger(__name__)
 
@@ -123,22 +123,16 @@ def _members(
         file = open_shard(shard)
         if isinstance(shard, RemoteShard):
             file = SequentialReader(file, checksum=False)
-        try:
-            for name, offset, size in tar_members(file, found):
-                key, suffix = sample_key(name)
-                if (reason := refusal(name, suffix, size)) is not None:
-                    found[reason] += 1
-                elif allowed(suffix) and key and not key.endswith(b"/"):
-                    data: Member | Unread = Unread(size, offset)
-                    if suffix in wanted and size <= most_bytes:
-                        data = Member(file.pread(size, offset))
-                        data.offset = offset
-                        if len(data) < size:
-                            found[faults.TRUNCATED_SHARD] += 1
-                            break
-                    yield {"fname": name.decode("utf-8", "replace"), "data": data, "__url__": str(shard)}
-        finally:
-            file.close()
+        with closing(file):
+            for name, _, suffix, offset, size in sample_members(file, found):
+                data: Member | Unread = Unread(size, offset)
+                if suffix in wanted and size <= most_bytes:
+                    data = Member(file.pread(size, offset))
+                    data.offset = offset
+                    if len(data) < size:
+                        found[faults.TRUNCATED_SHARD] += 1
+                        break
+                yield {"fname": name.decode("utf-8", "replace"), "data": data, "__url__": str(shard)}
         tell(shard, found)
         yield {}
 

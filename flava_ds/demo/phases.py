@@ -71,7 +71,7 @@ def phases(demo: Demo) -> list[Phase]:
             lambda demo: "export_difference" in demo.state,
             export,
         ),
-        Phase("report", "one page", lambda demo: (demo.run_path / "report.html").exists(), report),
+        Phase("report", "one page", lambda demo: page_of(demo).exists(), report),
     ]
 
 

@@ -7,6 +7,7 @@ of a hash map, so two runs give two vocabularies.
 import heapq
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from itertools import pairwise
 
 from tokenizers import normalizers, pre_tokenizers
 
@@ -57,7 +58,7 @@ def _merges(spelled: list[tuple[list[str], int]]) -> Iterable[str]:
     counts: Counter[Pair] = Counter()
     places: dict[Pair, set[int]] = defaultdict(set)
     for index, (pieces, count) in enumerate(spelled):
-        for pair in zip(pieces, pieces[1:], strict=False):
+        for pair in pairwise(pieces):
             counts[pair] += count
             places[pair].add(index)
     heap = [(-count, pair) for pair, count in counts.items()]
@@ -70,11 +71,11 @@ def _merges(spelled: list[tuple[list[str], int]]) -> Iterable[str]:
         touched: set[Pair] = set()
         for index in places.pop(pair):
             pieces, count = spelled[index]
-            for old in zip(pieces, pieces[1:], strict=False):
+            for old in pairwise(pieces):
                 counts[old] -= count
                 touched.add(old)
             pieces[:] = _apply(pieces, pair, merged)
-            for new in zip(pieces, pieces[1:], strict=False):
+            for new in pairwise(pieces):
                 counts[new] += count
                 places[new].add(index)
                 touched.add(new)

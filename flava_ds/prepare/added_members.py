@@ -7,6 +7,7 @@ import logging
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,8 +37,8 @@ class AddedMember:
     """What it holds, in the plural."""
     suffix: str
     """Suffix of its name; an earlier member with it is left out."""
-    maker: tuple[str, str]
-    """What computes it, and a fingerprint of that."""
+    maker: dict[str, str]
+    """What computes it -> a fingerprint of that, as in the record beside a shard."""
     compute: Callable[[list[Tensor]], Sequence[bytes]]
     """From decoded images, each [3 H W] uint8, to the members' bytes. Gets no more images at a time than fill
     CHUNK_BYTES."""
@@ -87,7 +88,7 @@ def add_members(
             kept += 1
         else:
             done = _write_shard(shard, target, member, batch_size)
-            report = {**_of(member), **done, **_stat("target", target), **_stat("source", shard)}
+            report = {**member.maker, **done, **_stat("target", target), **_stat("source", shard)}
             write_json(record, report)
             written += 1
         samples, failed = samples + done["samples"], failed + done["failed"]
@@ -170,8 +171,7 @@ def _groups(
     Reads what the index reads and counts damage in `found`. Raises: DataError when the shard cannot be read.
     """
     group, pictures, held = [], 0, 0
-    file = LocalFile(shard)
-    try:
+    with closing(LocalFile(shard)) as file:
         for raw, offset, size in tar_members(file, found):
             name = raw.decode("utf-8", "surrogateescape")
             if _split(name)[1] == suffix:
@@ -185,8 +185,6 @@ def _groups(
             if pictures == batch_size or held >= CHUNK_BYTES:
                 yield group
                 group, pictures, held = [], 0, 0
-    finally:
-        file.close()
     if group:
         yield group
 
@@ -213,16 +211,12 @@ def _finished(target: Path, record: Path, shard: Path, member: AddedMember) -> d
     """Returns the counts of a shard already written from the same source by the same, otherwise None."""
     try:
         saved = json.loads(record.read_text(encoding="utf-8"))
-        current = {**_of(member), **_stat("target", target), **_stat("source", shard)}
+        current = {**member.maker, **_stat("target", target), **_stat("source", shard)}
         if any(saved.get(name) != value for name, value in current.items()):
             return None
         return {name: int(saved[name]) for name in ("samples", "failed")}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-
-
-def _of(member: AddedMember) -> dict[str, str]:
-    return dict([member.maker])
 
 
 def _stat(name: str, path: Path) -> dict[str, int]:

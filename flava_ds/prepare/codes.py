@@ -44,7 +44,7 @@ def write_codes(
     the model's; DataError for unreadable or clashing shards.
     """
     _check(source, codebook, config)
-    maker = ("codebook", codebook.fingerprint())
+    maker = {"codebook": codebook.fingerprint()}
     codebook = codebook.to(device)
     member = AddedMember(
         what="codes", suffix=CODES_SUFFIX, maker=maker, compute=lambda images: _codes(codebook, images)

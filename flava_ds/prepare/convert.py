@@ -92,14 +92,12 @@ def filter_shards(corpus: Corpus, shards: str, out: Path | None, **limits: int) 
     try:
         for key, members in islice(_samples(paths), done, None):
             reason, captions = _judge(corpus, members)
-            if writer is None:
-                words = sum(len(text.split()) for text in captions)
-                counts.add(Counts(1, 1, len(captions), words) if reason is None else Counts(1))
-                counts.dropped.update([reason] if reason else [])
-            elif reason is None:
-                writer.write(key, members, captions)
+            if reason is not None:
+                (writer or counts).leave_out(reason)
+            elif writer is None:
+                counts.add_sample(captions)
             else:
-                writer.left_out(reason)
+                writer.write(key, members, captions)
             progress.show(counts if writer is None else writer.counts)
         return counts if writer is None else writer.close()
     finally:
@@ -132,11 +130,10 @@ def _write_list(corpus: Corpus, annotations: Sequence[Path], out: Path) -> Count
         rows.writerow(["url", "caption", "id"])
         for entry in corpus.read(annotations):
             if isinstance(entry, Dropped):
-                counts.add(Counts(1))
-                counts.dropped[entry.reason] += 1
+                counts.leave_out(entry.reason)
             else:
                 rows.writerow([entry.url, entry.captions[0], entry.key])
-                counts.add(Counts(1, 1, 1, len(entry.captions[0].split())))
+                counts.add_sample(entry.captions[:1])
             progress.show(counts)
     return counts
 
@@ -149,15 +146,15 @@ def image_suffix(data: bytes) -> str:
 def _write(writer: ShardWriter, entry: Annotated | Dropped, image: bytes | str) -> None:
     """Writes one entry with its image's bytes, or counts the reason for leaving it out."""
     if isinstance(entry, Dropped):
-        return writer.left_out(entry.reason)
+        return writer.leave_out(entry.reason)
     members: dict[str, bytes] = {}
     if entry.images or entry.file:
         if isinstance(image, str):
-            return writer.left_out(image)
+            return writer.leave_out(image)
         try:
             members[image_suffix(image)] = image
         except SampleFault as fault:
-            return writer.left_out(fault.reason)
+            return writer.leave_out(fault.reason)
     record = {**entry.record, **({"url": entry.url} if entry.url else {})}
     if entry.captions:
         members["txt"] = entry.captions[0].encode()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import pkgutil
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,18 +33,12 @@ class Corpus:
 
     def read(self, paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
         """Reads annotations, always in the same order."""
-        return self._function(self.reader)(paths)
+        return pkgutil.resolve_name(f"flava_ds.prepare.{self.reader}")(paths)
 
     def reason_to_drop(self, caption: str, record: Mapping[str, Any]) -> str | None:
         """Judges a sample that img2dataset has downloaded; corpora without their own filter keep all."""
         module = importlib.import_module(f"flava_ds.prepare.{self.reader.split('.')[0]}")
         return module.reason_to_drop(caption, record) if hasattr(module, "reason_to_drop") else None
-
-    @staticmethod
-    def _function(reader: str) -> Callable[[Sequence[Path]], Iterator[Annotated | Dropped]]:
-        """Loads 'module.function' of this package."""
-        module, _, function = reader.partition(".")
-        return getattr(importlib.import_module(f"flava_ds.prepare.{module}"), function)
 
 
 def _pairs(

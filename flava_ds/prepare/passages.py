@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from flava_ds.data.two_segments import sentences
 from flava_ds.errors import DataError
 from flava_ds.prepare.annotations import (
     NO_CAPTION,
@@ -19,7 +20,6 @@ from flava_ds.prepare.annotations import (
     load_json,
     open_text,
 )
-from flava_ds.prepare.localized_narratives import sentences
 
 MOST_WORDS = 350
 """About 460 WordPiece tokens, so that few passages are truncated at 512."""

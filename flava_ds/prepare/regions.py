@@ -40,7 +40,7 @@ def write_regions(
 
     Raises: DataError for unreadable or clashing shards, and for shards without images.
     """
-    maker = ("detector", detector.fingerprint())
+    maker = {"detector": detector.fingerprint()}
     detector = detector.to(device)
     member = AddedMember(
         what="regions", suffix=REGIONS_SUFFIX, maker=maker, compute=lambda images: _found(detector, images)

@@ -15,7 +15,7 @@ import io
 import json
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -44,6 +44,17 @@ class Counts:
         self.entries, self.samples = self.entries + other.entries, self.samples + other.samples
         self.captions, self.words = self.captions + other.captions, self.words + other.words
         self.dropped.update(other.dropped)
+
+    def add_sample(self, captions: Sequence[str]) -> None:
+        """Counts an entry that became a sample."""
+        self.entries, self.samples = self.entries + 1, self.samples + 1
+        self.captions += len(captions)
+        self.words += sum(len(caption.split()) for caption in captions)
+
+    def leave_out(self, reason: str) -> None:
+        """Counts an entry that yields no sample."""
+        self.entries += 1
+        self.dropped[reason] += 1
 
     def as_stats(self) -> dict[str, Any]:
         """Returns the counts under img2dataset's names: count, successes and status_dict."""
@@ -101,15 +112,14 @@ class ShardWriter:
         total.add(self._shard)
         return total
 
-    def left_out(self, reason: str) -> None:
+    def leave_out(self, reason: str) -> None:
         """Counts an entry that yields no sample."""
-        self._shard.entries += 1
-        self._shard.dropped[reason] += 1
+        self._shard.leave_out(reason)
 
     def write(self, key: str, members: Mapping[str, bytes], captions: tuple[str, ...]) -> None:
         """Writes one sample: suffix -> bytes. Leaves out a second sample with the same key in a shard."""
         if key in self._keys:
-            return self.left_out(DUPLICATE_KEY)
+            return self.leave_out(DUPLICATE_KEY)
         size = sum(1024 + len(data) for data in members.values())
         full = self._shard.samples >= self.samples_per_shard or self._bytes + size > self.bytes_per_shard
         if self._shard.samples and full:
@@ -121,7 +131,7 @@ class ShardWriter:
                 add_member(self._tar, f"{key}.{suffix}", data)
         self._keys.add(key)
         self._bytes += size
-        self._shard.add(Counts(1, 1, len(captions), sum(len(caption.split()) for caption in captions)))
+        self._shard.add_sample(captions)
 
     def close(self) -> Counts:
         """Finishes the last shard; returns the counts of this run and the earlier ones that it continues."""

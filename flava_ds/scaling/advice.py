@@ -137,12 +137,11 @@ def nearest_that_fits(setting: Setting, recompute: Recompute) -> tuple[str, str]
 
     smallest = min(setting.micro_batches.values())
     accumulations = [2**k for k in range(1, 12) if 2**k <= smallest and smallest % 2**k == 0]
-    for checkpointing in (False, True):
-        model = setting.model if checkpointing == setting.checkpointing else recompute(checkpointing)
-        if setting.checkpointing and not checkpointing:
-            continue
+    for checkpointing in (True,) if setting.checkpointing else (False, True):
+        added = checkpointing != setting.checkpointing
+        model = recompute(checkpointing) if added else setting.model
         base = replace(setting, model=model, checkpointing=checkpointing)
-        words = "--training.activation-checkpointing" if checkpointing and not setting.checkpointing else ""
+        words = "--training.activation-checkpointing" if added else ""
         for stage, offload in _stages(setting):
             file = f"zero{stage}_offload" if offload else f"zero{stage}"
             same = stage == setting.zero.stage and offload == setting.zero.offload

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -148,14 +148,14 @@ def seen(config: Config) -> dict[str, Any]:
     from flava_ds.config import to_dict
 
     plain = to_dict(config)
-    sources = {name: without_unseen(own) for name, own in plain["data"]["sources"].items()}
-    data = without_unseen(plain["data"]) | {"sources": sources}
-    return without_unseen(plain) | {"data": data, "training": without_unseen(plain["training"])}
+    sources = {name: without(own, UNSEEN) for name, own in plain["data"]["sources"].items()}
+    data = without(plain["data"], UNSEEN) | {"sources": sources}
+    return without(plain, UNSEEN) | {"data": data, "training": without(plain["training"], UNSEEN)}
 
 
-def without_unseen(section: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a section's fields but for UNSEEN."""
-    return {name: value for name, value in section.items() if name not in UNSEEN}
+def without(section: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """Returns a section's fields but for those of these names."""
+    return {name: value for name, value in section.items() if name not in names}
 
 
 class Run:

@@ -81,6 +81,10 @@ def effective_samples(samples: np.ndarray, unique: np.ndarray, r_star: float = R
     return seen + seen * r_star * (1 - np.exp(-repetitions / r_star))
 
 
+def _geometric_mean(values: np.ndarray) -> float:
+    return float(np.exp(np.log(values).mean()))
+
+
 def of_size_and_data(
     columns: Columns, *, floor: bool = True, repeated: bool = False, r_star: float | None = None
 ) -> Form:
@@ -88,7 +92,7 @@ def of_size_and_data(
 
     With `repeated`, D is the effective data; R* is `r_star`, or fitted when it is None.
     """
-    n0, d0 = (float(np.exp(np.log(columns[name]).mean())) for name in ("parameters", "samples"))
+    n0, d0 = _geometric_mean(columns["parameters"]), _geometric_mean(columns["samples"])
 
     def terms(own: Columns, exponents: Exponents) -> np.ndarray:
         data = own["samples"]
@@ -118,7 +122,7 @@ def of_batch(columns: Columns, kind: str, beta: float = 0.3) -> Form:
     which is D^-beta with the samples that a large batch wastes, D / (1 + B / Bcrit); it is the same as
     S = Smin (1 + Bcrit / B) for the steps to a loss (McCandlish et al., 2018).
     """
-    b0 = float(np.exp(np.log(columns["batch"]).mean()))
+    b0 = _geometric_mean(columns["batch"])
 
     def negatives(own: Columns, exponents: Exponents) -> np.ndarray:
         return np.stack([np.ones_like(own["batch"]), (own["batch"] / b0) ** -exponents[0]], axis=1)
@@ -140,7 +144,7 @@ def of_error(columns: Columns) -> Form:
 
     Source: Cherti et al. (2023) and later CLIP studies; fit it to `frontier`'s runs.
     """
-    c0 = float(np.exp(np.log(columns["flops"]).mean()))
+    c0 = _geometric_mean(columns["flops"])
 
     def terms(own: Columns, exponents: Exponents) -> np.ndarray:
         shifted = (own["flops"] / c0 + np.exp(exponents[1])) ** -exponents[0]

@@ -101,24 +101,17 @@ def gathered(model: ModelWork, work: KindWork, zero: Zero) -> dict[str, float]:
     """Returns what ZeRO-3 holds of other ranks' weights, in bytes."""
     if zero.stage != 3:
         return {}
-    large = [
-        n for group in model.groups if work.kind in group.kinds for n in group.tensors if n > zero.persistence
-    ]
+    large = [n for n in model.tensors_used_by(work.kind) if n > zero.persistence]
     live = sum(large) if zero.keeps_gathered(model.trainable) else max(large, default=0) + zero.prefetch
     return {"gathered weights": float(zero.width * min(live, sum(large)))}
 
 
 def update_transient(model: ModelWork, work: KindWork, zero: Zero, world: int) -> float:
     """Returns the bytes that updating the largest group copies: this rank's gradients, in fp32 too."""
-    groups = [group for group in model.groups if work.kind in group.kinds]
-    largest = max(groups, key=_elements).elements if groups else 0
+    largest = max((group.elements for group in model.groups if work.kind in group.kinds), default=0)
     if zero.stage == 0 or zero.offload:
         return 0.0
     return (zero.width + (4 if zero.precision != "fp32" else 0)) * largest / world
-
-
-def _elements(group: ParameterGroup) -> int:
-    return group.elements
 
 
 def moments(

@@ -176,14 +176,13 @@ def loader_ms(setting: Setting, source: str, assumed: Assumptions) -> float:
 
     They read ahead, so only the mean over all kinds of step must keep up.
     """
-    rates = setting.cluster.gpu.rates
+    rates, workers = setting.cluster.gpu.rates, max(1, setting.workers)
+    samples = setting.samples(source) * setting.zero.accumulation
     if rates is not None:
-        samples = setting.samples(source) * setting.zero.accumulation
-        return 1e3 * samples * rates.loader[source] / max(1, setting.workers)
+        return 1e3 * samples * rates.loader[source] / workers
     if not setting.model.kinds[source].has_pictures:
         return 0.0
-    pictures = setting.samples(source) * setting.zero.accumulation
-    return 1e3 * pictures / (max(1, setting.workers) * assumed.loader_rate)
+    return 1e3 * samples / (workers * assumed.loader_rate)
 
 
 @dataclass(frozen=True)

@@ -249,7 +249,7 @@ def run_of(setting: Setting, recovery: Recovery, rate: Rate, assumed: Assumption
         for s, share in setting.shares.items()
         if setting.model.kinds[s].has_pictures
     )
-    loading = sum(share * loader_ms(setting, s, assumed) for s, share in setting.shares.items()) / 1e3
+    loading = setting.mean(lambda source: loader_ms(setting, source, assumed)) / 1e3
     return Run(
         steps=setting.total_steps,
         costs=costs,

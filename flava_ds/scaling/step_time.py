@@ -216,7 +216,7 @@ def _gathers(model: ModelWork, source: str, zero: Zero) -> int:
     """Returns in how many calls weights are gathered: by bucket, in ZeRO-3 by tensor."""
     if zero.stage < 3:
         return sum(math.ceil(group.elements / zero.gather_bucket) for group in model.groups)
-    used = [n for g in model.groups if model.kinds[source].kind in g.kinds for n in g.tensors]
+    used = model.tensors_used_by(model.kinds[source].kind)
     return max(1, sum(n > zero.persistence for n in used))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from flava_ds.config import Config
 from flava_ds.scaling.captions import lengths_of
-from flava_ds.scaling.facts import Facts, seen, shares_of
+from flava_ds.scaling.facts import Facts, seen, shares_of, without
 from flava_ds.scaling.hardware import Cluster
 from flava_ds.scaling.measure import DTYPES, measure
 from flava_ds.scaling.plan import Estimate, plan
@@ -57,19 +57,13 @@ def works_of(configs: Mapping[str, Config]) -> dict[str, ModelWork]:
 
 def key_of(config: Config) -> str:
     """Returns what decides about the cost of a micro-step: all but what surely does not, and sweeps vary."""
-    plain = {name: section for name, section in seen(config).items() if name != "seed"}
+    plain = without(seen(config), ("seed",))
     for section, free in VARIED.items():
-        plain[section] = _without(plain[section], free)
+        plain[section] = without(plain[section], free)
     sources, objectives = plain["data"]["sources"], plain["objectives"]
-    plain["data"]["sources"] = {
-        name: _without(sources[name], VARIED["data"]) for name in config.drawn_sources
-    }
+    plain["data"]["sources"] = {name: without(sources[name], VARIED["data"]) for name in config.drawn_sources}
     plain["objectives"] = {name: own | {"weight": own["weight"] > 0} for name, own in objectives.items()}
     return json.dumps(plain, sort_keys=True)
-
-
-def _without(section: Mapping[str, Any], free: tuple[str, ...]) -> dict[str, Any]:
-    return {name: value for name, value in section.items() if name not in free}
 
 
 def flops_of(config: Config, work: ModelWork) -> float:

@@ -38,7 +38,7 @@ def payloads(
         rows["contrastive loss", "all_gather"] = exchanged
     if zero.stage == 0:
         return rows | {("gradients", "all_reduce"): width * model.trainable}  # idle ones are sent as zeros
-    used = [width * n for group in model.groups if work.kind in group.kinds for n in group.tensors]
+    used = [width * n for n in model.tensors_used_by(work.kind)]
     if zero.stage == 3:
         rows["gradient norm", "all_reduce"] += 8 * len(model.groups)  # DeepSpeed's own, which is not used
         return rows | _partitioned(model, used, zero, world)

@@ -153,3 +153,7 @@ class ModelWork:
     def used_by(self, kind: str) -> int:
         """Elements that a step of `kind` gives a gradient."""
         return sum(group.elements for group in self.groups if kind in group.kinds)
+
+    def tensors_used_by(self, kind: str) -> list[int]:
+        """Elements of each tensor that a step of `kind` gives a gradient."""
+        return [n for group in self.groups if kind in group.kinds for n in group.tensors]

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
+
 from flava_ds.storage import faults
+from flava_ds.storage.files import Readable
+from flava_ds.storage.tar_headers import tar_members
 
 IMAGE_SUFFIXES = ("webp", "jpg", "jpeg", "png")
 SUFFIXES = (*IMAGE_SUFFIXES, "txt", "json")
@@ -13,6 +18,18 @@ _PICKLED = frozenset({"pkl", "pickle", "pyd", "pth", "pt", "ten", "tenbin", "cbo
 _PACKED = frozenset({"gz", "bz2", "xz", "zst", "zip", "tgz", "lzma"})
 
 
+def sample_members(file: Readable, found: Counter[str]) -> Iterator[tuple[bytes, bytes, str, int, int]]:
+    """Yields (name, sample key, suffix, offset, size) of the members of a tar that belong to samples, in
+    order. Counts damage and what is refused in `found`.
+    """
+    for name, offset, size in tar_members(file, found):
+        key, suffix = sample_key(name)
+        if (reason := _refusal(name, suffix, size)) is not None:
+            found[reason] += 1
+        elif _allowed(suffix) and key and not key.endswith(b"/"):
+            yield name, key, suffix, offset, size
+
+
 def sample_key(name: bytes) -> tuple[bytes, str]:
     """Splits a member's name at the first dot of its last component into sample key and suffix."""
     folder, slash, base = name.rpartition(b"/")
@@ -20,12 +37,12 @@ def sample_key(name: bytes) -> tuple[bytes, str]:
     return folder + slash + stem, suffix.decode("utf-8", "replace").lower()
 
 
-def allowed(suffix: str) -> bool:
+def _allowed(suffix: str) -> bool:
     """Returns whether members with this suffix are indexed; nothing else in a shard is ever read."""
     return suffix in SUFFIXES or suffix.split(".")[-1] in ("npy", "safetensors")
 
 
-def refusal(name: bytes, suffix: str, size: int) -> str | None:
+def _refusal(name: bytes, suffix: str, size: int) -> str | None:
     """Returns why a member is skipped and counted; None if it is read, or ignored without counting.
 
     A picture or text with a longer suffix is counted: `10.15.jpg` may be the rest of a key that holds dots.
@@ -35,7 +52,7 @@ def refusal(name: bytes, suffix: str, size: int) -> str | None:
         return faults.PICKLED
     if last in _PACKED:
         return faults.PACKED
-    if not allowed(suffix):
+    if not _allowed(suffix):
         hidden = name.rpartition(b"/")[2].startswith(b".")
         return faults.DOTTED if last in SUFFIXES and not hidden else None
     if name.startswith(b"/") or b".." in name.split(b"/") or b"\0" in name:

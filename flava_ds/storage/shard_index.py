@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
 
 from flava_ds.storage import faults
 from flava_ds.storage.files import RemoteShard, SequentialReader, Shard, Stamp, open_shard, stamp_of
-from flava_ds.storage.members import allowed, refusal, sample_key
-from flava_ds.storage.tar_headers import tar_members
+from flava_ds.storage.members import sample_members
 
 
 @dataclass(frozen=True)
@@ -77,23 +77,14 @@ def scan_shard(shard: Shard, stamp: Stamp | None = None, *, checksum: bool = Fal
     samples: dict[bytes, int] = {}
     suffixes: dict[str, int] = {}
     members: dict[tuple[int, int], tuple[int, int]] = {}
-    try:
-        for name, offset, size in tar_members(file, found):
-            key, suffix = sample_key(name)
-            reason = refusal(name, suffix, size)
-            if reason is not None:
-                found[reason] += 1
-                continue
-            if not allowed(suffix) or key.endswith(b"/") or not key:
-                continue
+    with closing(file):
+        for _, key, suffix, offset, size in sample_members(file, found):
             place = samples.setdefault(key, len(samples)), suffixes.setdefault(suffix, len(suffixes))
             if place in members:
                 found[faults.DUPLICATE] += 1
                 continue
             members[place] = offset, size
         digest = file.checksum() if isinstance(file, SequentialReader) else None
-    finally:
-        file.close()
     table = np.array([(*place, *where) for place, where in members.items()], dtype=np.int64).reshape(-1, 4)
     return ShardIndex(
         keys=np.frombuffer(b"".join(samples), dtype=np.uint8),

@@ -36,7 +36,7 @@ def list_shards(shards: str, name: str = "", policy: ReadPolicy = DEFAULT) -> li
 
     Raises: DataError that names the source and what is missing, empty or refused.
     """
-    label = f"source '{name}': " if name else ""
+    label = _label(name)
     found: set[Shard] = set()
     for entry in _entries(shards.strip(), label, policy):
         found.update(_expand(entry, shards, name, policy))
@@ -49,7 +49,7 @@ def list_shards(shards: str, name: str = "", policy: ReadPolicy = DEFAULT) -> li
 
 
 def list_streamed(
-    shards: str, name: str = "", policy: ReadPolicy = DEFAULT, *, pipes: bool
+    shards: str, name: str, policy: ReadPolicy = DEFAULT, *, pipes: bool
 ) -> Sequence[StreamedShard]:
     """Returns the result of list_shards for streams. With `pipes`, `shards` may also be 'pipe:COMMAND', with
     braces: the command's output is a shard. Entries of a list may not.
@@ -61,17 +61,16 @@ def list_streamed(
     return list_shards(shards, name, policy)
 
 
-def expand_shards(shards: str, name: str = "") -> list[Path]:
+def expand_shards(shards: str) -> list[Path]:
     """Returns the result of list_shards for callers that read whole local files.
 
     Raises: DataError as list_shards does, and for URLs.
     """
-    found = list_shards(shards, name)
+    found = list_shards(shards)
     local = [shard for shard in found if isinstance(shard, Path)]
     if len(local) < len(found):
-        label = f"source '{name}': " if name else ""
         raise DataError(
-            f"{label}shards '{found[0]}' is a URL; only training and `prepare index` read URLs: copy or "
+            f"shards '{found[0]}' is a URL; only training and `prepare index` read URLs: copy or "
             "mount the shards"
         )
     return local
@@ -102,7 +101,7 @@ def _entries(shards: str, label: str, policy: ReadPolicy) -> Iterator[str]:
 
 def _expand(entry: str, shards: str, name: str, policy: ReadPolicy) -> Sequence[Shard]:
     """Returns the shards of one folder, file or pattern."""
-    label = f"source '{name}': " if name else ""
+    label = _label(name)
     if entry.startswith("pipe:"):
         raise DataError(
             f"{label}shards '{entry}' would run a shell command, which is not allowed here; name a folder or "
@@ -125,7 +124,7 @@ def _expand(entry: str, shards: str, name: str, policy: ReadPolicy) -> Sequence[
 
 def _expand_path(entry: str, shards: str, name: str) -> list[Path]:
     """Returns the shards of one local folder, file or pattern."""
-    label = f"source '{name}': " if name else ""
+    label = _label(name)
     path = Path(entry).expanduser()
     if path.is_dir():
         found = sorted(path.glob("*.tar"))
@@ -196,6 +195,11 @@ def _named(names: tuple[str, ...]) -> str:
     """Names the first files and what to do."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"{', '.join(names[:3])}{more}; unpack compressed ones, and name them .tar"
+
+
+def _label(name: str) -> str:
+    """Returns what a message about a source begins with."""
+    return f"source '{name}': " if name else ""
 
 
 def _option(name: str) -> str:

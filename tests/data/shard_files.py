@@ -55,6 +55,12 @@ def write_tar(path: Path, members: list[tuple[str, bytes]], form: int = tarfile.
     return path
 
 
+def read_tar(path: Path) -> dict[str, bytes]:
+    """Reads members in order."""
+    with tarfile.open(path) as tar:
+        return {member.name: tar.extractfile(member).read() for member in tar}
+
+
 def pair_members(numbers, size: int = 16) -> list[tuple[str, bytes]]:
     """Members of pairs with a .txt and a .json of three captions."""
     members = []

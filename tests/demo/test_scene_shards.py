@@ -1,12 +1,11 @@
 """Scenes as shards: pictures, captions and regions are the scenes' own; and what is refused."""
 
-import io
 import json
-import tarfile
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from data.shard_files import read_tar
 from safetensors.torch import load
 
 from flava_ds.cli import main
@@ -26,8 +25,7 @@ from flava_ds.regions.detector import load_detector
 def members(folder) -> dict[str, bytes]:
     found = {}
     for path in sorted(folder.glob("*.tar")):
-        with tarfile.open(fileobj=io.BytesIO(path.read_bytes())) as tar:
-            found |= {member.name: tar.extractfile(member).read() for member in tar}
+        found |= read_tar(path)
     return found
 
 

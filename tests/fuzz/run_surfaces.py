@@ -101,12 +101,9 @@ class Checkpoints(Surface):
     def _verify(folder: Place) -> dict[str, torch.Tensor]:
         """Does what a run that goes on does before it takes a checkpoint for sound; returns its weights."""
         contents.verify(folder)
-        reader = CheckpointReader(folder)
-        try:
+        with contextlib.closing(CheckpointReader(folder)) as reader:
             reader.check_parts()
             return reader.weights()
-        finally:
-            reader.close()
 
     @staticmethod
     def _same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:

@@ -3,13 +3,12 @@ reads them."""
 
 import dataclasses
 import io
-import tarfile
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
-from data.shard_files import caption, picture, write_tar
+from data.shard_files import caption, picture, read_tar, write_tar
 
 from flava_ds.codebook.image_codebook import ImageCodebook
 from flava_ds.config import UNCHANGED, CodebookConfig, Config, SourceConfig
@@ -52,11 +51,6 @@ def source(tmp_path) -> SourceConfig:
     return SourceConfig(kind="pair", shards=str(tmp_path / "in"), transform=UNCHANGED)
 
 
-def members(path) -> dict[str, bytes]:
-    with tarfile.open(path) as tar:
-        return {member.name: tar.extractfile(member).read() for member in tar}
-
-
 def test_codes_are_those_of_the_unchanged_transform(source, codebook, tmp_path):
     before = {path.name: path.read_bytes() for path in (tmp_path / "in").iterdir()}
     report = write_codes(source, codebook, CONFIG, out=tmp_path / "out", batch_size=2)
@@ -64,8 +58,8 @@ def test_codes_are_those_of_the_unchanged_transform(source, codebook, tmp_path):
     assert {path.name: path.read_bytes() for path in (tmp_path / "in").iterdir()} == before
     for shard in range(3):
         old, new = (
-            members(tmp_path / "in" / f"{shard:05d}.tar"),
-            members(tmp_path / "out" / f"{shard:05d}.tar"),
+            read_tar(tmp_path / "in" / f"{shard:05d}.tar"),
+            read_tar(tmp_path / "out" / f"{shard:05d}.tar"),
         )
         assert {name: data for name, data in new.items() if not name.endswith(".codes.npy")} == old
         assert len(new) == len(old) + 5
@@ -138,7 +132,7 @@ def test_an_undecodable_picture_is_copied_without_codes(source, codebook, tmp_pa
     )
     report = write_codes(source, codebook, CONFIG, out=tmp_path / "out")
     assert (report.samples, report.failed) == (11, 1)
-    assert set(members(tmp_path / "out" / "00001.tar")) == {"a.webp", "a.txt", "b.webp", "b.codes.npy"}
+    assert set(read_tar(tmp_path / "out" / "00001.tar")) == {"a.webp", "a.txt", "b.webp", "b.codes.npy"}
 
 
 def test_what_is_refused(source, codebook, tmp_path):
@@ -164,7 +158,7 @@ def test_names_that_are_not_utf8_keep_their_bytes(source, codebook, tmp_path):
     name = b"x/caf\xe9".decode("utf-8", "surrogateescape")
     write_tar(tmp_path / "in" / "00003.tar", [(f"{name}.webp", picture(1, 20)), (f"{name}.txt", b"a cup")])
     assert write_codes(source, codebook, CONFIG, out=tmp_path / "out").failed == 0
-    assert list(members(tmp_path / "out" / "00003.tar")) == [
+    assert list(read_tar(tmp_path / "out" / "00003.tar")) == [
         f"{name}.webp",
         f"{name}.codes.npy",
         f"{name}.txt",
@@ -178,7 +172,7 @@ def test_a_joined_shard_is_copied_whole_and_a_cut_one_up_to_the_cut(source, code
     cut.write_bytes(cut.read_bytes()[: 4 * 1024 + 100])
     report = write_codes(source, codebook, CONFIG, out=tmp_path / "out")
     assert (report.shards_written, report.samples) == (3, 10 + 2 + 5)
-    assert [len(members(tmp_path / "out" / f"0000{shard}.tar")) for shard in range(3)] == [30, 5, 15]
+    assert [len(read_tar(tmp_path / "out" / f"0000{shard}.tar")) for shard in range(3)] == [30, 5, 15]
     assert "00000.tar': zeros inside a shard 1; copied whole" in caplog.text
     assert "00001.tar': truncated shard 1; copied up to there" in caplog.text
     before = cut.read_bytes()
@@ -194,7 +188,7 @@ def test_no_more_is_held_than_a_chunk_of_decoded_pictures_or_of_members(source, 
         given.append(len(images))
         return [b"x"] * len(images)
 
-    member = AddedMember(what="things", suffix="thing", maker=("maker", "1"), compute=compute)
+    member = AddedMember(what="things", suffix="thing", maker={"maker": "1"}, compute=compute)
     tell = {"on_shard": lambda shard, samples: None}
     monkeypatch.setattr(added_members, "CHUNK_BYTES", 3 * 20 * 20 + 3 * 21 * 21)  # the first two pictures
     assert add_members(str(tmp_path / "in"), member, out=tmp_path / "out", **tell).samples == 15

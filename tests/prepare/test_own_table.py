@@ -1,9 +1,9 @@
 """A table of one's own: pictures with their captions and other columns, through the command."""
 
 import json
-import tarfile
 
 import pytest
+from data.shard_files import read_tar
 from evaluation.color_world import png
 
 from flava_ds.cli import main
@@ -25,8 +25,7 @@ def test_the_command_writes_a_sample_for_each_picture(tmp_path, capsys):
     assert main(["prepare", "own", str(table), "--images", str(tmp_path), "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     assert "2 samples from 3 entries" in printed and "left out: no image file 1" in printed
-    with tarfile.open(out / "00000.tar") as tar:
-        members = {member.name: tar.extractfile(member).read() for member in tar}
+    members = read_tar(out / "00000.tar")
     assert members["000000000.png"] == (tmp_path / "photos" / "a.png").read_bytes()
     assert members["000000000.txt"] == b"A dog, asleep" and members["000000001.txt"] == b"7"
     assert [json.loads(members[f"00000000{number}.json"]) for number in (0, 1)] == [

@@ -1,11 +1,10 @@
 """Shards with regions: what is in a member, how a stopped command goes on, and what is refused."""
 
-import tarfile
 from pathlib import Path
 
 import pytest
 import torch
-from data.shard_files import caption, picture, write_tar
+from data.shard_files import caption, picture, read_tar, write_tar
 from safetensors import safe_open
 from safetensors.torch import load
 
@@ -27,11 +26,6 @@ def shards(tmp_path) -> Path:
     return tmp_path / "in"
 
 
-def members(path: Path) -> dict[str, bytes]:
-    with tarfile.open(path) as tar:
-        return {member.name: tar.extractfile(member).read() for member in tar}
-
-
 def test_a_member_holds_what_the_detector_finds_and_a_second_call_writes_nothing(shards, tmp_path, capsys):
     out = tmp_path / "out"
     command = ["prepare", "regions", str(shards), str(out), "--detector", "demo"]
@@ -39,7 +33,7 @@ def test_a_member_holds_what_the_detector_finds_and_a_second_call_writes_nothing
     assert "shards: 2 written; samples: 4\nuse them: --data.sources.NAME.shards" in capsys.readouterr().out
     detector = load_detector("demo")
     for shard in range(2):
-        old, new = (members(folder / f"{shard:05d}.tar") for folder in (shards, out))
+        old, new = (read_tar(folder / f"{shard:05d}.tar") for folder in (shards, out))
         assert {name: data for name, data in new.items() if not name.endswith(".regions.safetensors")} == old
         pixels = torch.stack(
             [WHOLE_TRANSFORM(decode_image(old[f"{2 * shard + n}.webp"]), 96) for n in (0, 1)]

@@ -16,7 +16,7 @@ def fill(writer: ShardWriter, entries: int, stop: int | None = None) -> ShardWri
     """
     for number in range(writer.counts.entries, entries if stop is None else stop):
         if number % 5 == 4:
-            writer.left_out("no image file")
+            writer.leave_out("no image file")
         else:
             writer.write(f"{number:04d}", {"jpg": bytes([number]) * 100, "txt": b"two words"}, ("two words",))
     return writer

@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_engine import batches_of
 from test_trainer import toy_trainer
-from toy import Toy, update_of
+from toy import gradients_alone, update_of
 
 from flava_ds.families.flava.views import Kind
 from flava_ds.watching.gradient_cosines import GradientCosines
@@ -19,18 +19,7 @@ def measured_against_autograd() -> tuple[dict, dict]:
     denominators = {"mmm_text": torch.tensor(2.0), "itm": torch.tensor(4.0)}
     watch = next(watcher for watcher in trainer.watchers if isinstance(watcher, GradientCosines))
     found = watch.measure(update_of(batches=[batch], denominators=denominators, gradients=[None]))
-    module, alone = trainer.engine.module, {}
-    for name in denominators:
-        Toy.weights, kept = {k: v if k == name else 0.0 for k, v in Toy.weights.items()}, Toy.weights
-        for encoder in ("image_encoder", "text_encoder", "multimodal_encoder"):
-            gradients = torch.autograd.grad(
-                module("step", batch, denominators).loss,
-                list(getattr(module, encoder).parameters()),
-                allow_unused=True,
-                materialize_grads=True,
-            )
-            alone[encoder, name] = torch.cat([gradient.flatten() for gradient in gradients])
-        Toy.weights = kept
+    alone = gradients_alone(trainer.engine.module, batch, denominators)
     expected = {
         f"gradient_cosine/mmm_text/itm/{encoder}": float(
             torch.cosine_similarity(alone[encoder, "mmm_text"], alone[encoder, "itm"], dim=0)

@@ -10,12 +10,35 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
+
     from flava_ds.evaluation.opening import Opened
+    from flava_ds.evaluation.shares import Share
 
 
 def tell_user(line: str) -> None:
     """Prints a line to stderr, since stdout is for JSON and paths."""
     print(line, file=sys.stderr, flush=True)
+
+
+def teller(share: Share) -> Callable[[str], None]:
+    """Returns `tell_user` on the first of the ranks that share the work, and silence on the others."""
+    return tell_user if share.is_main else lambda line: None
+
+
+def open_asked(options: argparse.Namespace, device: torch.device | None) -> Opened:
+    """Opens the model that the options name, on the device that they name or on this one.
+
+    Raises: UserError.
+    """
+    from flava_ds.evaluation.opening import open_model
+
+    return open_model(
+        options.model,
+        device=options.device or device,
+        precision=options.precision,
+        regions=options.regions,
+    )
 
 
 def keep(write: Callable[[], object]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from flava_ds.commands.evaluate.common import model_facts, states_folder, tell_user
+from flava_ds.commands.evaluate.common import model_facts, open_asked, states_folder, teller
 from flava_ds.errors import UserError
 from flava_ds.plain_text import without_secrets
 
@@ -19,7 +19,6 @@ def run_suite(options: argparse.Namespace) -> int:
     from flava_ds.evaluation import suite
     from flava_ds.evaluation.feature_cache import FeatureCache
     from flava_ds.evaluation.frozen_model import Workplace
-    from flava_ds.evaluation.opening import open_model
     from flava_ds.evaluation.shares import launched
     from flava_ds.report.suite_page import not_run, tables_as_markdown, write_pages
 
@@ -29,21 +28,10 @@ def run_suite(options: argparse.Namespace) -> int:
         raise UserError(f"--data {options.data}: no such folder; --list says what it holds")
     tasks = suite.with_splits(suite.members(options.suite), options.splits)
     with launched() as (share, device):
-
-        def tell(line: str) -> None:
-            if share.is_main:
-                tell_user(line)
-
+        tell = teller(share)
         if usual := suite.split_otherwise(tasks, options.splits):
             tell(f"not split as {options.splits}, but as usual: {', '.join(usual)}")
-        opened = share.together(
-            lambda: open_model(
-                options.model,
-                device=options.device or device,
-                precision=options.precision,
-                regions=options.regions,
-            )
-        )
+        opened = share.together(lambda: open_asked(options, device))
         out: Path | None = options.out
         where = without_secrets(str(options.model))
         if opened.run_path is not None:

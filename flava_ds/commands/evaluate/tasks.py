@@ -7,7 +7,7 @@ import json
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from flava_ds.commands.evaluate.common import keep, model_facts, states_folder, tell_user
+from flava_ds.commands.evaluate.common import keep, model_facts, open_asked, states_folder, tell_user, teller
 from flava_ds.errors import UserError
 from flava_ds.plain_text import without_secrets
 
@@ -35,11 +35,7 @@ def run_tasks(options: argparse.Namespace, names: list[str]) -> int:
     if options.out is not None:
         raise UserError("--out is for --suite; --features keeps features, and the JSON goes to stdout")
     with launched() as (share, device):
-
-        def tell(line: str) -> None:
-            if share.is_main:
-                tell_user(line)
-
+        tell = teller(share)
         tasks, data, opened = share.together(partial(_find, options, names, device))
         cache = FeatureCache(options.features, opened.weights, tell) if options.features else None
         model = opened.frozen(cache, share).at(Workplace(states_folder(options, opened), tell))
@@ -67,7 +63,6 @@ def _find(
 ) -> tuple[list[Any], dict[str, FoundData], Opened]:
     """Returns the tasks, their data and the model. Raises: UserError."""
     from flava_ds.evaluation import registry
-    from flava_ds.evaluation.opening import open_model
     from flava_ds.evaluation.runner import find_all, read_results
     from flava_ds.evaluation.suite import with_splits
     from flava_ds.evaluation.tuning.own_head import read_classes, with_own_head
@@ -76,12 +71,7 @@ def _find(
     if options.own_head:
         tasks = with_own_head(tasks, read_classes(options.head_classes))
     data = find_all(tasks, options.data, options.split, options.limit)
-    opened = open_model(
-        options.model,
-        device=options.device or device,
-        precision=options.precision,
-        regions=options.regions,
-    )
+    opened = open_asked(options, device)
     if opened.run_path is not None:
         read_results(opened.run_path)  # a damaged file is told before the work
     return tasks, data, opened

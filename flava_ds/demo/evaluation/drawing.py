@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from flava_ds.codebook.image_codebook import ImageCodebook
-from flava_ds.demo.evaluation.base import CHANCE, Measurement, Unavailable
+from flava_ds.demo.evaluation.base import Measurement, Unavailable
 from flava_ds.demo.evaluation.inputs import Inputs
+from flava_ds.demo.evaluation.retrieval import recalls
 from flava_ds.evaluation.frozen_model import FrozenModel
 from flava_ds.evaluation.labelled import spaced
-from flava_ds.evaluation.nearest import chance_of_recall, recall, top_k
 from flava_ds.evaluation.protocols import Embedder, Scorer
 from flava_ds.evaluation.samples import Samples
 from flava_ds.generation import Drawing, decoded, draw
@@ -51,21 +50,6 @@ class DrawnCaptions(Measurement):
             what = f"{self.name}/{name}/image_to_text_recall_at_"
             metrics |= recalls(what, images, texts, samples.column("concept"))
         return metrics
-
-
-def recalls(what: str, queries: Tensor, keys: Tensor, concepts: np.ndarray) -> dict[str, float]:
-    """Returns how often a key of the query's concept is among the first 1 and 5, and chance, under `what`.
-
-    Shapes:
-        queries, keys  [N r]
-        concepts       [N]  of query and key alike
-    """
-    _, inverse, counts = np.unique(concepts, return_inverse=True, return_counts=True)
-    found, metrics = concepts[top_k(queries, keys, 5).cpu().numpy()], {}
-    for k in (1, 5):
-        metrics[f"{what}{k}"] = recall(found, concepts, k)
-        metrics[f"{what}{k}{CHANCE}"] = chance_of_recall(counts[inverse], len(concepts), k)
-    return metrics
 
 
 def drawing_codebook(inputs: Inputs) -> ImageCodebook:

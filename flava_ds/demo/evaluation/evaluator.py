@@ -17,7 +17,6 @@ from flava_ds.demo.evaluation.masked import Masked
 from flava_ds.demo.evaluation.matching import Matching
 from flava_ds.demo.evaluation.pixel_baseline import PixelBaseline
 from flava_ds.demo.evaluation.retrieval import Retrieval
-from flava_ds.demo.evaluation.summary import aims, gates, table
 from flava_ds.demo.evaluation.writing import WrittenCaptions
 from flava_ds.demo.evaluation.zero_shot import ZeroShot
 from flava_ds.errors import UserError
@@ -29,8 +28,6 @@ from flava_ds.watching.run_log import logged_losses, read_log
 
 if TYPE_CHECKING:
     from flava_ds.demo.dataset import DemoData
-
-__all__ = ["MEASUREMENTS", "aims", "evaluate", "evaluate_run", "find_data", "gates", "table"]
 
 log = logging.getLogger(__name__)
 

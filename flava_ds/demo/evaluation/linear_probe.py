@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flava_ds.demo.evaluation.base import Measurement
+from flava_ds.demo.evaluation.base import CHANCE, Measurement
 from flava_ds.evaluation.frozen_model import FrozenModel
 from flava_ds.evaluation.logistic import fit as fit_logistic
 from flava_ds.evaluation.samples import Samples
@@ -41,7 +41,7 @@ class LinearProbe(Measurement):
                 right = samples.column(field)
                 name = f"{self.name}/{set_name}/{field}_accuracy"
                 metrics[name] = float(hits.mean())
-                metrics[name + "/chance"] = float(np.unique(right, return_counts=True)[1].max() / len(right))
+                metrics[name + CHANCE] = float(np.unique(right, return_counts=True)[1].max() / len(right))
         return metrics
 
     def hits(self, model: FrozenModel, field: str, sets: Iterable[Samples]) -> list[np.ndarray]:

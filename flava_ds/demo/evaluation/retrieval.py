@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+from torch import Tensor
 
-from flava_ds.demo.evaluation.base import Measurement
+from flava_ds.demo.evaluation.base import CHANCE, Measurement
 from flava_ds.evaluation.frozen_model import FrozenModel
 from flava_ds.evaluation.nearest import chance_of_recall, recall, top_k
 from flava_ds.evaluation.samples import Samples
@@ -38,12 +39,23 @@ class Retrieval(Measurement):
             model.text_embeddings(samples.captions, self.asked_by),
         )
         concepts = samples.column("concept")
-        _, inverse, counts = np.unique(concepts, return_inverse=True, return_counts=True)
-        metrics = {}
+        metrics: dict[str, float] = {}
         for direction, queries, keys in (("text_to_image", texts, images), ("image_to_text", images, texts)):
-            found = concepts[top_k(queries, keys, 5).cpu().numpy()]
-            for k in (1, 5):
-                name = f"{self.name}/{set_name}/{direction}_recall_at_{k}"
-                metrics[name] = recall(found, concepts, k)
-                metrics[name + "/chance"] = chance_of_recall(counts[inverse], len(concepts), k)
+            what = f"{self.name}/{set_name}/{direction}_recall_at_"
+            metrics |= recalls(what, queries, keys, concepts)
         return metrics
+
+
+def recalls(what: str, queries: Tensor, keys: Tensor, concepts: np.ndarray) -> dict[str, float]:
+    """Returns how often a key of the query's concept is among the first 1 and 5, and chance, under `what`.
+
+    Shapes:
+        queries, keys  [N r]
+        concepts       [N]  of query and key alike
+    """
+    _, inverse, counts = np.unique(concepts, return_inverse=True, return_counts=True)
+    found, metrics = concepts[top_k(queries, keys, 5).cpu().numpy()], {}
+    for k in (1, 5):
+        metrics[f"{what}{k}"] = recall(found, concepts, k)
+        metrics[f"{what}{k}{CHANCE}"] = chance_of_recall(counts[inverse], len(concepts), k)
+    return metrics

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from flava_ds.demo.evaluation.base import CHANCE, Measurement, Unavailable
-from flava_ds.demo.evaluation.drawing import MOST_SAMPLES, recalls
+from flava_ds.demo.evaluation.drawing import MOST_SAMPLES
 from flava_ds.demo.evaluation.inputs import Inputs
+from flava_ds.demo.evaluation.retrieval import recalls
 from flava_ds.evaluation.frozen_model import FrozenModel
 from flava_ds.evaluation.labelled import spaced
 from flava_ds.evaluation.protocols import Scorer

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flava_ds.demo.evaluation.base import Measurement
+from flava_ds.demo.evaluation.base import CHANCE, Measurement
 from flava_ds.evaluation.frozen_model import FrozenModel
 from flava_ds.evaluation.nearest import recall, top_k
 from flava_ds.evaluation.zero_shot import classifier
@@ -57,5 +57,5 @@ def classify(
     metrics = {}
     for k in (1, 5):
         metrics[f"{prefix}top{k}_accuracy"] = recall(found, right, k)
-        metrics[f"{prefix}top{k}_accuracy/chance"] = min(k, len(concepts)) / len(concepts)
+        metrics[f"{prefix}top{k}_accuracy{CHANCE}"] = min(k, len(concepts)) / len(concepts)
     return metrics

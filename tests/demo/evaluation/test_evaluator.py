@@ -12,7 +12,8 @@ from sample_runs import frozen, world, world_config, write_run
 
 from flava_ds import config as configuration
 from flava_ds.config import DataConfig, SourceConfig
-from flava_ds.demo.evaluation.evaluator import MEASUREMENTS, evaluate, evaluate_run, find_data, gates, table
+from flava_ds.demo.evaluation.evaluator import MEASUREMENTS, evaluate, evaluate_run, find_data
+from flava_ds.demo.evaluation.summary import gates, table
 from flava_ds.demo.works import WORKS
 from flava_ds.errors import CheckpointError, UserError
 

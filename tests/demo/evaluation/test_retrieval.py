@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 from sample_runs import SEEN, world
 
 from demo.evaluation.known_answers import KnownAnswers
-from flava_ds.demo.evaluation.retrieval import Retrieval
+from flava_ds.demo.evaluation.retrieval import Retrieval, recalls
 from flava_ds.evaluation.nearest import chance_of_recall
 
 
@@ -32,3 +33,12 @@ def test_chance_counts_every_picture_of_a_concept_as_right(retrieval):
         chance_of_recall(np.full(24, 2), 24, 5)
     )
     assert metrics["retrieval/unseen_concepts/image_to_text_recall_at_1/chance"] == pytest.approx(5 / 20)
+
+
+def test_recall_counts_concepts_among_the_first():
+    keys = torch.eye(8)
+    concepts = np.array(list("aabcdefg"))
+    queries = keys[[1, 0, 2, 3, 4, 7, 6, 5]]  # the two of `a` find each other's, `e` and `g` are swapped
+    found = recalls("x@", queries, keys, concepts)
+    assert found["x@1"] == 6 / 8 and found["x@1/chance"] == pytest.approx((2 * 2 / 8 + 6 / 8) / 8)
+    assert found["x@5"] >= found["x@1"] and set(found) == {"x@1", "x@5", "x@1/chance", "x@5/chance"}

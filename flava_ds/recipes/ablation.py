@@ -66,10 +66,9 @@ def ablation(row: str, pair_steps: int = PAIR_STEPS) -> Config | Stages:
             local = LocalContrastiveConfig(weight=CONTRASTIVE_WEIGHT, parts_of_a_rank=4)
             kept["global_contrastive"] = local
     config = dataclasses.replace(
-        base,
+        base.with_sources({"pair": source}),
         objectives=kept,
         codebook_weights=base.codebook_weights if {"mim", "mmm_image"} & set(kept) else None,
-        data=dataclasses.replace(base.data, sources={"pair": source}),
     )
     return _of_length(config, row, round(shared * pair_steps))
 

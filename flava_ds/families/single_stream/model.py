@@ -48,7 +48,7 @@ class SingleStream(Bert):
                 self.texts_of(view, batch),
                 seen[own.hides_regions],
                 self.layout(view, batch),
-                types_of(batch, own.prefix),
+                batch.get(f"{own.prefix}token_types"),
                 keep.get(view),
                 self.drops(view, batch),
             )
@@ -94,7 +94,7 @@ class SingleStream(Bert):
             token_types  [T]  segments of the texts; None for one segment
             returns      Encoded of [T+O d]
         """
-        words = self.embeddings(texts.ids, texts.cu_seqlens, token_types)
+        words = self.embeddings(texts, token_types)
         joined = layout.join(words, regions)
         joined = joined if drops is None else drops(joined)
         packed = Packed(joined, layout.cu_seqlens, layout.max_seqlen)
@@ -108,8 +108,7 @@ class SingleStream(Bert):
     def texts_of(self, view: str, batch: Batch) -> PackedIds:
         """Returns the texts that a view reads."""
         own = self.config.readings[view]
-        cu_seqlens, longest = batch[f"{own.prefix}cu_seqlens"], batch.numbers[f"{own.prefix}max_seqlen"]
-        return PackedIds(batch[own.ids], cu_seqlens, longest)
+        return PackedIds.of(batch, own.ids, own.prefix)
 
     def layout(self, view: str, batch: Batch) -> JointLayout:
         """Returns the positions in a view's sequences."""
@@ -155,8 +154,3 @@ class SingleStream(Bert):
 
     def initialize(self) -> None:
         """Changes initial weights where the family's are not BERT's."""
-
-
-def types_of(batch: Batch, prefix: str = "") -> Tensor | None:
-    """Returns the segments of a batch's texts: [T]; None for one segment each."""
-    return batch.get(f"{prefix}token_types")

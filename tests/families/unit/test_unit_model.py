@@ -88,7 +88,7 @@ def test_queries_see_images_and_the_first_word_or_all(task, kind, seen):
     if "pixel_values" in batch:
         pixels = batch["pixel_values"].flip(0)
         assert seen and not torch.equal(answers(own, kind, batch.having(pixel_values=pixels)), before)
-    texts = PackedIds(batch["input_ids"], batch["cu_seqlens"], batch.numbers["max_seqlen"])
+    texts = PackedIds.of(batch)
     memory = own.model.read_texts(kind, texts)
     whole = kind == "question"
     assert memory.packed.hidden.shape[0] == (len(batch["input_ids"]) if whole else batch.size)

@@ -27,8 +27,9 @@ from flava_ds.config.checks import check_objectives
 from flava_ds.errors import ConfigError
 from flava_ds.families.vilt.config import vilt_b_32
 from flava_ds.families.vilt.hf import entries, heads_of
-from flava_ds.families.vilt.model import TEXTS, layout_of, texts_of
+from flava_ds.families.vilt.model import TEXTS, layout_of
 from flava_ds.families.vilt.task import ViltTask, build_task
+from flava_ds.layers.words import PackedIds
 from flava_ds.layouts import to_ours
 from flava_ds.objectives.dino import DinoConfig
 from flava_ds.objectives.global_contrastive import GlobalContrastiveConfig
@@ -76,7 +77,7 @@ def test_transformers_agree(dtype, states, gradients, size, told):
     inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
     output = theirs.vilt(**inputs)
     image = task.model.embed_images(inputs["pixel_values"])
-    texts = texts_of(batch, VIEW)
+    texts = PackedIds.of(batch, *TEXTS[VIEW])
     layout, encoded = layout_of(texts, image[1].shape[1]), task.model.encode_pairs(image, texts)
     hidden, mask = encoded.last_hidden_state(), inputs["attention_mask"].bool()
     rows = layout.text_rows(torch.arange(len(batch["input_ids"])))
@@ -141,7 +142,7 @@ def test_each_view_is_the_image_with_its_own_text():
     task = randomize(build_task(tiny_config())).double()
     both = task.model.encode(batch, TEXTS.keys())
     for view in TEXTS:
-        texts = texts_of(batch, view)
+        texts = PackedIds.of(batch, *TEXTS[view])
         for row in range(batch.size):
             start, end = texts.cu_seqlens[row : row + 2].tolist()
             alone = dataclasses.replace(

@@ -12,7 +12,7 @@ from flava_ds.batch import Batch, Packed
 from flava_ds.families.bert.model import Bert
 from flava_ds.families.single_stream.config import SingleStreamConfig
 from flava_ds.layers.hidden_dropout import HiddenDropout, hidden_dropout
-from flava_ds.layers.regions import JointLayout, PackedImages, joint_layout
+from flava_ds.layers.regions import JointLayout, PackedImages
 from flava_ds.layers.transformer import Encoded
 from flava_ds.layers.words import PackedIds
 
@@ -112,7 +112,9 @@ class SingleStream(Bert):
 
     def layout(self, view: str, batch: Batch) -> JointLayout:
         """Returns the positions in a view's sequences."""
-        return joint_layout(batch, self.config.readings[view].prefix)
+        prefix = self.config.readings[view].prefix
+        longest = batch.numbers[f"{prefix}joint_max_seqlen"]
+        return JointLayout(batch[f"{prefix}cu_seqlens"], batch["region_cu_seqlens"], longest)
 
     def joint(self, texts: PackedIds, images: PackedImages) -> JointLayout:
         """Returns the positions in sequences of texts with an image each."""

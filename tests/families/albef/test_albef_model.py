@@ -9,7 +9,7 @@ import pytest
 import torch
 from families.albef.albef_peers import by_our_names, completed, make_batch, their_parts, tiny_config
 from families.bert.bert_peers import difference, padded
-from sample_batches import denominators
+from families.family_checks import step
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -17,10 +17,6 @@ from flava_ds.families.albef.config import albef_vit_b_16
 from flava_ds.families.albef.task import AlbefTask, build_task
 from flava_ds.layers.words import PackedIds
 from flava_ds.objectives.hard_matching import with_negatives
-
-
-def step(task, batch):
-    return task("step", batch, denominators(task, batch)).loss
 
 
 @pytest.mark.parametrize(

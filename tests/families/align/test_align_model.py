@@ -18,6 +18,7 @@ from families.align.align_peers import (
     tiny_config,
 )
 from families.bert.bert_peers import difference, randomize
+from families.family_checks import step
 from sample_batches import denominators
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -137,7 +138,7 @@ def test_every_parameter_gets_a_gradient():
     with torch.no_grad():
         task.model.temperature.fill_(0.5)
     batch = make_batch()
-    task("step", batch, denominators(task, batch)).loss.backward()
+    step(task, batch).backward()
     assert all(
         task.get_parameter(name).grad is not None and kinds == {"pair"}
         for name, kinds in task.users().items()

@@ -6,7 +6,8 @@ import logging
 
 import pytest
 import torch
-from families.clip.peers import difference, make_batch, normalized, padded_ids, randomize, tiny_config
+from families.bert.bert_peers import difference
+from families.clip.peers import make_batch, normalized, padded_ids, randomize, tiny_config
 from safetensors.torch import save_file
 
 from flava_ds import config as configuration

@@ -50,8 +50,3 @@ def make_batch(lengths=(5, 12, 2, 9), kind: str = "pair", seed: int = 0) -> Batc
         tensors["pixel_values"] = torch.randint(0, 256, size, generator=draw, dtype=torch.uint8)
     numbers = {"max_seqlen": max(lengths)}
     return Batch(kind=kind, source="random", size=len(texts), tensors=tensors, numbers=numbers)
-
-
-def texts_of(batch: Batch) -> list[np.ndarray]:
-    """The texts of a batch, as evaluations give them."""
-    return [own.numpy() for own in batch["input_ids"].split(batch["cu_seqlens"].diff().tolist())]

@@ -5,6 +5,7 @@ import dataclasses
 import flava_kernels.flops  # noqa: F401  registers the formulas
 import pytest
 import torch
+from families.family_checks import step
 from families.vilt.vilt_peers import (
     VIEW,
     difference,
@@ -18,7 +19,6 @@ from families.vilt.vilt_peers import (
     tiny_config,
 )
 from flava_kernels.dropout import kept
-from sample_batches import denominators
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -38,10 +38,6 @@ from flava_ds.objectives.masked_text import MaskedTextConfig
 from flava_ds.objectives.word_patch_alignment import WordPatchAlignmentConfig
 from flava_ds.optimizers.base import parameter_groups
 from flava_ds.recipes.vilt_base import vilt_base
-
-
-def step(task, batch):
-    return task("step", batch, denominators(task, batch)).loss
 
 
 def gradients_of(theirs, config):

@@ -1,8 +1,10 @@
-"""What the tests of several families ask of a task and of what its trained model offers."""
+"""What tests of several families ask of a task and of what its trained model offers; small vocabularies."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,8 +12,25 @@ from sample_batches import denominators
 from torch import Tensor
 
 from flava_ds.batch import Batch
+from flava_ds.config import Config
 from flava_ds.evaluation.protocols import CAPABILITIES, Losses
 from flava_ds.training.task import Task
+
+WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "cat", "##s")
+
+
+def numbered_words() -> list[str]:
+    """A vocabulary of 200 words whose special tokens are where the batches have them."""
+    words = [f"w{number}" for number in range(200)]
+    words[0], words[100:104] = "[PAD]", ["[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    return words
+
+
+def with_words(config: Config, folder: Path, words: Sequence[str] = WORDS) -> Config:
+    """The configuration with a vocabulary of its own, a file in `folder`."""
+    path = folder / "vocab.txt"
+    path.write_text("\n".join(words) + "\n")
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, vocabulary=str(path)))
 
 
 def step(task: Task, batch: Batch) -> Tensor:

@@ -15,7 +15,7 @@ from families.bert.bert_peers import (
     their_bert,
     tiny_config,
 )
-from families.family_checks import step, texts_of
+from families.family_checks import numbered_words, step, texts_of, with_words
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -108,12 +108,8 @@ def test_only_gains_and_biases_are_exempt_from_decay():
 
 
 def test_capabilities_are_those_of_the_training_model(tmp_path):
-    config, batch = tiny_config(), make_batch(((4, 3), (2, 0), (6, 1)))
-    words = [f"w{number}" for number in range(200)]
-    words[0], words[100:104] = "[PAD]", ["[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
-    data = dataclasses.replace(config.data, vocabulary=str(tmp_path / "vocab.txt"))
-    config = dataclasses.replace(config, data=data)
+    batch = make_batch(((4, 3), (2, 0), (6, 1)))
+    config = with_words(tiny_config(), tmp_path, numbered_words())
     task = randomize(build_task(config)).double()
     (reader, scorer), lacks = offers(task, config)
     texts = texts_of(batch, "input_ids_masked")

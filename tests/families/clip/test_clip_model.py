@@ -20,7 +20,7 @@ from families.clip.peers import (
     their_gradients,
     tiny_config,
 )
-from families.family_checks import step
+from families.family_checks import step, with_words
 
 from flava_ds.config import Config
 from flava_ds.families.clip.config import vit_b_16, vit_b_32, vit_l_14
@@ -289,10 +289,5 @@ def test_the_first_draw_has_the_published_spread():
 
 
 def test_settings_for_transformers_name_the_vocabulary_of_the_run(tmp_path):
-    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a"]) + "\n")
-    config = tiny_config()
-    config = dataclasses.replace(
-        config, data=dataclasses.replace(config.data, vocabulary=str(tmp_path / "vocab.txt"))
-    )
-    text = transformers_settings(config)["text_config"]
+    text = transformers_settings(with_words(tiny_config(), tmp_path))["text_config"]
     assert (text["bos_token_id"], text["eos_token_id"], text["pad_token_id"]) == (2, 3, 0)

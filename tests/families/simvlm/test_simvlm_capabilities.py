@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from families.bert.bert_peers import randomize
-from families.family_checks import by_kind, texts_of
+from families.family_checks import by_kind, numbered_words, texts_of, with_words
 from families.simvlm.simvlm_toys import CLS, OBJECTIVES, SEP, make_batch, tiny_config
 from sample_batches import denominators
 
@@ -33,18 +33,8 @@ def task():
 
 
 @pytest.fixture(scope="module")
-def vocabulary(tmp_path_factory):
-    words = [f"w{number}" for number in range(200)]
-    words[0], words[100:104] = "[PAD]", ["[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    file = tmp_path_factory.mktemp("words") / "vocab.txt"
-    file.write_text("\n".join(words) + "\n")
-    return str(file)
-
-
-@pytest.fixture(scope="module")
-def config(vocabulary):
-    plain = tiny_config()
-    return dataclasses.replace(plain, data=dataclasses.replace(plain.data, vocabulary=vocabulary))
+def config(tmp_path_factory):
+    return with_words(tiny_config(), tmp_path_factory.mktemp("words"), numbered_words())
 
 
 def whole(batch):

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from families.bert.bert_peers import difference, their_bert
-from families.family_checks import step
+from families.family_checks import numbered_words, step
 from told import Told
 from torch import Tensor, nn
 
@@ -240,8 +240,6 @@ def apart_of(ours: dict[str, Tensor], theirs: dict[str, Tensor | None]) -> dict[
 def word_file(folder) -> str:
     """A vocabulary of 200 words whose special tokens are where the batches have them."""
     pytest.importorskip("tokenizers")
-    words = [f"w{number}" for number in range(200)]
-    words[0], words[100:104] = "[PAD]", ["[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     path = folder / "vocab.txt"
-    path.write_text("\n".join(words) + "\n")
+    path.write_text("\n".join(numbered_words()) + "\n")
     return str(path)

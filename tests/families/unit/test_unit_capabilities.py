@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from families.bert.bert_peers import randomize
-from families.family_checks import by_kind, texts_of
+from families.family_checks import by_kind, numbered_words, texts_of, with_words
 from families.unit.unit_toys import CLASSES, OBJECTIVES, QUERIES, make_batch, tiny_config
 
 from flava_ds.evaluation.protocols import (
@@ -30,12 +30,7 @@ def task():
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    words = [f"w{number}" for number in range(200)]
-    words[0], words[100:104] = "[PAD]", ["[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    file = tmp_path_factory.mktemp("words") / "vocab.txt"
-    file.write_text("\n".join(words) + "\n")
-    plain = tiny_config()
-    return dataclasses.replace(plain, data=dataclasses.replace(plain.data, vocabulary=str(file)))
+    return with_words(tiny_config(), tmp_path_factory.mktemp("words"), numbered_words())
 
 
 def test_objects_are_those_of_the_last_layer(task, config):

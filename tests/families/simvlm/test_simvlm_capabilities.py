@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from families.bert.bert_peers import randomize
+from families.bert.bert_peers import CLS, SEP, randomize
 from families.family_checks import by_kind, numbered_words, texts_of, with_words
-from families.simvlm.simvlm_toys import CLS, OBJECTIVES, SEP, make_batch, tiny_config
+from families.simvlm.simvlm_toys import OBJECTIVES, make_batch, tiny_config
 from sample_batches import denominators
 
 from flava_ds.evaluation.protocols import (

@@ -10,7 +10,7 @@ translates configurations and tensors. flava_ds/hf reads and writes the files.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
@@ -74,6 +74,12 @@ def renamed(name: str, renames: Iterable[tuple[str, str]]) -> str:
     for pattern, replacement in renames:
         name = re.sub(pattern, replacement, name)
     return name
+
+
+def shapes_of(build: Callable[[], nn.Module]) -> dict[str, tuple[int, ...]]:
+    """Returns names and shapes of the state dict of what `build` returns, without allocating memory."""
+    with torch.device("meta"):
+        return {name: tuple(tensor.shape) for name, tensor in build().state_dict().items()}
 
 
 @dataclass(frozen=True)

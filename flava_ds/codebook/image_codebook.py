@@ -196,22 +196,18 @@ def load_codebook(path: str | Path, config: CodebookConfig) -> ImageCodebook:
         tensors = _from_foreign_names(file, tensors)
     codebook = ImageCodebook(config, decoder=any(name.startswith("decoder.") for name in tensors))
     expected = codebook.state_dict()
-    missing, unknown = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
-    wrong = [
+    problems = [
         f"{k} is {list(tensors[k].shape)}, expected {list(v.shape)}"
         for k, v in expected.items()
         if k in tensors and tensors[k].shape != v.shape
     ]
-    if missing or unknown or wrong:
-        problem = f"has an unknown tensor {unknown[0]}" if unknown else ""
-        if missing:
-            problem = f"lacks {missing[0]}"
-        if wrong:
-            problem = wrong[0]
+    problems += [f"lacks {name}" for name in sorted(expected.keys() - tensors.keys())]
+    problems += [f"has an unknown tensor {name}" for name in sorted(tensors.keys() - expected.keys())]
+    if problems:
         raise CheckpointError(
-            f"{file}: does not fit the configured codebook ({len(missing) + len(unknown) + len(wrong)} "
-            f"tensors differ; the first: {problem}); set codebook.hidden_size, num_groups, "
-            "num_blocks_per_group and vocab_size to those of the file"
+            f"{file}: does not fit the configured codebook ({len(problems)} tensors differ; the first: "
+            f"{problems[0]}); set codebook.hidden_size, num_groups, num_blocks_per_group and vocab_size to "
+            "those of the file"
         )
     codebook.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     return codebook.requires_grad_(False).eval()

@@ -107,9 +107,8 @@ def train_codebook(
         return CodebookReport(**known)
     begun = interim.load()
     tell(describe_plan(trainer, stream, begun.done if begun else 0))
-    loop = _Loop(trainer, stream, interim, deadline, stream.held_out())
-    loop.on_report, loop.tell = on_report, tell
-    loop.save_every_s, loop.is_asked_to_stop = save_every_s, is_asked_to_stop
+    told = on_report, tell, save_every_s, is_asked_to_stop
+    loop = _Loop(trainer, stream, interim, deadline, stream.held_out(), *told)
     loop.fit(begun is None)
     report, curve = loop.run(begun or Begun(0, 0.0, []))
     _write(trainer, out, report, curve, settings, sources)
@@ -127,10 +126,10 @@ class _Loop:
     interim: Interim
     deadline: Deadline
     held_out: Tensor
-    on_report: Callable[[CodebookReport], None] = print
-    tell: Callable[[str], None] = print
-    save_every_s: float = SAVE_EVERY_S
-    is_asked_to_stop: Callable[[], bool] = lambda: False
+    on_report: Callable[[CodebookReport], None]
+    tell: Callable[[str], None]
+    save_every_s: float
+    is_asked_to_stop: Callable[[], bool]
 
     def batch(self, step: int) -> Tensor:
         """Returns the pictures of a step."""
@@ -180,14 +179,36 @@ class _Loop:
                 raise KeyboardInterrupt
 
     def _report(self, done: int, loss: CodebookLoss, progress: Progress, before: float) -> CodebookReport:
-        """Measures on the held-out pictures. Raises: DataError when the loss is not finite."""
-        training = self.trainer.training
+        """Measures the errors on the held-out pictures, and those of constant colours.
+
+        Raises: DataError when the loss is not finite.
+        """
+        trainer, training = self.trainer, self.trainer.training
         if not math.isfinite(loss.total.item()):
             raise DataError(
                 f"the codebook's loss is not finite at step {done - 1}; lower the learning rate {training.lr}"
             )
         speed = progress.rate(done, time.perf_counter()) * training.batch_size
-        return _report(self.trainer, self.held_out, done, loss, speed, before + self.deadline.spent)
+        seconds = before + self.deadline.spent
+        mse, perplexity, used = trainer.evaluate(self.held_out)
+        values = self.held_out.float() / 255
+        one_colour = reduce(values, "b c h w -> 1 c 1 1", "mean")
+        per_image = reduce(values, "b c h w -> b c 1 1", "mean")
+        return CodebookReport(
+            step=done,
+            total_steps=trainer.total_steps,
+            mse=mse,
+            perplexity=perplexity,
+            used_codes=used,
+            vocab_size=trainer.codebook.config.vocab_size,
+            mean_color_mse=(values - one_colour).square().mean().item(),
+            image_mean_mse=(values - per_image).square().mean().item(),
+            samples_per_second=speed,
+            seconds=seconds,
+            reconstruction=loss.reconstruction.item(),
+            kl=loss.kl.item(),
+            temperature=temperature_at(training, done - 1, trainer.total_steps),
+        )
 
 
 _CURVE = ("step", "mse", "perplexity", "used_codes")
@@ -249,31 +270,6 @@ def _write(
         "sources": {name: public(to_dict(source)) for name, source in sources.items()},
     }
     write_json(out.with_suffix(".json"), summary)
-
-
-def _report(
-    trainer: CodebookTrainer, held_out: Tensor, done: int, loss: CodebookLoss, speed: float, seconds: float
-) -> CodebookReport:
-    """Measures the errors on the held-out images, and those of constant colours."""
-    mse, perplexity, used = trainer.evaluate(held_out)
-    values = held_out.float() / 255
-    one_colour = reduce(values, "b c h w -> 1 c 1 1", "mean")
-    per_image = reduce(values, "b c h w -> b c 1 1", "mean")
-    return CodebookReport(
-        step=done,
-        total_steps=trainer.total_steps,
-        mse=mse,
-        perplexity=perplexity,
-        used_codes=used,
-        vocab_size=trainer.codebook.config.vocab_size,
-        mean_color_mse=(values - one_colour).square().mean().item(),
-        image_mean_mse=(values - per_image).square().mean().item(),
-        samples_per_second=speed,
-        seconds=seconds,
-        reconstruction=loss.reconstruction.item(),
-        kl=loss.kl.item(),
-        temperature=temperature_at(trainer.training, done - 1, trainer.total_steps),
-    )
 
 
 def _warn(report: CodebookReport) -> None:

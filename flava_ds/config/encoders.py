@@ -52,6 +52,17 @@ class EncoderConfig:
             )
 
 
+def shape_with(shape: EncoderConfig, layers: int) -> EncoderConfig:
+    """Returns the shape of a stack of so many layers like those of `shape`."""
+    return EncoderConfig(
+        hidden_size=shape.hidden_size,
+        num_hidden_layers=layers,
+        num_attention_heads=shape.num_attention_heads,
+        intermediate_size=shape.intermediate_size,
+        layer_norm_eps=shape.layer_norm_eps,
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class VisionEncoderConfig(EncoderConfig):
     """A ViT over the patches of a square RGB image."""

@@ -38,30 +38,47 @@ class Fold:
 
 
 @dataclass(frozen=True, eq=False)
-class LabelledImages:
+class Pictured:
+    """A set of images. Its variants say what is known of each."""
+
+    name: str
+    keys: tuple[str, ...]
+    load: Load
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hashes the images and what is known of them, in order."""
+        raise NotImplementedError
+
+    def chosen(self, rows: np.ndarray, **known: Any) -> Self:
+        """Returns the chosen rows, of which this is `known`."""
+        where = np.asarray(rows, dtype=np.int64).tolist()
+        keys = tuple(self.keys[row] for row in where)
+        return dataclasses.replace(self, keys=keys, load=chosen(self.load, where), **known)
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledImages(Pictured):
     """Images with one class each. A set with folds holds the training images of its folds too.
 
     Shapes:
         labels  [N]  int64, into `class_names`
     """
 
-    name: str
-    keys: tuple[str, ...]
-    load: Load
     labels: np.ndarray
     class_names: tuple[str, ...]
     templates: tuple[str, ...] = DEFAULT_TEMPLATES
     folds: tuple[Fold, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.keys)
 
     def select(self, rows: np.ndarray) -> LabelledImages:
         """Returns the chosen rows, and of each fold what is among them."""
         place = np.full(len(self), -1, dtype=np.int64)
         place[rows] = np.arange(len(rows))
         kept = tuple(Fold(*(_present(place[part]) for part in (f.train, f.test))) for f in self.folds)
-        return dataclasses.replace(self, **_chosen(self, rows), labels=self.labels[rows], folds=kept)
+        return self.chosen(rows, labels=self.labels[rows], folds=kept)
 
     @property
     def fingerprint(self) -> str:
@@ -70,22 +87,14 @@ class LabelledImages:
 
 
 @dataclass(frozen=True, eq=False)
-class CaptionedImages:
+class CaptionedImages(Pictured):
     """Images with several captions each."""
 
-    name: str
-    keys: tuple[str, ...]
-    load: Load
     captions: tuple[tuple[str, ...], ...]
-
-    def __len__(self) -> int:
-        return len(self.keys)
 
     def select(self, rows: np.ndarray) -> CaptionedImages:
         """Returns the chosen rows."""
-        return dataclasses.replace(
-            self, **_chosen(self, rows), captions=tuple(self.captions[row] for row in rows)
-        )
+        return self.chosen(rows, captions=tuple(self.captions[row] for row in rows))
 
     @property
     def fingerprint(self) -> str:
@@ -94,7 +103,7 @@ class CaptionedImages:
 
 
 @dataclass(frozen=True, eq=False)
-class LabelledObjects:
+class LabelledObjects(Pictured):
     """Images with the boxes and classes of their objects.
 
     Shapes:
@@ -102,20 +111,14 @@ class LabelledObjects:
         labels  one [o] int64 per image, into `class_names`; -1 for classes that are not among them
     """
 
-    name: str
-    keys: tuple[str, ...]
-    load: Load
     boxes: tuple[np.ndarray, ...]
     labels: tuple[np.ndarray, ...]
     class_names: tuple[str, ...]
 
-    def __len__(self) -> int:
-        return len(self.keys)
-
     def select(self, rows: np.ndarray) -> LabelledObjects:
         """Returns the chosen rows."""
         boxes, labels = (tuple(column[row] for row in rows) for column in (self.boxes, self.labels))
-        return dataclasses.replace(self, **_chosen(self, rows), boxes=boxes, labels=labels)
+        return self.chosen(rows, boxes=boxes, labels=labels)
 
     @property
     def fingerprint(self) -> str:
@@ -154,16 +157,13 @@ class LabelledTexts:
 
 
 @dataclass(frozen=True, eq=False)
-class LabelledPairs:
+class LabelledPairs(Pictured):
     """Images with a text and one class each; several may share an image.
 
     Shapes:
         labels  [N]  int64, into `class_names`
     """
 
-    name: str
-    keys: tuple[str, ...]
-    load: Load
     texts: tuple[str, ...]
     labels: np.ndarray
     class_names: tuple[str, ...]
@@ -171,24 +171,16 @@ class LabelledPairs:
     """The name of each row's picture without its ending, by which stored regions are found; empty if there
     are no names."""
 
-    def __len__(self) -> int:
-        return len(self.keys)
-
     def select(self, rows: np.ndarray) -> Self:
         """Returns the chosen rows."""
         texts = tuple(self.texts[row] for row in rows)
         pictures = tuple(self.pictures[row] for row in rows) if self.pictures else ()
-        chosen = {**_chosen(self, rows), "texts": texts, "labels": self.labels[rows]}
-        return dataclasses.replace(self, **chosen, pictures=pictures)
+        return self.chosen(rows, texts=texts, labels=self.labels[rows], pictures=pictures)
 
     @property
     def fingerprint(self) -> str:
         """Hashes the images, texts and labels, in order."""
         return _hash(self.keys, self.texts, self.labels.tolist())
-
-
-Pictured = LabelledImages | CaptionedImages | LabelledObjects | LabelledPairs
-"""The sets of images."""
 
 
 @dataclass(frozen=True)
@@ -250,12 +242,6 @@ def spaced(count: int, most: int) -> np.ndarray:
 
 def _present(places: np.ndarray) -> np.ndarray:
     return places[places >= 0]
-
-
-def _chosen(samples: Pictured, rows: np.ndarray) -> dict:
-    """Returns the fields that all kinds of images select alike."""
-    where = np.asarray(rows, dtype=np.int64).tolist()
-    return {"keys": tuple(samples.keys[row] for row in where), "load": chosen(samples.load, where)}
 
 
 def _hash(*columns: object) -> str:

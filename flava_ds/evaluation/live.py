@@ -49,7 +49,8 @@ class LiveEvaluation:
     def __call__(self) -> dict[str, dict[str, Score]]:
         """Returns task -> number -> score, equal on all ranks. Errors are raised on all ranks too."""
         with self._lend() as module:
-            return self._evaluated(self._frozen(module), self.tasks)
+            model = _frozen(self.config, module, AmongRanks(self.world))
+            return self._evaluated(model, self.tasks)
 
     def of_pixels(self) -> dict[str, dict[str, Score]]:
         """Returns what raw pixels reach in the tasks that read image features alone, as the call does."""
@@ -60,9 +61,6 @@ class LiveEvaluation:
         """Runs tasks without runner.evaluate's facts, which every rank would stat all pictures for."""
         share = AmongRanks(self.world)
         return {task.name: share.together(partial(task.run, model, self.data[task.name])) for task in tasks}
-
-    def _frozen(self, module: nn.Module) -> FrozenModel:
-        return _frozen(self.config, module, AmongRanks(self.world))
 
 
 def find_tasks(config: Config, module: nn.Module) -> tuple[list[Evaluator], dict[str, FoundData]]:

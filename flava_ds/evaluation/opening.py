@@ -240,8 +240,8 @@ def _read_huggingface(path: Path) -> Read:
         names = config.model.build(config).state_dict()
     lacking = {name.split(".")[1] for name in names if name not in found.weights and "objectives." in name}
     kept = {name: own for name, own in config.objectives.items() if name not in lacking}
-    config = dataclasses.replace(config, objectives=kept)
-    config = dataclasses.replace(config, data=DataConfig(vocabulary=_vocabulary(path, config)))
+    data = DataConfig(vocabulary=_vocabulary(path, config))
+    config = dataclasses.replace(config, objectives=kept, data=data)
     if config.model.image_size:
         statistics = _pixel_statistics(path / "preprocessor_config.json")
         model: Any = config.model  # of any family: those that take images have `image`

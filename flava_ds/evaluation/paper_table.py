@@ -120,6 +120,7 @@ _OTHERS = {
     "COCO-IR@1": ("coco_retrieval", "text_to_image_recall_at_1"),
     "COCO-IR@5": ("coco_retrieval", "text_to_image_recall_at_5"),
 }
+_MEASURED = {title: (f"{name}_probe", "accuracy") for title, name in _PROBES.items()} | _OTHERS
 
 OTHER_SPLITS = {"vqav2": "test-dev"}
 """Task -> the split of its published numbers, where no other can be scored without the challenge's server."""
@@ -156,14 +157,13 @@ _OWN = {
 
 
 def _read() -> tuple[Row, ...]:
-    measured = {title: (f"{name}_probe", "accuracy") for title, name in _PROBES.items()} | _OTHERS
     rows = []
     for domain, text in zip(DOMAINS, (_VISION, _TEXT, _PAIRS), strict=True):
         for line in text.split("\n")[1:-1]:
             title, *values = line.split()
             shares = [None if value == "-" else float(value) / 100 for value in values]
             columns = dict(zip(COLUMNS, shares, strict=True))
-            rows.append(Row(domain, title, *measured[title], columns))
+            rows.append(Row(domain, title, *_MEASURED[title], columns))
     return tuple(rows)
 
 
@@ -172,12 +172,11 @@ ROWS = _read()
 
 
 def _read_rivals() -> dict[tuple[str, str, str], tuple[str, float, str]]:
-    measured = {title: (f"{name}_probe", "accuracy") for title, name in _PROBES.items()} | _OTHERS
     found = {key: (*known, OWN_PAPERS) for key, known in _OWN.items()}
     for line in _RIVALS.split("\n")[1:-1]:
         family, name, *cells = line.split()
         for title, cell in zip(_RIVAL_COLUMNS, cells, strict=True):
-            task, number = measured[title]
+            task, number = _MEASURED[title]
             both = ("accuracy", "f1") if "/" in cell else (number,)
             for number, value in zip(both, cell.split("/"), strict=True):
                 if value != "-":

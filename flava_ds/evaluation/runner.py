@@ -196,15 +196,14 @@ def evaluate(
         scores = task.run(model, found)
         splits = task.reported(found) if isinstance(task, Trained) else (found.split,)
         facts = {
-            **{
-                "protocol": task.about,
-                "data": task.data.name,
-                "folder": str(found.folder),
-                "split": " and ".join(splits),
-                "samples": sum(len(found.read(split)) for split in splits),
-            },
+            "protocol": task.about,
+            "data": task.data.name,
+            "folder": str(found.folder),
+            "split": " and ".join(splits),
+            "samples": sum(len(found.read(split)) for split in splits),
             "departures": departures(task, found),
-            **{"limit": found.limit, "fingerprint": found.test().fingerprint},
+            "limit": found.limit,
+            "fingerprint": found.test().fingerprint,
             "fingerprints": {split: read.fingerprint for split, read in found.read_so_far().items()},
             "files": {split: state_of_pictures(read) for split, read in found.read_so_far().items()},
             **({"splits": task.data.variant} if isinstance(task.data, Varied) else {}),

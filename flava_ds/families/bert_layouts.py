@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar, cast
 
 import torch
@@ -14,7 +14,7 @@ from flava_ds.config import Config
 from flava_ds.config.objectives import ObjectiveConfig, in_use
 from flava_ds.data.tokenizer import SPECIAL_TOKENS, WordPieceTokenizer
 from flava_ds.errors import CheckpointError
-from flava_ds.layouts import Entry, Foreign, renamed, to_ours, to_theirs, tuned_head
+from flava_ds.layouts import Entry, Foreign, renamed, shapes_of, to_ours, to_theirs, tuned_head
 from flava_ds.objectives.masked_text import MaskedTextConfig
 
 log = logging.getLogger(__name__)
@@ -99,6 +99,15 @@ def require(raw: Mapping[str, Any], supported: Mapping[str, Any], where: str) ->
     for name, value in supported.items():
         if raw.get(name, value) != value:
             raise CheckpointError(f"{where}: {name} is {raw[name]!r}; only {value!r} is supported")
+
+
+def require_squares(raw: Mapping[str, Any], names: Sequence[str], where: str) -> None:
+    """Refuses sizes of images or patches that are pairs. Raises: CheckpointError."""
+    for name in names:
+        if not isinstance(raw.get(name, 0), int):
+            raise CheckpointError(
+                f"{where}: {name} is {raw[name]!r}; only squares, one number, are supported"
+            )
 
 
 def text_settings(text: Any) -> dict[str, Any]:
@@ -197,8 +206,7 @@ class BertLayouts:
     def entries(self, model: Any, *, heads: bool) -> tuple[Entry, ...]:
         """Builds the table between our names and transformers', with or without the heads."""
         config = Config(name="shapes", model=model, objectives=dict(self.heads))
-        with torch.device("meta"):
-            shapes = {name: tuple(own.shape) for name, own in model.build(config).state_dict().items()}
+        shapes = shapes_of(lambda: model.build(config))
         return tuple(
             self.entry(name, self.their_name(name).removeprefix("" if heads else self.prefix), shape)
             for name, shape in shapes.items()

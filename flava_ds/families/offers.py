@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from flava_ds.data.regions import PackedRegions, SampleRegions
 from flava_ds.data.stored_regions import StoredRegions
 from flava_ds.errors import ConfigError
-from flava_ds.layers.heads import TiedPredictionHead
+from flava_ds.layers.heads import tied_words
 from flava_ds.layers.regions import PackedImages
 from flava_ds.layers.transformer import Encoded
 from flava_ds.objectives.itm import ImageTextMatchingConfig, prior_log_odds
@@ -114,9 +114,7 @@ class WordReading:
     def tokens(self, rows: Tensor) -> HeadPredictions:
         """Predicts tokens; `rows` index the concatenated texts: [k]."""
         rows = self.text_rows(rows.to(self.encoded.packed.hidden.device))
-        tied = isinstance(self.head, TiedPredictionHead)
-        table = (self.model.word_table(),) if tied else ()
-        return HeadPredictions(self.encoded.rows(rows), self.head, table)
+        return HeadPredictions(self.encoded.rows(rows), self.head, tied_words(self.head, self.model))
 
     def codes(self, rows: Tensor) -> HeadPredictions:
         """Raises ValueError: such a model predicts no image codes."""

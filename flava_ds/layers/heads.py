@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from flava_kernels.linear_cross_entropy import linear_cross_entropy
@@ -64,6 +66,11 @@ class TiedPredictionHead(TransformHead):
     def loss(self, hidden: Tensor, labels: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the summed cross-entropy and the number of correct predictions: [k d], [k] -> scalars."""
         return linear_cross_entropy(self.transform(hidden), words, self.bias, labels)
+
+
+def tied_words(head: Any, model: Any) -> tuple[Tensor, ...]:
+    """Returns what a head of words takes besides the states: the model's word embeddings if it is tied."""
+    return (model.word_table(),) if isinstance(head, TiedPredictionHead) else ()
 
 
 class TiedFeatureHead(TransformHead):

@@ -175,10 +175,3 @@ class JoinedRegions(nn.Module):
     def forward(self, features: Tensor, boxes: Tensor) -> Tensor:
         places = sines_of_boxes(boxes) if self.sines else numbers_of_boxes(boxes, 6)
         return self.after(self.dense(torch.cat([places.to(features.dtype), features], dim=1)))
-
-
-def joint_layout(batch: Batch, prefix: str = "") -> JointLayout:
-    """Returns the positions of a batch's texts, or of its second texts ("matching_"), with its regions."""
-    return JointLayout(
-        batch[f"{prefix}cu_seqlens"], batch["region_cu_seqlens"], batch.numbers[f"{prefix}joint_max_seqlen"]
-    )

@@ -11,6 +11,7 @@ import torch
 from flava_kernels.packing import places
 from torch import Tensor, nn
 
+from flava_ds.batch import Batch, Packed
 from flava_ds.layers.fused import ResidualLayerNorm
 from flava_ds.layers.hidden_dropout import HiddenDropout
 from flava_ds.layers.transformer import Pooler
@@ -28,6 +29,15 @@ class PackedIds:
     ids: Tensor
     cu_seqlens: Tensor
     max_seqlen: int
+
+    @classmethod
+    def of(cls, batch: Batch, ids: str = "input_ids", prefix: str = "") -> PackedIds:
+        """Returns texts of a batch, by the name of their ids and the prefix of their bounds."""
+        return cls(batch[ids], batch[f"{prefix}cu_seqlens"], batch.numbers[f"{prefix}max_seqlen"])
+
+    def packed(self, hidden: Tensor) -> Packed:
+        """Returns a state for each token, packed as they are: [T d]."""
+        return Packed(hidden, self.cu_seqlens, self.max_seqlen)
 
 
 def pack(texts: Sequence[np.ndarray], device: torch.device) -> PackedIds:
@@ -71,23 +81,17 @@ class BertEmbeddings(nn.Module):
         self.norm = ResidualLayerNorm(shape.hidden_size, eps=shape.layer_norm_eps)
 
     def forward(
-        self,
-        input_ids: Tensor,
-        cu_seqlens: Tensor,
-        token_types: Tensor | None = None,
-        drops: HiddenDropout | None = None,
+        self, texts: PackedIds, token_types: Tensor | None = None, drops: HiddenDropout | None = None
     ) -> Tensor:
         """Embeds packed ids; `drops` drops elements of the results.
 
         Shapes:
-            input_ids    [T]    int64
-            cu_seqlens   [b+1]  int32
-            token_types  [T]    int64; None for a single segment, of type 0
+            token_types  [T]  int64; None for a single segment, of type 0
             returns      [T d]
         """
-        _, position = places(cu_seqlens, input_ids.shape[0])
-        types = torch.zeros_like(input_ids) if token_types is None else token_types
-        normed, _ = self.norm(self.words(input_ids), self.positions(position) + self.token_types(types))
+        _, position = places(texts.cu_seqlens, texts.ids.shape[0])
+        types = torch.zeros_like(texts.ids) if token_types is None else token_types
+        normed, _ = self.norm(self.words(texts.ids), self.positions(position) + self.token_types(types))
         return normed if drops is None else drops(normed)
 
 

@@ -282,9 +282,14 @@ class _SumOfAllRanks(torch.autograd.Function):
         return total
 
 
+def world_size() -> int:
+    """Returns the number of ranks, 1 where there is no process group."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
 def sum_of_all_ranks(local: Tensor) -> Tensor:
     """Adds up a tensor over all ranks, with gradient."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if world_size() == 1:
         return local
     return _SumOfAllRanks.apply(local)
 
@@ -296,6 +301,6 @@ def of_all_ranks(local: Tensor) -> tuple[Tensor, int]:
         local    [b ...]
         returns  [w*b ...], in the order of the ranks
     """
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if world_size() == 1:
         return local, 0
     return _OfAllRanks.apply(local), dist.get_rank() * local.shape[0]

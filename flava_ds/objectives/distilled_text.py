@@ -14,6 +14,7 @@ from torch import Tensor
 
 from flava_ds.batch import Batch
 from flava_ds.config.bounds import Share, Steps
+from flava_ds.layers.heads import tied_words
 from flava_ds.layers.transformer import at_least_fp32
 from flava_ds.objectives.base import Loss
 from flava_ds.objectives.masked_text import MaskedLanguageModeling, MultimodalMaskedTextConfig
@@ -56,8 +57,8 @@ class DistilledText(MaskedLanguageModeling):
         share = grown(self.config.distillation, self.config.distillation_steps, batch.step)
         if share == 0 or not self.training:
             return super().forward(model, hidden, batch)
-        table = (model.word_table(),) if self.config.tied_decoder else ()
-        log_shares = at_least_fp32(self.head.logits(hidden[self.view], *table)).log_softmax(-1)
+        logits = self.head.logits(hidden[self.view], *tied_words(self.head, model))
+        log_shares = at_least_fp32(logits).log_softmax(-1)
         labels, targets = batch["mlm_labels"], at_least_fp32(batch["teacher_logits"]).softmax(-1)
         hard, soft = F.nll_loss(log_shares, labels, reduction="sum"), -(targets * log_shares).sum()
         correct = (log_shares.detach().argmax(-1) == labels).sum().float()

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import torch
-import torch.distributed as dist
 from flava_kernels.contrastive import info_nce
 from torch import Tensor
 
@@ -18,7 +17,7 @@ from flava_ds.batch import Batch
 from flava_ds.config.bounds import AtLeast, AtMost, Below
 from flava_ds.config.objectives import ObjectiveConfig
 from flava_ds.layers.transformer import clamped
-from flava_ds.objectives.base import Features, PooledObjective, sum_of_all_ranks
+from flava_ds.objectives.base import Features, PooledObjective, sum_of_all_ranks, world_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +104,6 @@ def smoothing(image: Tensor, text: Tensor, log_scale: Tensor, matched: Tensor) -
     sum_i m_i [s_ii - tau / 2 (u_i v + v_i u)]. Shapes are those of info_nce.
     """
     means = sum_of_all_ranks(torch.stack([image.sum(0), text.sum(0)]))
-    of_images, of_texts = means / (image.shape[0] * (dist.get_world_size() if dist.is_initialized() else 1))
+    of_images, of_texts = means / (image.shape[0] * world_size())
     own = (image * text).sum(1) - (image @ of_texts + text @ of_images) / 2
     return log_scale.exp().squeeze() * (matched * own).sum()

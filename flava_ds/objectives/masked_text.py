@@ -16,7 +16,7 @@ from flava_ds.data.order import uniform_at, uniforms
 from flava_ds.data.plan import BatchPlan, Draft
 from flava_ds.data.tokenizer import WordPieceTokenizer
 from flava_ds.errors import ConfigError
-from flava_ds.layers.heads import MaskedPredictionHead, TiedPredictionHead
+from flava_ds.layers.heads import MaskedPredictionHead, TiedPredictionHead, tied_words
 from flava_ds.objectives.base import Loss, Objective
 
 _SELECT_STREAM, _ACTION_STREAM, _TOKEN_STREAM, _SHARE_STREAM = 12, 13, 14, 24
@@ -142,7 +142,7 @@ class MaskedLanguageModeling(Objective):
         return {self.view: model.token_rows(self.view, batch.rows("mlm_rows"), batch)}
 
     def forward(self, model: Any, hidden: Mapping[str, Tensor], batch: Batch) -> Loss:
-        table = (model.word_table(),) if isinstance(self.head, TiedPredictionHead) else ()
+        table = tied_words(self.head, model)
         loss, correct = self.head.loss(hidden[self.view], batch["mlm_labels"], *table)
         return Loss(loss, self.count(batch), {"correct": correct})
 

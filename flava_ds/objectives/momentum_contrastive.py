@@ -19,7 +19,7 @@ from flava_ds.config.bounds import AtLeast, AtMost, Share, Steps
 from flava_ds.config.objectives import ObjectiveConfig, check_single
 from flava_ds.errors import ConfigError
 from flava_ds.layers.transformer import clamped
-from flava_ds.objectives.base import Loss, Objective, of_all_ranks
+from flava_ds.objectives.base import Loss, Objective, of_all_ranks, world_size
 from flava_ds.objectives.state import TrainingState
 
 if TYPE_CHECKING:
@@ -205,8 +205,7 @@ def rows_of_step(parts: Sequence[Tensor]) -> Tensor:
 
 def own_places(batches: Sequence[Batch]) -> list[Tensor]:
     """Returns the places of each micro-batch's samples in `rows_of_step`: [b]."""
-    several = dist.is_initialized()
-    world, rank = (dist.get_world_size(), dist.get_rank()) if several else (1, 0)
+    world, rank = world_size(), dist.get_rank() if dist.is_initialized() else 0
     size, device = batches[0].size, batches[0]["cu_seqlens"].device
     own = torch.arange(size, device=device)
     return [own + (number * world + rank) * size for number in range(len(batches))]

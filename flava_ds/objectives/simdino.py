@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from flava_ds.batch import Batch
 from flava_ds.config.bounds import Above, AtLeast, AtMost
-from flava_ds.objectives.base import Features, Loss
+from flava_ds.objectives.base import Features, Loss, world_size
 from flava_ds.objectives.dino_head import DinoHead
 from flava_ds.objectives.dino_states import DinoTeacher
 from flava_ds.objectives.multi_crop import MultiCropConfig, Seen, Spread
@@ -89,7 +88,7 @@ class Simdino(Spread):
         views = [features.samples[name] for name in ("first", "second")]
         rate = torch.stack([coding_rate(view, self.config.epsilon) for view in views]).mean()
         size, width = views[0].shape
-        images = size * (dist.get_world_size() if dist.is_initialized() else 1)
+        images = size * world_size()
         factor = self.config.rate_weight * (width + images) / (width * images)
         return -factor * size * rate, {"rate": size * rate.detach()}
 

@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from flava_ds.objectives.base import world_size
+
 
 def balanced(scores: Sequence[Tensor], iterations: int = 3) -> list[Tensor]:
     """Turns scores into probabilities over the prototypes, after dividing, in turns, each prototype by its
@@ -31,7 +33,7 @@ def balanced(scores: Sequence[Tensor], iterations: int = 3) -> list[Tensor]:
 def _log_sum_over_samples(logs: Tensor) -> Tensor:
     """Returns the logarithm of each prototype's sum over the rows of all ranks: [k K] -> [K]."""
     own = logs.logsumexp(0)
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if world_size() == 1:
         return own
     largest = own.clone()
     dist.all_reduce(largest, dist.ReduceOp.MAX)

@@ -15,9 +15,8 @@ from flava_ds.objectives.local_contrastive import LocalContrastiveConfig
 from flava_ds.objectives.uncertainty import UncertaintyConfig
 from flava_ds.recipes.demo import demo, demo_objectives, demo_sources
 from flava_ds.recipes.demo_clip import demo_clip
-from flava_ds.recipes.demo_mlm import demo_mlm
-from flava_ds.recipes.demo_simclr import demo_simclr
-from flava_ds.recipes.stages import Inherited, Stages, in_sequence
+from flava_ds.recipes.demo_full import demo_full
+from flava_ds.recipes.stages import Stages
 
 PAIR_STEPS = 700
 """A multiple of 14, so that a share of 0.70 of the steps is exact."""
@@ -50,7 +49,7 @@ def ablation(row: str, pair_steps: int = PAIR_STEPS) -> Config | Stages:
         config = dataclasses.replace(demo(), balance=BALANCED.get(row))
         return _of_length(config, row, 20 * round(shared * pair_steps / 14))
     base, sources = demo(), demo_sources()
-    pairs, contrastive = dataclasses.replace(sources["pair"], weight=1.0), {}
+    pairs = dataclasses.replace(sources["pair"], weight=1.0)
     objectives = demo_objectives(CONTRASTIVE_WEIGHT)
     if row == "mim":
         # The pictures of the pairs, in the pairs' order.
@@ -62,16 +61,14 @@ def ablation(row: str, pair_steps: int = PAIR_STEPS) -> Config | Stages:
     else:
         source = pairs
         names = MULTIMODAL if row.startswith("flava_mm") else ("global_contrastive",)
+        kept = {name: objectives[name] for name in names}
         if row == "flava_c_local":
-            contrastive = {
-                "global_contrastive": LocalContrastiveConfig(weight=CONTRASTIVE_WEIGHT, parts_of_a_rank=4)
-            }
-        kept = {name: objectives[name] for name in names} | contrastive
+            local = LocalContrastiveConfig(weight=CONTRASTIVE_WEIGHT, parts_of_a_rank=4)
+            kept["global_contrastive"] = local
     config = dataclasses.replace(
-        base,
+        base.with_sources({"pair": source}),
         objectives=kept,
         codebook_weights=base.codebook_weights if {"mim", "mmm_image"} & set(kept) else None,
-        data=dataclasses.replace(base.data, sources={"pair": source}),
     )
     return _of_length(config, row, round(shared * pair_steps))
 
@@ -81,29 +78,12 @@ def _initialised(pair_steps: int) -> Stages:
 
     The paper takes DINO and RoBERTa's recipe, whose cost it does not count.
     """
-    stages = in_sequence(
-        "ablation/flava",
-        ("image", demo_simclr, ()),
-        ("text", demo_mlm, ()),
-        (
-            "joint",
-            demo,
-            (
-                Inherited(stage="image", prefixes=("model.image_encoder.",)),
-                Inherited(stage="text", prefixes=("model.text_encoder.", "objectives.mlm.")),
-            ),
-        ),
-    )
     steps = {"image": 3 * pair_steps // 7, "text": 3 * pair_steps // 7, "joint": 20 * (pair_steps // 14)}
-    return dataclasses.replace(
-        stages,
-        stages=tuple(
-            dataclasses.replace(
-                stage, config=_of_length(stage.config, f"flava/{stage.name}", steps[stage.name])
-            )
-            for stage in stages.stages
-        ),
+    stages = tuple(
+        dataclasses.replace(stage, config=_of_length(stage.config, f"flava/{stage.name}", steps[stage.name]))
+        for stage in demo_full().stages
     )
+    return Stages(name="ablation/flava", stages=stages)
 
 
 def _at_rest() -> Config:

@@ -86,14 +86,29 @@ def like_demo(
     """
     base = demo()
     return dataclasses.replace(
-        base,
+        base.with_sources(sources),
         name=name,
         model=model,
         codebook_weights=None,
         objectives=objectives,
-        data=dataclasses.replace(base.data, sources=sources),
         training=dataclasses.replace(base.training, total_steps=steps),
         schedule=dataclasses.replace(base.schedule, warmup_steps=round(steps / 20)),
+    )
+
+
+def demo_encoder(name: str, objectives: dict[str, ObjectiveConfig], source: str, **changed: Any) -> Config:
+    """Returns 300 steps of the demo's model and optimizer for objectives of one encoder, on one of its
+    sources alone, `changed`, without a codebook.
+    """
+    base = demo()
+    alone = dataclasses.replace(base.data.sources[source], weight=1.0, **changed)
+    return dataclasses.replace(
+        base.with_sources({source: alone}),
+        name=name,
+        objectives=objectives,
+        codebook_weights=None,
+        training=dataclasses.replace(base.training, total_steps=300),
+        schedule=dataclasses.replace(base.schedule, warmup_steps=20),
     )
 
 

@@ -28,7 +28,7 @@ def demo_albef() -> Config:
     shape = Shape(hidden_size=192, num_attention_heads=3, intermediate_size=768)
     pairs = dataclasses.replace(demo_sources()["pair"], weight=1.0, masked_share=1.0, global_batch_size=64)
     return dataclasses.replace(
-        base,
+        base.with_sources({"pair": pairs}),
         name="demo_albef",
         model=AlbefConfig(
             image=AlbefImageConfig(image_size=48, patch_size=12, num_hidden_layers=4, **shape),
@@ -48,7 +48,6 @@ def demo_albef() -> Config:
             "itm": HardMatchingConfig(),
             "mlm": DistilledTextConfig(distillation=0.4, distillation_steps=STEPS // 5),
         },
-        data=dataclasses.replace(base.data, sources={"pair": pairs}),
         training=dataclasses.replace(base.training, total_steps=STEPS),
         schedule=dataclasses.replace(base.schedule, warmup_steps=STEPS // 20),
     )

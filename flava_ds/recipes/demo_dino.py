@@ -6,14 +6,13 @@ import dataclasses
 
 from flava_ds.config import Config, EvaluationConfig, ImageTransformConfig
 from flava_ds.objectives.dino import DinoConfig
-from flava_ds.recipes.demo import DATA, demo, demo_sources
+from flava_ds.recipes.demo import DATA, demo_encoder
 
 
 def demo_dino() -> Config:
     """Returns the demo's model and optimizer with DINO on its images: 1,024 prototypes, two crops of 48
     pixels and four of 24. The teacher's nearest neighbours are watched, beside those of raw pixels.
     """
-    base = demo()
     large = ImageTransformConfig(
         crop_scale=(0.4, 1.0),
         horizontal_flip=0.5,
@@ -23,30 +22,22 @@ def demo_dino() -> Config:
         invert=0.1,
         edges=0.15,
     )
-    images = dataclasses.replace(demo_sources()["image"], weight=1.0)
+    dino = DinoConfig(
+        num_prototypes=1024,
+        head_hidden_size=256,
+        bottleneck_size=64,
+        teacher_momentum=0.99,
+        freeze_last_layer_steps=50,
+        stochastic_depth=0.0,  # for two blocks
+        local_crops=4,
+        local_size=24,
+        first_global=large,
+        second_global=dataclasses.replace(large, solarize=0.2),
+        local=dataclasses.replace(large, crop_scale=(0.1, 0.4)),
+        watch_every_steps=10,
+    )
     return dataclasses.replace(
-        base,
-        name="demo_dino",
-        objectives={
-            "dino": DinoConfig(
-                num_prototypes=1024,
-                head_hidden_size=256,
-                bottleneck_size=64,
-                teacher_momentum=0.99,
-                freeze_last_layer_steps=50,
-                stochastic_depth=0.0,  # for two blocks
-                local_crops=4,
-                local_size=24,
-                first_global=large,
-                second_global=dataclasses.replace(large, solarize=0.2),
-                local=dataclasses.replace(large, crop_scale=(0.1, 0.4)),
-                watch_every_steps=10,
-            )
-        },
-        codebook_weights=None,
-        data=dataclasses.replace(base.data, sources={"image": images}),
-        training=dataclasses.replace(base.training, total_steps=300),
-        schedule=dataclasses.replace(base.schedule, warmup_steps=20),
+        demo_encoder("demo_dino", {"dino": dino}, "image"),
         evaluation=EvaluationConfig(
             every_steps=100,
             tasks=("drawings_neighbours",),

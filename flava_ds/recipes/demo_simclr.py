@@ -1,15 +1,12 @@
 """SimCLR for the demo's image encoder, on drawings alone; docs/stages.md says what it learns in minutes."""
 
-import dataclasses
-
 from flava_ds.config import Config, ImageTransformConfig
 from flava_ds.objectives.simclr import SimclrConfig
-from flava_ds.recipes.demo import demo, demo_sources
+from flava_ds.recipes.demo import demo_encoder
 
 
 def demo_simclr() -> Config:
     """Returns the demo's model and optimizer with SimCLR on its images."""
-    base = demo()
     view = ImageTransformConfig(
         crop_scale=(0.4, 1.0),
         horizontal_flip=0.5,
@@ -22,15 +19,5 @@ def demo_simclr() -> Config:
         blur=0.3,
         blur_sigma=(0.1, 1.0),
     )
-    images = dataclasses.replace(demo_sources()["image"], weight=1.0, global_batch_size=128)
-    return dataclasses.replace(
-        base,
-        name="demo_simclr",
-        objectives={
-            "simclr": SimclrConfig(temperature=0.2, head_hidden_size=256, projection_size=64, view=view)
-        },
-        codebook_weights=None,
-        data=dataclasses.replace(base.data, sources={"image": images}),
-        training=dataclasses.replace(base.training, total_steps=300),
-        schedule=dataclasses.replace(base.schedule, warmup_steps=20),
-    )
+    simclr = SimclrConfig(temperature=0.2, head_hidden_size=256, projection_size=64, view=view)
+    return demo_encoder("demo_simclr", {"simclr": simclr}, "image", global_batch_size=128)

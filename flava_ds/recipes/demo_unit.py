@@ -8,7 +8,7 @@ from flava_ds.config.encoders import BertTextConfig, ConvStemConfig
 from flava_ds.families.unit.config import PositionedConfig, UnitConfig
 from flava_ds.objectives.classification import ClassificationConfig
 from flava_ds.objectives.detection import DetectionConfig
-from flava_ds.recipes.demo import INITIALIZER_RANGE, SCENES, VOCABULARY_SIZE, demo
+from flava_ds.recipes.demo import INITIALIZER_RANGE, SCENES, VOCABULARY_SIZE, like_demo
 
 CANVAS = 96
 CLASSES, ANSWERS, FITS = 97, 21, 3
@@ -21,7 +21,6 @@ def demo_unit() -> Config:
     Optimizer and vocabulary are the demo's. Published are frozen norms and weights from elsewhere; here the
     tower is trained from random weights, so its norms are ghost batch norms.
     """
-    base = demo()
     layers = {"num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 512}
     wide = {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768}
     sources = {
@@ -29,9 +28,8 @@ def demo_unit() -> Config:
         "question": _source("pair", "question", seed=1, weight=0.3),
         "entailment": _source("pair", "entailment", seed=2, weight=0.2),
     }
-    return dataclasses.replace(
-        base,
-        name="demo_unit",
+    config = like_demo(
+        "demo_unit",
         model=UnitConfig(
             image=ConvStemConfig(image_size=CANVAS, width=16, blocks=(1, 1, 2), norm_momentum=0.9),
             encoder=PositionedConfig(hidden_size=128, **layers),
@@ -42,17 +40,16 @@ def demo_unit() -> Config:
             first_word_only=(),  # small texts are read whole
             initializer_range=INITIALIZER_RANGE,
         ),
-        codebook_weights=None,
         objectives={
             "detection": DetectionConfig(num_classes=CLASSES, num_queries=10),
             "question": ClassificationConfig(task="question", num_classes=ANSWERS, num_queries=4),
             "entailment": ClassificationConfig(task="entailment", num_classes=FITS, num_queries=4),
         },
-        data=dataclasses.replace(base.data, sources=sources),
+        sources=sources,
         # By Task.flops over 40 steps: 27.5 GFLOP per step (the demo: 24.9), both without the codebook.
-        training=dataclasses.replace(base.training, total_steps=541, global_batch_size=64),
-        schedule=dataclasses.replace(base.schedule, warmup_steps=27),
+        steps=541,
     )
+    return dataclasses.replace(config, training=dataclasses.replace(config.training, global_batch_size=64))
 
 
 def _source(kind: SampleKind, task: str, *, seed: int, weight: float, max_targets: int = 1) -> SourceConfig:

@@ -12,11 +12,11 @@ from sample_batches import denominators, make_batch, tiny_config
 from flava_ds.batch import Batch
 from flava_ds.config import Config
 from flava_ds.families.flava.config import flava_objectives
-from flava_ds.families.flava.hf_names import flava_entries, our_shapes
+from flava_ds.families.flava.hf_names import flava_entries
 from flava_ds.families.flava.task import FlavaTask
 from flava_ds.families.flava.views import Kind
 from flava_ds.hf import parity
-from flava_ds.layouts import to_ours
+from flava_ds.layouts import shapes_of, to_ours
 
 CASES = [(Kind.IMAGE, ()), (Kind.TEXT, ()), (Kind.PAIR, ()), (Kind.PAIR, (1,)), (Kind.PAIR, (0, 2))]
 
@@ -164,7 +164,7 @@ def test_parameter_counts_are_the_published_ones():
     def count(poolers: bool) -> dict[str, int]:
         config = dataclasses.replace(base, model=dataclasses.replace(base.model, poolers=poolers))
         totals: dict[str, int] = {}
-        for name, shape in our_shapes(config).items():
+        for name, shape in shapes_of(lambda: FlavaTask(config)).items():
             part = ".".join(name.split(".")[:2])
             totals[part] = totals.get(part, 0) + torch.Size(shape).numel()
         return totals

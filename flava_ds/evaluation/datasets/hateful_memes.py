@@ -55,8 +55,7 @@ class HatefulMemes:
         numbers = np.array(labels, dtype=np.int64)
         pictures = tuple(Path(name).stem for name in names)
         return LabelledPairs(
-            *(self.name, keys, Files(files), texts, numbers, self.class_names),
-            pictures=pictures,
+            self.name, keys, Files(files), texts, numbers, self.class_names, pictures=pictures
         )
 
 

@@ -37,14 +37,14 @@ class ImageFolder:
 
     def is_here(self, folder: Path, split: str | None = None) -> bool:
         """Looks for folders inside the split's folder."""
-        return any(_class_folders(folder / name) for name in ([split] if split else self.splits))
+        return any(class_folders(folder / name) for name in ([split] if split else self.splits))
 
     def read(self, folder: Path, split: str) -> LabelledImages:
         """Lists a split's images, by class and file name.
 
         Raises: DataError if a class has no image, or classes.json or templates.txt cannot be used.
         """
-        classes = sorted(set().union(*(_class_folders(folder / name) for name in self.splits)))
+        classes = sorted(set().union(*(class_folders(folder / name) for name in self.splits)))
         return read_classes(self.name, folder / split, folder, classes)
 
 
@@ -113,5 +113,6 @@ def read_templates(file: Path) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _class_folders(root: Path) -> list[str]:
+def class_folders(root: Path) -> list[str]:
+    """Returns the names of a folder's folders, sorted; none if it is not there."""
     return sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []

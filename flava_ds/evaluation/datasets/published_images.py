@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from flava_ds.errors import DataError, UserError, did_you_mean
+from flava_ds.evaluation.datasets.image_folder import class_folders
 from flava_ds.evaluation.labelled import Fold, LabelledImages
 from flava_ds.evaluation.stored import Files, Load, Parts, read_bytes
 
@@ -117,15 +118,13 @@ class PublishedImages:
                 f"{folder}: {found.keys[outside[0]]} has class {found.labels[outside[0]]}, but {self.name} "
                 f"has {len(found.class_names)} classes; get the labels again"
             )
-        return LabelledImages(
-            self.name,
-            found.keys,
-            found.load,
-            found.labels,
-            found.class_names,
-            self.templates,
-            folds=found.folds,
-        )
+        listed = found.keys, found.load, found.labels, found.class_names
+        return LabelledImages(self.name, *listed, self.templates, found.folds)
+
+
+def all_needing(splits: Iterable[str], *paths: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Returns what a Variant needs whose splits are all in the same files and folders."""
+    return tuple((split, paths) for split in splits)
 
 
 def split_as_published(
@@ -196,7 +195,7 @@ def pictures_in(folder: Path, suffixes: tuple[str, ...] = (".jpg", ".jpeg", ".pn
 
 def folders_in(folder: Path) -> list[str]:
     """Returns the names of a folder's folders, sorted. Raises: DataError when there are none."""
-    found = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    found = class_folders(folder)
     if not found:
         raise DataError(f"{folder}: no folders, one for each class; unpack the whole archive there")
     return found

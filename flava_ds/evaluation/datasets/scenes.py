@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,8 +27,7 @@ class TextsOfScenes(LabelledPairs):
 
     def select(self, rows: np.ndarray) -> TextsOfScenes:
         """Returns the chosen rows."""
-        chosen = super().select(rows)
-        return TextsOfScenes(**{**vars(chosen), "kinds": self.kinds[rows]})
+        return dataclasses.replace(super().select(rows), kinds=self.kinds[rows])
 
     @property
     def are_majority(self) -> np.ndarray:

@@ -49,10 +49,7 @@ class SnliVe:
         places = [parent / name for parent in (folder, folder.parent / "flickr30k") for name in names]
         files = find_images(places, [f"{key}.jpg" for key in keys], self.origin)
         numbers = np.array(labels, dtype=np.int64)
-        return LabelledPairs(
-            *(self.name, keys, Files(files), texts, numbers, self.class_names),
-            pictures=keys,
-        )
+        return LabelledPairs(self.name, keys, Files(files), texts, numbers, self.class_names, pictures=keys)
 
     def _row(self, entry: dict[str, Any]) -> tuple[str, str, int]:
         """Returns the picture's name, the sentence and the class."""

@@ -13,6 +13,7 @@ from flava_ds.evaluation.datasets.published_images import (
     Listing,
     PublishedImages,
     Variant,
+    all_needing,
     folders_in,
     of_files,
     pictures_in,
@@ -46,7 +47,7 @@ def read(seed: int, folder: Path, split: str) -> Listing:
     return of_files(root, named, classes)
 
 
-NEEDED = (("test", (PICTURES,)), ("train", (PICTURES,)))
+NEEDED = all_needing(("test", "train"), PICTURES)
 DATA = PublishedImages(
     name="caltech101",
     folder="caltech101",

@@ -10,6 +10,7 @@ from flava_ds.evaluation.datasets.published_images import (
     Listing,
     PublishedImages,
     Variant,
+    all_needing,
     folders_in,
     of_files,
     pictures_in,
@@ -44,6 +45,6 @@ DATA = PublishedImages(
     licence="MIT",
     origin="by hand: EuroSAT.zip (94 MB, the pictures in colour) from its authors' page, unpacked",
     layout="2750/CLASS/*.jpg",
-    variants=(Variant("vissl", (("test", ("2750",)), ("train", ("2750",))), read),),
+    variants=(Variant("vissl", all_needing(("test", "train"), "2750"), read),),
 )
 TASKS = (ImageProbe("eurosat_probe", DATA),)

@@ -6,7 +6,13 @@ import dataclasses
 from pathlib import Path
 
 from flava_ds.errors import DataError, UserError
-from flava_ds.evaluation.datasets.image_folder import CLASSES, TEMPLATES, class_names, read_templates
+from flava_ds.evaluation.datasets.image_folder import (
+    CLASSES,
+    TEMPLATES,
+    class_folders,
+    class_names,
+    read_templates,
+)
 from flava_ds.evaluation.datasets.published_images import (
     Listing,
     PublishedImages,
@@ -35,7 +41,7 @@ def read(folder: Path, split: str) -> Listing:
 
     Raises: DataError when the validation pictures have no labels.
     """
-    laid_out = [path for path in (folder / "train", folder / "val") if _has_folders(path)]
+    laid_out = [path for path in (folder / "train", folder / "val") if class_folders(path)]
     if folder / "val" in laid_out or not (folder / DEVKIT / "meta.mat").is_file():
         wnids, wnid_of = folders_of(laid_out), {}
     else:
@@ -58,10 +64,6 @@ def read(folder: Path, split: str) -> Listing:
     number = number_of(wnids, folder / TRUTH)
     named = [(key, number(wnid_of[label])) for key, label in zip(pictures, truth, strict=True)]
     return of_files(folder / "val", named, wnids)
-
-
-def _has_folders(path: Path) -> bool:
-    return path.is_dir() and any(inside.is_dir() for inside in path.iterdir())
 
 
 class Prompted(PublishedImages):

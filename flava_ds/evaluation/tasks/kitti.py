@@ -15,6 +15,7 @@ from flava_ds.evaluation.datasets.published_images import (
     Listing,
     PublishedImages,
     Variant,
+    all_needing,
     lines_of,
     of_files,
     pictures_in,
@@ -85,10 +86,8 @@ def read(
     return of_files(folder / PICTURES, named, CLASSES)
 
 
-def _needed(splits: tuple[str, ...], *more: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    return tuple((split, (PICTURES, BOXES, *more)) for split in splits)
-
-
+VISSL_FILES = all_needing(("test", "train"), PICTURES, BOXES)
+VTAB_FILES = all_needing(("test", "val", "train"), PICTURES, BOXES, MAPPING)
 DATA = PublishedImages(
     name="kitti",
     folder="Kitti/raw",
@@ -97,9 +96,9 @@ DATA = PublishedImages(
     "splits by video, devkit_object.zip from the KITTI page, unpacked in one folder",
     layout="training/image_2/*.png, training/label_2/*.txt and mapping/{train_rand,train_mapping}.txt",
     variants=(
-        Variant("vissl", _needed(("test", "train")), partial(read, at_random, METRES)),
-        Variant("vtab", _needed(("test", "val", "train"), MAPPING), partial(read, by_video, VTAB_METRES)),
-        Variant("clip", _needed(("test", "val", "train"), MAPPING), partial(read, by_video, VTAB_METRES)),
+        Variant("vissl", VISSL_FILES, partial(read, at_random, METRES)),
+        Variant("vtab", VTAB_FILES, partial(read, by_video, VTAB_METRES)),
+        Variant("clip", VTAB_FILES, partial(read, by_video, VTAB_METRES)),
     ),
 )
 TASKS = (ImageProbe("kitti_probe", DATA),)

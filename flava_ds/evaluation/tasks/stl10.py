@@ -3,6 +3,7 @@ The paper has its probe (Table C.1)."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -40,9 +41,7 @@ def read(folder: Path, split: str) -> Listing:
     names = lines_of(folder / "class_names.txt")
     found = of_array(np.concatenate(pixels), np.concatenate(labels), names, "train and test", files)
     test = np.arange(len(labels[0]), len(found.labels))
-    return Listing(
-        found.keys, found.load, found.labels, found.class_names, tuple(Fold(f, test) for f in folds)
-    )
+    return replace(found, folds=tuple(Fold(rows, test) for rows in folds))
 
 
 def _part(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from flava_ds.evaluation.datasets.published_images import (
     Listing,
     PublishedImages,
     Variant,
+    all_needing,
     lines_of,
     number_of,
     of_files,
@@ -64,7 +66,7 @@ def in_halves(folder: Path, split: str) -> Listing:
     folds = tuple(Fold(rows["Training", half], rows["Testing", half]) for half in range(1, HALVES + 1))
     if any(np.intersect1d(fold.train, fold.test).size for fold in folds):
         raise DataError(f"{folder / PARTITIONS}: a picture is in both halves of a partition; get it again")
-    return Listing(found.keys, found.load, found.labels, found.class_names, folds)
+    return replace(found, folds=folds)
 
 
 DATA = PublishedImages(
@@ -74,7 +76,7 @@ DATA = PublishedImages(
     origin="by hand: SUN397.tar.gz (37 GB) and, for CLIP's splits, Partitions.zip from Princeton's SUN page",
     layout="ClassName.txt, LETTER/CLASS/sun_*.jpg and Partitions/{Training,Testing}_{01,...,10}.txt",
     variants=(
-        Variant("vissl", tuple((split, (NAMES, "a")) for split in ("test", "val", "train")), at_random),
+        Variant("vissl", all_needing(("test", "val", "train"), NAMES, "a"), at_random),
         Variant("clip", (("test", (NAMES, "a", PARTITIONS)),), in_halves),
     ),
 )

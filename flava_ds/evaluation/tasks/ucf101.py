@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from flava_ds.evaluation.datasets.published_images import (
     Listing,
     PublishedImages,
     Variant,
+    all_needing,
     lines_of,
     number_of,
     of_files,
@@ -36,16 +38,12 @@ def read(numbers: tuple[int, ...], folder: Path, split: str) -> Listing:
     place = {key: row for row, key in enumerate(keys)}
     rows = {part: np.array([place[film] for film in films[part]], dtype=np.int64) for part in parts}
     folds = tuple(Fold(rows["train", number], rows["test", number]) for number in numbers)
-    return Listing(found.keys, found.load, found.labels, found.class_names, folds)
+    return replace(found, folds=folds)
 
 
 def _films(file: Path) -> list[str]:
     """Returns a list's films as their frames are called: CLASS/FILM.jpg."""
     return [f"{line.split()[0].removesuffix('.avi')}.jpg" for line in lines_of(file)]
-
-
-def _needed(splits: tuple[str, ...]) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    return tuple((split, (LISTS, FRAMES)) for split in splits)
 
 
 DATA = PublishedImages(
@@ -57,8 +55,8 @@ DATA = PublishedImages(
     "with ffmpeg say",
     layout="ucfTrainTestlist/{classInd,trainlist01,testlist01,...}.txt and frames/CLASS/v_*.jpg",
     variants=(
-        Variant("vissl", _needed(("test", "train")), partial(read, (1,))),
-        Variant("clip", _needed(("test",)), partial(read, (1, 2, 3))),
+        Variant("vissl", all_needing(("test", "train"), LISTS, FRAMES), partial(read, (1,))),
+        Variant("clip", all_needing(("test",), LISTS, FRAMES), partial(read, (1, 2, 3))),
     ),
 )
 TASKS = (ImageProbe("ucf101_probe", DATA),)

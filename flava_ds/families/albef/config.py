@@ -20,6 +20,7 @@ from flava_ds.config.encoders import (
     Pixels,
     VisionEncoderConfig,
     Width,
+    shape_with,
 )
 from flava_ds.config.objectives import in_use
 from flava_ds.errors import ConfigError
@@ -76,14 +77,7 @@ class AlbefConfig(ImageTextConfig, NormallyInitialized, type="albef"):
     @property
     def fusion(self) -> EncoderConfig:
         """The shape of the layers that fuse."""
-        text = self.text
-        return EncoderConfig(
-            hidden_size=text.hidden_size,
-            num_hidden_layers=self.fusion_layers,
-            num_attention_heads=text.num_attention_heads,
-            intermediate_size=text.intermediate_size,
-            layer_norm_eps=text.layer_norm_eps,
-        )
+        return shape_with(self.text, self.fusion_layers)
 
     def shape_of(self, view: str) -> EncoderConfig:
         """Returns a view's encoder configuration. Raises: ConfigError for a view that ALBEF lacks."""

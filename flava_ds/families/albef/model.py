@@ -38,10 +38,9 @@ class TextEncoder(nn.Module):
         self, texts: PackedIds, keep: Tensor | None = None, drops: HiddenDropout | None = None
     ) -> Encoded:
         """Encodes texts; `keep` names the rows that will be read, sorted: [k]."""
-        hidden = self.embeddings(texts.ids, texts.cu_seqlens, drops=drops)
-        packed = Packed(hidden, texts.cu_seqlens, texts.max_seqlen)
+        packed = texts.packed(self.embeddings(texts, drops=drops))
         hidden = self.transformer(packed, rows=keep, drops=drops)
-        return Encoded(Packed(hidden, texts.cu_seqlens, texts.max_seqlen), nn.Identity(), keep)
+        return Encoded(texts.packed(hidden), nn.Identity(), keep)
 
 
 class Fusion(nn.Module):
@@ -60,7 +59,7 @@ class Fusion(nn.Module):
     ) -> Encoded:
         """Fuses texts with one image each; `keep` names the rows that will be read, sorted: [k]."""
         hidden = self.transformer(text, rows=keep, drops=drops, memory=image)
-        return Encoded(Packed(hidden, text.cu_seqlens, text.max_seqlen), nn.Identity(), keep)
+        return Encoded(replace(text, hidden=hidden), nn.Identity(), keep)
 
 
 class Albef(ContrastedModel):
@@ -94,7 +93,7 @@ class Albef(ContrastedModel):
         A network that is `teaching` drops elements as in training, but not those of the student.
         """
         keep, found = reads or {}, {}
-        texts = texts_of(batch)
+        texts = PackedIds.of(batch)
         fused, matching = any(view in FUSED for view in views), "multimodal" in views
         if "image" in views and not fused:
             (found["image"],) = self.image_encoder(batch["pixel_values"], keep=[keep.get("image")])
@@ -106,12 +105,12 @@ class Albef(ContrastedModel):
             image, *other_image = halves(self.image_states(torch.cat(images)), len(images))
             found["image"] = Encoded(image, nn.Identity())
         if "multimodal_masked" in views:
-            masked = texts_of(batch, "input_ids_masked")
+            masked = PackedIds.of(batch, "input_ids_masked")
             inner, outer = (self._drops(batch, masked, own, teaching) for own in (MASKED, FUSED_MASKED))
             encoded = self.text_encoder(masked, drops=inner).packed
             found["multimodal_masked"] = self.fusion(encoded, image, keep.get("multimodal_masked"), outer)
         if matching:
-            others = texts_of(batch, prefix="negative_")
+            others = PackedIds.of(batch, "negative_input_ids", "negative_")
             text, other = (
                 self.text_encoder(own, drops=self._drops(batch, own, stream, teaching)).packed
                 for own, stream in ((texts, TEXT), (others, NEGATIVE))
@@ -163,11 +162,6 @@ class Albef(ContrastedModel):
         parts = {"image": ("image_encoder",), "text": ("text_encoder",)}
         read = parts.get(view, ("image_encoder", "text_encoder", "fusion"))
         return {name for name, _ in self.named_parameters() if name.partition(".")[0] in read}
-
-
-def texts_of(batch: Batch, ids: str = "input_ids", prefix: str = "") -> PackedIds:
-    """Returns the texts of a batch, masked ones or those with a prefix."""
-    return PackedIds(batch[prefix + ids], batch[f"{prefix}cu_seqlens"], batch.numbers[f"{prefix}max_seqlen"])
 
 
 def joined(*parts: Packed) -> Packed:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from flava_ds.batch import Batch
 from flava_ds.families.albef.model import Albef
-from flava_ds.layers.heads import TiedPredictionHead
+from flava_ds.layers.heads import tied_words
 from flava_ds.layers.transformer import clamped
 from flava_ds.objectives.momentum_contrastive import COLDEST, HOTTEST
 from flava_ds.objectives.state import EmaTeacher
@@ -46,6 +46,5 @@ class AlbefTeacher(EmaTeacher):
         }
         if self.predicts:
             head, states = parts["head"], encoded["multimodal_masked"].rows(batch["mlm_rows"])
-            table = (model.word_table(),) if isinstance(head, TiedPredictionHead) else ()
-            targets["teacher_logits"] = head.logits(states, *table)
+            targets["teacher_logits"] = head.logits(states, *tied_words(head, model))
         return batch.having(**targets)

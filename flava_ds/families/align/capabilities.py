@@ -39,7 +39,7 @@ def first_states(encoder: BertEncoder, texts: Sequence[np.ndarray]) -> Tensor:
     """Returns the CLS states of b arrays of ids: [b d]."""
     packed = pack(texts, encoder.embeddings.words.weight.device)
     first = packed.cu_seqlens[:-1].long()
-    return encoder.encode_texts(packed.ids, packed.cu_seqlens, packed.max_seqlen, keep=first).rows(first)
+    return encoder.encode_texts(packed, keep=first).rows(first)
 
 
 class AlignEmbedder(Projector):

@@ -19,12 +19,13 @@ from flava_ds.families.bert_layouts import (
     EMBEDDINGS,
     pixel_settings,
     require,
+    require_squares,
     split_qkv,
     text_settings,
     tokenizer_files,
 )
 from flava_ds.layers.efficientnet import EPS, SQUEEZE, STAGES, STEM
-from flava_ds.layouts import Entry, Foreign, renamed, take, to_ours, to_theirs
+from flava_ds.layouts import Entry, Foreign, renamed, shapes_of, take, to_ours, to_theirs
 from flava_ds.objectives.global_contrastive import GlobalContrastiveConfig
 
 _RENAMES = (
@@ -66,10 +67,9 @@ _RESIZED = 346 / 289
 
 def entries(model: AlignConfig) -> tuple[Entry, ...]:
     """Builds the table between our names and transformers'."""
-    with torch.device("meta"):
-        shapes = {f"model.{name}": tuple(own.shape) for name, own in Align(model).state_dict().items()}
     found = []
-    for name, shape in shapes.items():
+    for own, shape in shapes_of(lambda: Align(model)).items():
+        name = f"model.{own}"
         entry = split_qkv(name, renamed(name, _RENAMES), shape)
         found.append(dataclasses.replace(entry, their_shape=()) if name == "model.temperature" else entry)
     return tuple(found)
@@ -179,10 +179,7 @@ def of_transformers(raw: Mapping[str, Any], where: str) -> AlignConfig:
     text, image = (raw.get(f"{kind}_config") or {} for kind in ("text", "vision"))
     require(text, _TEXT, where)
     require(image, _VISION, where)
-    if not isinstance(image.get("image_size", 0), int):
-        raise CheckpointError(
-            f"{where}: image_size is {image['image_size']!r}; only squares, one number, are supported"
-        )
+    require_squares(image, ("image_size",), where)
     model = AlignConfig(
         text=take(BertTextConfig, text),
         image=EfficientNetConfig(

@@ -17,7 +17,7 @@ from flava_ds.layers.efficientnet import EfficientNet, initialize_as_efficientne
 from flava_ds.layers.heads import ContrastedModel
 from flava_ds.layers.hidden_dropout import hidden_dropout
 from flava_ds.layers.transformer import Encoded, at_least_fp32, clamped
-from flava_ds.layers.words import initialize_as_bert
+from flava_ds.layers.words import PackedIds, initialize_as_bert
 
 LEAST_TEMPERATURE = 0.001
 """Smaller temperatures, and those below 0, count as this."""
@@ -62,13 +62,11 @@ class Align(ContrastedModel):
             paths = batch.get("block_paths") if self.training else None
             encoded["image"] = Means(self.image_features(batch["pixel_values"], paths))
         if "text" in views:
-            ids, bounds = batch["input_ids"], batch["cu_seqlens"]
-            drops = hidden_dropout(
-                batch, self.config.text.hidden_dropout, bounds, ids.shape[0], 0, on=self.training
-            )
-            encoded["text"] = self.text_encoder.encode_texts(
-                ids, bounds, batch.numbers["max_seqlen"], keep=(reads or {}).get("text"), drops=drops
-            )
+            texts, probability = PackedIds.of(batch), self.config.text.hidden_dropout
+            total = texts.ids.shape[0]
+            drops = hidden_dropout(batch, probability, texts.cu_seqlens, total, 0, on=self.training)
+            keep = (reads or {}).get("text")
+            encoded["text"] = self.text_encoder.encode_texts(texts, keep=keep, drops=drops)
         return encoded
 
     def image_features(self, pixel_values: Tensor, paths: Tensor | None = None) -> Tensor:

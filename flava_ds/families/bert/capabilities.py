@@ -46,7 +46,7 @@ def encode(model: Bert, sep_id: int, texts: Sequence[np.ndarray], *, first_only:
     packed = pack(texts, model.word_table().device)
     types = types_of_texts(texts, sep_id).to(packed.ids.device)
     keep = packed.cu_seqlens[:-1].long() if first_only else None
-    return model.encode_texts(packed.ids, packed.cu_seqlens, packed.max_seqlen, types, keep)
+    return model.encode_texts(packed, types, keep)
 
 
 def types_of_texts(texts: Sequence[np.ndarray], sep_id: int) -> Tensor:

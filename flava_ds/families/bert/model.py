@@ -6,12 +6,12 @@ from collections.abc import Collection, Mapping
 
 from torch import Tensor, nn
 
-from flava_ds.batch import Batch, Packed
+from flava_ds.batch import Batch
 from flava_ds.config.encoders import BertTextConfig
 from flava_ds.families.bert.config import BertConfig
 from flava_ds.layers.hidden_dropout import HiddenDropout, hidden_dropout
 from flava_ds.layers.transformer import Encoded, Pooler, Transformer
-from flava_ds.layers.words import BertEmbeddings, PooledWords
+from flava_ds.layers.words import BertEmbeddings, PackedIds, PooledWords
 
 IDS = {"text": "input_ids", "text_masked": "input_ids_masked"}
 """The ids that each view encodes."""
@@ -27,17 +27,15 @@ class BertEncoder(nn.Module):
 
     def encode_texts(
         self,
-        input_ids: Tensor,
-        cu_seqlens: Tensor,
-        max_seqlen: int,
+        texts: PackedIds,
         token_types: Tensor | None = None,
         keep: Tensor | None = None,
         drops: HiddenDropout | None = None,
     ) -> Encoded:
         """Encodes packed texts: [T] -> [T d]; `keep` names the rows that will be read, sorted: [k]."""
-        hidden = self.embeddings(input_ids, cu_seqlens, token_types, drops)
-        hidden = self.transformer(Packed(hidden, cu_seqlens, max_seqlen), rows=keep, drops=drops)
-        return Encoded(Packed(hidden, cu_seqlens, max_seqlen), nn.Identity(), keep)
+        packed = texts.packed(self.embeddings(texts, token_types, drops))
+        hidden = self.transformer(packed, rows=keep, drops=drops)
+        return Encoded(texts.packed(hidden), nn.Identity(), keep)
 
 
 class Bert(BertEncoder, PooledWords):
@@ -52,19 +50,18 @@ class Bert(BertEncoder, PooledWords):
         self, batch: Batch, views: Collection[str], reads: Mapping[str, Tensor] | None = None
     ) -> dict[str, Encoded]:
         """Encodes each of `views` once; `reads` names the rows of a view that will be read, sorted: [k]."""
-        cu_seqlens, max_seqlen = batch["cu_seqlens"], batch.numbers["max_seqlen"]
         types, keep, encoded = batch.get("token_types"), reads or {}, {}
         for view in views:
-            ids, stream = batch[IDS[view]], self.config.views.index(view)
+            texts, stream = PackedIds.of(batch, IDS[view]), self.config.views.index(view)
             drops = hidden_dropout(
                 batch,
                 self.config.text.hidden_dropout,
-                cu_seqlens,
-                ids.shape[0],
+                texts.cu_seqlens,
+                texts.ids.shape[0],
                 stream,
                 on=self.training,
             )
-            encoded[view] = self.encode_texts(ids, cu_seqlens, max_seqlen, types, keep.get(view), drops)
+            encoded[view] = self.encode_texts(texts, types, keep.get(view), drops)
         return encoded
 
     def first_rows(self, view: str, batch: Batch) -> Tensor:

@@ -52,6 +52,4 @@ class ClipEmbedder(Projector):
     @torch.inference_mode()
     def text_features(self, texts: Sequence[np.ndarray]) -> Tensor:
         """Encodes b arrays of ids, special tokens included: -> [b d], in the model's dtype."""
-        packed = pack(texts, self.device)
-        last = packed.cu_seqlens[1:].long() - 1
-        return self.model.text_encoder(packed.ids, packed.cu_seqlens, packed.max_seqlen, last).rows(last)
+        return self.model.text_encoder.last_states(pack(texts, self.device))

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from flava_ds.config import Config
@@ -17,7 +16,7 @@ from flava_ds.errors import CheckpointError
 from flava_ds.families.bert_layouts import pixel_settings, tokenizer_files
 from flava_ds.families.clip.config import ClipConfig, ImageTowerConfig, TextTowerConfig, clip_of
 from flava_ds.families.clip.model import Clip
-from flava_ds.layouts import Entry, Foreign, renamed, take, to_ours, to_theirs
+from flava_ds.layouts import Entry, Foreign, renamed, shapes_of, take, to_ours, to_theirs
 from flava_ds.objectives.global_contrastive import GlobalContrastiveConfig
 
 log = logging.getLogger(__name__)
@@ -74,10 +73,9 @@ _CONSTANTS = ("position_ids", "attn_mask", "input_resolution", "context_length",
 
 def entries(model: ClipConfig, *, open_clip: bool = False) -> tuple[Entry, ...]:
     """Builds the table between our names and transformers', or open_clip's."""
-    with torch.device("meta"):
-        shapes = {f"model.{name}": tuple(tensor.shape) for name, tensor in Clip(model).state_dict().items()}
     image, found = model.image, []
-    for name, shape in shapes.items():
+    for own, shape in shapes_of(lambda: Clip(model)).items():
+        name = f"model.{own}"
         theirs: tuple[str, ...] = (renamed(name, _OPEN_CLIP if open_clip else _TRANSFORMERS),)
         their_shape, transposed = shape, False
         if name.endswith("patch_embedding.weight"):

@@ -21,6 +21,7 @@ from flava_ds.layers.fused import LayerNorm
 from flava_ds.layers.heads import ContrastedModel
 from flava_ds.layers.patches import PatchEmbedding
 from flava_ds.layers.transformer import Block, Encoded, Transformer, encode_versions
+from flava_ds.layers.words import PackedIds
 
 
 class ImageTower(nn.Module):
@@ -60,13 +61,17 @@ class TextTower(nn.Module):
         self.transformer = Transformer(shape, causal=True, activation=config.activation)
         self.final_norm = LayerNorm(shape.hidden_size, eps=shape.layer_norm_eps)
 
-    def forward(
-        self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int, keep: Tensor | None = None
-    ) -> Encoded:
+    def forward(self, texts: PackedIds, keep: Tensor | None = None) -> Encoded:
         """Encodes texts; `keep` names the rows that will be read, sorted: [k]."""
-        _, position = places(cu_seqlens, input_ids.shape[0])
-        hidden = self.word_embeddings(input_ids) + F.embedding(position, self.positions)
-        return encode_versions(self.transformer, self.final_norm, hidden, (cu_seqlens, max_seqlen), [keep])[0]
+        _, position = places(texts.cu_seqlens, texts.ids.shape[0])
+        hidden = self.word_embeddings(texts.ids) + F.embedding(position, self.positions)
+        layout = texts.cu_seqlens, texts.max_seqlen
+        return encode_versions(self.transformer, self.final_norm, hidden, layout, [keep])[0]
+
+    def last_states(self, texts: PackedIds) -> Tensor:
+        """Returns the state of each text's last token, which attends to all others: [b d]."""
+        last = texts.cu_seqlens[1:].long() - 1
+        return self(texts, last).rows(last)
 
 
 class Clip(ContrastedModel):
@@ -89,8 +94,8 @@ class Clip(ContrastedModel):
         if "image" in views:
             encoded["image"] = self.image_encoder(batch["pixel_values"], keep.get("image"))
         if "text" in views:
-            texts = batch["input_ids"], batch.bounds(), batch.numbers["max_seqlen"]
-            encoded["text"] = self.text_encoder(*texts, keep.get("text"))
+            texts = PackedIds(batch["input_ids"], batch.bounds(), batch.numbers["max_seqlen"])
+            encoded["text"] = self.text_encoder(texts, keep.get("text"))
         return encoded
 
     def first_rows(self, view: str, batch: Batch) -> Tensor:

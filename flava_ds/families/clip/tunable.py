@@ -41,9 +41,7 @@ class TunableTower(nn.Module):
         self.tower = copy.deepcopy(tower).requires_grad_(True)
 
     def forward(self, texts: Sequence[np.ndarray], pixels: Tensor | None = None) -> Tensor:
-        packed = pack(texts, self.tower.positions.device)
-        last = packed.cu_seqlens[1:].long() - 1
-        return self.tower(packed.ids, packed.cu_seqlens, packed.max_seqlen, last).rows(last)
+        return self.tower.last_states(pack(texts, self.tower.positions.device))
 
 
 class TunableTowers(nn.Module):

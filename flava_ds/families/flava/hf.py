@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flava_ds.config import CodebookConfig, Config, ObjectiveConfig
-from flava_ds.config.encoders import VisionEncoderConfig
+from flava_ds.config.encoders import EncoderConfig, VisionEncoderConfig
 from flava_ds.errors import CheckpointError
 from flava_ds.families.bert_layouts import (
     named_by_type,
@@ -130,28 +130,30 @@ class FlavaLayouts:
         masking = cast(MaskedImageConfig, objectives.get("mim", MaskedImageConfig()))
         pixels = {"height": image.image_size, "width": image.image_size}
         codebook_pixels = {"height": codebook.image_size, "width": codebook.image_size}
-        processor = pixel_settings("FlavaImageProcessor", image) | {
-            "processor_class": "FlavaProcessor",
-            **{"size": pixels, "do_center_crop": True, "crop_size": pixels},
-            **{"input_size_patches": image.grid_size, "total_mask_patches": masking.num_masked_patches},
-            **{
-                "mask_group_min_patches": masking.min_patches_per_block,
-                "mask_group_min_aspect_ratio": masking.min_aspect_ratio,
-            },
-            **{"codebook_do_resize": True, "codebook_size": codebook_pixels, "codebook_resample": _LANCZOS},
-            **{"codebook_do_center_crop": True, "codebook_crop_size": codebook_pixels},
-            **{
-                "codebook_do_rescale": True,
-                "codebook_rescale_factor": 1 / 255,
-                "codebook_do_map_pixels": True,
-            },
+        processor = pixel_settings(
+            "FlavaImageProcessor",
+            image,
+            processor_class="FlavaProcessor",
+            size=pixels,
+            do_center_crop=True,
+            crop_size=pixels,
+            input_size_patches=image.grid_size,
+            total_mask_patches=masking.num_masked_patches,
+            mask_group_min_patches=masking.min_patches_per_block,
+            mask_group_min_aspect_ratio=masking.min_aspect_ratio,
+            codebook_do_resize=True,
+            codebook_size=codebook_pixels,
+            codebook_resample=_LANCZOS,
+            codebook_do_center_crop=True,
+            codebook_crop_size=codebook_pixels,
+            codebook_do_rescale=True,
+            codebook_rescale_factor=1 / 255,
+            codebook_do_map_pixels=True,
             # The codebook takes mapped pixels without further normalisation.
-            **{
-                "codebook_do_normalize": True,
-                "codebook_image_mean": [0.0] * 3,
-                "codebook_image_std": [1.0] * 3,
-            },
-        }
+            codebook_do_normalize=True,
+            codebook_image_mean=[0.0] * 3,
+            codebook_image_std=[1.0] * 3,
+        )
         return {
             **tokenizer_files(config, flava_of(config).text.max_position_embeddings),
             "preprocessor_config.json": processor,
@@ -171,43 +173,29 @@ def transformers_settings(config: Config) -> dict[str, Any]:
     """Translates the configuration into FlavaConfig's JSON."""
     model, codebook = flava_of(config), config.codebook
 
-    def encoder(part: Any, kind: str, **more: Any) -> dict[str, Any]:
-        names = (
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "intermediate_size",
-            "layer_norm_eps",
-        )
-        shared = {
+    def encoder(kind: str, *own: str, **more: Any) -> dict[str, Any]:
+        part = getattr(model, kind)
+        return {
+            "model_type": f"flava_{kind}_model",
+            **{field.name: getattr(part, field.name) for field in dataclasses.fields(EncoderConfig)},
             "hidden_act": "gelu",
             "hidden_dropout_prob": 0.0,
             "attention_probs_dropout_prob": 0.0,
             "qkv_bias": True,
-        }
-        sizes = {name: getattr(part, name) for name in names}
-        return {
-            "model_type": f"flava_{kind}_model",
-            **sizes,
-            **shared,
             "initializer_range": model.initializer_range,
+            **{name: getattr(part, name) for name in own},
             **more,
         }
 
-    image_more = {name: getattr(model.image, name) for name in ("image_size", "patch_size", "num_channels")}
-    text_more = {
-        name: getattr(model.text, name)
-        for name in ("vocab_size", "max_position_embeddings", "type_vocab_size", "pad_token_id")
-    }
+    image_fields = ("image_size", "patch_size", "num_channels")
+    text_fields = ("vocab_size", "max_position_embeddings", "type_vocab_size", "pad_token_id")
     return {
         "model_type": "flava",
         "architectures": ["FlavaForPreTraining"],
         "dtype": "float32",
-        "image_config": encoder(
-            model.image, "image", **image_more, mask_token=True, vocab_size=codebook.vocab_size
-        ),
-        "text_config": encoder(model.text, "text", **text_more),
-        "multimodal_config": encoder(model.multimodal, "multimodal", use_cls_token=True),
+        "image_config": encoder("image", *image_fields, mask_token=True, vocab_size=codebook.vocab_size),
+        "text_config": encoder("text", *text_fields),
+        "multimodal_config": encoder("multimodal", use_cls_token=True),
         "image_codebook_config": {
             "model_type": "flava_image_codebook",
             "num_groups": codebook.num_groups,
@@ -236,9 +224,9 @@ def of_transformers(raw: Mapping[str, Any], where: str, poolers: bool = False) -
     """Builds our configuration from theirs; missing values get transformers' defaults, which are ours too."""
     parts = {
         name: (raw.get(f"{name}_config") or {}) | (raw.get(f"{name}_config_dict") or {})
-        for name in ("image", "text", "multimodal", "image_codebook")
+        for name in (*ENCODERS, "image_codebook")
     }
-    for name in ("image", "text", "multimodal"):
+    for name in ENCODERS:
         require(parts[name], _SUPPORTED, f"{where}: {name}_config")
     model = FlavaConfig(
         image=take(
@@ -258,13 +246,12 @@ def of_transformers(raw: Mapping[str, Any], where: str, poolers: bool = False) -
         num_channels=parts["image_codebook"].get("input_channels", 3),
         image_size=model.image.grid_size * 2 ** (codebook.num_groups - 1),
     )
-    weights = {name: float(raw.get(f"{name}_weight", 1.0)) for name in flava_objectives()}
     masked = round(0.4 * model.num_patches)  # as published: 75 of 196, in blocks of at least 16
     small = {"num_masked_patches": masked, "min_patches_per_block": max(1, min(16, masked // 4))}
     objectives = {
         name: dataclasses.replace(
             own,
-            weight=weights[name],
+            weight=float(raw.get(f"{name}_weight", 1.0)),
             **(small if isinstance(own, MaskedImageConfig) and model.num_patches < PUBLISHED_PATCHES else {}),
         )
         for name, own in flava_objectives().items()
@@ -274,9 +261,8 @@ def of_transformers(raw: Mapping[str, Any], where: str, poolers: bool = False) -
 
 def without_heads(objectives: dict[str, ObjectiveConfig]) -> dict[str, ObjectiveConfig]:
     """Sets the weight of every objective with a head to 0, for a FlavaModel, which has no heads."""
-    kept = ("global_contrastive",)
     return {
-        name: own if name in kept else dataclasses.replace(own, weight=0.0)
+        name: own if name == "global_contrastive" else dataclasses.replace(own, weight=0.0)
         for name, own in objectives.items()
     }
 

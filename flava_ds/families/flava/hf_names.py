@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-import torch
-
 from flava_ds.config import Config
 from flava_ds.config.encoders import VisionEncoderConfig
 from flava_ds.errors import CheckpointError
 from flava_ds.families.flava.config import flava_of
 from flava_ds.families.flava.task import FlavaTask
-from flava_ds.layouts import Entry, renamed
+from flava_ds.layouts import Entry, renamed, shapes_of
 
 HEADS = ("mim", "mlm", "mmm_image", "mmm_text")
 _HEADS = "|".join(HEADS)
@@ -44,13 +42,6 @@ _RENAMES = (
 """Applied in this order to our names."""
 
 
-def our_shapes(config: Config) -> dict[str, tuple[int, ...]]:
-    """Returns names and shapes of `config`'s state dict, computed without allocating memory."""
-    with torch.device("meta"):
-        module = FlavaTask(config)
-    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-
-
 def huggingface_names(name: str) -> tuple[str, ...]:
     """Translates one of our names into FlavaForPreTraining's: one name, or three for a fused qkv.
 
@@ -60,23 +51,19 @@ def huggingface_names(name: str) -> tuple[str, ...]:
     if theirs == name or theirs.startswith(("model.", "objectives.")):
         raise CheckpointError(f"tensor '{name}' has no counterpart in Hugging Face's FlavaForPreTraining")
     head, fused, kind = theirs.partition(".attention.qkv.")
-    return (
-        tuple(f"{head}.attention.attention.{part}.{kind}" for part in ("query", "key", "value"))
-        if fused
-        else (theirs,)
-    )
+    if not fused:
+        return (theirs,)
+    return tuple(f"{head}.attention.attention.{part}.{kind}" for part in ("query", "key", "value"))
 
 
 def flava_entries(config: Config) -> tuple[Entry, ...]:
     """Builds the table for `config`'s model and objectives, which are named like their types; an objective of
     weight 0 has no entries.
     """
-    entries = []
-    for name, shape in our_shapes(config).items():
+    entries, image = [], flava_of(config).image
+    for name, shape in shapes_of(lambda: FlavaTask(config)).items():
         theirs = huggingface_names(name)
-        entries.append(
-            Entry(name, theirs, shape, their_shape(name, shape, flava_of(config).image, len(theirs)))
-        )
+        entries.append(Entry(name, theirs, shape, their_shape(name, shape, image, len(theirs))))
     return tuple(entries)
 
 

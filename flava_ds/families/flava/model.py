@@ -106,10 +106,8 @@ class Flava(ContrastedModel):
         self, image: Packed, text: Packed, layout: SequenceLayout, *, keep: Tensor | None = None
     ) -> Encoded:
         """Projects the encoders' states, taken before their final LayerNorm, and encodes them together."""
-        image_hidden, text_hidden = (
-            self.image_to_multimodal(image.hidden),
-            self.text_to_multimodal(text.hidden),
-        )
+        image_hidden = self.image_to_multimodal(image.hidden)
+        text_hidden = self.text_to_multimodal(text.hidden)
         return self.multimodal_encoder(image_hidden, text_hidden, layout, keep=keep)
 
     def first_rows(self, view: str, batch: Batch) -> Tensor:
@@ -139,13 +137,8 @@ class Flava(ContrastedModel):
         encoder reads the states before that norm.
         """
         if view in FUSED_FROM:
-            image, text = FUSED_FROM[view]
-            below = self.parameters_of(image, read_directly=False) | self.parameters_of(
-                text, read_directly=False
-            )
-            return below | self._trainable(
-                "multimodal_encoder.", "image_to_multimodal.", "text_to_multimodal."
-            )
+            own = self._trainable("multimodal_encoder.", "image_to_multimodal.", "text_to_multimodal.")
+            return own.union(*(self.parameters_of(below, read_directly=False) for below in FUSED_FROM[view]))
         encoder = "image_encoder." if view in IMAGE_VIEWS else "text_encoder."
         unused: tuple[str, ...] = () if read_directly else (encoder + "final_norm.",)
         if view == View.IMAGE:

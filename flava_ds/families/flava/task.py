@@ -80,17 +80,13 @@ class FlavaTask(Task):
         """Lists the masked and fused passes of a pair batch; a masked share embeds its patches again."""
         if View.MULTIMODAL_MASKED not in self._views(Kind.PAIR):
             return
-        kinds, own = (
-            (MaskedImageModeling, MaskedLanguageModeling, ImageTextMatching),
-            self.active(Kind.PAIR).values(),
-        )
+        own = self.active(Kind.PAIR).values()
+        kinds = MaskedImageModeling, MaskedLanguageModeling, ImageTextMatching
         with_image, with_text, with_matching = (any(isinstance(o, kind) for o in own) for kind in kinds)
         model, share = self.flava, is_share(batch)
         size = batch["masked_samples"].shape[0] if share else batch.size
-        images, texts = (
-            self._image_lengths(size),
-            _lengths(batch, "masked_cu_seqlens" if share else "cu_seqlens"),
-        )
+        images = self._image_lengths(size)
+        texts = _lengths(batch, "masked_cu_seqlens" if share else "cu_seqlens")
         patches, tokens = _count(batch, "mim_rows"), _count(batch, "mlm_rows")
         fused = model.multimodal.hidden_size
         if share:

@@ -14,7 +14,7 @@ from flava_ds.config.encoders import VisionEncoderConfig
 from flava_ds.errors import CheckpointError
 from flava_ds.families.flava.hf_names import their_shape
 from flava_ds.families.flava.image_encoder import ImageEncoder
-from flava_ds.layouts import Entry, renamed, to_ours
+from flava_ds.layouts import Entry, renamed, shapes_of, to_ours
 
 log = logging.getLogger(__name__)
 
@@ -104,11 +104,10 @@ def vit_entries(
     image: VisionEncoderConfig, *, relative: bool = False, masks: bool = False
 ) -> tuple[Entry, ...]:
     """Builds the table between our image encoder and a ViT in timm's or DINO's names."""
-    with torch.device("meta"):
-        encoder = ImageEncoder(image, masks=masks, relative_positions=relative)
+    shapes = shapes_of(lambda: ImageEncoder(image, masks=masks, relative_positions=relative))
     entries = []
-    for name, tensor in encoder.state_dict().items():
-        ours, shape = f"model.image_encoder.{name}", tuple(tensor.shape)
+    for name, shape in shapes.items():
+        ours = f"model.image_encoder.{name}"
         entries.append(Entry(ours, (renamed(ours, _VIT_RENAMES),), shape, their_shape(ours, shape, image, 1)))
     return tuple(entries)
 

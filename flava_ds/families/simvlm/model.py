@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -83,18 +84,15 @@ class Simvlm(nn.Module):
             returns  Packed of [b*n+P d], after the final LayerNorm
         """
         hidden = self.embed(prefix, self.prefix_positions)
-        packed = Packed(hidden, prefix.cu_seqlens, prefix.max_seqlen)
+        packed = prefix.packed(hidden)
         if patches is not None:
             packed = prefixed(patches, packed)
-        hidden = self.encoder_norm(self.encoder(packed))
-        return Packed(hidden, packed.cu_seqlens, packed.max_seqlen)
+        return replace(packed, hidden=self.encoder_norm(self.encoder(packed)))
 
     def write(self, memory: Packed, suffix: PackedIds) -> Encoded:
         """Decodes packed texts, each beside its memory: [S] -> Encoded of [S d]."""
-        hidden = self.embed(suffix, self.suffix_positions)
-        packed = Packed(hidden, suffix.cu_seqlens, suffix.max_seqlen)
-        hidden = self.decoder(packed, memory=memory)
-        return Encoded(Packed(hidden, suffix.cu_seqlens, suffix.max_seqlen), self.decoder_norm)
+        packed = suffix.packed(self.embed(suffix, self.suffix_positions))
+        return Encoded(suffix.packed(self.decoder(packed, memory=memory)), self.decoder_norm)
 
     def embed(self, texts: PackedIds, positions: Tensor) -> Tensor:
         """Adds word and position embeddings of packed ids: [T] -> [T d]."""

@@ -12,7 +12,7 @@ from flava_ds.batch import Batch, Packed
 from flava_ds.families.bert.model import Bert
 from flava_ds.families.single_stream.config import SingleStreamConfig
 from flava_ds.layers.hidden_dropout import HiddenDropout, hidden_dropout
-from flava_ds.layers.regions import JointLayout, PackedImages, joint_layout
+from flava_ds.layers.regions import JointLayout, PackedImages
 from flava_ds.layers.transformer import Encoded
 from flava_ds.layers.words import PackedIds
 
@@ -48,7 +48,7 @@ class SingleStream(Bert):
                 self.texts_of(view, batch),
                 seen[own.hides_regions],
                 self.layout(view, batch),
-                types_of(batch, own.prefix),
+                batch.get(f"{own.prefix}token_types"),
                 keep.get(view),
                 self.drops(view, batch),
             )
@@ -94,7 +94,7 @@ class SingleStream(Bert):
             token_types  [T]  segments of the texts; None for one segment
             returns      Encoded of [T+O d]
         """
-        words = self.embeddings(texts.ids, texts.cu_seqlens, token_types)
+        words = self.embeddings(texts, token_types)
         joined = layout.join(words, regions)
         joined = joined if drops is None else drops(joined)
         packed = Packed(joined, layout.cu_seqlens, layout.max_seqlen)
@@ -108,12 +108,13 @@ class SingleStream(Bert):
     def texts_of(self, view: str, batch: Batch) -> PackedIds:
         """Returns the texts that a view reads."""
         own = self.config.readings[view]
-        cu_seqlens, longest = batch[f"{own.prefix}cu_seqlens"], batch.numbers[f"{own.prefix}max_seqlen"]
-        return PackedIds(batch[own.ids], cu_seqlens, longest)
+        return PackedIds.of(batch, own.ids, own.prefix)
 
     def layout(self, view: str, batch: Batch) -> JointLayout:
         """Returns the positions in a view's sequences."""
-        return joint_layout(batch, self.config.readings[view].prefix)
+        prefix = self.config.readings[view].prefix
+        longest = batch.numbers[f"{prefix}joint_max_seqlen"]
+        return JointLayout(batch[f"{prefix}cu_seqlens"], batch["region_cu_seqlens"], longest)
 
     def joint(self, texts: PackedIds, images: PackedImages) -> JointLayout:
         """Returns the positions in sequences of texts with an image each."""
@@ -155,8 +156,3 @@ class SingleStream(Bert):
 
     def initialize(self) -> None:
         """Changes initial weights where the family's are not BERT's."""
-
-
-def types_of(batch: Batch, prefix: str = "") -> Tensor | None:
-    """Returns the segments of a batch's texts: [T]; None for one segment each."""
-    return batch.get(f"{prefix}token_types")

@@ -12,7 +12,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 from flava_ds.config.bounds import AtLeast, AtMost
-from flava_ds.config.encoders import BertTextConfig, EncoderConfig, RegionsConfig, RegionTextConfig, Width
+from flava_ds.config.encoders import (
+    BertTextConfig,
+    EncoderConfig,
+    RegionsConfig,
+    RegionTextConfig,
+    Width,
+    shape_with,
+)
 from flava_ds.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -150,17 +157,6 @@ class VilbertConfig(TwoStreamConfig, type="vilbert"):
                 f"model: co_attention_size {self.co_attention_size} is not divisible by co_attention_heads "
                 f"{self.co_attention_heads}"
             )
-
-
-def shape_with(shape: EncoderConfig, layers: int) -> EncoderConfig:
-    """Returns the shape of a stack of so many layers like those of `shape`."""
-    return EncoderConfig(
-        hidden_size=shape.hidden_size,
-        num_hidden_layers=layers,
-        num_attention_heads=shape.num_attention_heads,
-        intermediate_size=shape.intermediate_size,
-        layer_norm_eps=shape.layer_norm_eps,
-    )
 
 
 def two_streams_of(config: Config) -> TwoStreamConfig:

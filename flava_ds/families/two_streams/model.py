@@ -40,7 +40,7 @@ class TwoStreamModel(nn.Module):
         """Encodes `views`; `reads` names the rows of a view that will be read, sorted: [k]."""
         if not views:
             return {}
-        texts = PackedIds(batch["input_ids_masked"], batch["cu_seqlens"], batch.numbers["max_seqlen"])
+        texts = PackedIds.of(batch, "input_ids_masked")
         images, drops = PackedImages.of(batch, masked="region_hidden_rows" in batch), self.drops(batch)
         regions = self.regions_alone(images, drops.get("regions"))
         keep = reads or {}
@@ -80,8 +80,8 @@ class TwoStreamModel(nn.Module):
         the rows of each that will be read, sorted: [k], or None for all.
         """
         of_text = (drops or {}).get("text")
-        hidden = self.embeddings(texts.ids, texts.cu_seqlens, drops=of_text)
-        text = self.streams.alone("text", Packed(hidden, texts.cu_seqlens, texts.max_seqlen), of_text)
+        embedded = texts.packed(self.embeddings(texts, drops=of_text))
+        text = self.streams.alone("text", embedded, of_text)
         wanted = {STREAM_OF[view]: rows for view, rows in reads.items()}
         found = self.streams.meet(text, regions, wanted, drops)
         bounds = {TEXT_VIEW: text, REGIONS_VIEW: regions}

@@ -76,7 +76,7 @@ class Unit(nn.Module):
             if TASKS[task] != "text":
                 pixels = batch["pixel_values"]
             if TASKS[task] != "image":
-                texts = PackedIds(batch["input_ids"], batch["cu_seqlens"], batch.numbers["max_seqlen"])
+                texts = PackedIds.of(batch)
             found[task] = self.answer(task, pixels, texts, batch.get("token_types"), drop)
         return found
 
@@ -132,10 +132,10 @@ class Unit(nn.Module):
         embeddings, size = self.text_encoder.embeddings, texts.cu_seqlens.shape[0] - 1
         probability, total = self.config.text.hidden_dropout, texts.ids.shape[0]
         of_words = drop(probability, texts.cu_seqlens, total, _OF_WORDS)
-        words = embeddings(texts.ids, texts.cu_seqlens, token_types, of_words)
+        words = embeddings(texts, token_types, of_words)
         layout = SequenceLayout(1, texts.cu_seqlens, texts.max_seqlen, own=0)
         token = repeat(self.text_tasks[task]().to(words.dtype), "one d -> b one d", b=size)
-        packed = prefixed(token, Packed(words, texts.cu_seqlens, texts.max_seqlen))
+        packed = prefixed(token, texts.packed(words))
         _, place = places(texts.cu_seqlens, texts.ids.shape[0])
         bounds, longest = texts.cu_seqlens, texts.max_seqlen
         if task in self.config.first_word_only:

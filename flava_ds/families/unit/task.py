@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from flava_ds.batch import Batch
@@ -18,6 +17,7 @@ from flava_ds.families.building import seeded
 from flava_ds.families.unit.config import TASKS, unit_of
 from flava_ds.families.unit.model import Unit, initialize
 from flava_ds.layers.work import cross_attention_flops, encoder_flops
+from flava_ds.objectives.base import world_size
 from flava_ds.training.batch_norms import BatchNormTask
 from flava_ds.training.task import Pass, StepOutput
 
@@ -53,8 +53,7 @@ class UnitTask(BatchNormTask):
 
     def step(self, batch: Batch, denominators: Mapping[str, Tensor], *arguments: Any) -> StepOutput:
         """Returns a micro-batch's part of the step's loss, whose one objective is told of the step."""
-        ranks = dist.get_world_size() if dist.is_initialized() else 1
-        terms = {name: own * ranks for name, own in denominators.items()}
+        terms = {name: own * world_size() for name, own in denominators.items()}
         batch = self.told(batch, terms, self.config.global_batch_size(batch.source))
         return super().step(batch, denominators, *arguments)
 

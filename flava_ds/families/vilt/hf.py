@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from flava_ds.config import Config
 from flava_ds.config.objectives import ObjectiveConfig, in_use
-from flava_ds.errors import CheckpointError
 from flava_ds.families.bert_layouts import (
     EMBEDDINGS,
     named_by_type,
     pixel_settings,
     require,
+    require_squares,
     split_qkv,
     tell_left_out,
     text_settings,
@@ -24,7 +24,7 @@ from flava_ds.families.bert_layouts import (
 )
 from flava_ds.families.vilt.config import StreamConfig, ViltConfig, WordsConfig, vilt_of
 from flava_ds.families.vilt.task import ViltTask
-from flava_ds.layouts import Entry, Foreign, renamed, take, to_ours, to_theirs, tuned_head
+from flava_ds.layouts import Entry, Foreign, renamed, shapes_of, take, to_ours, to_theirs, tuned_head
 from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig
 
 _RENAMES = (
@@ -59,19 +59,16 @@ def heads_of(tied: bool) -> dict[str, ObjectiveConfig]:
 def entries(model: ViltConfig, heads: Mapping[str, ObjectiveConfig] | None = None) -> tuple[Entry, ...]:
     """Builds the table between our names and transformers', with the head of MLM or of the bare model."""
     config = Config(name="shapes", model=model, objectives=dict(heads or {}))
-    with torch.device("meta"):
-        shapes = {name: tuple(tensor.shape) for name, tensor in ViltTask(config).state_dict().items()}
     image, found = model.image, []
-    for name, shape in shapes.items():
+    for name, shape in shapes_of(lambda: ViltTask(config)).items():
         theirs = renamed(name, _RENAMES)
         entry = split_qkv(name, theirs if heads else theirs.removeprefix("vilt."), shape, "attention")
         if name == "model.patch_embedding.weight":
             their_shape = (shape[0], image.num_channels, image.patch_size, image.patch_size)
             entry = dataclasses.replace(entry, their_shape=their_shape)
         elif name in ("model.cls_token", "model.positions"):
-            entry = dataclasses.replace(
-                entry, their_shape=((1, 1, *shape) if len(shape) == 1 else (1, *shape))
-            )
+            ones = (1,) * (3 - len(shape))  # theirs have three axes
+            entry = dataclasses.replace(entry, their_shape=(*ones, *shape))
         found.append(entry)
     return tuple(found)
 
@@ -171,11 +168,7 @@ def of_transformers(raw: Mapping[str, Any], where: str) -> ViltConfig:
     statistics are those of the published code, if the folder has no others.
     """
     require(raw, _SUPPORTED, where)
-    for name in ("image_size", "patch_size"):
-        if not isinstance(raw.get(name, 0), int):
-            raise CheckpointError(
-                f"{where}: {name} is {raw[name]!r}; only squares, one number, are supported"
-            )
+    require_squares(raw, ("image_size", "patch_size"), where)
     image = take(StreamConfig, {"layer_norm_eps": 1e-12, **raw})
     most = raw.get("max_image_length") or -1
     most = most if most > 0 else max(StreamConfig.max_patches, image.num_patches)

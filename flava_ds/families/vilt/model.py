@@ -60,7 +60,9 @@ class Vilt(PooledWords):
         dropping = self.training and self.config.image.hidden_dropout > 0
         image, keep = self.embed_images(batch["pixel_values"], typed=not dropping), reads or {}
         return {
-            view: self.encode_pairs(image, texts_of(batch, view), keep.get(view), self.drops(batch, view))
+            view: self.encode_pairs(
+                image, PackedIds.of(batch, *TEXTS[view]), keep.get(view), self.drops(batch, view)
+            )
             for view in TEXTS
             if view in views
         }
@@ -110,7 +112,7 @@ class Vilt(PooledWords):
             returns  Encoded of [b*(1+n)+T d]
         """
         (first, patches), layout = image, layout_of(texts, image[1].shape[1])
-        words = self.embeddings(texts.ids, texts.cu_seqlens)
+        words = self.embeddings(texts)
         if drops is None:
             words = words + self.modality_types.weight[WORD]
         rows = rearrange(patches, "b n d -> (b n) d")
@@ -124,7 +126,7 @@ class Vilt(PooledWords):
 
     def layout(self, view: str, batch: Batch) -> SequenceLayout:
         """Returns the positions in a view's sequences."""
-        return layout_of(texts_of(batch, view), self.config.image.num_patches)
+        return layout_of(PackedIds.of(batch, *TEXTS[view]), self.config.image.num_patches)
 
     def first_rows(self, view: str, batch: Batch) -> Tensor:
         """Returns the row of each text's CLS: [b]."""
@@ -139,12 +141,6 @@ class Vilt(PooledWords):
         layout = self.layout(view, batch)
         patches = torch.arange(batch.size * layout.num_patches, device=tokens.device)
         return torch.cat([layout.text_rows(tokens), layout.patch_rows(patches)])
-
-
-def texts_of(batch: Batch, view: str) -> PackedIds:
-    """Returns the texts that a view reads."""
-    ids, prefix = TEXTS[view]
-    return PackedIds(batch[ids], batch[f"{prefix}cu_seqlens"], batch.numbers[f"{prefix}max_seqlen"])
 
 
 def layout_of(texts: PackedIds, num_patches: int) -> SequenceLayout:

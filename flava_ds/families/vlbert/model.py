@@ -11,7 +11,7 @@ from flava_kernels.packing import places, sequence_of_rows, unpack
 from torch import Tensor, nn
 
 from flava_ds.batch import Batch, Packed
-from flava_ds.families.single_stream.model import SingleStream, types_of
+from flava_ds.families.single_stream.model import SingleStream
 from flava_ds.families.vlbert.config import VlbertConfig
 from flava_ds.layers.fused import LayerNorm
 from flava_ds.layers.hidden_dropout import HiddenDropout
@@ -59,7 +59,7 @@ class Vlbert(SingleStream):
                 self.texts_of(view, batch),
                 images,
                 self.layout(view, batch),
-                types_of(batch),
+                batch.get("token_types"),
                 (reads or {}).get(view),
                 self.drops(view, batch),
             )
@@ -105,9 +105,7 @@ class Vlbert(SingleStream):
 
     def encode_texts(
         self,
-        input_ids: Tensor,
-        cu_seqlens: Tensor,
-        max_seqlen: int,
+        texts: PackedIds,
         token_types: Tensor | None = None,
         keep: Tensor | None = None,
         drops: HiddenDropout | None = None,
@@ -115,9 +113,8 @@ class Vlbert(SingleStream):
         """Encodes packed texts without images; `keep` names tokens. The result, like `drops`, has rows for
         [END] too.
         """
-        layout = ended(JointLayout(cu_seqlens, torch.zeros_like(cu_seqlens), max_seqlen))
+        layout = without_image(texts)
         rows = None if keep is None else layout.text_rows(keep)
-        texts = PackedIds(input_ids, cu_seqlens, max_seqlen)
         return self.encode_images(texts, None, layout, token_types, rows, drops)
 
     def embed_regions(self, images: PackedImages) -> Tensor:
@@ -154,8 +151,7 @@ class Vlbert(SingleStream):
         """Returns the positions in a view's sequences, [END] included."""
         if "region_boxes" in batch:
             return ended(super().layout(view, batch))
-        texts = self.texts_of(view, batch)
-        return ended(JointLayout(texts.cu_seqlens, torch.zeros_like(texts.cu_seqlens), texts.max_seqlen))
+        return without_image(self.texts_of(view, batch))
 
     def joint(self, texts: PackedIds, images: PackedImages) -> JointLayout:
         return ended(super().joint(texts, images))
@@ -176,6 +172,11 @@ class Vlbert(SingleStream):
         """Starts the gains of both visual norms, and the masked features, at zero, as published."""
         for gains in (self.word_norm.weight, self.region_norm.weight, self.mask_features.weight):
             gains.zero_()
+
+
+def without_image(texts: PackedIds) -> JointLayout:
+    """Returns the positions in sequences of texts without images, [END] included."""
+    return ended(JointLayout(texts.cu_seqlens, torch.zeros_like(texts.cu_seqlens), texts.max_seqlen))
 
 
 def ended(layout: JointLayout) -> JointLayout:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from evaluation.language_world import write_vqav2
+from families.family_checks import with_words
 from families.two_streams.two_stream_peers import FEATURES, difference, lxmert, randomize
 
 from flava_ds.cli import main
@@ -46,10 +47,7 @@ def world(tmp_path_factory):
     root = tmp_path_factory.mktemp("world")
     write_vqav2(root)
     write_table(root / "regions", range(1, 34))
-    (root / "vocab.txt").write_text("\n".join(WORDS) + "\n")
-    config = lxmert()
-    data = dataclasses.replace(config.data, vocabulary=str(root / "vocab.txt"))
-    config = dataclasses.replace(config, data=data)
+    config = with_words(lxmert(), root, WORDS)
     export(config, randomize(build_task(config)).state_dict(), root / "lxmert")
     return root
 

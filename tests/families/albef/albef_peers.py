@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from families.bert.bert_peers import randomize
+from families.bert.bert_peers import packed_texts, random_texts, randomize
 from torch import Tensor, nn
 
 from flava_ds.batch import Batch
@@ -19,7 +19,6 @@ from flava_ds.objectives.distilled_text import DistilledTextConfig
 from flava_ds.objectives.hard_matching import HardMatchingConfig, NegativeDraws
 from flava_ds.objectives.momentum_contrastive import MomentumContrastiveConfig
 
-CLS, SEP, MASK = 101, 102, 103
 QUEUE = 8
 
 
@@ -51,18 +50,12 @@ def tiny_config(batch_size: int = 4, **changed) -> Config:
 def make_batch(lengths=(5, 12, 2, 9), seed: int = 0, step: int = 0) -> Batch:
     """A batch as the collator makes it."""
     draw = torch.Generator().manual_seed(seed)
-    texts = [[CLS, *torch.randint(104, 200, (n - 2,), generator=draw).tolist(), SEP] for n in lengths]
-    ids = torch.tensor([token for text in texts for token in text])
-    rows = torch.tensor([row for row in range(1, len(ids), 3) if ids[row] > MASK])
+    texts = random_texts(lengths, draw)
     seeds = np.arange(len(texts), dtype=np.uint64) + np.uint64(100 * seed)
     drawn = NegativeDraws()(Draft(seeds=seeds, matched=np.ones(len(texts), dtype=bool)))
     tensors = {
         "pixel_values": torch.randint(0, 256, (len(texts), 3, 12, 12), generator=draw, dtype=torch.uint8),
-        "input_ids": ids,
-        "input_ids_masked": ids.index_fill(0, rows, MASK),
-        "cu_seqlens": torch.tensor([0, *lengths]).cumsum(0).int(),
-        "mlm_rows": rows,
-        "mlm_labels": ids[rows],
+        **packed_texts(texts),
         **{name: torch.from_numpy(value) for name, value in drawn.items()},
     }
     return Batch(

@@ -7,8 +7,9 @@ import pytest
 import torch
 from families.albef.albef_peers import completed, make_batch, tiny_config
 from families.bert.bert_peers import randomize
+from families.family_checks import by_kind, texts_of
 
-from flava_ds.evaluation.protocols import CAPABILITIES, Embedder, Losses, Matcher, PairStates, Scorer
+from flava_ds.evaluation.protocols import Embedder, Matcher, PairStates, Scorer
 from flava_ds.families.albef.capabilities import offers
 from flava_ds.families.albef.task import build_task
 
@@ -20,21 +21,8 @@ def task():
     return task
 
 
-def parts_of(task, config=None):
-    parts, lacks = offers(task, config or tiny_config())
-    found = {
-        kind: [own for own in parts if isinstance(own, kind)] for kind in CAPABILITIES if kind is not Losses
-    }
-    assert {kind.__name__ for kind, own in found.items() if not own} == lacks.keys()
-    return {kind: own[0] for kind, own in found.items() if own}
-
-
-def texts_of(batch, name="input_ids", bounds="cu_seqlens"):
-    return [own.numpy() for own in batch[name].split(batch[bounds].diff().tolist())]
-
-
 def test_vectors_are_those_of_the_loss(task):
-    batch, embedder = make_batch(), parts_of(task)[Embedder]
+    batch, embedder = make_batch(), by_kind(*offers(task, tiny_config()))[Embedder]
     encoded = task.model.encode(batch, {"image", "text"})
     rows = task.model.embedding_rows(batch)
     image = embedder.project_images(embedder.image_features(batch["pixel_values"]))
@@ -47,7 +35,7 @@ def test_log_odds_are_those_of_the_loss(task):
     """Corrected for two of three pairs that do not match."""
     (batch,) = completed(task, make_batch())
     others = texts_of(batch, "negative_input_ids", "negative_cu_seqlens")
-    matcher = parts_of(task)[Matcher]
+    matcher = by_kind(*offers(task, tiny_config()))[Matcher]
     own, text = matcher.log_odds(batch["pixel_values"], [texts_of(batch), others])
     (image,) = matcher.log_odds(batch["negative_pixel_values"], [texts_of(batch)])
     logits = torch.cat([own, image, text]) - math.log(2)
@@ -58,7 +46,7 @@ def test_log_odds_are_those_of_the_loss(task):
 
 
 def test_predictions_are_those_of_the_loss(task):
-    batch, scorer = make_batch(), parts_of(task)[Scorer]
+    batch, scorer = make_batch(), by_kind(*offers(task, tiny_config()))[Scorer]
     texts = texts_of(batch, "input_ids_masked")
     predicted = scorer.read(texts, batch["pixel_values"]).tokens(batch["mlm_rows"])
     loss, _ = predicted.loss(batch["mlm_labels"])
@@ -73,7 +61,7 @@ def test_predictions_are_those_of_the_loss(task):
 
 
 def test_states_to_be_fine_tuned_have_a_graph(task):
-    batch, states = make_batch(), parts_of(task)[PairStates]
+    batch, states = make_batch(), by_kind(*offers(task, tiny_config()))[PairStates]
     copy = states.pair_states()
     found = copy(texts_of(batch, "input_ids_masked"), batch["pixel_values"])
     view = "multimodal_masked"

@@ -9,18 +9,14 @@ import pytest
 import torch
 from families.albef.albef_peers import by_our_names, completed, make_batch, their_parts, tiny_config
 from families.bert.bert_peers import difference, padded
-from sample_batches import denominators
+from families.family_checks import step
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from flava_ds.families.albef.config import albef_vit_b_16
-from flava_ds.families.albef.model import texts_of
 from flava_ds.families.albef.task import AlbefTask, build_task
+from flava_ds.layers.words import PackedIds
 from flava_ds.objectives.hard_matching import with_negatives
-
-
-def step(task, batch):
-    return task("step", batch, denominators(task, batch)).loss
 
 
 @pytest.mark.parametrize(
@@ -44,7 +40,7 @@ def test_transformers_agree(dtype, states, gradients, told):
     theirs = blip(
         encoder_embeds=alone, attention_mask=mask, encoder_hidden_states=other_image, is_decoder=False
     ).last_hidden_state[mask.bool()]
-    text = model.text_encoder(texts_of(batch))
+    text = model.text_encoder(PackedIds.of(batch))
     assert told.output(difference(text.last_hidden_state(), alone[mask.bool()])) <= states
     ours = model.fusion(text.packed, image).last_hidden_state()
     assert told.output(difference(ours, theirs)) <= states
@@ -90,7 +86,8 @@ def test_views_are_the_same_alone_and_together():
         alone = model.encode(batch, {view})[view].last_hidden_state()
         torch.testing.assert_close(alone, together[view], rtol=1e-12, atol=1e-12)
     first = together["multimodal"][model.first_rows("multimodal", batch)]
-    text, other = (model.text_encoder(texts_of(batch, prefix=prefix)).packed for prefix in ("", "negative_"))
+    texts = PackedIds.of(batch), PackedIds.of(batch, "negative_input_ids", "negative_")
+    text, other = (model.text_encoder(own).packed for own in texts)
     image, other_image = (model.image_states(batch[f"{prefix}pixel_values"]) for prefix in ("", "negative_"))
     pairs = (text, image), (text, other_image), (other, image)
     expected = torch.cat([model.fusion(*pair).first() for pair in pairs])
@@ -150,7 +147,7 @@ def test_closed_form_matches_the_flop_counter():
 
 def test_a_layer_that_fuses_without_an_image_says_so():
     model = build_task(tiny_config()).model
-    text = model.text_encoder(texts_of(make_batch())).packed
+    text = model.text_encoder(PackedIds.of(make_batch())).packed
     with pytest.raises(ValueError, match="a CrossBlock needs `memory`"):
         model.fusion.transformer(text)
 

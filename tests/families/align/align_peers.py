@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families.bert.bert_peers import padded, randomize
+from families.bert.bert_peers import padded, random_texts, randomize
 from torch import Tensor, nn
 
 from flava_ds.batch import Batch
@@ -16,7 +16,6 @@ from flava_ds.families.align.task import AlignTask, build_task
 from flava_ds.layouts import to_ours
 from flava_ds.objectives.global_contrastive import GlobalContrastiveConfig
 
-CLS, SEP = 101, 102
 OBJECTIVES = {"global_contrastive": GlobalContrastiveConfig(label_smoothing=0.1, logit_scale_max=10.0)}
 
 
@@ -39,7 +38,7 @@ def tiny_config(**changed) -> Config:
 def make_batch(lengths=(5, 12, 2, 9), seed: int = 0) -> Batch:
     """A batch as the collator makes it."""
     draw = torch.Generator().manual_seed(seed)
-    texts = [[CLS, *torch.randint(104, 200, (n - 2,), generator=draw).tolist(), SEP] for n in lengths]
+    texts = random_texts(lengths, draw)
     noise = torch.rand(len(texts), 3, 64, 64, generator=draw)
     tensors = {
         "pixel_values": (noise * torch.linspace(50, 255, len(texts))[:, None, None, None]).to(torch.uint8),

@@ -2,19 +2,17 @@
 
 import torch
 from families.align.align_peers import make_batch, our_model, their_align, tiny_config
+from families.family_checks import by_kind, texts_of
 
-from flava_ds.evaluation.protocols import CAPABILITIES, Embedder, Losses, PairStates, TextStates
+from flava_ds.evaluation.protocols import Embedder, PairStates, TextStates
 from flava_ds.families.align.capabilities import offers
 
 
 def test_vectors_are_those_of_the_loss_and_states_have_a_graph():
     config, batch = tiny_config(), make_batch((5, 7, 9))
     task = our_model(config, their_align(config)).eval()
-    parts, lacks = offers(task, config)
-    found = {kind: [own for own in parts if isinstance(own, kind)] for kind in CAPABILITIES}
-    assert {kind.__name__ for kind, own in found.items() if not own and kind is not Losses} == lacks.keys()
-    texts = [own.numpy() for own in batch["input_ids"].split(batch["cu_seqlens"].diff().tolist())]
-    [embedder] = found[Embedder]
+    parts, texts = by_kind(*offers(task, config)), texts_of(batch)
+    embedder = parts[Embedder]
     encoded = task.model.encode(batch, ("image", "text"))
     rows = {view: own.rows(task.model.first_rows(view, batch)) for view, own in encoded.items()}
     images, words = embedder.image_features(batch["pixel_values"]), embedder.text_features(texts)
@@ -25,7 +23,7 @@ def test_vectors_are_those_of_the_loss_and_states_have_a_graph():
     )
     torch.testing.assert_close(embedder.project_images(images).norm(dim=1), torch.ones(3))
 
-    of_texts, of_pairs = found[TextStates][0].text_states(), found[PairStates][0].pair_states(1.5)
+    of_texts, of_pairs = parts[TextStates].text_states(), parts[PairStates].pair_states(1.5)
     torch.testing.assert_close(of_texts(texts).detach(), words)
     states = of_pairs.train()(texts, batch["pixel_values"])  # three samples, no whole group
     assert (of_texts.width, of_pairs.width, of_pairs.image_size) == (24, 24 + 80, 96)

@@ -18,6 +18,7 @@ from families.align.align_peers import (
     tiny_config,
 )
 from families.bert.bert_peers import difference, randomize
+from families.family_checks import step, with_words
 from sample_batches import denominators
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -137,7 +138,7 @@ def test_every_parameter_gets_a_gradient():
     with torch.no_grad():
         task.model.temperature.fill_(0.5)
     batch = make_batch()
-    task("step", batch, denominators(task, batch)).loss.backward()
+    step(task, batch).backward()
     assert all(
         task.get_parameter(name).grad is not None and kinds == {"pair"}
         for name, kinds in task.users().items()
@@ -204,13 +205,8 @@ def test_smoothed_labels_are_torchs():
 @pytest.fixture
 def config(tmp_path):
     """The small one, with a vocabulary of its size."""
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "cat"]
-    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
-    plain = tiny_config()
-    model = dataclasses.replace(plain.model, initializer_range=0.05)
-    return dataclasses.replace(
-        plain, model=model, data=dataclasses.replace(plain.data, vocabulary=str(tmp_path / "vocab.txt"))
-    )
+    config = with_words(tiny_config(), tmp_path)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, initializer_range=0.05))
 
 
 def test_an_exported_folder_opens_in_transformers_and_comes_back(tmp_path, config):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -34,6 +36,24 @@ def tiny_config(**changed) -> Config:
     return Config(name="tiny", model=BertConfig(text=text), **({"objectives": objectives} | changed))
 
 
+def random_texts(lengths: Sequence[int], draw: torch.Generator) -> list[list[int]]:
+    """Texts of so many tokens, [CLS] and [SEP] among them."""
+    return [[CLS, *torch.randint(104, 200, (n - 2,), generator=draw).tolist(), SEP] for n in lengths]
+
+
+def packed_texts(texts: list[list[int]]) -> dict[str, Tensor]:
+    """Texts as the collator packs them, whole and with every third token masked if it is a word."""
+    ids = torch.tensor([token for text in texts for token in text])
+    rows = torch.tensor([row for row in range(1, len(ids), 3) if ids[row] > MASK])
+    return {
+        "input_ids": ids,
+        "input_ids_masked": ids.index_fill(0, rows, MASK),
+        "cu_seqlens": torch.tensor([0, *map(len, texts)]).cumsum(0).int(),
+        "mlm_rows": rows,
+        "mlm_labels": ids[rows],
+    }
+
+
 def make_batch(segments=((3, 4), (7, 1), (5, 0), (2, 6)), seed: int = 0) -> Batch:
     """A batch as the collator makes it; texts without a second segment are not asked for it."""
     draw = torch.Generator().manual_seed(seed)
@@ -43,16 +63,10 @@ def make_batch(segments=((3, 4), (7, 1), (5, 0), (2, 6)), seed: int = 0) -> Batc
 
     texts = [[CLS, *words(a), SEP] + ([*words(b), SEP] if b else []) for a, b in segments]
     types = [[0] * (a + 2) + [1] * (b + 1 if b else 0) for a, b in segments]
-    ids = torch.tensor([token for text in texts for token in text])
-    rows = torch.tensor([row for row in range(1, len(ids), 3) if ids[row] > MASK])
     asked = [row for row, (_, b) in enumerate(segments) if b]
     tensors = {
-        "input_ids": ids,
-        "input_ids_masked": ids.index_fill(0, rows, MASK),
-        "cu_seqlens": torch.tensor([0, *map(len, texts)]).cumsum(0).int(),
+        **packed_texts(texts),
         "token_types": torch.tensor([kind for own in types for kind in own]),
-        "mlm_rows": rows,
-        "mlm_labels": ids[rows],
         "nsp_samples": torch.tensor(asked),
         "nsp_labels": torch.tensor([row % 2 for row in asked]),
     }

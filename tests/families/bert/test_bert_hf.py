@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 from families.bert.bert_peers import difference, inputs_of, make_batch, randomize, their_bert, tiny_config
+from families.family_checks import with_words
 from safetensors.torch import save_file
 
 from flava_ds import config as configuration
@@ -16,17 +17,12 @@ from flava_ds.families.bert.task import build_task
 from flava_ds.hf import foreign as their_files
 from flava_ds.hf.convert import convert_folder
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "cat", "##s"]
-
 
 @pytest.fixture
 def run(tmp_path):
     """A configuration with a vocabulary of its own, and the task that it builds."""
-    (tmp_path / "vocab.txt").write_text("\n".join(WORDS) + "\n")
-    config = tiny_config()
-    data = dataclasses.replace(config.data, vocabulary=str(tmp_path / "vocab.txt"))
-    model = dataclasses.replace(config.model, initializer_range=0.05)
-    config = dataclasses.replace(config, data=data, model=model)
+    config = with_words(tiny_config(), tmp_path)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, initializer_range=0.05))
     return config, randomize(build_task(config))
 
 

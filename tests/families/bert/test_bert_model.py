@@ -15,7 +15,7 @@ from families.bert.bert_peers import (
     their_bert,
     tiny_config,
 )
-from sample_batches import denominators
+from families.family_checks import numbered_words, step, texts_of, with_words
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -30,10 +30,6 @@ from flava_ds.objectives.global_contrastive import GlobalContrastiveConfig
 from flava_ds.objectives.itm import ImageTextMatchingConfig
 from flava_ds.optimizers.adamw import AdamWConfig
 from flava_ds.optimizers.base import parameter_groups
-
-
-def step(task, batch):
-    return task("step", batch, denominators(task, batch)).loss
 
 
 @pytest.mark.parametrize(
@@ -112,19 +108,15 @@ def test_only_gains_and_biases_are_exempt_from_decay():
 
 
 def test_capabilities_are_those_of_the_training_model(tmp_path):
-    config, batch = tiny_config(), make_batch(((4, 3), (2, 0), (6, 1)))
-    words = [f"w{number}" for number in range(200)]
-    words[0], words[100:104] = "[PAD]", ["[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
-    data = dataclasses.replace(config.data, vocabulary=str(tmp_path / "vocab.txt"))
-    config = dataclasses.replace(config, data=data)
+    batch = make_batch(((4, 3), (2, 0), (6, 1)))
+    config = with_words(tiny_config(), tmp_path, numbered_words())
     task = randomize(build_task(config)).double()
-    (texts_of, scorer), lacks = offers(task, config)
-    texts = [own.numpy() for own in batch["input_ids_masked"].split(batch["cu_seqlens"].diff().tolist())]
+    (reader, scorer), lacks = offers(task, config)
+    texts = texts_of(batch, "input_ids_masked")
     hidden = task.model.encode(batch, {"text_masked"})["text_masked"].last_hidden_state()
     first = hidden[batch["cu_seqlens"][:-1].long()]
-    torch.testing.assert_close(texts_of.text_features(texts), first, rtol=1e-9, atol=1e-12)
-    tunable = texts_of.text_states()
+    torch.testing.assert_close(reader.text_features(texts), first, rtol=1e-9, atol=1e-12)
+    tunable = reader.text_states()
     states = tunable(texts)
     torch.testing.assert_close(states, task.model.pooler(first), rtol=1e-9, atol=1e-12)
     states.square().sum().backward()

@@ -117,10 +117,3 @@ def their_gradients(theirs: nn.Module, config: Config, *, open_clip: bool = Fals
     """Returns their gradients by our names."""
     gradients = {name: parameter.grad for name, parameter in theirs.named_parameters()}
     return to_ours(gradients, entries(config.model, open_clip=open_clip), "their gradients")
-
-
-def difference(ours: Tensor, theirs: Tensor) -> float:
-    """Returns the largest absolute difference over the largest absolute value of theirs."""
-    assert ours.shape == theirs.shape
-    ours, theirs = ours.detach().double(), theirs.detach().double()
-    return float((ours - theirs).abs().max() / theirs.abs().max())

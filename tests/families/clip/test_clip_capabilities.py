@@ -2,6 +2,7 @@
 
 import torch
 from families.clip.peers import make_batch, tiny_config
+from families.family_checks import texts_of
 
 from flava_ds.families.clip.capabilities import offers
 from flava_ds.families.clip.task import build_task
@@ -11,7 +12,7 @@ def test_vectors_are_those_that_the_loss_compares():
     config = tiny_config()
     task, batch = build_task(config), make_batch(config)
     (embedder, _), lacks = offers(task, config)
-    texts = [text.numpy() for text in batch["input_ids"].split(batch["cu_seqlens"].diff().tolist())]
+    texts = texts_of(batch)
     images = embedder.project_images(embedder.image_features(batch["pixel_values"]))
     words = embedder.project_texts(embedder.text_features(texts))
     with torch.no_grad():

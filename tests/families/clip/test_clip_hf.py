@@ -6,7 +6,9 @@ import logging
 
 import pytest
 import torch
-from families.clip.peers import difference, make_batch, normalized, padded_ids, randomize, tiny_config
+from families.bert.bert_peers import difference
+from families.clip.peers import make_batch, normalized, padded_ids, randomize, tiny_config
+from families.family_checks import with_words
 from safetensors.torch import save_file
 
 from flava_ds import config as configuration
@@ -19,17 +21,11 @@ from flava_ds.hf import foreign as their_files
 from flava_ds.hf.convert import convert_file, convert_folder
 from flava_ds.layouts import to_ours, to_theirs
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "cat", "##s"]
-
 
 @pytest.fixture
 def run(tmp_path):
     """A configuration with a vocabulary of its own, and the task that it builds."""
-    (tmp_path / "vocab.txt").write_text("\n".join(WORDS) + "\n")
-    config = tiny_config()
-    config = dataclasses.replace(
-        config, data=dataclasses.replace(config.data, vocabulary=str(tmp_path / "vocab.txt"))
-    )
+    config = with_words(tiny_config(), tmp_path)
     task = build_task(config)
     randomize(task.model, 0.1)
     return config, task

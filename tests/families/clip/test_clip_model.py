@@ -7,10 +7,10 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
+from families.bert.bert_peers import difference
 from families.clip.peers import (
     END,
     START,
-    difference,
     make_batch,
     normalized,
     our_gradients,
@@ -20,7 +20,7 @@ from families.clip.peers import (
     their_gradients,
     tiny_config,
 )
-from sample_batches import denominators
+from families.family_checks import step, with_words
 
 from flava_ds.config import Config
 from flava_ds.families.clip.config import vit_b_16, vit_b_32, vit_l_14
@@ -63,7 +63,7 @@ def check(config, theirs, batch, output, told, *, states, gradients, open_clip=F
         encoded = task.model.encode(batch, rows.keys(), rows)
         image = task.model.image_embeddings(encoded["image"].rows(rows["image"]))
         text = task.model.text_embeddings(encoded["text"].rows(rows["text"]))
-    loss = task("step", batch, denominators(task, batch)).loss
+    loss = step(task, batch)
     found = {
         "image": difference(image, output[0]),
         "text": difference(text, output[1]),
@@ -289,10 +289,5 @@ def test_the_first_draw_has_the_published_spread():
 
 
 def test_settings_for_transformers_name_the_vocabulary_of_the_run(tmp_path):
-    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a"]) + "\n")
-    config = tiny_config()
-    config = dataclasses.replace(
-        config, data=dataclasses.replace(config.data, vocabulary=str(tmp_path / "vocab.txt"))
-    )
-    text = transformers_settings(config)["text_config"]
+    text = transformers_settings(with_words(tiny_config(), tmp_path))["text_config"]
     assert (text["bos_token_id"], text["eos_token_id"], text["pad_token_id"]) == (2, 3, 0)

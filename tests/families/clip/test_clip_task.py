@@ -7,6 +7,7 @@ import flava_kernels.flops  # noqa: F401  registers the formulas
 import pytest
 import torch
 from families.clip.peers import make_batch, tiny_config
+from families.family_checks import step
 from sample_batches import denominators
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -22,7 +23,7 @@ from flava_ds.optimizers.base import parameter_groups
 
 
 def gradients(task, batch):
-    task("step", batch, denominators(task, batch)).loss.backward()
+    step(task, batch).backward()
     return {name: parameter.grad for name, parameter in task.named_parameters()}
 
 

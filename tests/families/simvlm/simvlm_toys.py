@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import torch
+from families.bert.bert_peers import random_texts
 
 from flava_ds.batch import Batch
 from flava_ds.config import Config
@@ -13,7 +14,6 @@ from flava_ds.data.plan import Draft
 from flava_ds.families.simvlm.config import ConvStemConfig, SidesConfig, SimvlmConfig, StackConfig
 from flava_ds.objectives.prefix_lm import PrefixLmConfig, PrefixSplit, TextPrefixLmConfig
 
-CLS, SEP = 101, 102
 OBJECTIVES = {"prefix_lm": PrefixLmConfig(), "text_prefix_lm": TextPrefixLmConfig()}
 
 
@@ -36,7 +36,7 @@ def tiny_config(**changed) -> Config:
 def make_batch(lengths=(5, 12, 2, 9), kind: str = "pair", seed: int = 0) -> Batch:
     """A batch as the collator makes it."""
     draw = torch.Generator().manual_seed(seed)
-    texts = [[CLS, *torch.randint(104, 200, (n - 2,), generator=draw).tolist(), SEP] for n in lengths]
+    texts = random_texts(lengths, draw)
     ids, counts = np.array([token for text in texts for token in text]), np.array(lengths)
     seeds = np.arange(len(texts), dtype=np.uint64)
     draft = Draft(seeds=seeds, matched=counts > 0, input_ids=ids, lengths=counts)
@@ -50,8 +50,3 @@ def make_batch(lengths=(5, 12, 2, 9), kind: str = "pair", seed: int = 0) -> Batc
         tensors["pixel_values"] = torch.randint(0, 256, size, generator=draw, dtype=torch.uint8)
     numbers = {"max_seqlen": max(lengths)}
     return Batch(kind=kind, source="random", size=len(texts), tensors=tensors, numbers=numbers)
-
-
-def texts_of(batch: Batch) -> list[np.ndarray]:
-    """The texts of a batch, as evaluations give them."""
-    return [own.numpy() for own in batch["input_ids"].split(batch["cu_seqlens"].diff().tolist())]

@@ -5,14 +5,13 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from families.bert.bert_peers import randomize
-from families.simvlm.simvlm_toys import CLS, OBJECTIVES, SEP, make_batch, texts_of, tiny_config
+from families.bert.bert_peers import CLS, SEP, randomize
+from families.family_checks import by_kind, numbered_words, texts_of, with_words
+from families.simvlm.simvlm_toys import OBJECTIVES, make_batch, tiny_config
 from sample_batches import denominators
 
 from flava_ds.evaluation.protocols import (
-    CAPABILITIES,
     ImageFeatures,
-    Losses,
     Matcher,
     PairStates,
     TextFeatures,
@@ -34,26 +33,8 @@ def task():
 
 
 @pytest.fixture(scope="module")
-def vocabulary(tmp_path_factory):
-    words = [f"w{number}" for number in range(200)]
-    words[0], words[100:104] = "[PAD]", ["[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    file = tmp_path_factory.mktemp("words") / "vocab.txt"
-    file.write_text("\n".join(words) + "\n")
-    return str(file)
-
-
-@pytest.fixture(scope="module")
-def config(vocabulary):
-    plain = tiny_config()
-    return dataclasses.replace(plain, data=dataclasses.replace(plain.data, vocabulary=vocabulary))
-
-
-def parts_of(task, config):
-    parts, lacks = offers(task, config)
-    found = {kind: [own for own in parts if isinstance(own, kind)] for kind in (*CAPABILITIES, Writer)}
-    missing = {kind.__name__ for kind, own in found.items() if not own and kind not in (Losses, Writer)}
-    assert missing == lacks.keys()
-    return {kind: own[0] for kind, own in found.items() if own}
+def config(tmp_path_factory):
+    return with_words(tiny_config(), tmp_path_factory.mktemp("words"), numbered_words())
 
 
 def whole(batch):
@@ -72,20 +53,19 @@ def log_likelihood(part, pixels, texts):
 
 
 def test_likelihoods_are_those_of_the_losses(task, config):
-    batch, parts = make_batch(), parts_of(task, config)
+    batch, (parts, lacks) = make_batch(), offers(task, config)
+    matcher, writer = by_kind(parts, lacks)[Matcher], next(own for own in parts if isinstance(own, Writer))
     texts, pixels = texts_of(batch), batch["pixel_values"]
-    beside = log_likelihood(parts[Writer], pixels, texts)
+    beside = log_likelihood(writer, pixels, texts)
     expected = task.losses(whole(batch))["prefix_lm"].sum.detach()
     assert -float(beside.sum()) == pytest.approx(float(expected), rel=1e-9)
     alone = task.losses(whole(make_batch(kind="text")))["text_prefix_lm"].sum.detach()
-    one, other = parts[Matcher].log_odds(pixels, [texts, texts[::-1]])
+    one, other = matcher.log_odds(pixels, [texts, texts[::-1]])
     assert float(one.sum()) == pytest.approx(float(alone - expected), rel=1e-7)
-    swapped = log_likelihood(parts[Writer], pixels, texts[::-1]) - log_likelihood(
-        parts[Writer], pixels, texts
-    )
+    swapped = log_likelihood(writer, pixels, texts[::-1]) - log_likelihood(writer, pixels, texts)
     log_of_texts = (beside - one).flip(0) - (beside - one)
     torch.testing.assert_close(other - one, swapped - log_of_texts)
-    [same] = parts[Matcher].log_odds(pixels, [[texts[1]] * 4])
+    [same] = matcher.log_odds(pixels, [[texts[1]] * 4])
     torch.testing.assert_close(same[1], one[1])
 
 
@@ -136,7 +116,7 @@ def test_it_learns_to_name_pictures(config):
 
 
 def test_features_do_not_depend_on_the_rest_of_a_batch(task, config):
-    batch, parts = make_batch(), parts_of(task, config)
+    batch, parts = make_batch(), by_kind(*offers(task, config))
     pixels, texts = batch["pixel_values"], texts_of(batch)
     images, words = parts[ImageFeatures].image_features(pixels), parts[TextFeatures].text_features(texts)
     assert images.shape == words.shape == (4, 24)
@@ -150,7 +130,7 @@ def test_features_do_not_depend_on_the_rest_of_a_batch(task, config):
 
 def test_states_to_be_fine_tuned_have_a_graph_and_leave_the_norms(task, config):
     """Three samples are no whole groups of two."""
-    batch, parts = make_batch((5, 7, 9)), parts_of(task, config)
+    batch, parts = make_batch((5, 7, 9)), by_kind(*offers(task, config))
     texts, pixels = texts_of(batch), batch["pixel_values"]
     of_texts, of_pairs = parts[TextStates].text_states(), parts[PairStates].pair_states(2.0)
     assert (of_texts.width, of_pairs.width, of_pairs.image_size) == (24, 24, 32)

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 from families.bert.bert_peers import randomize
-from families.simvlm.simvlm_toys import OBJECTIVES, make_batch, texts_of, tiny_config, tiny_model
+from families.family_checks import step, texts_of
+from families.simvlm.simvlm_toys import OBJECTIVES, make_batch, tiny_config, tiny_model
 from layers.torch_layers import decoder_layer, encoder_layer
-from sample_batches import denominators
 from told import largest
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -36,10 +36,6 @@ from flava_ds.optimizers.base import parameter_groups
 @pytest.fixture(scope="module")
 def task():
     return randomize(build_task(tiny_config())).double()
-
-
-def step(task, batch):
-    return task("step", batch, denominators(task, batch)).loss
 
 
 @pytest.mark.parametrize("kind", ["pair", "text"])

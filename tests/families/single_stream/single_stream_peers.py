@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from families.bert.bert_peers import difference, their_bert
-from sample_batches import denominators
+from families.family_checks import numbered_words, step
 from told import Told
 from torch import Tensor, nn
 
@@ -206,7 +206,7 @@ def check_against(
     assert losses.keys() == expected.keys()
     for name, own in losses.items():
         assert told.output(difference(own.sum / own.count, expected[name])) <= close, name
-    task("step", batch, denominators(task, batch)).loss.backward()
+    step(task, batch).backward()
     sum(task.objectives[name].weight * loss for name, loss in expected.items()).backward()
     found = {name: own.grad for name, own in task.named_parameters()}
     theirs = peer.gradients()
@@ -240,8 +240,6 @@ def apart_of(ours: dict[str, Tensor], theirs: dict[str, Tensor | None]) -> dict[
 def word_file(folder) -> str:
     """A vocabulary of 200 words whose special tokens are where the batches have them."""
     pytest.importorskip("tokenizers")
-    words = [f"w{number}" for number in range(200)]
-    words[0], words[100:104] = "[PAD]", ["[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     path = folder / "vocab.txt"
-    path.write_text("\n".join(words) + "\n")
+    path.write_text("\n".join(numbered_words()) + "\n")
     return str(path)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from data.shard_files import write_tar
 from families.bert.bert_peers import randomize
+from families.family_checks import by_kind
 from families.single_stream.single_stream_peers import SEP, TEXT, ends, word_file, words_of
 from families.single_stream.test_single_stream_runs import FAMILIES
 
@@ -15,8 +16,6 @@ from flava_ds.batch import Batch
 from flava_ds.config import Config, DataConfig
 from flava_ds.data.regions import REGIONS_SUFFIX, read_regions
 from flava_ds.evaluation.protocols import (
-    CAPABILITIES,
-    Losses,
     Matcher,
     PairStates,
     Scorer,
@@ -53,15 +52,6 @@ def config_of(family: str, folder, **changed) -> Config:
     return Config(name=family, model=model, objectives=objectives, data=data)
 
 
-def parts_of(task, config):
-    parts, lacks = offers(task, config)
-    held = {
-        kind: [own for own in parts if isinstance(own, kind)] for kind in CAPABILITIES if kind is not Losses
-    }
-    assert {kind.__name__ for kind, own in held.items() if not own} == lacks.keys()
-    return {kind: own[0] for kind, own in held.items() if own}, lacks
-
-
 def batch_of(regions, texts):
     """A batch of the detector's regions with these ids, masked and not."""
     lengths, counts = torch.tensor([*map(len, texts)]), regions.cu_seqlens.diff()
@@ -84,7 +74,7 @@ def test_scores_are_those_of_the_training_model(family, found, tmp_path):
     """Log odds, predictions and states, from batches as training would see them."""
     (pixels, regions), config = found, config_of(family, tmp_path, detector="demo")
     task = randomize(build_task(config), std=0.05)
-    parts, _ = parts_of(task, config)
+    parts = by_kind(*offers(task, config))
     captions = [
         own.numpy() for own in (words_of((n,), torch.Generator().manual_seed(n)) for n in (3, 6, 2, 4))
     ]
@@ -130,7 +120,7 @@ def test_texts_as_long_as_the_model_reads_leave_no_room_for_more(family, found, 
     generator = torch.Generator().manual_seed(0)
     texts = [words_of((longest - 2 - less,), generator).numpy() for less in (0, 1, 2, 3)]
     assert {len(own) for own in texts} == {longest - less for less in range(4)}
-    (odds,) = parts_of(task, config)[0][Matcher].log_odds(pixels, [texts])
+    (odds,) = by_kind(*offers(task, config))[Matcher].log_odds(pixels, [texts])
     assert odds.isfinite().all()
     part = PairPart(task.model, None, config.model.load_tokenizer(config), longest)
     tagged = part.tagged(texts, ["w150 w151 w152"] * 4)
@@ -163,7 +153,7 @@ def test_predictions_are_those_of_the_training_model(family, found, tmp_path):
     hidden = task.model.encode(batch, {"multimodal_masked"})["multimodal_masked"].rows(reads)
     masked = next(own for own in task.objectives.values() if isinstance(own, MaskedLanguageModeling))
     expected = masked(task.model, {"multimodal_masked": hidden}, batch).sum
-    scorer = parts_of(task, config)[0][Scorer]
+    scorer = by_kind(*offers(task, config))[Scorer]
     told, _ = scorer.read(captions, pixels).tokens(torch.from_numpy(starts + 1)).loss(labels)
     assert told.item() == pytest.approx(expected.item(), rel=1e-5)
 
@@ -172,7 +162,8 @@ def test_predictions_are_those_of_the_training_model(family, found, tmp_path):
 def test_without_a_detector_texts_are_all_that_it_reads(family, tmp_path):
     config = config_of(family, tmp_path)
     task = build_task(config)
-    parts, lacks = parts_of(task, config)
+    offered, lacks = offers(task, config)
+    parts = by_kind(offered, lacks)
     assert parts.keys() == {TextFeatures, TextStates} and config.model.image_size == 0
     for name in ("Matcher", "Scorer", "PairStates"):
         assert "give its weights as model.detector" in lacks[name]
@@ -203,8 +194,8 @@ def test_stored_regions_are_read_as_the_detectors_are(family, found, tmp_path):
     states = []
     for place in ("demo", str(tmp_path / "stored")):
         config = config_of(family, tmp_path, detector=place)
-        parts, lacks = parts_of(randomize(build_task(config), std=0.05), config)
-        copy = parts[PairStates].pair_states()
+        offered, lacks = offers(randomize(build_task(config), std=0.05), config)
+        copy = by_kind(offered, lacks)[PairStates].pair_states()
         stored = copy.stored_regions
         images = pixels if stored is None else [stored.read(name) for name in names]
         with torch.no_grad():

@@ -5,10 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from families.family_checks import by_kind
 from families.two_streams.two_stream_peers import FEATURES, lxmert, make_batch, randomize, vilbert
 
 from flava_ds.errors import ConfigError
-from flava_ds.evaluation.protocols import CAPABILITIES, Losses, Matcher, PairStates, Scorer, TextStates
+from flava_ds.evaluation.protocols import Matcher, PairStates, Scorer, TextStates
 from flava_ds.families.two_streams.capabilities import PairPart, offers
 from flava_ds.families.two_streams.config import TEXT_VIEW
 from flava_ds.families.two_streams.task import build_task
@@ -52,19 +53,10 @@ def prepared(family, detector):
     return task, pixels, texts, batch
 
 
-def parts_of(task):
-    parts, lacks = offers(task, task.config)
-    found = {
-        kind: [own for own in parts if isinstance(own, kind)] for kind in CAPABILITIES if kind is not Losses
-    }
-    assert {kind.__name__ for kind, own in found.items() if not own} == lacks.keys()
-    return {kind: own[0] for kind, own in found.items() if own}
-
-
 @FAMILIES
 def test_log_odds_and_predictions_are_those_of_the_losses(family, detector):
     task, pixels, texts, batch = prepared(family, detector)
-    parts, losses = parts_of(task), task.losses(batch, only={"mmm_text", "itm"})
+    parts, losses = by_kind(*offers(task, task.config)), task.losses(batch, only={"mmm_text", "itm"})
     one, other = parts[Matcher].log_odds(pixels, [texts, texts[::-1]])
     signs = 2 * batch["itm_labels"] - 1
     found = torch.nn.functional.softplus(-signs * one).sum()
@@ -77,7 +69,7 @@ def test_log_odds_and_predictions_are_those_of_the_losses(family, detector):
 @FAMILIES
 def test_states_to_be_fine_tuned_are_the_pooled_ones_with_a_graph(family, detector):
     task, pixels, texts, _ = prepared(family, detector)
-    states = parts_of(task)[PairStates]
+    states = by_kind(*offers(task, task.config))[PairStates]
     copy = states.pair_states()
     found = copy(texts, pixels)
     torch.testing.assert_close(
@@ -101,7 +93,7 @@ def test_states_to_be_fine_tuned_are_the_pooled_ones_with_a_graph(family, detect
 def test_texts_alone_are_fine_tuned_by_what_reads_them(family):
     """They attend to no region, which leaves the bias; every weight that gets a gradient moves the state."""
     task = randomize(build_task(family()))
-    copy = parts_of(task)[TextStates].text_states()
+    copy = by_kind(*offers(task, task.config))[TextStates].text_states()
     texts = [np.array([2, 5, 6, 3]), np.array([2, 9, 3])]
     found = copy(texts)
     assert found.shape == (2, copy.width)

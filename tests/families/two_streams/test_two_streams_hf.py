@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from families.family_checks import with_words
 from families.two_streams.two_stream_peers import (
     difference,
     inputs_of,
@@ -22,15 +23,10 @@ from flava_ds.families.two_streams.task import build_task
 from flava_ds.hf import foreign as their_files
 from flava_ds.hf.convert import convert_folder
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "cat", "##s"]
-
 
 def run_of(folder, **changed):
     """A configuration with a vocabulary of its own, and the task that it builds."""
-    (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
-    config = lxmert(**changed)
-    data = dataclasses.replace(config.data, vocabulary=str(folder / "vocab.txt"))
-    config = dataclasses.replace(config, data=data)
+    config = with_words(lxmert(**changed), folder)
     return config, randomize(build_task(config))
 
 

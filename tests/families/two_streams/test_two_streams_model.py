@@ -7,6 +7,7 @@ import dataclasses
 import flava_kernels.flops  # noqa: F401  registers the formulas
 import pytest
 import torch
+from families.family_checks import step
 from families.two_streams.two_stream_peers import (
     OBJECTIVES,
     difference,
@@ -20,7 +21,6 @@ from families.two_streams.two_stream_peers import (
     their_lxmert,
     vilbert,
 )
-from sample_batches import denominators
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -37,10 +37,6 @@ from flava_ds.objectives.masked_text import MaskedTextConfig
 FAMILIES = pytest.mark.parametrize("family", [lxmert, vilbert])
 UNTRAINED = ("embeddings.positions.weight", "embeddings.token_types.weight")
 """Tables whose first row transformers takes for padding and gives no gradient."""
-
-
-def step(task, batch):
-    return task("step", batch, denominators(task, batch)).loss
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from families.bert.bert_peers import CLS, IGNORED, MASK, SEP, difference, padded, randomize
+from families.bert.bert_peers import IGNORED, difference, packed_texts, padded, random_texts, randomize
 from torch import Tensor, nn
 
 from flava_ds.batch import Batch
@@ -79,9 +79,7 @@ def vilbert(**changed) -> Config:
 def make_batch(lengths=(5, 12, 2, 9), regions=(4, 1, 6, 3), seed: int = 0) -> Batch:
     """A batch as the collator makes it, one of whose images has no region but itself."""
     draw = torch.Generator().manual_seed(seed)
-    texts = [[CLS, *torch.randint(104, 200, (n - 2,), generator=draw).tolist(), SEP] for n in lengths]
-    ids = torch.tensor([token for text in texts for token in text])
-    rows = torch.tensor([row for row in range(1, len(ids), 3) if ids[row] > MASK])
+    texts = random_texts(lengths, draw)
     count = sum(regions)
     features = torch.randn(count, FEATURES, generator=draw)
     corners = torch.rand(count, 2, 2, generator=draw).sort(1).values
@@ -94,11 +92,7 @@ def make_batch(lengths=(5, 12, 2, 9), regions=(4, 1, 6, 3), seed: int = 0) -> Ba
     )
     masks = {name: torch.from_numpy(own) for name, own in RegionMask(0.5, 0.9)(draft).items()}
     tensors = {
-        "input_ids": ids,
-        "input_ids_masked": ids.index_fill(0, rows, MASK),
-        "cu_seqlens": torch.tensor([0, *lengths]).cumsum(0).int(),
-        "mlm_rows": rows,
-        "mlm_labels": ids[rows],
+        **packed_texts(texts),
         "itm_labels": torch.tensor([row % 2 for row in range(len(lengths))]),
         "region_features": features,
         "region_boxes": corners.flatten(1),

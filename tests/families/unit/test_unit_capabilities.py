@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from families.bert.bert_peers import randomize
-from families.unit.unit_toys import CLASSES, OBJECTIVES, QUERIES, make_batch, texts_of, tiny_config
+from families.family_checks import by_kind, numbered_words, texts_of, with_words
+from families.unit.unit_toys import CLASSES, OBJECTIVES, QUERIES, make_batch, tiny_config
 
 from flava_ds.evaluation.protocols import (
     CAPABILITIES,
     SPECIAL,
-    Losses,
     ObjectFinder,
     PairStates,
     TextStates,
@@ -19,6 +19,8 @@ from flava_ds.evaluation.protocols import (
 from flava_ds.families.unit.capabilities import offers
 from flava_ds.families.unit.task import build_task
 from flava_ds.layers.boxes import to_corners
+
+KINDS = CAPABILITIES | SPECIAL
 
 
 @pytest.fixture(scope="module")
@@ -28,24 +30,11 @@ def task():
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    words = [f"w{number}" for number in range(200)]
-    words[0], words[100:104] = "[PAD]", ["[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    file = tmp_path_factory.mktemp("words") / "vocab.txt"
-    file.write_text("\n".join(words) + "\n")
-    plain = tiny_config()
-    return dataclasses.replace(plain, data=dataclasses.replace(plain.data, vocabulary=str(file)))
-
-
-def parts_of(task, config):
-    parts, lacks = offers(task, config)
-    every = (CAPABILITIES | SPECIAL).keys() - {Losses}
-    found = {kind: [own for own in parts if isinstance(own, kind)] for kind in every}
-    assert {kind.__name__ for kind, own in found.items() if not own} == lacks.keys()
-    return {kind: own[0] for kind, own in found.items() if own}, lacks
+    return with_words(tiny_config(), tmp_path_factory.mktemp("words"), numbered_words())
 
 
 def test_objects_are_those_of_the_last_layer(task, config):
-    finder = parts_of(task, config)[0][ObjectFinder]
+    finder = by_kind(*offers(task, config), KINDS)[ObjectFinder]
     batch, objective = make_batch("detection"), task.objectives["detection"]
     boxes, classes = finder.find_objects(batch["pixel_values"])
     encoded = task.model.encode(batch, ["detection"])["detection"]
@@ -60,7 +49,7 @@ def test_states_to_be_fine_tuned_have_a_graph_of_what_they_depend_on(task, confi
     """Three samples are no whole groups of two: norms go on by their running moments. Opened models are
     frozen.
     """
-    parts, _ = parts_of(task.requires_grad_(False), config)
+    parts = by_kind(*offers(task.requires_grad_(False), config), KINDS)
     batch = make_batch("question", lengths=(5, 7, 9), counts=(1, 1, 1))
     texts, pixels = texts_of(batch), batch["pixel_values"]
     of_texts, of_pairs = parts[TextStates].text_states(), parts[PairStates].pair_states(2.0)
@@ -79,7 +68,7 @@ def test_states_to_be_fine_tuned_have_a_graph_of_what_they_depend_on(task, confi
 
 
 def test_the_second_segment_is_told(task, config):
-    states = parts_of(task, config)[0][TextStates].text_states()
+    states = by_kind(*offers(task, config), KINDS)[TextStates].text_states()
     one, two = np.array([101, 110, 120, 130, 102]), np.array([101, 110, 102, 130, 102])
     other = states.model.text_encoder.embeddings.token_types
     before = states([one, two]).detach()
@@ -96,6 +85,6 @@ def test_runs_of_some_tasks_say_what_they_lack(config):
         ("question", {"ObjectFinder"}),
     ):
         own = dataclasses.replace(config, objectives={task: OBJECTIVES[task]})
-        built = build_task(own)
-        _, lacks = parts_of(built, own)
+        offered, lacks = offers(build_task(own), own)
+        by_kind(offered, lacks, KINDS)
         assert {name for name in lacks if "run trains on no" in lacks[name]} == missing

@@ -6,8 +6,8 @@ import flava_kernels.flops  # noqa: F401  registers the formulas
 import pytest
 import torch
 from families.bert.bert_peers import randomize
+from families.family_checks import step
 from families.unit.unit_toys import OBJECTIVES, make_batch, tiny_config, tiny_model
-from sample_batches import denominators
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -24,10 +24,6 @@ from flava_ds.recipes import RECIPES
 @pytest.fixture(scope="module")
 def task():
     return randomize(build_task(tiny_config()))
-
-
-def step(task, batch):
-    return task("step", batch, denominators(task, batch)).loss
 
 
 def test_parameters_are_the_published_ones_but_for_what_is_left_out():
@@ -88,7 +84,7 @@ def test_queries_see_images_and_the_first_word_or_all(task, kind, seen):
     if "pixel_values" in batch:
         pixels = batch["pixel_values"].flip(0)
         assert seen and not torch.equal(answers(own, kind, batch.having(pixel_values=pixels)), before)
-    texts = PackedIds(batch["input_ids"], batch["cu_seqlens"], batch.numbers["max_seqlen"])
+    texts = PackedIds.of(batch)
     memory = own.model.read_texts(kind, texts)
     whole = kind == "question"
     assert memory.packed.hidden.shape[0] == (len(batch["input_ids"]) if whole else batch.size)

@@ -116,8 +116,3 @@ def make_batch(task: str, counts=None, lengths=(5, 12, 3, 9), seed: int = 0) -> 
     )
     tensors, numbers = pack(BatchPlan(kind=task), draft)
     return Batch(kind=task, source=task, size=size, tensors=tensors, numbers=numbers)
-
-
-def texts_of(batch: Batch) -> list[np.ndarray]:
-    """The texts of a batch, as evaluations give them."""
-    return [own.numpy() for own in batch["input_ids"].split(batch["cu_seqlens"].diff().tolist())]

@@ -5,9 +5,10 @@ import math
 
 import pytest
 import torch
+from families.family_checks import by_kind, texts_of
 from families.vilt.vilt_peers import VIEW, make_batch, randomize, tiny_config
 
-from flava_ds.evaluation.protocols import CAPABILITIES, Losses, Matcher, PairStates, Scorer
+from flava_ds.evaluation.protocols import Matcher, PairStates, Scorer
 from flava_ds.families.vilt.capabilities import offers
 from flava_ds.families.vilt.task import build_task
 from flava_ds.objectives.itm import ImageTextMatchingConfig
@@ -18,23 +19,10 @@ def task():
     return randomize(build_task(tiny_config())).double()
 
 
-def parts_of(task, config):
-    parts, lacks = offers(task, config)
-    found = {
-        kind: [own for own in parts if isinstance(own, kind)] for kind in CAPABILITIES if kind is not Losses
-    }
-    assert {kind.__name__ for kind, own in found.items() if not own} == lacks.keys()
-    return {kind: own[0] for kind, own in found.items() if own}
-
-
-def texts_of(batch, name, bounds):
-    return [own.numpy() for own in batch[name].split(batch[bounds].diff().tolist())]
-
-
 def test_log_odds_are_those_of_the_loss(task):
     batch = make_batch()
     texts = texts_of(batch, "matching_input_ids", "matching_cu_seqlens")
-    matcher = parts_of(task, tiny_config())[Matcher]
+    matcher = by_kind(*offers(task, tiny_config()))[Matcher]
     one, other = matcher.log_odds(batch["pixel_values"], [texts, texts[::-1]])
     signs = 2 * batch["itm_labels"] - 1
     expected = task.losses(batch, only={"itm"})["itm"].sum.detach()
@@ -43,13 +31,13 @@ def test_log_odds_are_those_of_the_loss(task):
     rare = tiny_config(objectives={"itm": ImageTextMatchingConfig(mismatch_probability=0.1)})
     alone = build_task(rare).double()
     alone.model, alone.objectives["itm"] = task.model, task.objectives["itm"]
-    corrected = parts_of(alone, rare)[Matcher].log_odds(batch["pixel_values"], [texts])[0]
+    corrected = by_kind(*offers(alone, rare))[Matcher].log_odds(batch["pixel_values"], [texts])[0]
     torch.testing.assert_close(one - corrected, torch.full_like(one, math.log(9)))
 
 
 def test_predictions_are_those_of_the_loss(task):
     batch = make_batch()
-    scorer = parts_of(task, tiny_config())[Scorer]
+    scorer = by_kind(*offers(task, tiny_config()))[Scorer]
     texts = texts_of(batch, "input_ids_masked", "cu_seqlens")
     predicted = scorer.read(texts, batch["pixel_values"]).tokens(batch["mlm_rows"])
     loss, _ = predicted.loss(batch["mlm_labels"])
@@ -64,7 +52,7 @@ def test_predictions_are_those_of_the_loss(task):
 def test_states_to_be_fine_tuned_are_the_pooled_ones_with_a_graph(task):
     batch = make_batch()
     texts = texts_of(batch, "input_ids_masked", "cu_seqlens")
-    states = parts_of(task, tiny_config())[PairStates]
+    states = by_kind(*offers(task, tiny_config()))[PairStates]
     copy = states.pair_states()
     found = copy(texts, batch["pixel_values"])
     first = task.model.encode(batch, {VIEW})[VIEW].rows(task.model.first_rows(VIEW, batch))

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from families.family_checks import with_words
 from families.vilt.vilt_peers import (
     difference,
     inputs_of,
@@ -23,16 +24,11 @@ from flava_ds.families.vilt.task import build_task
 from flava_ds.hf import foreign as their_files
 from flava_ds.hf.convert import convert_folder
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "cat", "##s"]
-
 
 def run_of(folder, **changed):
     """A configuration with a vocabulary of its own, and the task that it builds."""
-    (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
-    config = tiny_config(**changed)
-    data = dataclasses.replace(config.data, vocabulary=str(folder / "vocab.txt"))
-    model = dataclasses.replace(config.model, initializer_range=0.05)
-    config = dataclasses.replace(config, data=data, model=model)
+    config = with_words(tiny_config(**changed), folder)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, initializer_range=0.05))
     return config, randomize(build_task(config))
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import flava_kernels.flops  # noqa: F401  registers the formulas
 import pytest
 import torch
+from families.family_checks import step
 from families.vilt.vilt_peers import (
     VIEW,
     difference,
@@ -18,7 +19,6 @@ from families.vilt.vilt_peers import (
     tiny_config,
 )
 from flava_kernels.dropout import kept
-from sample_batches import denominators
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -27,8 +27,9 @@ from flava_ds.config.checks import check_objectives
 from flava_ds.errors import ConfigError
 from flava_ds.families.vilt.config import vilt_b_32
 from flava_ds.families.vilt.hf import entries, heads_of
-from flava_ds.families.vilt.model import TEXTS, layout_of, texts_of
+from flava_ds.families.vilt.model import TEXTS, layout_of
 from flava_ds.families.vilt.task import ViltTask, build_task
+from flava_ds.layers.words import PackedIds
 from flava_ds.layouts import to_ours
 from flava_ds.objectives.dino import DinoConfig
 from flava_ds.objectives.global_contrastive import GlobalContrastiveConfig
@@ -37,10 +38,6 @@ from flava_ds.objectives.masked_text import MaskedTextConfig
 from flava_ds.objectives.word_patch_alignment import WordPatchAlignmentConfig
 from flava_ds.optimizers.base import parameter_groups
 from flava_ds.recipes.vilt_base import vilt_base
-
-
-def step(task, batch):
-    return task("step", batch, denominators(task, batch)).loss
 
 
 def gradients_of(theirs, config):
@@ -76,7 +73,7 @@ def test_transformers_agree(dtype, states, gradients, size, told):
     inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
     output = theirs.vilt(**inputs)
     image = task.model.embed_images(inputs["pixel_values"])
-    texts = texts_of(batch, VIEW)
+    texts = PackedIds.of(batch, *TEXTS[VIEW])
     layout, encoded = layout_of(texts, image[1].shape[1]), task.model.encode_pairs(image, texts)
     hidden, mask = encoded.last_hidden_state(), inputs["attention_mask"].bool()
     rows = layout.text_rows(torch.arange(len(batch["input_ids"])))
@@ -141,7 +138,7 @@ def test_each_view_is_the_image_with_its_own_text():
     task = randomize(build_task(tiny_config())).double()
     both = task.model.encode(batch, TEXTS.keys())
     for view in TEXTS:
-        texts = texts_of(batch, view)
+        texts = PackedIds.of(batch, *TEXTS[view])
         for row in range(batch.size):
             start, end = texts.cu_seqlens[row : row + 2].tolist()
             alone = dataclasses.replace(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from families.bert.bert_peers import IGNORED, difference, padded, randomize
+from families.bert.bert_peers import IGNORED, difference, packed_texts, padded, random_texts, randomize
 from torch import Tensor, nn
 
 from flava_ds.batch import Batch
@@ -21,7 +21,6 @@ from flava_ds.objectives.word_patch_alignment import WordPatchAlignmentConfig, W
 
 __all__ = ["difference", "inputs_of", "make_batch", "our_model", "randomize", "their_vilt", "tiny_config"]
 
-CLS, SEP, MASK = 101, 102, 103
 VIEW = "multimodal_masked"
 
 
@@ -48,20 +47,15 @@ def tiny_config(tied: bool = True, **changed) -> Config:
 def make_batch(lengths=(5, 12, 2, 9), seed: int = 0, size: tuple[int, int] = (12, 12)) -> Batch:
     """A batch as the collator makes it; every second sample is matched with another text."""
     draw = torch.Generator().manual_seed(seed)
-    texts = [[CLS, *torch.randint(104, 200, (n - 2,), generator=draw).tolist(), SEP] for n in lengths]
+    texts = random_texts(lengths, draw)
     others = [texts[row - 1] if row % 2 else text for row, text in enumerate(texts)]
-    ids, matching = (torch.tensor([token for text in own for token in text]) for own in (texts, others))
+    matching = torch.tensor([token for text in others for token in text])
     counts = np.array([len(text) for text in others])
     matched = np.array([row % 2 == 0 for row in range(len(texts))])
     draft = Draft(seeds=counts, matched=matched, matching=(matching.numpy(), counts))
-    rows = torch.tensor([row for row in range(1, len(ids), 3) if ids[row] > MASK])
     tensors = {
         "pixel_values": torch.randint(0, 256, (len(texts), 3, *size), generator=draw, dtype=torch.uint8),
-        "input_ids": ids,
-        "input_ids_masked": ids.index_fill(0, rows, MASK),
-        "cu_seqlens": torch.tensor([0, *lengths]).cumsum(0).int(),
-        "mlm_rows": rows,
-        "mlm_labels": ids[rows],
+        **packed_texts(texts),
         "matching_input_ids": matching,
         "matching_cu_seqlens": torch.tensor([0, *counts.tolist()]).cumsum(0).int(),
         "itm_labels": torch.from_numpy(matched).long(),

@@ -1,0 +1,51 @@
+"""What tests of several families ask of a task and of what its trained model offers; small vocabularies."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sample_batches import denominators
+from torch import Tensor
+
+from flava_ds.batch import Batch
+from flava_ds.config import Config
+from flava_ds.evaluation.protocols import CAPABILITIES, Losses
+from flava_ds.training.task import Task
+
+WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "cat", "##s")
+
+
+def numbered_words() -> list[str]:
+    """A vocabulary of 200 words whose special tokens are where the batches have them."""
+    words = [f"w{number}" for number in range(200)]
+    words[0], words[100:104] = "[PAD]", ["[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    return words
+
+
+def with_words(config: Config, folder: Path, words: Sequence[str] = WORDS) -> Config:
+    """The configuration with a vocabulary of its own, a file in `folder`."""
+    path = folder / "vocab.txt"
+    path.write_text("\n".join(words) + "\n")
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, vocabulary=str(path)))
+
+
+def step(task: Task, batch: Batch) -> Tensor:
+    """The loss of a step of this batch alone."""
+    return task("step", batch, denominators(task, batch)).loss
+
+
+def texts_of(batch: Batch, name: str = "input_ids", bounds: str = "cu_seqlens") -> list[np.ndarray]:
+    """The texts of a batch, as evaluations give them."""
+    return [own.numpy() for own in batch[name].split(batch[bounds].diff().tolist())]
+
+
+def by_kind(parts: tuple, lacks: Mapping[str, str], kinds: Iterable[type] = CAPABILITIES) -> dict[type, Any]:
+    """What a trained model offers, one of a kind; those that it says it lacks have to be all the others."""
+    found = {kind: [own for own in parts if isinstance(own, kind)] for kind in kinds if kind is not Losses}
+    assert {kind.__name__ for kind, own in found.items() if not own} == lacks.keys()
+    assert all(len(own) <= 1 for own in found.values())
+    return {kind: own[0] for kind, own in found.items() if own}

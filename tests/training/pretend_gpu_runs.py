@@ -32,6 +32,7 @@ from flava_ds import build  # noqa: E402
 from flava_ds.batch import Batch  # noqa: E402
 from flava_ds.codebook.image_codebook import ImageCodebook  # noqa: E402
 from flava_ds.config import Config  # noqa: E402
+from flava_ds.processes import leave  # noqa: E402
 from flava_ds.ranks import distributed  # noqa: E402
 from flava_ds.recipes import resolve  # noqa: E402
 from flava_ds.scaling.captions import full  # noqa: E402
@@ -167,15 +168,18 @@ def compared(config: Config, batch: Batch) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    # each leaves without the interpreter's exit, at which a thread of autograd aborted the process once
     if sys.argv[1] == "train":
         train(*sys.argv[2:])
+        distributed.stop()
     elif sys.argv[1] == "evaluate":
         from flava_ds.cli import main
 
         with pretend_gpu():
-            sys.exit(main(sys.argv[1:]))
+            leave(main(sys.argv[1:]))
     else:
         for recipe in sys.argv[2:]:
             config = resolve(recipe, [])
             for source, batch in batches_of(config):
                 print(json.dumps({"recipe": recipe, "source": source, **compared(config, batch)}), flush=True)
+    leave(0)

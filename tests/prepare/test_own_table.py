@@ -60,6 +60,7 @@ def test_json_lines_may_list_captions(tmp_path):
     ("name", "text", "words"),
     [
         ("a.csv", "picture,caption\nx,y\n", "has the columns picture, caption; it needs one of file_name"),
+        ("a.csv", "filepath\ttitle\nx\ta, b\n", "has tabs between its columns; rename it to .tsv"),
         ("a.csv", "file_name,caption\nx,a dog, asleep\n", "line 2: not one value for each of the 2 columns"),
         ("a.tsv", "file_name\tcaption\nx\n", "line 2: not one value for each"),
         ("a.csv", 'file_name,caption\nx,"a dog\n', "line [12]: unexpected end of data"),

@@ -23,7 +23,7 @@ TOLERANCE = 1e-4
 
 
 class LinearProbe(Measurement):
-    """Predicts the group (10) and subgroup (about 100) of held-out images from frozen features.
+    """Predicts the group (9) and subgroup (97) of held-out images from frozen features.
 
     Source: paper, section 4: scikit-learn's L-BFGS on the final layer's CLS, not projected, with the penalty
     swept on a split.

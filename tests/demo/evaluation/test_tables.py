@@ -1,5 +1,8 @@
 """Every metric finds its place in a table, beside its references."""
 
+import json
+import tarfile
+
 from flava_ds.demo.evaluation import tables
 
 METRICS = {
@@ -30,9 +33,23 @@ def test_references_stand_beside_their_metric():
 def test_sets_stay_together_and_losses_are_no_shares():
     by_title = {section.title: section.measures for section in tables.sections(METRICS)}
     assert [(m.set, m.what) for m in by_title["Linear probe"]] == [
-        ("a", "group (10)"),
+        ("a", "group (9)"),
         ("a", "new measure"),
-        ("b", "group (10)"),
+        ("b", "group (9)"),
     ]
     [loss] = by_title["Masked prediction"]
     assert loss.text == "4.250" and not loss.share and loss.chance_text == ""
+
+
+def test_the_page_counts_the_groups_that_there_are(indexed_demo_data):
+    found: dict[str, set[str]] = {"group": set(), "subgroup": set()}
+    for path in indexed_demo_data.glob("pairs-train/*.tar"):
+        with tarfile.open(path) as shard:
+            for member in shard:
+                if member.name.endswith(".json"):
+                    record = json.load(shard.extractfile(member))
+                    for field, values in found.items():
+                        values.add(record[field])
+    for field, values in found.items():
+        assert tables.WHAT[f"{field}_accuracy"] == f"{field} ({len(values)})"
+    assert any(f"{len(found['group'])} groups" in words for _, _, words in tables.HEADLINES)

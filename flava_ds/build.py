@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,10 +18,18 @@ from flava_ds.data.first_look import look_over
 from flava_ds.data.indexed import prepare_source
 from flava_ds.data.loader import StepLoader
 from flava_ds.data.quarantine import Quarantine, quarantine_file
-from flava_ds.errors import DataError, UserError
+from flava_ds.errors import DataError
 from flava_ds.preview import preview
 from flava_ds.ranks import roll_call
-from flava_ds.ranks.distributed import World, barrier, gather_objects, log, raise_together, start
+from flava_ds.ranks.distributed import (
+    World,
+    barrier,
+    from_this_machine,
+    gather_objects,
+    log,
+    start,
+    together,
+)
 from flava_ds.ranks.launch import provide_demo_data
 from flava_ds.ranks.patience import done_by_some
 from flava_ds.training.compiling import check_compiler
@@ -143,22 +152,19 @@ def build_loader(config: Config, world: World, first_step: int, saved_state: dic
     Raises: UserError on every rank when one cannot read its data, a step would draw a sample twice, or the
     data order would change.
     """
-    loader: StepLoader | None = None
-    error: UserError | None = None
-    # one process per machine unpacks the demo's data and indexes shards without an index; the others find it
+    # One process per machine unpacks the demo's data, indexes shards without an index and stores tables. The
+    # others need not even ask for the state of each shard, which hundreds of ranks would do at once.
     work = partial(prepare_shards, config) if world.local_rank == 0 else None
-    raise_together(world, done_by_some(world, work, config.engine.communication_timeout_s / 2))
-    try:
+    with together(world):
+        prepared = done_by_some(world, work, config.engine.communication_timeout_s / 2)
+    tables = from_this_machine(world, prepared)
+    with together(world):
         pin_memory = world.device.type == "cuda"
-        loader = StepLoader(config, world.rank, world.size, first_step, pin_memory=pin_memory)
+        loader = StepLoader(config, world.rank, world.size, first_step, pin_memory=pin_memory, tables=tables)
         loader.quarantine = Quarantine(quarantine_file(config.run_path, world.rank))
         look_over(config, loader.sources)
         if saved_state is not None:
             loader.check_state(saved_state)
-    except UserError as problem:
-        error = problem
-    raise_together(world, error)
-    assert loader is not None  # raise_together has raised any error
     compare_data(world, loader)
     return loader
 
@@ -185,18 +191,20 @@ def compare_data(world: World, loader: StepLoader) -> None:
             ).everywhere()
 
 
-def prepare_shards(config: Config) -> UserError | None:
+def prepare_shards(config: Config) -> dict[str, Path]:
     """Unpacks the demo's data if a source reads it, indexes all shards, and stores the tables of large
-    sources; returns what went wrong.
+    sources; returns their folders.
+
+    Raises: UserError when data cannot be read.
     """
-    try:
-        provide_demo_data(config)
-        for name, source in config.drawn_sources.items():
-            if source.reading == "indexed" and source.reader is None:
-                prepare_source(config, name)
-    except UserError as error:
-        return error
-    return None
+    provide_demo_data(config)
+    indexed = [
+        name
+        for name, source in config.drawn_sources.items()
+        if source.reading == "indexed" and source.reader is None
+    ]
+    folders = {name: prepare_source(config, name) for name in indexed}
+    return {name: folder for name, folder in folders.items() if folder is not None}
 
 
 GEMM_EDGE = {"cpu": 768, "cuda": 8192}

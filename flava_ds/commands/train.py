@@ -131,9 +131,9 @@ def rehearse(config: Config, ranks: int) -> list[str]:
     if config.initial_weights is not None:
         check_vocabulary(config.initial_weights, task.fingerprints)
         initial_weights(task, config.initial_weights, str(config.model.type))
-    if (error := prepare_shards(config)) is not None:
-        raise error
-    loader = StepLoader(config, world_size=ranks, start_step=saved["step"] if saved else 0)
+    tables = prepare_shards(config)
+    start_step = saved["step"] if saved else 0
+    loader = StepLoader(config, world_size=ranks, start_step=start_step, tables=tables)
     look_over(config, loader.sources)
     if saved:
         loader.check_state(saved["data"])

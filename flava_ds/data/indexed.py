@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,23 +30,26 @@ _MAX_PARTNERS = 16
 _REPLACEMENT = 3
 
 
-def prepare_source(config: Config, name: str) -> None:
+def prepare_source(config: Config, name: str) -> Path | None:
     """Indexes the shards of a source that have no index, and stores the table of a large one for all
-    processes of this machine.
+    processes of this machine. Returns its folder, or None where none is stored.
 
     Raises: DataError as IndexedShards does.
     """
     source = config.data.sources[name]
-    prepare_table(list_shards(source.shards, name, policy_of(config)), *member_fields(name, source))
+    return prepare_table(list_shards(source.shards, name, policy_of(config)), *member_fields(name, source))
 
 
 class IndexedShards:
-    """Reads the samples of one source by number, in any order. Indexes its shards on construction."""
+    """Reads the samples of one source by number, in any order."""
 
     promises = Promises(elastic=True, pooled_captions=True)
 
-    def __init__(self, config: Config, name: str, *, metadata: bool = False) -> None:
-        """`name` is a key of config.data.sources. `metadata` also reads each sample's .json.
+    def __init__(
+        self, config: Config, name: str, *, metadata: bool = False, table: Path | None = None
+    ) -> None:
+        """Indexes the shards of config.data.sources[name], or maps the `table` that prepare_source has stored
+        on this machine without looking at them. `metadata` also reads each sample's .json.
 
         Raises: DataError when shards are missing, hold no usable sample, or more than max_skipped_share of
         their samples lack what the kind needs.
@@ -54,7 +58,8 @@ class IndexedShards:
         self.config, self.name, self.source, self.kind = config, name, source, source.kind
         self.seed = source_seed(name, source.seed)
         fields, required = member_fields(name, source, metadata)
-        self.table = SampleTable(list_shards(source.shards, name, policy_of(config)), fields, required)
+        shards = list_shards(source.shards, name, policy_of(config), known=table is not None)
+        self.table = SampleTable(shards, fields, required, table)
         self.decoder = SampleDecoder(config, name)
         self._files = ShardReader(self.table.shards, self.table.stamps, config.data)
         self._check(required)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,8 +68,10 @@ class StepLoader:
         start_step: int = 0,
         *,
         pin_memory: bool = False,
+        tables: Mapping[str, Path] | None = None,
     ) -> None:
-        """Indexes the sources that at least one step draws.
+        """Opens the sources that at least one step draws. `tables` are those that prepare_source has stored
+        on this machine; other sources are indexed.
 
         Raises: ConfigError when a global batch is not divisible; DataError when a source is missing or has no
         usable sample.
@@ -83,7 +86,8 @@ class StepLoader:
             name: config.micro_batch_size(name, world_size) for name in config.drawn_sources
         }
         self.prefetch_batches = prefetch_batches(config, self.micro_batch_sizes)
-        self.sources = {name: open_source(config, name) for name in config.drawn_sources}
+        tables = tables or {}
+        self.sources = {name: open_source(config, name, tables.get(name)) for name in config.drawn_sources}
         self.stages = weight_stages(
             config.data, {name: source.length for name, source in self.sources.items()}
         )

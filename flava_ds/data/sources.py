@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -126,8 +127,9 @@ class Source(Protocol):
         """Returns log lines for the start: samples left out, and this topology's effect on the order."""
 
 
-def open_source(config: Config, name: str) -> Source:
-    """Builds source `name` according to its `reader` or `reading`.
+def open_source(config: Config, name: str, table: Path | None = None) -> Source:
+    """Builds source `name` according to its `reader` or `reading`. `table` is the folder that prepare_source
+    (indexed.py) has returned for it on this machine.
 
     Raises: DataError or ConfigError when it cannot be used.
     """
@@ -140,7 +142,7 @@ def open_source(config: Config, name: str) -> Source:
         return StreamedShards(config, name)
     from flava_ds.data.indexed import IndexedShards
 
-    return IndexedShards(config, name)
+    return IndexedShards(config, name, table=table)
 
 
 def changed_content(name: str, before: object, now: Mapping[str, str | None] | None) -> list[str]:

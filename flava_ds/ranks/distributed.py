@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -177,6 +178,15 @@ def from_main(world: World, value: Value) -> Value:
     dist.broadcast_object_list(values, src=0, group=world.host_group)
     found: Value = values[0]
     return found
+
+
+def from_this_machine(world: World, value: Value | None) -> Value | None:
+    """Returns this rank's `value` or, where it passes None, that of the first rank of its machine that does
+    not. Uses pickle, as gather_objects does.
+    """
+    host = socket.gethostname()
+    values = [value, *(found for other, found in gather_objects(world, (host, value)) if other == host)]
+    return next((found for found in values if found is not None), None)
 
 
 def raise_together(world: World, error: Exception | None) -> None:

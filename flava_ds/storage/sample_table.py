@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 STORED_FROM = 256
 """Shards from which on a table is stored: the indexes of fewer are read in a second or two."""
-_VERSION = 1
+_VERSION = 2
 
 Suffixes = Mapping[str, Sequence[str]]
 
@@ -45,23 +45,24 @@ class SampleTable:
         keys, key_ends            [K], [N]    as in ShardIndex
     """
 
-    def __init__(self, shards: Sequence[Shard], fields: Suffixes, required: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        shards: Sequence[Shard],
+        fields: Suffixes,
+        required: Mapping[str, str],
+        folder: Path | None = None,
+    ) -> None:
         """Maps the stored table of `shards` if there is one; otherwise indexes them and holds their table.
 
-        `fields` maps a field to its suffixes, `required` a field to the fault of samples without it.
+        `fields` maps a field to its suffixes, `required` a field to the fault of samples without it. With the
+        `folder` that prepare_table has returned on this machine, no shard and no index is looked at.
 
         Raises: DataError when a shard cannot be read.
         """
         self.shards = list(shards)
-        self.stamps: list[Stamp] = stamps_of(self.shards)
-        large = len(self.shards) >= STORED_FROM
-        stored = table_files.load(_folder(self.shards, self.stamps, fields, required)) if large else None
-        if stored is None:
-            builder = _Builder(self.shards, self.stamps, fields, required)
-            parts = list(builder.parts())
-            arrays: Arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-            stored = arrays, builder.said(arrays)
-        arrays, said = stored
+        stored = table_files.load(folder) if folder is not None else None
+        arrays, said = stored or _found_or_built(self.shards, fields, required)
+        self.stamps: list[Stamp] = [(size, version) for size, version in said["stamps"]]
         self.keys, self.key_ends = arrays["keys"], arrays["key_ends"]
         self.first = np.concatenate([np.zeros(1, dtype=np.int64), arrays["shard_ends"]])
         self.columns = {field: (arrays[f"{field}.offset"], arrays[f"{field}.size"]) for field in fields}
@@ -88,19 +89,34 @@ class SampleTable:
         return self.keys[start : self.key_ends[sample]].tobytes().decode("utf-8", "replace")
 
 
-def prepare_table(shards: Sequence[Shard], fields: Suffixes, required: Mapping[str, str]) -> None:
-    """Indexes the shards that have no index and, where there are many shards, stores their table.
+def _found_or_built(
+    shards: Sequence[Shard], fields: Suffixes, required: Mapping[str, str]
+) -> tuple[Arrays, dict[str, Any]]:
+    """Returns the arrays of a table and what is said of it: mapped if it is stored, otherwise built."""
+    stamps = stamps_of(shards)
+    large = len(shards) >= STORED_FROM
+    if large and (stored := table_files.load(_folder(shards, stamps, fields, required))) is not None:
+        return stored
+    builder = _Builder(shards, stamps, fields, required)
+    parts = list(builder.parts())
+    arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return arrays, builder.said(arrays)
+
+
+def prepare_table(shards: Sequence[Shard], fields: Suffixes, required: Mapping[str, str]) -> Path | None:
+    """Indexes the shards that have no index and, where there are many shards, stores their table; returns its
+    folder, or None where none is stored.
 
     Raises: DataError when a shard cannot be read.
     """
     stamps = stamps_of(shards)
     if len(shards) < STORED_FROM:
         index_missing(shards, stamps)
-        return
+        return None
     place = partial(_folder, shards, stamps, fields, required)  # which depends on the indexes of that moment
     if table_files.load(folder := place()) is not None:
         table_files.used(folder)
-        return
+        return folder
     unwritten = index_missing(shards, stamps)
     try:
         with table_files.alone(folder):
@@ -116,8 +132,9 @@ def prepare_table(shards: Sequence[Shard], fields: Suffixes, required: Mapping[s
             folder.parent,
             error,
         )
-        return
+        return None
     log.info("the table of %d shards is kept in '%s', for all ranks and later starts", len(shards), folder)
+    return folder
 
 
 class _Builder:
@@ -169,6 +186,7 @@ class _Builder:
             "fingerprint": digest.hexdigest()[:16],
             "layout": short_hash("".join(self._layouts)),
             "contents": short_hash("".join(known)) if len(known) == len(self._shards) else None,
+            "stamps": list(self._stamps),
         }
 
     def _usable(self, index: ShardIndex) -> tuple[dict[str, np.ndarray], np.ndarray]:

@@ -27,19 +27,21 @@ _NEARLY = re.compile(r".+\.(tar(\.(gz|bz2|xz|zst|lz4))?|tgz|tbz2?|txz|tzst)", re
 _MAX_SHARDS, _MAX_DIGITS, _MAX_CHARACTERS = 10_000_000, 20, 2**31
 
 
-def list_shards(shards: str, name: str = "", policy: ReadPolicy = DEFAULT) -> list[Shard]:
+def list_shards(
+    shards: str, name: str = "", policy: ReadPolicy = DEFAULT, *, known: bool = False
+) -> list[Shard]:
     """Returns the .tar files that `shards` names, sorted and without duplicates.
 
     `shards` is a folder, one file or a brace pattern, each local or a URL such as 's3://bucket/folder' or
     'https://host/{00000..00099}.tar', or a .txt file that lists such entries, one per line; relative entries
-    start from its folder.
+    start from its folder. Those of a local pattern are looked for, unless they are `known`.
 
     Raises: DataError that names the source and what is missing, empty or refused.
     """
     label = _label(name)
     found: set[Shard] = set()
     for entry in _entries(shards.strip(), label, policy):
-        found.update(_expand(entry, shards, name, policy))
+        found.update(_expand(entry, shards, name, policy, known))
         if len(found) > _MAX_SHARDS:
             raise DataError(f"{label}'{shards}' names more than {_MAX_SHARDS} shards")
     remote = sum(isinstance(shard, RemoteShard) for shard in found)
@@ -99,7 +101,7 @@ def _entries(shards: str, label: str, policy: ReadPolicy) -> Iterator[str]:
         yield line if _URL.match(line) or line.startswith(("/", "~", "pipe:")) else folder + line
 
 
-def _expand(entry: str, shards: str, name: str, policy: ReadPolicy) -> Sequence[Shard]:
+def _expand(entry: str, shards: str, name: str, policy: ReadPolicy, known: bool) -> Sequence[Shard]:
     """Returns the shards of one folder, file or pattern."""
     label = _label(name)
     if entry.startswith("pipe:"):
@@ -117,12 +119,12 @@ def _expand(entry: str, shards: str, name: str, policy: ReadPolicy) -> Sequence[
     if _URL.match(entry):
         return _expand_url(entry, label, policy)
     try:
-        return _expand_path(entry, shards, name)
+        return _expand_path(entry, shards, name, known)
     except (OSError, RuntimeError, ValueError) as error:  # a name that no file system takes, ~ of nobody
         raise DataError(f"{label}'{entry:.200}' cannot be looked for: {error!s:.200}") from error
 
 
-def _expand_path(entry: str, shards: str, name: str) -> list[Path]:
+def _expand_path(entry: str, shards: str, name: str, known: bool) -> list[Path]:
     """Returns the shards of one local folder, file or pattern."""
     label = _label(name)
     path = Path(entry).expanduser()
@@ -139,6 +141,8 @@ def _expand_path(entry: str, shards: str, name: str) -> list[Path]:
         _say_left_out(str(path), left_out)
         return found
     found = [Path(expanded).expanduser() for expanded in expand_braces(entry)]
+    if known:
+        return found
     modes = ahead(_mode, found, threads=AT_ONCE, most=AT_ONCE)  # ends with the first that is missing
     for shard, mode in zip(found, modes, strict=True):
         if stat.S_ISDIR(mode) or shard.suffix != ".tar":

@@ -99,7 +99,7 @@ def test_it_is_read_instead_of_the_indexes(shards, monkeypatch):
 @pytest.mark.usefixtures("few")
 def test_a_run_stores_the_tables_of_its_large_sources(make_config):
     config = make_config()
-    assert prepare_shards(config) is None
+    assert list(prepare_shards(config)) == ["pairs"]
     mapped = {name: is_mapped(IndexedShards(config, name).table.keys) for name in config.data.sources}
     assert mapped == {"pairs": True, "images": False, "text": False}
 

@@ -160,7 +160,7 @@ def _position() -> str:
     frame, inside = sys._current_frames().get(threading.main_thread().ident or 0), ""
     while frame is not None:
         path = Path(frame.f_code.co_filename)
-        if "torch/distributed" in path.as_posix() or path.name == "roll_call.py":
+        if "torch/distributed" in path.as_posix() or path.name in ("roll_call.py", "distributed.py"):
             return ""
         if not inside and "flava_ds" in path.parts:
             inside = f"{path.parent.name}/{path.name}:{frame.f_lineno} in {frame.f_code.co_name}"

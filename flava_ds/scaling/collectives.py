@@ -101,5 +101,7 @@ def _transfer(collective: str, payload: float, cluster: Cluster, bandwidth: floa
 
 
 def gather_of_counts(ranks: int, hop_us: float) -> float:
-    """Returns the time of the host's gather of counts, whose messages pass every rank: one hop for each."""
-    return max(0, ranks - 1) * hop_us * 1e-6
+    """Returns the time of the host's gather of counts, whose number of hops grows with the logarithm of the
+    ranks (ranks/distributed.py).
+    """
+    return math.ceil(math.log2(ranks)) * hop_us * 1e-6

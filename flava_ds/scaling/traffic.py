@@ -32,7 +32,8 @@ def payloads(
     the same kind; a module that the forward pass calls twice may be gathered once more.
     """
     work, width = model.kinds[source], zero.width
-    rows = {("counts", "all_gather"): world * 8 * (5 + objectives), ("gradient norm", "all_reduce"): 4}
+    counts = 8 * (5 + objectives)  # a rank's row; it passes on all but one (ranks/distributed.py)
+    rows = {("counts", "send"): (world - 1) * counts, ("gradient norm", "all_reduce"): 4}
     exchanged = sum(round(amount.at(samples * world)) for amount in work.exchanged.values())
     if exchanged:
         rows["contrastive loss", "all_gather"] = exchanged

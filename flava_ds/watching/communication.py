@@ -5,6 +5,8 @@ The payload M of a collective is its whole tensor: what is reduced, gathered or 
 algorithms each of w ranks then sends
 
     all_reduce 2 (w - 1) / w M        reduce_scatter, all_gather, reduce, broadcast (w - 1) / w M
+
+and of a message to one rank all of it.
 """
 
 from __future__ import annotations
@@ -33,11 +35,12 @@ COLLECTIVES = {
     "reduce_scatter_tensor_coalesced_": ("reduce_scatter", 1),
     "broadcast_": ("broadcast", 0),
     "reduce_": ("reduce", 0),
+    "send": ("send", 0),
 }
 """PyTorch's operators: the collective, and which argument is its payload."""
 
 RING = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1, "reduce": 1, "broadcast": 1}
-"""Multiples of (w - 1) / w of the payload that leave a rank."""
+"""Multiples of (w - 1) / w of the payload that leave a rank, of what is not sent to one rank."""
 
 PARTS = ("counts", "contrastive loss", "gradients", "gradient norm", "weights", "trace")
 """What a step's collectives are for; any other is "other". "trace": ZeRO-3 checks that all ranks call modules
@@ -47,7 +50,7 @@ in the same order.
 
 @dataclass(frozen=True)
 class Call:
-    """One collective: its purpose (of PARTS, or "other"), its name, its payload in bytes."""
+    """One collective or message: its purpose (of PARTS, or "other"), its name, its payload in bytes."""
 
     part: str
     collective: str
@@ -62,7 +65,7 @@ class CollectiveLog(TorchDispatchMode):
         self.calls: list[Call] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if func.namespace == "c10d":
+        if func.namespace == "c10d" and not func._schema.name.startswith("c10d::recv"):
             collective, place = COLLECTIVES[func._schema.name.removeprefix("c10d::")]
             self.calls.append(Call(_part(collective), collective, _bytes(args[place])))
         return func(*args, **(kwargs or {}))
@@ -116,8 +119,8 @@ def payloads(calls: Iterable[Call]) -> dict[tuple[str, str], int]:
 
 def sent(payload: Mapping[tuple[str, str], int], world_size: int) -> float:
     """Returns the bytes that leave a rank with ring algorithms."""
-    return (
-        sum(RING[collective] * size for (_, collective), size in payload.items())
-        * (world_size - 1)
-        / world_size
+    share = (world_size - 1) / world_size
+    return sum(
+        size if collective == "send" else RING[collective] * share * size
+        for (_, collective), size in payload.items()
     )

@@ -11,6 +11,7 @@ from flava_ds.ranks.distributed import (
     DisagreementError,
     all_reduce_counts,
     from_main,
+    gather_numbers,
     gather_objects,
     raise_together,
     start,
@@ -64,6 +65,25 @@ def fail_on_one() -> str:
 @pytest.mark.distributed
 def test_an_error_on_one_rank_is_raised_on_all(run_ranks):
     assert run_ranks(fail_on_one, 2) == ["shard 7 is missing"] * 2
+
+
+def gather_rows() -> tuple[list[list[list[int]]], list[str]]:
+    """Gathers two tables one after the other; returns them and the messages that this rank has sent."""
+    world, tables = start(30), []
+    with CollectiveLog() as log:
+        for turn in range(2):
+            tables.append(gather_numbers(world, [world.rank, turn, -(2**40) * world.rank]))
+    return tables, [f"{call.part} {call.collective} {call.payload}" for call in log.calls]
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("ranks", "rows_sent"), [(1, []), (2, [1]), (3, [1, 1]), (5, [1, 2, 1]), (8, [1, 2, 4])]
+)
+def test_numbers_are_gathered_in_as_few_messages_as_ranks_can_be_doubled(run_ranks, ranks, rows_sent):
+    expected = [[[rank, turn, -(2**40) * rank] for rank in range(ranks)] for turn in range(2)]
+    messages = [f"counts send {24 * rows}" for rows in rows_sent]
+    assert run_ranks(gather_rows, ranks) == [(expected, 2 * messages)] * ranks
 
 
 def send_one() -> tuple[str, int]:

@@ -37,6 +37,7 @@ def test_small_messages_are_latency():
 def test_limits():
     one = cluster("h100", 1, None, None)
     assert seconds("all_reduce", 1e9, one) == 0 and gather_of_counts(1, 50) == 0
+    assert [gather_of_counts(ranks, 50) for ranks in (2, 5, 512)] == pytest.approx([50e-6, 150e-6, 450e-6])
     fast, slow = cluster("h100", 64, 8, "ib-400x8"), cluster("h100", 64, 8, "ethernet-100")
     assert seconds("all_reduce", 5.42e8, slow) > 15 * seconds("all_reduce", 5.42e8, fast)
     assert seconds("all_reduce", 5.42e8, slow) == pytest.approx(2 * 5.42e8 / 10e9, rel=0.2)

@@ -42,7 +42,7 @@ SETTINGS = [
 
 
 def call_each() -> list[Call]:
-    """Calls one collective of each kind with tensors of 10 and 20 numbers."""
+    """Calls one collective of each kind with tensors of 10 and 20 numbers, and sends ten of them."""
     distributed.start(30)
     ten, twenty = torch.ones(10), torch.ones(20)
     with CollectiveLog() as log:
@@ -52,6 +52,9 @@ def call_each() -> list[Call]:
         dist.reduce_scatter_tensor(ten, twenty)
         dist.broadcast(ten.double(), 0)
         dist.reduce(ten.bfloat16(), 0)
+        sending = dist.isend(ten, 1 - dist.get_rank())
+        dist.recv(twenty[:10], 1 - dist.get_rank())
+        sending.wait()
     return log.calls
 
 
@@ -64,6 +67,7 @@ def test_payloads_are_whole_tensors(run_ranks):
         ("reduce_scatter", 80),
         ("broadcast", 80),
         ("reduce", 20),
+        ("send", 40),
     ]
     assert run_ranks(call_each, RANKS) == [[Call("other", *row) for row in expected]] * RANKS
 
@@ -79,6 +83,7 @@ def test_ring_volumes():
     assert payload == {("gradients", "all_reduce"): 300, ("weights", "all_gather"): 120}
     assert sent(payload, 1) == 0
     assert sent(payload, 4) == 2 * 0.75 * 300 + 0.75 * 120
+    assert sent(payload | {("counts", "send"): 50}, 4) == 2 * 0.75 * 300 + 0.75 * 120 + 50
 
 
 def measured_steps(folder: str) -> list[tuple]:

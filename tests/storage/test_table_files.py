@@ -80,3 +80,18 @@ def test_who_maps_a_table_that_another_is_just_removing_waits_and_does_not_map_i
         table_files._remove_unmapped(folder)
         assert mapping[0].result() is None
     assert table_files.load(folder) is not None and list(folder.parent.iterdir()) == [folder]
+
+
+def test_a_table_that_gets_its_name_while_its_bytes_are_counted_does_not_end_the_waiting(folder, monkeypatch):
+    """Python 3.11 says of a folder that was listed and has gone that it is not there."""
+    growing, listed = table_files._beside(folder), table_files.os.scandir
+    growing.mkdir(parents=True)
+    (growing / "keys").write_bytes(b"123")
+
+    def scandir(path):
+        if growing.exists() and Path(path) == growing:
+            growing.rename(folder)
+        return listed(path)
+
+    monkeypatch.setattr(table_files.os, "scandir", scandir)
+    assert table_files._written(folder.parent, "0" * 16) in (0, 3)

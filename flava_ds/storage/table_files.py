@@ -186,10 +186,11 @@ def _remove_unused(folder: Path) -> None:
     """Removes other tables that no process maps and no run has started with for long, and what killed writers
     left behind.
     """
-    for other in folder.parent.iterdir():
-        most = _SUPERSEDED_S if _subject(other) == _subject(folder) else _UNUSED_S
-        if other != folder and _OURS.fullmatch(other.name) and other.is_dir() and _age_s(other) > most:
-            _remove_unmapped(other)
+    with suppress(OSError):  # where they may not be listed, they stay
+        for other in folder.parent.iterdir():
+            most = _SUPERSEDED_S if _subject(other) == _subject(folder) else _UNUSED_S
+            if other != folder and _OURS.fullmatch(other.name) and other.is_dir() and _age_s(other) > most:
+                _remove_unmapped(other)
 
 
 def _remove_unmapped(folder: Path) -> None:

@@ -95,3 +95,16 @@ def test_a_table_that_gets_its_name_while_its_bytes_are_counted_does_not_end_the
 
     monkeypatch.setattr(table_files.os, "scandir", scandir)
     assert table_files._written(folder.parent, "0" * 16) in (0, 3)
+
+
+def test_where_tables_may_not_be_listed_a_run_starts_and_removes_none(folder, monkeypatch):
+    def iterdir(path):
+        if path == folder.parent:
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    listed = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    assert store(folder) == folder
+    table_files.used(folder)
+    assert table_files.load(folder) is not None

@@ -33,7 +33,8 @@ class Corpus:
 
     def read(self, paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
         """Reads annotations, always in the same order."""
-        return pkgutil.resolve_name(f"flava_ds.prepare.{self.reader}")(paths)
+        module, function = self.reader.split(".")
+        return pkgutil.resolve_name(f"flava_ds.prepare.{module}:{function}")(paths)
 
     def reason_to_drop(self, caption: str, record: Mapping[str, Any]) -> str | None:
         """Judges a sample that img2dataset has downloaded; corpora without their own filter keep all."""

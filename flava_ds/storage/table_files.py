@@ -156,8 +156,8 @@ def _subject(folder: Path) -> str:
 def _written(tables: Path, of: str) -> int:
     """Counts the bytes of unfinished tables of `of`."""
     sizes = 0
-    for file in tables.glob(f".{of}-*{PARTIAL}/*"):
-        with suppress(OSError):
+    with suppress(OSError):  # one of them has just got its name: Python 3.11 looks into it all the same
+        for file in tables.glob(f".{of}-*{PARTIAL}/*"):
             sizes += file.stat().st_size
     return sizes
 
@@ -186,10 +186,11 @@ def _remove_unused(folder: Path) -> None:
     """Removes other tables that no process maps and no run has started with for long, and what killed writers
     left behind.
     """
-    for other in folder.parent.iterdir():
-        most = _SUPERSEDED_S if _subject(other) == _subject(folder) else _UNUSED_S
-        if other != folder and _OURS.fullmatch(other.name) and other.is_dir() and _age_s(other) > most:
-            _remove_unmapped(other)
+    with suppress(OSError):  # where they may not be listed, they stay
+        for other in folder.parent.iterdir():
+            most = _SUPERSEDED_S if _subject(other) == _subject(folder) else _UNUSED_S
+            if other != folder and _OURS.fullmatch(other.name) and other.is_dir() and _age_s(other) > most:
+                _remove_unmapped(other)
 
 
 def _remove_unmapped(folder: Path) -> None:

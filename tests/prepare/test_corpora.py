@@ -2,9 +2,11 @@
 
 import inspect
 import pkgutil
+import sys
 
 import pytest
 
+from flava_ds import prepare
 from flava_ds.prepare.corpora import CORPORA
 
 PMD = [corpus for corpus in CORPORA.values() if corpus.kind == "pair" and corpus.pairs]
@@ -14,6 +16,13 @@ PMD = [corpus for corpus in CORPORA.values() if corpus.kind == "pair" and corpus
 def test_reader_exists(corpus):
     reader = pkgutil.resolve_name(f"flava_ds.prepare.{corpus.reader}")
     assert list(inspect.signature(reader).parameters) == ["paths"]
+
+
+def test_a_reader_that_cannot_be_imported_says_why(monkeypatch):
+    monkeypatch.delattr(prepare, "coco", raising=False)
+    monkeypatch.setitem(sys.modules, "flava_ds.prepare.coco", None)
+    with pytest.raises(ImportError, match="import of flava_ds.prepare.coco halted"):
+        CORPORA["coco"].read([])
 
 
 def test_the_nine_corpora_are_seventy_million_pairs():

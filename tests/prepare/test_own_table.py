@@ -56,6 +56,12 @@ def test_json_lines_may_list_captions(tmp_path):
     assert first.record == {"file": "a.jpg", "width": 5}
 
 
+def test_a_table_with_commas_may_have_a_tab_in_a_further_column_s_name(tmp_path):
+    (tmp_path / "a.csv").write_text("file_name,caption,my\tnote\na.jpg,a dog,new\n")
+    (entry,) = read([tmp_path / "a.csv"])
+    assert entry.record == {"file": "a.jpg", "my\tnote": "new"}
+
+
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [

@@ -197,21 +197,6 @@ def test_a_broken_table_is_never_read_and_is_written_again(shards, tmp_path, nam
 
 
 @pytest.mark.usefixtures("few")
-def test_a_writer_that_fails_leaves_nothing():
-    folder = table_files.folder_of("0" * 16, "1" * 16)
-    for error in (OSError(28, "No space left on device"), KeyboardInterrupt()):
-
-        def parts(error=error):
-            yield {"keys": np.zeros(3, np.uint8)}
-            assert list(folder.parent.glob(".*.partial/keys")), "parts are not written as they come"
-            raise error
-
-        with pytest.raises(type(error)):
-            table_files.store(folder, parts(), lambda _: {}, lambda: folder)
-        assert not list(folder.parent.iterdir())
-
-
-@pytest.mark.usefixtures("few")
 def test_what_nobody_uses_goes(shards, tmp_path):
     prepare_table(shards, FIELDS, REQUIRED)
     (used,) = tables(tmp_path)

@@ -15,6 +15,7 @@ from typing import Protocol
 from flava_ds.config.plain_files import open_regular
 from flava_ds.errors import DataError, UserError
 from flava_ds.plain_text import without_secrets
+from flava_ds.processes import sign_of_life
 from flava_ds.storage.retry import DEFAULT, ReadPolicy, ShortRead, call
 
 CHUNK_BYTES = 8 * 2**20
@@ -288,6 +289,7 @@ class SequentialReader:
         self._chunk = self._file.pread(CHUNK_BYTES, self._start)
         if not self._chunk:
             raise DataError("a shard shrank while it was being read")
+        sign_of_life()  # a shard of a gigabyte may take minutes
         if self._digest:
             self._digest.update(self._chunk)
 

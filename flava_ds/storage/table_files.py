@@ -61,7 +61,9 @@ def load(folder: Path) -> tuple[Arrays, dict[str, Any]] | None:
     """Returns the mapped arrays of a table and what its writer said of them; None unless it is whole."""
     try:
         header = loads((folder / HEADER).read_bytes())
-        arrays = {name: _mapped(folder / name, size) for name, size in header["bytes"].items()}
+        sizes = header["bytes"]
+        locked_first = sorted(sizes, key=lambda name: name != _LOCKED)
+        arrays = {name: _mapped(folder / name, sizes[name]) for name in locked_first}
         return (arrays, header["said"]) if _ALWAYS <= arrays.keys() else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -12,6 +12,7 @@ from data.shard_files import pair_members, write_tar
 
 from flava_ds.data.loader import StepLoader
 from flava_ds.errors import DataError, UserError
+from flava_ds.processes import listen
 from flava_ds.storage.files import (
     CACHE_VARIABLE,
     CHUNK_BYTES,
@@ -157,7 +158,8 @@ def test_a_sequential_reader_gives_the_bytes_of_the_file_across_its_chunks(tmp_p
     content = np.random.default_rng(0).bytes(3 * CHUNK_BYTES + 77)
     path = tmp_path / "file"
     path.write_bytes(content)
-    reader = SequentialReader(LocalFile(path), checksum)
+    reader, signs = SequentialReader(LocalFile(path), checksum), []
+    stop_listening = listen(lambda: signs.append("alive"))
     for offset, size in (
         (0, 512),
         (CHUNK_BYTES - 100, 512),
@@ -167,6 +169,8 @@ def test_a_sequential_reader_gives_the_bytes_of_the_file_across_its_chunks(tmp_p
         assert reader.pread(size, offset) == content[offset : offset + size]
     assert reader.checksum() == (hashlib.sha256(content).hexdigest() if checksum else None)
     reader.close()
+    stop_listening()
+    assert len(signs) == 4, "each chunk that arrives is a sign of life"
 
 
 def test_the_cache_follows_the_environment(tmp_path, monkeypatch):

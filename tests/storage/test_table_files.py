@@ -55,6 +55,16 @@ def test_a_header_that_lacks_arrays_is_no_table_and_makes_way_for_one(folder, la
     }
 
 
+def test_a_table_is_locked_before_any_of_its_arrays_is_mapped(folder, monkeypatch):
+    store(folder)
+    mapped, order = table_files._mapped, []
+    monkeypatch.setattr(
+        table_files, "_mapped", lambda file, size: order.append(file.name) or mapped(file, size)
+    )
+    assert table_files.load(folder) is not None
+    assert order[0] == table_files._LOCKED and sorted(order) == sorted(ARRAYS)
+
+
 def test_who_maps_a_table_that_another_is_just_removing_waits_and_does_not_map_it(folder, monkeypatch):
     store(folder)
     asks, flock, rename = threading.Event(), fcntl.flock, Path.rename

@@ -1,7 +1,9 @@
-"""Checks of values that operators index with. A wrong one would read or write beyond a tensor on a GPU.
+"""Checks of shapes, and of values that operators index with. A wrong one would read or write beyond a tensor
+on a GPU.
 
-They run where reading values costs nothing, on CPU tensors, and with FLAVA_KERNELS_CHECK=1 on every device:
-there each call waits for the device once, so that is for finding an error and not for training.
+Shapes are checked always. Values are where reading them costs nothing, on CPU tensors, and with
+FLAVA_KERNELS_CHECK=1 on every device: there each call waits for the device once, so that is for finding an
+error and not for training.
 """
 
 from __future__ import annotations
@@ -31,6 +33,14 @@ class _Passed:
 
 
 _passed = _Passed()
+
+
+def shape(op: str, name: str, tensor: Tensor, wanted: tuple[int, ...]) -> None:
+    """Raises ValueError if an argument has another shape than `wanted`, or is no tensor."""
+    found = getattr(tensor, "shape", None)
+    if found != wanted:
+        told = f"is {tensor!r:.40}" if found is None else f"has shape {list(found)}"
+        raise ValueError(f"{op}: {name} {told}, but {list(wanted)} is wanted")
 
 
 def readable(tensor: Tensor) -> bool:

@@ -26,7 +26,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from flava_kernels import dispatch
+from flava_kernels import checks, dispatch
 from flava_kernels.cases.contrastive import cases
 from flava_kernels.eager import without_autocast
 from flava_kernels.op import DTYPES, Limits, Op
@@ -58,7 +58,11 @@ def info_nce(
         log_scale  [1]
         row_mask   [b]    1 if the pair is a positive, else 0
         returns    scalar (fp32, or fp64 for fp64 features) with gradient, scalar fp32 without
+
+    Raises ValueError for shapes that do not belong together on this rank.
     """
+    checks.shape("info_nce", "text", text, image.shape)
+    checks.shape("info_nce", "row_mask", row_mask, image.shape[:1])
     return _InfoNCE.apply(image, text, log_scale, row_mask, group)
 
 

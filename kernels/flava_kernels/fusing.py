@@ -19,6 +19,7 @@ from flava_kernels.eager import once_differentiable
 from flava_kernels.op import Limits, Op
 from flava_kernels.packing import places, sequence_of_rows, unsupported
 
+NAME = "fuse_sequences"
 LIMITS = {
     torch.float32: Limits(0.0, 1e-6),
     torch.float16: Limits(0.0, 5e-4),
@@ -40,8 +41,16 @@ def fuse_sequences(
         text_max_seqlen               length of the longest text, or more
         returns          [b+b*s+T d]  per sample: the CLS, its s image rows, its text rows
 
-    Under autocast all three become the widest dtype among them, as for torch.cat.
+    Under autocast all three become the widest dtype among them, as for torch.cat. Raises ValueError for
+    shapes that do not belong together.
     """
+    checks.shape(NAME, "cls_token", cls_token, image.shape[1:])
+    checks.shape(NAME, "text", text, (text.shape[0], *image.shape[1:]))
+    if image.shape[0] % max(text_cu_seqlens.shape[0] - 1, 1):
+        raise ValueError(
+            f"{NAME}: image has {image.shape[0]} rows, which are not as many for each of "
+            f"{text_cu_seqlens.shape[0] - 1} samples"
+        )
     cls_token, image, text = autocast.like_cat(cls_token, image, text)
     function = _fuse if dispatch.needs_custom_operator(image) else _Fuse.apply
     return function(cls_token, image, text, text_cu_seqlens, text_max_seqlen)
@@ -99,10 +108,8 @@ def backward_reference(
 def _concatenate(
     cls_token: Tensor, image: Tensor, text: Tensor, text_cu_seqlens: Tensor, text_max_seqlen: int
 ) -> Tensor:
-    checks.sequences("fuse_sequences", text_cu_seqlens, text.shape[0], text_max_seqlen)
-    if dispatch.use_triton(
-        "fuse_sequences", image, supports, cls_token, image, text, text_cu_seqlens, text_max_seqlen
-    ):
+    checks.sequences(NAME, text_cu_seqlens, text.shape[0], text_max_seqlen)
+    if dispatch.use_triton(NAME, image, supports, cls_token, image, text, text_cu_seqlens, text_max_seqlen):
         from flava_kernels.triton_ops import fusing as kernels
 
         return kernels.forward(cls_token, image, text, text_cu_seqlens, text_max_seqlen)
@@ -112,7 +119,7 @@ def _concatenate(
 def _split(
     grad: Tensor, text_cu_seqlens: Tensor, text_max_seqlen: int, image_length: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if dispatch.use_triton("fuse_sequences", grad, unsupported, text_cu_seqlens, grad):
+    if dispatch.use_triton(NAME, grad, unsupported, text_cu_seqlens, grad):
         from flava_kernels.triton_ops import fusing as kernels
 
         return kernels.backward(grad, text_cu_seqlens, text_max_seqlen, image_length)
@@ -171,7 +178,7 @@ class _Fuse(torch.autograd.Function):
 
 
 OP = Op(
-    "fuse_sequences",
+    NAME,
     fuse_sequences,
     definition,
     supports,

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flava_kernels import autocast, dispatch, folded_bias
+from flava_kernels import autocast, checks, dispatch, folded_bias
 from flava_kernels.cases.layer_norm import add_layer_norm_cases, layer_norm_cases
 from flava_kernels.eager import once_differentiable, without_autocast
 from flava_kernels.op import DTYPES, Limits, Op
@@ -35,7 +35,11 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         x             [T d]
         weight, bias  [d]    in x's dtype or fp32
         returns       [T d]  in x's dtype; under autocast on a GPU in fp32, like torch's
+
+    Raises ValueError for parameters of another shape.
     """
+    checks.shape("layer_norm", "weight", weight, x.shape[-1:])
+    checks.shape("layer_norm", "bias", bias, x.shape[-1:])
     x, weight, bias = autocast.like_layer_norm(x, weight, bias)
     if dispatch.needs_custom_operator(x):
         return _layer_norm(x, weight, bias, eps)[0]
@@ -54,7 +58,12 @@ def add_layer_norm(
         weight, bias  [d]    in x's dtype or fp32
         x_bias        [d]    which x's layer has added detached: only its gradient is computed here
         returns       [T d] normalised, [T d] sum
+
+    Raises ValueError for shapes that differ from these.
     """
+    checks.shape("add_layer_norm", "residual", residual, x.shape)
+    checks.shape("add_layer_norm", "weight", weight, x.shape[-1:])
+    checks.shape("add_layer_norm", "bias", bias, x.shape[-1:])
     x, residual = autocast.like_cat(x, residual)
     x, residual, weight, bias = autocast.like_layer_norm(x, residual, weight, bias)
     if dispatch.needs_custom_operator(x):

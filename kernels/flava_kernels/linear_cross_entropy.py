@@ -23,6 +23,7 @@ from flava_kernels.eager import once_differentiable, without_autocast
 from flava_kernels.linear_cross_entropy_reference import IGNORE_INDEX, forward_reference
 from flava_kernels.op import DTYPES, Limits, Op
 
+NAME = "linear_cross_entropy"
 LOGITS_BUDGET_BYTES = 256 * 2**20
 """Size of a chunk's logits, unless a single row has more."""
 
@@ -52,9 +53,12 @@ def linear_cross_entropy(
         returns  scalar (fp32, or fp64 for fp64 inputs) with gradient, scalar fp32 without; both 0 (with a
                  graph) when k = 0
 
-    Under autocast everything is in its dtype, like a linear layer's logits. Raises ValueError where labels
-    and rows can be read and one is out of range (checks.py).
+    Under autocast everything is in its dtype, like a linear layer's logits. Raises ValueError for shapes that
+    do not belong together and, where labels and rows can be read, for one out of range (checks.py).
     """
+    checks.shape(NAME, "hidden", hidden, (hidden.shape[0], weight.shape[-1]))
+    checks.shape(NAME, "bias", bias, weight.shape[:1])
+    checks.shape(NAME, "labels", labels, hidden.shape[:1] if rows is None else rows.shape)
     hidden, weight, bias = autocast.like_linear(hidden, weight, bias)
     gradients = [torch.is_grad_enabled() and tensor.requires_grad for tensor in (hidden, weight, bias)]
     if dispatch.needs_custom_operator(hidden):
@@ -246,9 +250,9 @@ def _run(
     gradients: list[bool],
     budget_bytes: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    checks.labels("linear_cross_entropy", labels, weight.shape[0], IGNORE_INDEX, rows, hidden.shape[0])
+    checks.labels(NAME, labels, weight.shape[0], IGNORE_INDEX, rows, hidden.shape[0])
     forward = forward_reference
-    if dispatch.use_triton("linear_cross_entropy", hidden, supports, hidden, weight, bias, labels, rows):
+    if dispatch.use_triton(NAME, hidden, supports, hidden, weight, bias, labels, rows):
         from flava_kernels.triton_ops import linear_cross_entropy as kernels
 
         forward = kernels.forward
@@ -346,7 +350,7 @@ class _EagerLinearCrossEntropy(_LinearCrossEntropy):
         )
         if not ctx.keeps_g:
             return _LinearCrossEntropy.forward(ctx, *inputs)
-        checks.labels("linear_cross_entropy", labels, weight.shape[0], IGNORE_INDEX, rows, hidden.shape[0])
+        checks.labels(NAME, labels, weight.shape[0], IGNORE_INDEX, rows, hidden.shape[0])
         ctx.plain = hidden.shape[0], bias.dtype, gradients
         part = hidden if rows is None else hidden.index_select(0, rows)
         losses, right, g = forward_reference(part, weight, bias, labels, True)
@@ -381,7 +385,7 @@ LIMITS = {
 }
 
 OP = Op(
-    "linear_cross_entropy",
+    NAME,
     linear_cross_entropy,
     definition,
     supports,

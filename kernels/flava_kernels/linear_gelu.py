@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from flava_kernels import autocast, dispatch
+from flava_kernels import autocast, checks, dispatch
 from flava_kernels.eager import once_differentiable, without_autocast
 from flava_kernels.op import DTYPES, Case, Limits, Op
 
@@ -32,7 +32,10 @@ def linear_gelu(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         weight   [f d]
         bias     [f]
         returns  [T f]
+
+    Raises ValueError for a bias of another shape.
     """
+    checks.shape("linear_gelu", "bias", bias, weight.shape[:1])
     hidden, weight, bias = autocast.like_linear(hidden, weight, bias)
     if dispatch.needs_custom_operator(hidden):
         return _linear_gelu(hidden, weight, bias)[0]
@@ -53,7 +56,10 @@ def gelu_linear(z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         weight   [d f]
         bias     [d]
         returns  [T d]
+
+    Raises ValueError for a bias of another shape.
     """
+    checks.shape("gelu_linear", "bias", bias, weight.shape[:1])
     z, weight, bias = autocast.like_linear(z, weight, bias)
     if torch.compiler.is_compiling():
         return gelu_linear_definition(z, weight, bias)

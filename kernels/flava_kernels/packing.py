@@ -64,7 +64,10 @@ def pack(padded: Tensor, cu_seqlens: Tensor, total: int) -> Tensor:
         cu_seqlens  [b+1]      int32; no sequence longer than s
         total                  T = cu_seqlens[-1], known to the host
         returns     [T ...]
+
+    Raises ValueError for another number of sequences.
     """
+    checks.shape("pack", "cu_seqlens", cu_seqlens, (padded.shape[0] + 1,))
     function = _pack if dispatch.needs_custom_operator(padded) else _Pack.apply
     return function(padded, cu_seqlens, total)
 

@@ -1,8 +1,8 @@
-"""Values that would be read beyond a tensor are refused in one line, on a CPU always."""
+"""Shapes and values that would be read beyond a tensor are refused in one line, values on a CPU always."""
 
 import pytest
 import torch
-from flava_kernels import checks, dispatch
+from flava_kernels import OPS, checks, dispatch
 from flava_kernels.attention import varlen_attention
 from flava_kernels.fusing import fuse_sequences
 from flava_kernels.linear_cross_entropy import linear_cross_entropy
@@ -53,6 +53,54 @@ def test_sequences_are_read_once_and_not_once_per_layer(monkeypatch):
     for _ in range(3):
         varlen_attention(qkv, given, 4).sum().backward()
     assert sum(tensor is given for tensor in read) == 1
+
+
+def of_shape(*size: int) -> torch.Tensor:
+    return torch.zeros(size)
+
+
+def classes(*size: int) -> torch.Tensor:
+    return torch.zeros(size, dtype=torch.int64)
+
+
+NORM, SUM, LOSS = "layer_norm", "add_layer_norm", "linear_cross_entropy"
+X, D, FEW = of_shape(6, 8), of_shape(8), of_shape(3)
+HEAD = of_shape(5, 8), of_shape(5)
+WRONG_SHAPES = [
+    (NORM, (X, FEW, D, 1e-5), "weight has shape \\[3], but \\[8] is wanted"),
+    (NORM, (X, of_shape(1), D, 1e-5), "weight has shape \\[1]"),
+    (NORM, (X, D, FEW, 1e-5), "bias has shape"),
+    (NORM, (X, D, None, 1e-5), "bias is None, but \\[8] is wanted"),
+    (SUM, (X, X[:1], D, D, 1e-5), "residual has shape \\[1, 8], but \\[6, 8] is wanted"),
+    (SUM, (X, X, of_shape(16), D, 1e-5), "weight has shape"),
+    (SUM, (X, X, D, FEW, 1e-5), "bias has shape"),
+    ("linear_gelu", (X, HEAD[0], FEW), "bias has shape \\[3], but \\[5] is wanted"),
+    ("gelu_linear", (X, HEAD[0], FEW), "bias has shape"),
+    (LOSS, (X, HEAD[0], FEW, classes(6)), "bias has shape"),
+    (LOSS, (X, *HEAD, classes(9)), "labels has shape \\[9], but \\[6] is wanted"),
+    (LOSS, (X, *HEAD, classes(1)), "labels has shape"),
+    (LOSS, (X, *HEAD, classes(2), classes(4)), "labels has shape \\[2], but \\[4] is wanted"),
+    (LOSS, (of_shape(2, 3, 8), *HEAD, classes(6)), "hidden has shape \\[2, 3, 8], but \\[2, 8] is wanted"),
+    ("fuse_sequences", (FEW, X, X, bounds(0, 2, 6), 4), "cls_token has shape"),
+    ("fuse_sequences", (D, X, of_shape(6, 4), bounds(0, 2, 6), 4), "text has shape"),
+    ("fuse_sequences", (D, X[:5], X, bounds(0, 2, 6), 4), "image has 5 rows, which are not as many for each"),
+    (
+        "varlen_attention",
+        (of_shape(6, 24), bounds(0, 6), 6),
+        "qkv has shape \\[6, 24], but \\[T 3 h e] is wanted",
+    ),
+    ("varlen_attention", (of_shape(6, 2, 1, 8), bounds(0, 6), 6), "qkv has shape"),
+    ("info_nce", (X, X[:4], of_shape(1), of_shape(6)), "text has shape"),
+    ("info_nce", (X, X, of_shape(1), of_shape(3)), "row_mask has shape"),
+    ("pack", (of_shape(2, 4, 8), bounds(0, 2, 3, 6), 6), "cu_seqlens has shape \\[4], but \\[3] is wanted"),
+]
+
+
+@pytest.mark.parametrize(("op", "arguments", "message"), WRONG_SHAPES, ids=[row[0] for row in WRONG_SHAPES])
+def test_shapes_that_do_not_belong_together(op, arguments, message):
+    """torch would broadcast some of them, and the kernels would read beyond others."""
+    with pytest.raises(ValueError, match=f"{op}: {message}"):
+        OPS[op].function(*arguments)
 
 
 @BOTH

@@ -61,9 +61,9 @@ class OwnShards:
         }
         classes = sorted(set().union(*labels.values()))
         numbers = np.array([classes.index(label) for label in labels[split]], dtype=np.int64)
-        names = class_names(folder / CLASSES, classes)
+        names, unnamed = class_names(folder / CLASSES, classes)
         templates = read_templates(folder / TEMPLATES)
-        return LabelledImages(self.name, samples.keys, load, numbers, names, templates)
+        return LabelledImages(self.name, samples.keys, load, numbers, names, templates, unnamed=unnamed)
 
     def _splits(self, folder: Path) -> list[str]:
         return [name for name in self.splits if self.is_here(folder, name)]

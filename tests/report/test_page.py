@@ -232,11 +232,19 @@ def test_the_demos_numbers_are_not_on_the_page_of_another_run(tmp_path):
 def test_what_tasks_found_is_on_the_page(tmp_path):
     run, _ = write_run(tmp_path)
     scores = {"accuracy": Score(0.9, 10_000, 0.003), "roc_area": Score(0.97, 10_000, 0.001)}
+    facts = {"folder": "/data/cifar", "split": "test", "samples": 10_000}
     write_results(
-        run, {"cifar10_probe": {"step": 1200} | TaskResult(scores, 1.0, {}).to_json("cifar10_probe")}
+        run, {"cifar10_probe": {"step": 1200} | TaskResult(scores, 1.0, facts).to_json("cifar10_probe")}
     )
     page = Page(write_report(run).read_text(encoding="utf-8"))
-    for words in ("cifar10_probe", "90.00 % ± 0.30", "10,000", "FLAVA 92.87 %", "1,200"):
+    for words in (
+        "cifar10_probe",
+        "90.00 % ± 0.30",
+        "10,000",
+        "FLAVA 92.87 %",
+        "1,200",
+        "of split test in /data/cifar",
+    ):
         assert words in page.text, words
     assert "Not here." not in page.text.split("Tasks")[2].split("The run")[0] and page.errors == []
 

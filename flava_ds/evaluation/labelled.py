@@ -72,6 +72,8 @@ class LabelledImages(Pictured):
     class_names: tuple[str, ...]
     templates: tuple[str, ...] = DEFAULT_TEMPLATES
     folds: tuple[Fold, ...] = ()
+    unnamed: str = ""
+    """Which class has no name for prompts, and what to do; empty if all have one."""
 
     def select(self, rows: np.ndarray) -> LabelledImages:
         """Returns the chosen rows, and of each fold what is among them."""

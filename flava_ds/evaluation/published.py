@@ -51,3 +51,28 @@ def published(task: str, number: str, family: str = "") -> tuple[Published, ...]
     own = RIVAL_NUMBERS.get((task, number, family))
     first = () if own is None else (Published(*own),)
     return first + _NUMBERS.get((task, number), ())
+
+
+TEST_SAMPLES: dict[str, tuple[int, ...]] = {
+    **{"imagenet": (50_000,), "food101": (25_250,), "cifar10": (10_000,), "cifar100": (10_000,)},
+    **{"stanford_cars": (8_041,), "fgvc_aircraft": (3_333,), "dtd": (1_880,), "oxford_pets": (3_669,)},
+    **{"caltech101": (6_085,), "flowers102": (6_149,), "mnist": (10_000,), "eurosat": (5_000,)},
+    **{"gtsrb": (12_630,), "kitti": (1_496,), "pcam": (32_768,), "ucf101": (3_783,)},
+    **{"clevr_counts": (15_000,), "sun397": (21_750,), "rendered_sst2": (1_821,), "country211": (21_100,)},
+    "stl10": (13_000,),  # training images too, which lie in the folds of the same set
+    "fer2013": (7_178,),  # PublicTest and PrivateTest
+    "mnli": (9_815 + 9_832,),
+    **{"cola": (1_043,), "mrpc": (408,), "qqp": (40_430,), "sst2": (872,), "qnli": (5_463,), "rte": (277,)},
+    **{"stsb": (1_500,), "vqav2": (214_354,), "snli_ve": (17_901,), "hateful_memes": (2_000, 1_000)},
+    **{"flickr30k": (1_000,), "coco": (5_000,), "winoground": (400,)},
+}
+"""Data set -> samples, or images with captions, of the split that published numbers are of; two where it may
+be either of two splits."""
+TOLERANCE = 0.01
+"""By what share the samples may be fewer or more: some copies of a set lack a few lines or pictures."""
+
+
+def as_many_as_published(data: str, samples: int) -> bool:
+    """Returns whether a result has about as many samples as a data set's published ones, if that is known."""
+    sizes = TEST_SAMPLES.get(data, (samples,))
+    return any(abs(samples - size) <= TOLERANCE * size for size in sizes)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from flava_ds.evaluation import registry
 from flava_ds.evaluation.frozen_model import FrozenModel
 from flava_ds.evaluation.labelled import limited, state_of_pictures
 from flava_ds.evaluation.protocols import EvaluationData, Evaluator, Progress, Score, Trained, Varied
-from flava_ds.evaluation.published import published
+from flava_ds.evaluation.published import TEST_SAMPLES, as_many_as_published, published
 from flava_ds.storage.atomic import write_json
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -95,10 +98,29 @@ def read_results(run_path: Path) -> dict[str, Any]:
 
 
 def write_results(run_path: Path, found: dict[str, Any]) -> Path:
-    """Adds results to a run's file, replaced atomically. Returns its path."""
-    file = run_path / RESULTS
-    write_json(file, read_results(run_path) | found)
+    """Adds results to a run's file, replaced atomically. Returns its path.
+
+    Warns where a result of a task takes the place of one on other samples.
+    """
+    file, earlier = run_path / RESULTS, read_results(run_path)
+    write_json(file, earlier | found)
+    for task in earlier.keys() & found.keys():
+        if earlier[task].get("fingerprint") != found[task].get("fingerprint"):
+            log.warning(
+                "%s: %s of %s takes the place of that of other samples, %s",
+                file,
+                task,
+                samples_of(found[task]),
+                samples_of(earlier[task]),
+            )
     return file
+
+
+def samples_of(facts: Mapping[str, Any]) -> str:
+    """Says which samples a result is of: `20 of split test in /data/mine`; empty if its facts do not say."""
+    if "folder" not in facts:
+        return ""
+    return f"{facts['samples']:,} of split {facts['split']} in {facts['folder']}"
 
 
 def expected(data: EvaluationData) -> str:
@@ -157,9 +179,10 @@ def find_all(
     return {task.name: found[task.data] for task in tasks}
 
 
-def departures(task: Evaluator, found: FoundData) -> list[str]:
+def departures(task: Evaluator, found: FoundData, samples: int) -> list[str]:
     """Returns how the samples differ from those that a published number is of: split another way,
-    another split than the first (or than the data set's `published_on`), not all samples.
+    another split than the first (or than the data set's `published_on`), not all samples or, for none of
+    these reasons, another number of them.
     """
     data, told = task.data, []
     if isinstance(data, Varied) and data.variant != data.usual:
@@ -168,6 +191,10 @@ def departures(task: Evaluator, found: FoundData) -> list[str]:
         told.append(f"split {found.split}")
     if found.limit is not None:
         told.append(f"at most {found.limit:,} samples a split")
+    if not told and not as_many_as_published(data.name, samples):
+        told.append(
+            f"{samples:,} samples instead of {' or '.join(f'{n:,}' for n in TEST_SAMPLES[data.name])}"
+        )
     return told
 
 
@@ -195,13 +222,14 @@ def evaluate(
         tell(f"{task.name}: {task.about}")
         scores = task.run(model, found)
         splits = task.reported(found) if isinstance(task, Trained) else (found.split,)
+        samples = sum(len(found.read(split)) for split in splits)
         facts = {
             "protocol": task.about,
             "data": task.data.name,
-            "folder": str(found.folder),
+            "folder": str(found.folder.absolute()),
             "split": " and ".join(splits),
-            "samples": sum(len(found.read(split)) for split in splits),
-            "departures": departures(task, found),
+            "samples": samples,
+            "departures": departures(task, found, samples),
             "limit": found.limit,
             "fingerprint": found.test().fingerprint,
             "fingerprints": {split: read.fingerprint for split, read in found.read_so_far().items()},

@@ -172,6 +172,9 @@ def read_samples(folder: Path, *, images: bool = True, captions: bool = True) ->
         raise DataError(
             f"{folder}: a caption is not UTF-8 or a .json is not JSON ({error}); build the data set again"
         ) from error
+    bare = [key for key, record in zip(keys, records, strict=True) if not isinstance(record, dict)]
+    if bare:
+        raise DataError(f"{folder}: the .json of sample '{bare[0]}' is no object; build the data set again")
     return Samples(
         Path(folder).name, keys, texts, records, Members(shards, table, "image") if images else none
     )

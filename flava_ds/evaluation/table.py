@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from flava_ds.evaluation.protocols import Evaluator, Score
 from flava_ds.evaluation.published import published
 from flava_ds.evaluation.registry import grouped
-from flava_ds.evaluation.runner import TaskResult
+from flava_ds.evaluation.runner import TaskResult, samples_of
 from flava_ds.evaluation.suite import ways
 
 
@@ -34,13 +34,15 @@ def result_rows(
 
 
 def result_table(results: Mapping[str, TaskResult], family: str = "") -> str:
-    """Formats results as plain text."""
+    """Formats results as plain text, and says which samples they are of."""
     rows = [
         row
         for task, result in results.items()
         for row in result_rows(task, result.scores, family, result.facts.get("departures", ()))
     ]
-    return aligned(("task", "number", "value", "samples", "published"), rows)
+    table = aligned(("task", "number", "value", "samples", "published"), rows)
+    of = [f"{task}: {where}" for task, result in results.items() if (where := samples_of(result.facts))]
+    return "\n".join([table, *of])
 
 
 def task_list(tasks: Mapping[str, Evaluator]) -> str:

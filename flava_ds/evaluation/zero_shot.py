@@ -10,6 +10,7 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
+from flava_ds.errors import DataError
 from flava_ds.evaluation.frozen_model import FrozenModel
 from flava_ds.evaluation.labelled import LabelledImages, Seen
 from flava_ds.evaluation.preprocessing import CLIP_TRANSFORM, Transform
@@ -34,8 +35,13 @@ class ZeroShot:
     needs: ClassVar[tuple[type, ...]] = (Embedder,)
 
     def run(self, model: FrozenModel, data: Splits) -> dict[str, Score]:
-        """Returns top-1 accuracy, top-5 with more than five classes, and the mean over classes."""
+        """Returns top-1 accuracy, top-5 with more than five classes, and the mean over classes.
+
+        Raises: DataError naming a class without a name.
+        """
         samples: LabelledImages = data.test()
+        if samples.unnamed:
+            raise DataError(samples.unnamed)
         asked_by = f"task {self.name}"
         images = model.image_embeddings(Seen(samples, self.transform), asked_by)
         classes = classifier(model, samples.class_names, samples.templates, asked_by)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from flava_ds import config as configuration
 from flava_ds.config import Config
+from flava_ds.config.evaluation import EVALUATED
 from flava_ds.evaluation.runner import read_results
 from flava_ds.evaluation.table import percent
 from flava_ds.plain_text import public
@@ -17,7 +19,11 @@ from flava_ds.report import tables
 from flava_ds.report.charts import Line, Mark, Scale, draw, smooth
 from flava_ds.report.held_out import HeldOut
 from flava_ds.report.template import markup, render, write_page
+from flava_ds.watching.evaluations import REFERENCE
 from flava_ds.watching.run_log import RunLog, read_log
+
+MOST_LIVE = 24
+"""Numbers of evaluations while training that the page draws at most."""
 
 
 def write_report(run_path: Path, held_out: HeldOut | None = None, out: Path | None = None) -> Path:
@@ -38,6 +44,8 @@ def write_report(run_path: Path, held_out: HeldOut | None = None, out: Path | No
         steps=log.steps[-1]["step"] + 1 if log.steps else 0,
         held_out=held_out,
         tasks=tables.task_rows(read_results(run_path)),
+        live=live_charts(log),
+        live_more=max(0, len(log.names(EVALUATED)) - MOST_LIVE),
         losses=loss_charts(config, log, held_out.losses if held_out else {}),
         courses=course_charts(log),
         norms=norm_chart(config, log),
@@ -70,7 +78,7 @@ def loss_charts(config: Config, log: RunLog, held_out_losses: dict[str, float]) 
             {
                 "title": title,
                 "first": values[0],
-                "last": smooth(values)[-1],
+                "last": values[-1],
                 "held_out": held_out,
                 "svg": markup(draw(words, lines, level=level, mark=mark)),
             }
@@ -115,9 +123,38 @@ def course_charts(log: RunLog) -> list[dict[str, Any]]:
                 else [Line(steps, values, faint=True), Line(steps, smooth(values))]
             )
             svg = draw(f"{title} {unit}, from {values[0]:.3g} to {values[-1]:.3g}", lines, scale)
-            charts.append(
-                {"title": title, "unit": unit, "last": f"{smooth(values)[-1]:.3g}", "svg": markup(svg)}
-            )
+            charts.append({"title": title, "unit": unit, "last": f"{values[-1]:.3g}", "svg": markup(svg)})
+    return charts
+
+
+def live_charts(log: RunLog) -> list[dict[str, Any]]:
+    """Draws the numbers of tasks that ran while training, at most MOST_LIVE: of each task its first before
+    any second one. The level is the model before its first step, if that was evaluated.
+    """
+    names = [name for name in log.names(EVALUATED) if log.series(EVALUATED + name)[1]]
+    of_tasks: dict[str, list[str]] = {}
+    for name in names:
+        of_tasks.setdefault(name.partition("/")[0], []).append(name)
+    by_rank = [name for row in zip_longest(*of_tasks.values()) for name in row if name is not None]
+    shown, charts = set(by_rank[:MOST_LIVE]), []
+    for name in (name for own in of_tasks.values() for name in own if name in shown):
+        steps, values = log.series(EVALUATED + name)
+        references = {of: log.series(f"{REFERENCE}{of}/{name}")[1] for of in ("start", "pixels")}
+        start, pixels = (found[-1] if found else None for found in references.values())
+        task, _, number = name.partition("/")
+        number = number.replace("_", " ")
+        words = f"{task} {number} while training, from {values[0]:.3g} to {values[-1]:.3g}"
+        charts.append(
+            {
+                "title": task,
+                "number": number,
+                "first": values[0],
+                "last": values[-1],
+                "start": start,
+                "pixels": pixels,
+                "svg": markup(draw(words, [Line(steps, values)], level=start)),
+            }
+        )
     return charts
 
 

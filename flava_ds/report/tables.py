@@ -7,12 +7,13 @@ from typing import Any
 
 from flava_ds.config import Config
 from flava_ds.evaluation.protocols import Score
+from flava_ds.evaluation.runner import samples_of
 from flava_ds.evaluation.table import result_rows
 from flava_ds.watching.run_log import RunLog
 
 
 def task_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Returns task, number, value, samples, published and step of every result in evaluations.json."""
+    """Returns task, number, value, samples, published, step and data of every result in evaluations.json."""
     rows: list[tuple[str, ...]] = []
     for task, result in results.items():
         scores = {
@@ -21,7 +22,7 @@ def task_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
         }
         step = "" if result.get("step") is None else f"{result['step']:,}"
         family, departures = result.get("family", ""), result.get("departures", ())
-        rows += [(*row, step) for row in result_rows(task, scores, family, departures)]
+        rows += [(*row, step, samples_of(result)) for row in result_rows(task, scores, family, departures)]
     return rows
 
 

@@ -46,5 +46,12 @@ def test_every_published_number_has_its_task():
     assert found == {"VisualBERT": pytest.approx(0.821)}
 
 
+def test_every_published_number_is_of_a_known_number_of_samples():
+    of = {tasks()[task].data.name for task, _ in published._NUMBERS}
+    assert of == published.TEST_SAMPLES.keys()
+    assert published.as_many_as_published("coco", 5000) and published.as_many_as_published("coco", 4990)
+    assert not published.as_many_as_published("coco", 20) and published.as_many_as_published("mine", 20)
+
+
 def test_a_number_of_another_protocol_has_none():
     assert published.published("sst2_probe", "accuracy") == ()

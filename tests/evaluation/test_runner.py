@@ -127,16 +127,31 @@ def test_an_empty_split_is_named(tmp_path):
 
 def test_what_departs_from_the_published_samples_is_said(tmp_path):
     probe, hateful = tasks()["kitti_probe"], tasks()["hateful_memes"]
-    assert departures(probe, FoundData(probe.data, tmp_path, "test")) == []
+    assert departures(probe, FoundData(probe.data, tmp_path, "test"), 1496) == []
     by_video = dataclasses.replace(probe, data=probe.data.with_variant("vtab"))
     found = FoundData(by_video.data, tmp_path, "val", limit=1000)
-    assert departures(by_video, found) == ["splits vtab", "split val", "at most 1,000 samples a split"]
+    assert departures(by_video, found, 711) == ["splits vtab", "split val", "at most 1,000 samples a split"]
     back = by_video.data.with_variant("vissl")
     assert back == probe.data and hash(back) == hash(probe.data)
-    assert departures(hateful, FoundData(hateful.data, tmp_path, "test_seen")) == []  # the paper does not say
+    seen = FoundData(hateful.data, tmp_path, "test_seen")  # the paper does not say which of two it is of
+    assert departures(hateful, seen, 1000) == departures(hateful, seen, 2000) == []
+    assert departures(hateful, seen, 40) == ["40 samples instead of 2,000 or 1,000"]
     facts = {"departures": ["split val"]}
     result = TaskResult({"accuracy": Score(0.9, 100, 0.03)}, 1.0, facts).to_json("cifar10_probe")
     assert result["scores"]["accuracy"]["published"] == []
+
+
+def test_a_result_that_takes_the_place_of_one_on_other_samples_says_so(tmp_path, caplog):
+    facts = {"folder": "/data/a", "split": "test", "samples": 1234, "fingerprint": "1"}
+    write_results(tmp_path, {"own_zero_shot": facts, "other": facts})
+    write_results(tmp_path, {"own_zero_shot": facts | {"step": 7}})
+    assert caplog.messages == []
+    write_results(
+        tmp_path, {"own_zero_shot": facts | {"folder": "/data/b", "samples": 5, "fingerprint": "2"}}
+    )
+    (message,) = caplog.messages
+    assert "own_zero_shot of 5 of split test in /data/b takes the place of that of other samples" in message
+    assert message.endswith("1,234 of split test in /data/a")
 
 
 def test_results_are_kept_by_task_with_what_others_published(tmp_path):

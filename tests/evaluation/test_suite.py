@@ -65,7 +65,7 @@ def test_all_data_that_is_there_makes_one_page(run, root, tmp_path, capsys):
             low, high = score["interval"] or (0, 1)
             assert -1 <= low <= high <= 1 and score["n"] > 0
     page = (tmp_path / "out/suite.md").read_text()
-    assert "| Food101 | published | " in page and "| 88.51 |" in page and "| SUN397 | vissl | " in page
+    assert "| Food101 | published | " in page and "88.51" not in page and "| SUN397 | vissl | " in page
     assert page.count("**average**") == 3 and "Not found: " not in page
     assert all(f"| {title_of(row)} | " in page for row in ROWS)
     assert "- weights: " in page and "`own_text_probe`: no own_text" in page

@@ -41,6 +41,12 @@ def test_published_numbers_are_of_the_same_samples_or_say_otherwise():
     assert "0.5000 ± 0.1000" in row and "FLAVA 0.8567" in row
 
 
+def test_the_samples_of_a_result_are_named_below_it():
+    facts = {"folder": "/data/mine", "split": "test", "samples": 1234}
+    found = result_table({"own_zero_shot": TaskResult({"accuracy": Score(0.5, 1234, 0.1)}, 1.0, facts)})
+    assert found.splitlines()[-1] == "own_zero_shot: 1,234 of split test in /data/mine"
+
+
 def test_the_list_has_every_task_and_where_its_data_comes_from():
     text = task_list(tasks())
     for name, task in tasks().items():

@@ -17,7 +17,8 @@ from flava_ds.demo.evaluation.held_out import held_out_of
 from flava_ds.errors import ConfigError
 from flava_ds.evaluation.protocols import Score
 from flava_ds.evaluation.runner import TaskResult, write_results
-from flava_ds.report.page import write_report
+from flava_ds.report.page import live_charts, write_report
+from flava_ds.watching.run_log import read_log
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = (
@@ -140,15 +141,62 @@ def test_weights_and_agreement_of_objectives_are_on_the_page_if_measured(tmp_pat
     assert "Weight of each objective" not in plain.text and "pull the same way" not in plain.text
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps(config | {"balance": {"type": "uncertainty"}}))
-    header, *lines = (json.loads(line) for line in (run / "log.jsonl").read_text().splitlines())
-    for number, line in enumerate(lines):
-        line |= {"weight/itm": 1.0 + number, "gradient_cosine/mmm_text/itm/text_encoder": 0.5 - number % 2}
-    (run / "log.jsonl").write_text("\n".join(json.dumps(line) for line in (header, *lines)))
+    cosine = "gradient_cosine/mmm_text/itm/text_encoder"
+    log_more(run, lambda number: {"weight/itm": 1.0 + number, cosine: 0.5 - number % 2})
     page = Page(write_report(run).read_text(encoding="utf-8"))
     assert "What balance uncertainty makes of the configured weights" in " ".join(page.text.split())
-    assert f"last {float(len(lines)):.3g}" in page.text and page.errors == []
+    assert "last 12" in page.text and page.errors == []
     row = "MMM, text", "Image-text matching", "text", "+0.00", "50 %"
     assert "".join(row) in re.sub(r"\n\s*", "", page.text)
+
+
+def log_more(run, add):
+    """Writes a run's log again: `add` gives the further fields of each of its records, by their place."""
+    header, *lines = (json.loads(line) for line in (run / "log.jsonl").read_text().splitlines())
+    lines = [line | add(number) for number, line in enumerate(lines)]
+    (run / "log.jsonl").write_text("\n".join(json.dumps(line) for line in (header, *lines)))
+
+
+def test_last_is_the_last_logged_value_and_not_the_end_of_an_average(tmp_path):
+    run, _ = write_run(tmp_path)
+
+    def falling(number):
+        value = 10.0**-number
+        return {"lr": value, "grad_norm": value, "samples_per_second": value, "loss/itm": 7 - number / 2}
+
+    log_more(run, lambda number: falling(number % 4))
+    page = Page(write_report(run).read_text(encoding="utf-8"))
+    assert page.text.count("last 0.001") == 3 and "7.00 → 5.50" in page.text
+
+
+def test_evaluations_while_training_are_drawn_and_not_denied(tmp_path):
+    run, _ = write_run(tmp_path)
+    name = "mine_zero_shot/top1_accuracy"
+
+    def add(number):
+        found = {f"evaluation/{name}": 0.25 + number / 100} if number % 4 == 3 else {}
+        return found | ({f"evaluation_reference/start/{name}": 0.125} if number == 0 else {})
+
+    log_more(run, add)
+    page = Page(write_report(run).read_text(encoding="utf-8"))
+    words = " ".join(page.text.split())
+    assert "No task has run" not in words and "mine_zero_shot top1 accuracy 0.28 → 0.36 before 0.125" in words
+    assert "The dashed line is the model before its first step." in words and "more numbers" not in words
+    assert "mine_zero_shot top1 accuracy while training, from 0.28 to 0.36" in [
+        svg["aria-label"] for svg in page.all("svg")
+    ]
+    assert page.errors == [] and "#tasks" in [a["href"] for a in page.all("a")]
+
+
+def test_of_many_numbers_every_task_has_its_first(tmp_path):
+    run, _ = write_run(tmp_path)
+    names = [f"task_{task}/number_{number}" for task in range(4) for number in range(8)]
+    log_more(run, lambda number: {f"evaluation/{name}": 0.5 for name in names} if number == 11 else {})
+    charts = live_charts(read_log(run / "log.jsonl"))
+    assert [(c["title"], c["number"]) for c in charts] == [
+        (f"task_{task}", f"number {number}") for task in range(4) for number in range(6)
+    ]
+    assert "8 more numbers are in log.jsonl" in write_report(run).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -184,11 +232,19 @@ def test_the_demos_numbers_are_not_on_the_page_of_another_run(tmp_path):
 def test_what_tasks_found_is_on_the_page(tmp_path):
     run, _ = write_run(tmp_path)
     scores = {"accuracy": Score(0.9, 10_000, 0.003), "roc_area": Score(0.97, 10_000, 0.001)}
+    facts = {"folder": "/data/cifar", "split": "test", "samples": 10_000}
     write_results(
-        run, {"cifar10_probe": {"step": 1200} | TaskResult(scores, 1.0, {}).to_json("cifar10_probe")}
+        run, {"cifar10_probe": {"step": 1200} | TaskResult(scores, 1.0, facts).to_json("cifar10_probe")}
     )
     page = Page(write_report(run).read_text(encoding="utf-8"))
-    for words in ("cifar10_probe", "90.00 % ± 0.30", "10,000", "FLAVA 92.87 %", "1,200"):
+    for words in (
+        "cifar10_probe",
+        "90.00 % ± 0.30",
+        "10,000",
+        "FLAVA 92.87 %",
+        "1,200",
+        "of split test in /data/cifar",
+    ):
         assert words in page.text, words
     assert "Not here." not in page.text.split("Tasks")[2].split("The run")[0] and page.errors == []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,11 @@ from flava_ds.evaluation.labelled import DEFAULT_TEMPLATES, LabelledImages
 from flava_ds.evaluation.stored import Files
 from flava_ds.storage.members import IMAGE_SUFFIXES
 
+log = logging.getLogger(__name__)
+
 CLASSES, TEMPLATES = "classes.json", "templates.txt"
+NAMED = 5
+"""Files of other formats that a warning names at most."""
 _CLASSES_MAP = "it maps a class (its folder or label) to its name, or lists the names of the labels 0, 1, ..."
 
 
@@ -50,17 +55,17 @@ class ImageFolder:
 
 def read_classes(name: str, root: Path, described_in: Path, classes: list[str]) -> LabelledImages:
     """Lists the images in ROOT/CLASS, for those of the classes that are there; CLASSES and TEMPLATES are in
-    `described_in`.
+    `described_in`. Warns of files of other formats in these folders.
 
     Raises: DataError.
     """
-    files, labels = [], []
+    files, labels, others = [], [], []
     for number, folder in enumerate(classes):
         if not (root / folder).is_dir():
             continue
-        found = sorted(
-            path for path in (root / folder).rglob("*") if path.suffix.lower().lstrip(".") in IMAGE_SUFFIXES
-        )
+        there = sorted((root / folder).rglob("*"))
+        found = [path for path in there if _is_image(path)]
+        others += [path for path in there if not (_is_image(path) or path.is_dir())]
         if not found:
             raise DataError(
                 f"{root / folder}: no images ({', '.join(IMAGE_SUFFIXES)}) in this class; add some, or "
@@ -68,19 +73,44 @@ def read_classes(name: str, root: Path, described_in: Path, classes: list[str]) 
             )
         files += found
         labels += [number] * len(found)
-    names = class_names(described_in / CLASSES, classes)
+    _tell_others(root, others)
+    names, unnamed = class_names(described_in / CLASSES, classes)
     keys = tuple(path.relative_to(root).as_posix() for path in files)
     templates = read_templates(described_in / TEMPLATES)
-    return LabelledImages(name, keys, Files(files), np.array(labels, dtype=np.int64), names, templates)
+    numbers = np.array(labels, dtype=np.int64)
+    return LabelledImages(name, keys, Files(files), numbers, names, templates, unnamed=unnamed)
 
 
-def class_names(file: Path, classes: list[str]) -> tuple[str, ...]:
-    """Returns the names of classes. The file maps classes to names; a list names the classes 0, 1, and so on.
+def _tell_others(root: Path, others: list[Path]) -> None:
+    """Warns of files that are no images, with the first one of each ending. Hidden ones do not count."""
+    shown = [path for path in others if not path.name.startswith(".")]
+    if shown:
+        firsts = {path.suffix.lower(): path.relative_to(root).as_posix() for path in reversed(shown)}
+        log.warning(
+            "%s: %d file%s of other formats than %s left out, such as %s; convert the pictures among them",
+            root,
+            len(shown),
+            "s" * (len(shown) > 1),
+            ", ".join(IMAGE_SUFFIXES),
+            ", ".join(sorted(firsts.values())[:NAMED]),
+        )
 
-    Raises: DataError naming a class that the file lacks.
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower().lstrip(".") in IMAGE_SUFFIXES
+
+
+def class_names(file: Path, classes: list[str]) -> tuple[tuple[str, ...], str]:
+    """Returns the names of classes, and which of them the file lacks, in a line; empty if it has all.
+
+    The file maps classes to names; a list names the classes 0, 1, and so on. What it lacks is called after
+    its folder or label, as without a file.
+
+    Raises: DataError if the file cannot be read.
     """
+    called = {name: name.replace("_", " ") for name in classes}
     if not file.is_file():
-        return tuple(name.replace("_", " ") for name in classes)
+        return tuple(called.values()), ""
     try:
         known = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -90,13 +120,15 @@ def class_names(file: Path, classes: list[str]) -> tuple[str, ...]:
     if not isinstance(known, dict):
         raise DataError(f"{file}: is neither an object nor a list; {_CLASSES_MAP}")
     missing = [name for name in classes if name not in known]
-    if missing:
-        raise DataError(f"{file}: has no name for class '{missing[0]}'; {_CLASSES_MAP}")
-    return tuple(str(known[name]) for name in classes)
+    unnamed = f"{file}: has no name for class '{missing[0]}'; {_CLASSES_MAP}" if missing else ""
+    return tuple(str(known.get(name, called[name])) for name in classes), unnamed
 
 
 def read_templates(file: Path) -> tuple[str, ...]:
-    """Returns a data set's prompts or the default. Raises: DataError naming the line without a {}."""
+    """Returns a data set's prompts or the default.
+
+    Raises: DataError naming the line without a {}, or for a file without lines.
+    """
     if not file.is_file():
         return DEFAULT_TEMPLATES
     try:
@@ -105,11 +137,13 @@ def read_templates(file: Path) -> tuple[str, ...]:
         raise DataError(
             f"{file}: not readable ({error}); write one prompt per line, with a {{}} for the class"
         ) from error
-    wrong = [line for line in lines if line.count("{}") != 1]
-    if wrong or not lines:
+    if not lines:
         raise DataError(
-            f"{file}: {wrong[0] if wrong else 'the file'!r} must have exactly one {{}}, for the class name"
+            f"{file}: is empty; write one prompt per line, with a {{}} for the class, or delete it"
         )
+    wrong = [line for line in lines if line.count("{}") != 1]
+    if wrong:
+        raise DataError(f"{file}: {wrong[0]!r} must have exactly one {{}}, for the class name")
     return tuple(lines)
 
 

@@ -1,9 +1,10 @@
-"""Your own test set: img2dataset's shards whose .json has a label."""
+"""Your own test set: shards whose .json has a label, or captions."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,12 +14,14 @@ from flava_ds.evaluation.labelled import CaptionedImages, LabelledImages
 from flava_ds.evaluation.samples import Samples, read_samples
 from flava_ds.evaluation.stored import Parts
 
-LABEL = "label"
+LABEL, CAPTIONS = "label", "captions"
 
 
 @dataclass(frozen=True)
 class OwnShards:
-    """Shards like those for training, one folder per split; `captioned` reads .txt instead of labels."""
+    """Shards like those for training, one folder per split; `captioned` reads captions instead of labels: all
+    that the .json has, or else the .txt.
+    """
 
     name: str = "own"
     folder: str = "own"
@@ -26,9 +29,9 @@ class OwnShards:
     licence: str = "yours"
     origin: str = "write them with img2dataset, or any tar writer; keep them out of training"
     layout: str = (
-        "test/ and, for probes, train/, each with *.tar of KEY.jpg, KEY.txt (captions) and KEY.json with "
-        f'"{LABEL}", or the shards themselves for tasks without training images; {CLASSES} (label -> name) '
-        f"and {TEMPLATES} (prompts with a {{}}) are optional"
+        "test/ and, for probes, train/, each with *.tar of KEY.jpg, KEY.txt (a caption) and KEY.json with "
+        f'"{LABEL}" or "{CAPTIONS}", or the shards themselves for tasks without training images; {CLASSES} '
+        f"(label -> name) and {TEMPLATES} (prompts with a {{}}) are optional"
     )
     splits: tuple[str, ...] = ("test", "val", "train")
 
@@ -48,7 +51,8 @@ class OwnShards:
         samples = read_samples(place, captions=self.captioned)
         load = Parts(samples.encoded_images.__getitem__, sorted(place.glob("*.tar")))
         if self.captioned:
-            captions = tuple((caption,) for caption in samples.captions)
+            listed = zip(samples.keys, samples.captions, samples.records, strict=True)
+            captions = tuple(_captions(place, *sample) for sample in listed)
             return CaptionedImages(self.name, samples.keys, load, captions)
         # Classes come from all splits, so that a label means the same in each of them.
         labels = {
@@ -57,9 +61,9 @@ class OwnShards:
         }
         classes = sorted(set().union(*labels.values()))
         numbers = np.array([classes.index(label) for label in labels[split]], dtype=np.int64)
-        names = class_names(folder / CLASSES, classes)
+        names, unnamed = class_names(folder / CLASSES, classes)
         templates = read_templates(folder / TEMPLATES)
-        return LabelledImages(self.name, samples.keys, load, numbers, names, templates)
+        return LabelledImages(self.name, samples.keys, load, numbers, names, templates, unnamed=unnamed)
 
     def _splits(self, folder: Path) -> list[str]:
         return [name for name in self.splits if self.is_here(folder, name)]
@@ -69,6 +73,24 @@ def _place(folder: Path, split: str) -> Path:
     """Returns where a split's shards lie: in its folder; "test" may be the folder itself."""
     inside = folder / split
     return folder if split == "test" and not inside.is_dir() else inside
+
+
+def _captions(folder: Path, key: str, text: str, record: dict[str, Any]) -> tuple[str, ...]:
+    """Returns a sample's captions: all of its .json, as `prepare` writes them, or else its .txt.
+
+    Raises: DataError naming a sample whose .json has something else there.
+    """
+    if CAPTIONS not in record:
+        return (text,)
+    found = record[CAPTIONS]
+    listed = found if isinstance(found, list) else []
+    texts = [own.strip() if isinstance(own, str) else "" for own in listed]
+    if not texts or not all(texts):
+        raise DataError(
+            f"{folder}: sample '{key}' has \"{CAPTIONS}\" in its .json that are no list of texts; write one, "
+            "or leave the field out, so that the .txt counts"
+        )
+    return tuple(texts)
 
 
 def _labels(folder: Path, samples: Samples | None) -> list[str]:

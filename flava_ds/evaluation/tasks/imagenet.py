@@ -79,14 +79,17 @@ class Prompted(PublishedImages):
         names = list(images.class_names)
         given = [file for file in (CLASSES, TEMPLATES) if (folder / file).is_file()]
         if len(given) == 2:
-            called, templates = class_names(folder / CLASSES, names), read_templates(folder / TEMPLATES)
+            (called, unnamed), templates = (
+                class_names(folder / CLASSES, names),
+                read_templates(folder / TEMPLATES),
+            )
         else:
-            called, templates = of_open_clip(folder, names)
+            (called, templates), unnamed = of_open_clip(folder, names), ""
             if CLASSES in given:
-                called = class_names(folder / CLASSES, names)
+                called, unnamed = class_names(folder / CLASSES, names)
             if TEMPLATES in given:
                 templates = read_templates(folder / TEMPLATES)
-        return dataclasses.replace(images, class_names=called, templates=templates)
+        return dataclasses.replace(images, class_names=called, templates=templates, unnamed=unnamed)
 
 
 def of_open_clip(folder: Path, wnids: list[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:

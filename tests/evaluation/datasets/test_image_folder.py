@@ -38,10 +38,12 @@ def test_names_and_templates_may_lie_beside(tmp_path):
         "a {} thing",
         "some {}",
     )
+    assert samples.unnamed == ""
     (tmp_path / "test" / "dark_red").mkdir()
     (tmp_path / "test" / "dark_red" / "x.JPEG").write_bytes(b"")
-    with pytest.raises(DataError, match="classes.json: has no name for class 'dark_red'"):
-        DATA.read(tmp_path, "test")
+    more = DATA.read(tmp_path, "test")
+    assert "classes.json: has no name for class 'dark_red'" in more.unnamed
+    assert more.class_names == ("azure", "dark red", "lime", "crimson")
     (tmp_path / "classes.json").write_text('"blue"')
     with pytest.raises(DataError, match="classes.json: is neither an object nor a list"):
         DATA.read(tmp_path, "test")
@@ -51,19 +53,23 @@ def test_names_and_templates_may_lie_beside(tmp_path):
 
 def test_a_list_names_the_labels_by_number(tmp_path):
     (tmp_path / "classes.json").write_text('["circle", "square", "line"]')
-    assert class_names(tmp_path / "classes.json", ["0", "2"]) == ("circle", "line")
-    with pytest.raises(DataError, match="no name for class '3'"):
-        class_names(tmp_path / "classes.json", ["0", "3"])
+    assert class_names(tmp_path / "classes.json", ["0", "2"]) == (("circle", "line"), "")
+    named, unnamed = class_names(tmp_path / "classes.json", ["0", "3"])
+    assert named == ("circle", "3") and "no name for class '3'" in unnamed
 
 
 @pytest.mark.parametrize(
     "text, words",
-    [("a thing\n", "'a thing' must have exactly one"), ("{} or {}\n", "exactly one"), ("", "exactly one")],
+    [
+        ("a thing\n", "'a thing' must have exactly one"),
+        ("{} or {}\n", "'{} or {}' must have exactly one"),
+        ("", "is empty; write one"),
+    ],
 )
 def test_templates_without_a_place_for_the_class_are_named(tmp_path, text, words):
     write_image_folder(tmp_path, {"test": 1})
     (tmp_path / "templates.txt").write_text(text)
-    with pytest.raises(DataError, match=f"templates.txt: .*{words}"):
+    with pytest.raises(DataError, match=f"templates.txt: {words}"):
         DATA.read(tmp_path, "test")
 
 
@@ -73,6 +79,19 @@ def test_a_class_without_images_is_named(tmp_path):
     (tmp_path / "test" / "empty" / "notes.md").write_text("none")
     with pytest.raises(DataError, match="empty: no images"):
         DATA.read(tmp_path, "test")
+
+
+def test_files_of_other_formats_are_told_once(tmp_path, caplog):
+    write_image_folder(tmp_path, {"test": 1})
+    DATA.read(tmp_path, "test")
+    assert caplog.messages == []
+    for name in ("blue/.DS_Store", "blue/a.gif", "blue/b.gif", "green/c.AVIF", "red/deeper/d.bmp"):
+        (tmp_path / "test" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "test" / name).write_bytes(b"")
+    assert len(DATA.read(tmp_path, "test")) == 3
+    (message,) = caplog.messages
+    assert "test: 4 files of other formats than webp, jpg, jpeg, png left out" in message
+    assert ", such as blue/a.gif, green/c.AVIF, red/deeper/d.bmp; convert" in message
 
 
 def test_damaged_class_names_are_named(tmp_path):

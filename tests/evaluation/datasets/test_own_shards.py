@@ -25,6 +25,37 @@ def test_captions(tmp_path):
     assert samples.captions[0] == ("a blue thing",) and samples.load(5) == png("red", 5)
 
 
+def write_captioned(root, *records):
+    """Writes a test split of one blue picture per record, whose .txt is "first"."""
+    from flava_ds.demo.shards import write_shards
+
+    samples = [
+        {"key": f"{n}", "png": png("blue", n), "txt": b"first", "json": json.dumps(record).encode()}
+        for n, record in enumerate(records)
+    ]
+    write_shards(root / "test", samples, 4)
+    return root
+
+
+def test_every_caption_of_the_json_counts_and_without_one_the_txt(tmp_path):
+    write_captioned(tmp_path, {"captions": ["first", " second ", "third"]}, {}, {"captions": ["first"]})
+    samples = CAPTIONED.read(tmp_path, "test")
+    assert samples.captions == (("first", "second", "third"), ("first",), ("first",))
+
+
+@pytest.mark.parametrize("captions", [[], "first", ["first", " "], ["first", 3], None])
+def test_captions_that_are_no_list_of_texts_are_named(tmp_path, captions):
+    write_captioned(tmp_path, {}, {"captions": captions})
+    with pytest.raises(DataError, match="test: sample '1' has \"captions\" in its .json that are no list of"):
+        CAPTIONED.read(tmp_path, "test")
+
+
+def test_a_json_that_is_no_object_is_named(tmp_path):
+    write_captioned(tmp_path, {}, ["first"])
+    with pytest.raises(DataError, match="the .json of sample '1' is no object"):
+        CAPTIONED.read(tmp_path, "test")
+
+
 def test_a_label_means_the_same_in_every_split(tmp_path):
     """The test split lacks the first class of the training split."""
     write_own(tmp_path, {"test": 2, "train": 2})

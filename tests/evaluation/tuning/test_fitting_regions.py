@@ -16,6 +16,7 @@ from flava_ds.cli import main
 from flava_ds.errors import ConfigError, DataError, UserError
 from flava_ds.evaluation.opening import freeze, open_model, with_regions
 from flava_ds.evaluation.protocols import Matcher
+from flava_ds.evaluation.published import TEST_SAMPLES
 from flava_ds.evaluation.registry import tasks
 from flava_ds.evaluation.runner import find_data
 from flava_ds.evaluation.tuning.recipe import Recipe
@@ -79,7 +80,8 @@ def test_states_are_those_of_transformers_over_the_table(world):
         assert len(regions.boxes) == 3 and difference(encoder([ids], [regions]), expected) < 1e-5
 
 
-def test_the_command_prints_the_published_row_beside_it(world, capsys):
+def test_the_command_prints_the_published_row_beside_it(world, capsys, monkeypatch):
+    monkeypatch.setitem(TEST_SAMPLES, "vqav2", (9,))  # questions of the miniature
     given = ["evaluate", str(world / "lxmert"), "--task", "vqav2", "--data", str(world)]
     assert main([*given, "--regions", str(world / "regions")]) == 0
     said = capsys.readouterr()

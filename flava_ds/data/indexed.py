@@ -22,6 +22,7 @@ from flava_ds.storage.retry import policy_of
 from flava_ds.storage.sample_table import SampleTable, prepare_table, short_hash
 from flava_ds.storage.shard_reader import ShardReader
 from flava_ds.storage.shards import list_shards
+from flava_ds.storage.unfinished import warn_of_unfinished
 
 SAMPLED = 8
 """Samples that are read at the start to tell one content from another."""
@@ -32,12 +33,19 @@ _REPLACEMENT = 3
 
 def prepare_source(config: Config, name: str) -> Path | None:
     """Indexes the shards of a source that have no index, and stores the table of a large one for all
-    processes of this machine. Returns its folder, or None where none is stored.
+    processes of this machine. Returns its folder, or None where none is stored, as of a stream. Warns of
+    folders whose preparation was interrupted.
 
     Raises: DataError as IndexedShards does.
     """
     source = config.data.sources[name]
-    return prepare_table(list_shards(source.shards, name, policy_of(config)), *member_fields(name, source))
+    if source.shards.startswith("pipe:"):
+        return None
+    shards = list_shards(source.shards, name, policy_of(config))
+    warn_of_unfinished(shards)
+    if source.reading == "stream":
+        return None
+    return prepare_table(shards, *member_fields(name, source))
 
 
 class IndexedShards:

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def write_shards(
         return _finished_before(writer)
     entries = islice(corpus.read(annotations), writer.counts.entries, None)
     progress = _Progress(corpus.name)
-    try:
+    with writer:
         for entry, image in _read_ahead(entries, images):
             _write(writer, entry, image)
             progress.show(writer.counts)
@@ -71,8 +72,6 @@ def write_shards(
                 f"files are looked for below --images '{images}'"
             )
         return writer.close()
-    finally:
-        writer.abandon()
 
 
 def filter_shards(corpus: Corpus, shards: str, out: Path | None, **limits: int) -> Counts:
@@ -89,7 +88,7 @@ def filter_shards(corpus: Corpus, shards: str, out: Path | None, **limits: int) 
             return _finished_before(writer)
     counts, progress = Counts(), _Progress(corpus.name)
     done = writer.counts.entries if writer is not None else 0
-    try:
+    with writer or nullcontext():
         for key, members in islice(_samples(paths), done, None):
             reason, captions = _judge(corpus, members)
             if reason is not None:
@@ -100,9 +99,6 @@ def filter_shards(corpus: Corpus, shards: str, out: Path | None, **limits: int) 
                 writer.write(key, members, captions)
             progress.show(counts if writer is None else writer.counts)
         return counts if writer is None else writer.close()
-    finally:
-        if writer is not None:
-            writer.abandon()
 
 
 def write_urls(corpus: Corpus, annotations: Sequence[Path], out: Path) -> Counts:

@@ -20,6 +20,7 @@ from flava_ds.storage.index_files import read_index
 from flava_ds.storage.parallel import for_each
 from flava_ds.storage.shard_index import ShardIndex, scan_shard
 from flava_ds.storage.shards import list_shards
+from flava_ds.storage.unfinished import warn_of_unfinished
 
 _NAMED = 20
 
@@ -37,6 +38,7 @@ def build_indexes(
     """
     by_place = {entry: list_shards(entry) for entry in shards}
     paths = sorted(set().union(*by_place.values()))
+    warn_of_unfinished(paths)
     if len({type(path) is RemoteShard for path in paths}) > 1:
         raise DataError("local and remote shards in one call; index them separately")
     verified = f"; {_verify(paths, processes)} agree with their checksum" if verify else ""

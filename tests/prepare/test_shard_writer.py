@@ -137,3 +137,20 @@ def test_folder_of_something_else_is_refused(whole, tmp_path):
         (tmp_path / "stats" / name).write_bytes(data)
     with pytest.raises(DataError, match="00000_stats.json' is not a record of a conversion"):
         ShardWriter(tmp_path / "stats", "f")
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        (3, "interrupted before the first shard was finished; the same command begins anew"),
+        (12, "interrupted with 8 samples in the finished shards of '.*/out', which is incomplete; the same"),
+    ],
+)
+def test_an_interrupt_says_what_is_left_and_how_to_go_on(tmp_path, entries, words):
+    with (
+        pytest.raises(KeyboardInterrupt, match=words),
+        ShardWriter(tmp_path / "out", "f", samples_per_shard=4) as writer,
+    ):
+        fill(writer, entries)
+        raise KeyboardInterrupt
+    assert (tmp_path / "out").exists() == (entries == 12)

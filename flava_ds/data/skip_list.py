@@ -65,6 +65,11 @@ class SkipList:
         """Whether some entries can only be matched by reading the image."""
         return bool(self.digests) or len(self.hashes) > 0
 
+    @property
+    def named(self) -> frozenset[str]:
+        """The keys of all entries that name samples, some of them in one shard only."""
+        return self.keys | {key for _, key in self.samples}
+
     def __len__(self) -> int:
         return len(self.keys) + len(self.digests) + len(self.hashes) + len(self.samples)
 

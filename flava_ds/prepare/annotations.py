@@ -40,9 +40,10 @@ class Annotated:
 
 @dataclass(frozen=True)
 class Dropped:
-    """An entry that is left out, and the reason."""
+    """An entry that is left out, and the reason; `name` is what its annotations call it, if anything."""
 
     reason: str
+    name: str = ""
 
 
 def clean(text: Any) -> str:

@@ -22,7 +22,7 @@ def read(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
         for image in content["images"]:
             found = tuple(text for text in captions.get(image["id"], ()) if text)
             if not found:
-                yield Dropped(NO_CAPTION)
+                yield Dropped(NO_CAPTION, image["file_name"])
                 continue
             record = {"image_id": image["id"], "width": image.get("width"), "height": image.get("height")}
             yield Annotated(

@@ -38,7 +38,7 @@ def read(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
             captions += [text for text in map(clean, texts) if text]
     for number, (name, (captions, rest)) in enumerate(found.items()):
         if not captions:
-            yield Dropped(NO_CAPTION)
+            yield Dropped(NO_CAPTION, name)
             continue
         record = {"file": name, **rest}
         yield Annotated(key=f"{number:09d}", captions=tuple(captions), images=(name,), record=record)

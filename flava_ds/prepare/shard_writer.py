@@ -22,6 +22,7 @@ from typing import IO, Any, Self
 
 from flava_ds.errors import DataError
 from flava_ds.storage.atomic import PARTIAL, hold, write_whole
+from flava_ds.storage.faults import SampleFault
 from flava_ds.storage.unfinished import ORIGIN, SUMMARY, record_of
 
 SUCCESS = "success"
@@ -117,9 +118,12 @@ class ShardWriter:
         self._shard.leave_out(reason)
 
     def write(self, key: str, members: Mapping[str, bytes], captions: tuple[str, ...]) -> None:
-        """Writes one sample: suffix -> bytes. Leaves out a second sample with the same key in a shard."""
+        """Writes one sample: suffix -> bytes.
+
+        Raises: SampleFault for a second sample with the same key in a shard, to be left out.
+        """
         if key in self._keys:
-            return self.leave_out(DUPLICATE_KEY)
+            raise SampleFault(DUPLICATE_KEY)
         size = sum(1024 + len(data) for data in members.values())
         full = self._shard.samples >= self.samples_per_shard or self._bytes + size > self.bytes_per_shard
         if self._shard.samples and full:

@@ -76,7 +76,7 @@ def test_captions_are_grouped_by_image_in_the_order_of_images(tmp_path):
         first.images[0]
     )
     assert second.images == ("000000060623.jpg", "train2017/000000060623.jpg", "val2017/000000060623.jpg")
-    assert third == Dropped(NO_CAPTION)
+    assert third == Dropped(NO_CAPTION, "COCO_val2014_000000000007.jpg")
 
 
 def test_instances_file_is_refused(tmp_path):

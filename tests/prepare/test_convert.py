@@ -15,7 +15,7 @@ from prepare.test_coco import image, write
 from flava_ds.config import Config, SourceConfig
 from flava_ds.data.indexed import IndexedShards
 from flava_ds.errors import DataError
-from flava_ds.prepare.annotations import TOO_SHORT
+from flava_ds.prepare.annotations import NO_CAPTION, TOO_SHORT
 from flava_ds.prepare.convert import NO_FILE, OTHER_URL, filter_shards, write_shards, write_urls
 from flava_ds.prepare.corpora import CORPORA
 from flava_ds.storage import faults
@@ -145,6 +145,40 @@ def test_a_row_that_names_no_file_that_could_exist_is_counted(tmp_path):
     (tmp_path / "a.jsonl").write_text("\n".join(rows))
     counts = write_shards(CORPORA["own"], [tmp_path / "a.jsonl"], tmp_path, tmp_path / "out")
     assert (counts.samples, counts.dropped) == (1, {NO_FILE: 3})
+
+
+def test_the_first_entries_that_are_left_out_are_named_for_each_reason(tmp_path, caplog):
+    (tmp_path / "there.jpg").write_bytes(encode(GREY, "jpeg"))
+    (tmp_path / "bad.jpg").write_bytes(b"no picture")
+    rows = [f"gone{number}.jpg,a dog" for number in range(7)] + [
+        "bad.jpg,a cat",
+        "mute.jpg,",
+        "there.jpg,a cow",
+    ]
+    (tmp_path / "a.csv").write_text("\n".join(["file_name,caption", *rows]))
+    counts = write_shards(CORPORA["own"], [tmp_path / "a.csv"], tmp_path, tmp_path / "out")
+    assert counts.dropped == {NO_FILE: 7, faults.UNDECODABLE: 1, NO_CAPTION: 1}
+    said = [line for line in caplog.messages if "left out" in line]
+    assert said == [
+        *(f"own: left out 'gone{number}.jpg': no image file" for number in range(5)),
+        "own: left out 'bad.jpg': undecodable (begins with 6e6f207069637475; only JPEG, PNG and WebP are "
+        "decoded)",
+        "own: left out 'mute.jpg': empty caption",
+    ]
+
+
+def test_what_has_no_name_is_left_out_by_its_number_or_key(tmp_path, caplog):
+    (tmp_path / "cc3m.tsv").write_text("a red car\thttp://x/1.jpg\n \thttp://x/2.jpg\n")
+    write_urls(CORPORA["cc3m"], [tmp_path / "cc3m.tsv"], tmp_path / "urls.tsv")
+    write_tar(tmp_path / "0.tar", [("a.txt", b"no picture")])
+    filter_shards(CORPORA["coco"], str(tmp_path / "0.tar"), None)
+    (tmp_path / "a.jsonl").write_text('{"text": "uno", "language": "es"}\n{"text": "one"}\n')
+    write_shards(CORPORA["ccnews"], [tmp_path / "a.jsonl"], None, tmp_path / "out")
+    assert [line for line in caplog.messages if "left out" in line] == [
+        "cc3m: left out 'entry 2': empty caption",
+        "coco: left out 'a': no image",
+        "ccnews: left out 'entry 1': not English",
+    ]
 
 
 def test_missing_inputs_are_named(coco, tmp_path):

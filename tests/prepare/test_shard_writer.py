@@ -7,6 +7,7 @@ import pytest
 
 from flava_ds.errors import DataError
 from flava_ds.prepare.shard_writer import DUPLICATE_KEY, SUMMARY, Counts, ShardWriter
+from flava_ds.storage.faults import SampleFault
 from flava_ds.storage.shard_index import scan_shard
 
 
@@ -79,13 +80,13 @@ def test_bytes_limit_a_shard_but_a_large_sample_has_its_own(tmp_path):
     assert [len(scan_shard(tmp_path / f"{shard:05d}.tar")) for shard in range(4)] == [2, 1, 1, 1]
 
 
-def test_second_sample_of_a_key_is_left_out(tmp_path):
+def test_second_sample_of_a_key_is_refused(tmp_path):
     writer = ShardWriter(tmp_path, "f")
-    for text in (b"first", b"second"):
-        writer.write("same", {"txt": text}, (text.decode(),))
-    assert writer.close().dropped == {DUPLICATE_KEY: 1} and scan_shard(
-        tmp_path / "00000.tar"
-    ).member_size.tolist() == [5]
+    writer.write("same", {"txt": b"first"}, ("first",))
+    with pytest.raises(SampleFault, match=DUPLICATE_KEY):
+        writer.write("same", {"txt": b"second"}, ("second",))
+    assert writer.close().samples == 1
+    assert scan_shard(tmp_path / "00000.tar").member_size.tolist() == [5]
 
 
 def test_abandoned_shard_leaves_nothing(tmp_path):

@@ -24,6 +24,7 @@ from flava_ds.data.samples import printable
 from flava_ds.errors import DataError
 from flava_ds.prepare.annotations import Annotated, Dropped, clean
 from flava_ds.prepare.corpora import Corpus
+from flava_ds.prepare.own_table import TEXTS
 from flava_ds.prepare.shard_writer import Counts, ShardWriter
 from flava_ds.storage import faults
 from flava_ds.storage.atomic import replacing
@@ -56,7 +57,7 @@ def write_shards(
     if corpus.kind == "pair" and (images is None or not images.is_dir()):
         raise DataError(
             f"{corpus.name}: the folder of images '{images or ''}' does not exist; give --images FOLDER, "
-            "or --shards for what img2dataset wrote"
+            f"or --shards for what img2dataset wrote{TEXTS if corpus.name == 'own' else ''}"
         )
     inputs = [*map(_contents, _existing(corpus, annotations)), images and str(images.resolve())]
     writer = ShardWriter(out, _fingerprint(corpus, inputs, limits), **limits)
@@ -73,12 +74,18 @@ def write_shards(
                 progress.left_out(_named(entry, number), fault)
             progress.show(writer.counts)
         total = writer.total
-        if corpus.kind == "pair" and not total.samples:  # leaves no record, so another --images may follow
-            raise DataError(
-                f"{corpus.name}: none of {total.entries} entries can be used ({counted(total.dropped)}); "
-                f"files are looked for below --images '{images}'"
-            )
+        if not total.samples:  # leaves no record, so other inputs may follow
+            raise DataError(f"{corpus.name}: {_nothing(annotations, total, images)}")
         return writer.close()
+
+
+def _nothing(annotations: Sequence[Path], total: Counts, images: Path | None) -> str:
+    """Says why a conversion has nothing to write."""
+    if not total.entries:
+        named = ", ".join(f"'{file}'" for file in annotations)
+        return f"{named} {'is' if len(annotations) == 1 else 'are'} empty: no entry to make a sample of"
+    where = f"; files are looked for below --images '{images}'" if images is not None else ""
+    return f"none of {total.entries} entries can be used ({counted(total.dropped)}){where}"
 
 
 def filter_shards(corpus: Corpus, shards: str, out: Path | None, **limits: int) -> Counts:

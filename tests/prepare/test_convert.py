@@ -192,6 +192,31 @@ def test_missing_inputs_are_named(coco, tmp_path):
         write_shards(CORPORA["coco"], [tmp_path / "gone.json"], images, tmp_path / "out")
 
 
+def test_an_input_without_entries_is_called_empty(tmp_path):
+    (tmp_path / "a.csv").write_text("file_name,caption\n")
+    (tmp_path / "b.jsonl").write_text("")
+    with pytest.raises(DataError, match="own: '.*a.csv' is empty: no entry to make a sample of"):
+        write_shards(CORPORA["own"], [tmp_path / "a.csv"], tmp_path, tmp_path / "out")
+    with pytest.raises(DataError, match="own_text: '.*b.jsonl', '.*b.jsonl' are empty: no entry"):
+        write_shards(CORPORA["own_text"], [tmp_path / "b.jsonl"] * 2, None, tmp_path / "out")
+    (tmp_path / "b.jsonl").write_text('{"title": "no text"}\n')
+    with pytest.raises(DataError, match=r"own_text: none of 1 entries can be used \(empty caption 1\)$"):
+        write_shards(CORPORA["own_text"], [tmp_path / "b.jsonl"], None, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_texts_without_pictures_are_sent_to_their_command(tmp_path):
+    (tmp_path / "a.txt").write_text("a text")
+    for images, said in (
+        (None, "the folder of images '' does not exist; .*"),
+        (tmp_path, "'.*a.txt' is no table"),
+    ):
+        with pytest.raises(
+            DataError, match=f"own: {said}.*texts without pictures are for `flava-ds prepare own_te"
+        ):
+            write_shards(CORPORA["own"], [tmp_path / "a.txt"], images, tmp_path / "out")
+
+
 def test_images_and_text_alone(tmp_path):
     (tmp_path / "train" / "n01440764").mkdir(parents=True)
     (tmp_path / "train" / "n01440764" / "n01440764_1.JPEG").write_bytes(encode(GREY, "png"))

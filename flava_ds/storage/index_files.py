@@ -54,16 +54,21 @@ def is_kept(shard: Shard, stamp: Stamp, checksum: bool) -> bool:
     """
     if isinstance(shard, RemoteShard):
         return read_index(shard, stamp, checksum) is not None  # which leaves a local copy
-    for file in _places(shard):
+    return kept_at(shard, stamp, checksum) is not None
+
+
+def kept_at(shard: Path, stamp: Stamp, checksum: bool) -> Path | None:
+    """Returns the file that keeps the index of this version of a local shard, by its header; None without."""
+    for file in index_files(shard):
         assert isinstance(file, Path)  # as the shard is
         try:
             header = _peek(file)
             if header["version"] == VERSION and tuple(header["stamp"]) == stamp:
                 if header["checksum"] or not checksum:
-                    return True
+                    return file
         except Exception:  # missing, or not written by us, as in read_index
             continue
-    return False
+    return None
 
 
 def index_states(shards: Sequence[Shard]) -> list[list[State]]:

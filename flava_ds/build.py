@@ -198,12 +198,8 @@ def prepare_shards(config: Config) -> dict[str, Path]:
     Raises: UserError when data cannot be read.
     """
     provide_demo_data(config)
-    indexed = [
-        name
-        for name, source in config.drawn_sources.items()
-        if source.reading == "indexed" and source.reader is None
-    ]
-    folders = {name: prepare_source(config, name) for name in indexed}
+    named = {name: source for name, source in config.drawn_sources.items() if source.reader is None}
+    folders = {name: prepare_source(config, name) for name, source in named.items()}
     return {name: folder for name, folder in folders.items() if folder is not None}
 
 

@@ -59,8 +59,8 @@ def run_command(words: list[str]) -> int:
         status = options.run(options, *overrides) or 0
         sys.stdout.flush()
         return status
-    except KeyboardInterrupt:
-        return fail("interrupted", options.debug, status=130)
+    except KeyboardInterrupt as error:
+        return fail(str(error) or "interrupted", options.debug, status=130)
     except UserError as error:
         if error.on_all_ranks and os.environ.get("RANK", "0") != "0":
             return 2  # the first one says it

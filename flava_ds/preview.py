@@ -58,20 +58,23 @@ def data(config: Config, loader: StepLoader) -> str:
             )
             for name, source in loader.sources.items()
         )
-        + unused_batch(config)
+        + own_batches(config)
     )
 
 
-def unused_batch(config: Config) -> str:
-    """Says so if training.global_batch_size, a setting that users change first, sizes no source's batch."""
-    sizes = {name: source.global_batch_size for name, source in config.drawn_sources.items()}
-    if not sizes or {None, config.training.global_batch_size} & set(sizes.values()):
+def own_batches(config: Config) -> str:
+    """Says which sources keep a batch size of their own, whatever training.global_batch_size is, a setting
+    that users change first.
+    """
+    usual, sources = config.training.global_batch_size, config.drawn_sources
+    sizes = {name: source.global_batch_size for name, source in sources.items()}
+    own = {name: size for name, size in sizes.items() if size not in (None, usual)}
+    if not own:
         return ""
-    options = ", ".join(f"--data.sources.{name}.global-batch-size {size}" for name, size in sizes.items())
-    return (
-        f"; training.global_batch_size {config.training.global_batch_size:,} has no effect, as every source "
-        f"has its own: {options}"
-    )
+    options = ", ".join(f"--data.sources.{name}.global-batch-size {size}" for name, size in own.items())
+    if len(own) < len(sources):
+        return f"; not all take training.global_batch_size {usual:,}, some keep their own: {options}"
+    return f"; training.global_batch_size {usual:,} has no effect, as every source has its own: {options}"
 
 
 def unused_evaluation(config: Config) -> list[str]:

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from flava_ds.preview import bytes_of_activations, bytes_of_state, meta_task, unused_batch, unused_evaluation
+from flava_ds.preview import bytes_of_activations, bytes_of_state, meta_task, own_batches, unused_evaluation
 from flava_ds.recipes import resolve
 
 
@@ -64,11 +64,19 @@ def test_a_family_of_two_towers_has_no_masked_passes():
 
 def test_a_batch_size_that_no_source_takes_is_named():
     asked = ["--training.global-batch-size", "16"]
-    assert unused_batch(resolve("demo_vilt", asked)) == (
+    assert own_batches(resolve("demo_vilt", asked)) == (
         "; training.global_batch_size 16 has no effect, as every source has its own: "
         "--data.sources.pair.global-batch-size 64"
     )
-    assert unused_batch(resolve("demo_bert", asked)) == unused_batch(resolve("flava_debug", [])) == ""
+    assert own_batches(resolve("demo_bert", asked)) == own_batches(resolve("flava_debug", [])) == ""
+
+
+def test_sources_that_keep_their_own_batch_size_are_named():
+    asked = ["--training.global-batch-size", "32", "--data.sources.pair.global-batch-size", "None"]
+    assert own_batches(resolve("flava_debug", asked)) == (
+        "; not all take training.global_batch_size 32, some keep their own: "
+        "--data.sources.image.global-batch-size 16, --data.sources.text.global-batch-size 16"
+    )
 
 
 def test_evaluations_that_nothing_runs_are_named():

@@ -22,7 +22,10 @@ from flava_ds.storage.retry import policy_of
 from flava_ds.storage.sample_table import SampleTable, prepare_table, short_hash
 from flava_ds.storage.shard_reader import ShardReader
 from flava_ds.storage.shards import list_shards
+from flava_ds.storage.unfinished import warn_of_unfinished
 
+COUNTED = 2**26
+"""Samples whose keys are looked for in a skip list at the start, which takes some ten seconds."""
 SAMPLED = 8
 """Samples that are read at the start to tell one content from another."""
 _MAX_ATTEMPTS = 200
@@ -32,12 +35,19 @@ _REPLACEMENT = 3
 
 def prepare_source(config: Config, name: str) -> Path | None:
     """Indexes the shards of a source that have no index, and stores the table of a large one for all
-    processes of this machine. Returns its folder, or None where none is stored.
+    processes of this machine. Returns its folder, or None where none is stored, as of a stream. Warns of
+    folders whose preparation was interrupted.
 
     Raises: DataError as IndexedShards does.
     """
     source = config.data.sources[name]
-    return prepare_table(list_shards(source.shards, name, policy_of(config)), *member_fields(name, source))
+    if source.shards.startswith("pipe:"):
+        return None
+    shards = list_shards(source.shards, name, policy_of(config))
+    warn_of_unfinished(shards)
+    if source.reading == "stream":
+        return None
+    return prepare_table(shards, *member_fields(name, source))
 
 
 class IndexedShards:
@@ -128,8 +138,8 @@ class IndexedShards:
         }
 
     def notes(self, lane: Lane) -> list[str]:
-        """Returns log lines: what is compared, and samples left out."""
-        lines = [self._compared()]
+        """Returns log lines: what is compared, what the skip list's keys take out, and samples left out."""
+        lines = [self._compared(), *self._taken_out()]
         if self.table.faults:
             damaged = faults.lossy(self.table.faults).keys() & set(faults.OF_A_SHARD)
             named = "; `flava-ds prepare index` names the shards" if damaged else ""
@@ -181,6 +191,25 @@ class IndexedShards:
     def where(self, index: int) -> str:
         """Names a sample for messages."""
         return where(self.describe(index))
+
+    def _taken_out(self) -> list[str]:
+        """Says how many samples the skip list takes out by their keys. How many it takes out by their
+        pictures, only reading those can tell.
+        """
+        skip_list = self.decoder.skip_list
+        if skip_list is None or not (keys := skip_list.named):
+            return []
+        seen = min(len(self), COUNTED)
+        count = sum(
+            skip_list.has_key(self.table.key(sample), str(self.table.shards[self.table.shard_of(sample)]))
+            for sample in self.table.having(keys, seen)
+        )
+        first = "" if seen == len(self) else "first "
+        doubt = f"; more than half: is '{self.source.skip_list}' the list for these shards?"
+        return [
+            f"source '{self.name}': the keys of its skip list take out {count or 'none'} of its {first}{seen}"
+            f" samples{doubt if 2 * count > seen else ''}"
+        ]
 
     def _compared(self) -> str:
         """Says what ranks, and a run that goes on, compare of the data."""
@@ -283,16 +312,14 @@ class IndexedDraws:
     def _replacement(self, position: int, skips: SkipLog) -> Sample:
         """Draws samples for the position of an unusable one until one is usable."""
         seed, own, size = self.config.seed, self.source.seed, len(self.source)
+        before = skips.reasons.copy()
         for attempt in range(1, _MAX_ATTEMPTS + 1):
             index = int(hash64(_REPLACEMENT, seed, own, position, attempt) % np.uint64(size))
             new_seed = int(sample_seed(seed, own, position // size, index, attempt))
             found = self._try(index, new_seed, None, skips)
             if found is not None:
                 return found
-        raise DataError(
-            f"source '{self.source.name}': {_MAX_ATTEMPTS + 1} samples in a row are unusable: "
-            f"{skips.summary()}; repair the shards"
-        )
+        raise skips.none_usable(skips.reasons - before)
 
     def _captions_at(self, indices: np.ndarray, seeds: np.ndarray, draws: np.ndarray) -> Iterator[str]:
         """Yields the captions of samples, read one by one.

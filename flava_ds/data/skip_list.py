@@ -29,6 +29,7 @@ from torch.nn.functional import interpolate
 
 from flava_ds.data.colors import LUMINANCE
 from flava_ds.errors import DataError
+from flava_ds.storage.files import without_links
 
 _SIDE, _KEPT = 32, 8
 _FORMS = {
@@ -64,6 +65,11 @@ class SkipList:
         """Whether some entries can only be matched by reading the image."""
         return bool(self.digests) or len(self.hashes) > 0
 
+    @property
+    def named(self) -> frozenset[str]:
+        """The keys of all entries that name samples, some of them in one shard only."""
+        return self.keys | {key for _, key in self.samples}
+
     def __len__(self) -> int:
         return len(self.keys) + len(self.digests) + len(self.hashes) + len(self.samples)
 
@@ -91,15 +97,8 @@ def shard_place(shard: str) -> str:
     return shard if remote else _without_links(os.path.abspath(shard))
 
 
-@functools.lru_cache(2**16)
-def _without_links(path: str) -> str:
-    """Resolves the links of an absolute path; the files of one folder share the look-ups of the folder."""
-    folder, name = os.path.split(path)
-    place = os.path.join(_folder_without_links(folder), name)
-    return os.path.realpath(place) if os.path.islink(place) else place
-
-
 _folder_without_links = functools.lru_cache(2**12)(os.path.realpath)
+_without_links = functools.lru_cache(2**16)(functools.partial(without_links, folder_of=_folder_without_links))
 
 
 def load_skip_list(path: str | Path) -> SkipList:

@@ -71,6 +71,19 @@ class SkipLog:
                 f"last: {self.example}. {remedy[0].upper()}{remedy[1:]}"
             )
 
+    def none_usable(self, reasons: Counter[str]) -> DataError:
+        """Returns the error of a row of samples of which none can be used, for these reasons."""
+        remedies = []
+        if faults.SKIP_LIST in reasons:
+            option = f"--data.sources.{self.name}.skip-list"
+            remedies.append(f"the skip list leaves next to nothing: take entries out of {option}")
+        if reasons.keys() - {faults.SKIP_LIST}:
+            remedies.append("repair the shards")
+        return DataError(
+            f"source '{self.name}': {reasons.total()} samples in a row cannot be used: {counted(reasons)}; "
+            f"{', and '.join(remedies)}"
+        )
+
     def take(self) -> tuple[dict[str, Any], ...]:
         """Returns and clears the unusable samples since the last call, at most the latest _MOST_KEPT."""
         found = tuple(self._found)

@@ -193,6 +193,7 @@ class StreamDraws:
 
     def _usable(self, skips: SkipLog) -> Sample:
         """Decodes the sample at the current position, or the first usable one after it, without advancing."""
+        reasons = Counter[str]()
         for attempt in range(_MAX_ATTEMPTS):
             if attempt == len(self._ahead):
                 self._ahead.append(next(self._stream))
@@ -201,15 +202,13 @@ class StreamDraws:
             try:
                 sample = self._decode(epoch, raw, attempt)
             except SampleFault as fault:
+                reasons[fault.reason] += 1
                 if attempt == 0:  # a later sample is reported at its own position
                     skips.bad(self._describe(raw), fault)
                 continue
             skips.good()
             return sample
-        raise DataError(
-            f"source '{self.source.name}': {_MAX_ATTEMPTS} samples in a row are unusable: "
-            f"{skips.summary()}; repair the shards"
-        )
+        raise skips.none_usable(reasons)
 
     def _decode(self, epoch: int, raw: dict[str, Any], attempt: int) -> Sample:
         """Selects the fields that the source needs from a webdataset sample and decodes them.

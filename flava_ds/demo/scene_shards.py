@@ -59,15 +59,13 @@ def write_scenes(
     if writer.complete:
         return writer.counts
     drawings, names = read_drawings(root, split), subgroups(root)
-    try:
+    with writer:
         for start in range(writer.counts.entries, count, _AT_ONCE):
             numbers = range(start, min(start + _AT_ONCE, count))
             _write(writer, drawings, names, numbers, detector)
             if numbers.stop % PER_SHARD == 0 or numbers.stop == count:
                 tell(f"{out}: {numbers.stop:,} of {count:,} scenes")
         return writer.close()
-    finally:
-        writer.abandon()
 
 
 def provide_scenes(root: Path, out: Path, tell: Callable[[str], None] = print) -> None:

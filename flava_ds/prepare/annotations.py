@@ -40,9 +40,10 @@ class Annotated:
 
 @dataclass(frozen=True)
 class Dropped:
-    """An entry that is left out, and the reason."""
+    """An entry that is left out, and the reason; `name` is what its annotations call it, if anything."""
 
     reason: str
+    name: str = ""
 
 
 def clean(text: Any) -> str:
@@ -83,12 +84,17 @@ def load_json(path: Path, *fields: str) -> dict[str, Any]:
             value = json.load(stream)
         except (ValueError, EOFError, OSError, RecursionError) as error:
             raise DataError(f"annotations '{path}': not JSON: {error}") from error
+    require(path, value, *fields)
+    return value
+
+
+def require(path: Path, value: Any, *fields: str) -> None:
+    """Raises DataError that names the file and a field that its object lacks."""
     missing = [name for name in fields if not isinstance(value, dict) or name not in value]
     if missing:
         raise DataError(
             f"annotations '{path}': no field '{missing[0]}'; is this the file that docs/data.md names?"
         )
-    return value
 
 
 def json_lines(path: Path, *, strict: bool = False) -> Iterator[dict[str, Any]]:

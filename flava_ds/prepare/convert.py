@@ -9,9 +9,10 @@ import hashlib
 import json
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,11 @@ from typing import Any
 import numpy as np
 
 from flava_ds.data.decode import read_header
+from flava_ds.data.samples import printable
 from flava_ds.errors import DataError
 from flava_ds.prepare.annotations import Annotated, Dropped, clean
 from flava_ds.prepare.corpora import Corpus
+from flava_ds.prepare.own_table import TEXTS
 from flava_ds.prepare.shard_writer import Counts, ShardWriter
 from flava_ds.storage import faults
 from flava_ds.storage.atomic import replacing
@@ -37,6 +40,8 @@ NO_FILE, OTHER_URL = "no image file", "image file of another URL"
 _SUFFIX_OF = {"JPEG": "jpg", "PNG": "png", "WebP": "webp"}
 _THREADS, _AHEAD = 16, 64
 _EVERY_S = 10.0
+_NAMED = 5
+"""Entries left out that are named, for each reason."""
 
 
 def write_shards(
@@ -52,7 +57,7 @@ def write_shards(
     if corpus.kind == "pair" and (images is None or not images.is_dir()):
         raise DataError(
             f"{corpus.name}: the folder of images '{images or ''}' does not exist; give --images FOLDER, "
-            "or --shards for what img2dataset wrote"
+            f"or --shards for what img2dataset wrote{TEXTS if corpus.name == 'own' else ''}"
         )
     inputs = [*map(_contents, _existing(corpus, annotations)), images and str(images.resolve())]
     writer = ShardWriter(out, _fingerprint(corpus, inputs, limits), **limits)
@@ -60,19 +65,27 @@ def write_shards(
         return _finished_before(writer)
     entries = islice(corpus.read(annotations), writer.counts.entries, None)
     progress = _Progress(corpus.name)
-    try:
-        for entry, image in _read_ahead(entries, images):
-            _write(writer, entry, image)
+    with writer:
+        for number, (entry, image) in enumerate(_read_ahead(entries, images), writer.counts.entries + 1):
+            try:
+                _write(writer, entry, image)
+            except SampleFault as fault:
+                writer.leave_out(fault.reason)
+                progress.left_out(_named(entry, number), fault)
             progress.show(writer.counts)
         total = writer.total
-        if corpus.kind == "pair" and not total.samples:  # leaves no record, so another --images may follow
-            raise DataError(
-                f"{corpus.name}: none of {total.entries} entries can be used ({counted(total.dropped)}); "
-                f"files are looked for below --images '{images}'"
-            )
+        if not total.samples:  # leaves no record, so other inputs may follow
+            raise DataError(f"{corpus.name}: {_nothing(annotations, total, images)}")
         return writer.close()
-    finally:
-        writer.abandon()
+
+
+def _nothing(annotations: Sequence[Path], total: Counts, images: Path | None) -> str:
+    """Says why a conversion has nothing to write."""
+    if not total.entries:
+        named = ", ".join(f"'{file}'" for file in annotations)
+        return f"{named} {'is' if len(annotations) == 1 else 'are'} empty: no entry to make a sample of"
+    where = f"; files are looked for below --images '{images}'" if images is not None else ""
+    return f"none of {total.entries} entries can be used ({counted(total.dropped)}){where}"
 
 
 def filter_shards(corpus: Corpus, shards: str, out: Path | None, **limits: int) -> Counts:
@@ -89,20 +102,19 @@ def filter_shards(corpus: Corpus, shards: str, out: Path | None, **limits: int) 
             return _finished_before(writer)
     counts, progress = Counts(), _Progress(corpus.name)
     done = writer.counts.entries if writer is not None else 0
-    try:
+    with writer or nullcontext():
         for key, members in islice(_samples(paths), done, None):
-            reason, captions = _judge(corpus, members)
-            if reason is not None:
-                (writer or counts).leave_out(reason)
-            elif writer is None:
-                counts.add_sample(captions)
-            else:
-                writer.write(key, members, captions)
+            try:
+                captions = _captions(corpus, members)
+                if writer is None:
+                    counts.add_sample(captions)
+                else:
+                    writer.write(key, members, captions)
+            except SampleFault as fault:
+                (writer or counts).leave_out(fault.reason)
+                progress.left_out(key, fault)
             progress.show(counts if writer is None else writer.counts)
         return counts if writer is None else writer.close()
-    finally:
-        if writer is not None:
-            writer.abandon()
 
 
 def write_urls(corpus: Corpus, annotations: Sequence[Path], out: Path) -> Counts:
@@ -128,9 +140,10 @@ def _write_list(corpus: Corpus, annotations: Sequence[Path], out: Path) -> Count
     with replacing(out, alone=True) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
         rows = csv.writer(stream, delimiter="\t", lineterminator="\n")
         rows.writerow(["url", "caption", "id"])
-        for entry in corpus.read(annotations):
+        for number, entry in enumerate(corpus.read(annotations), 1):
             if isinstance(entry, Dropped):
                 counts.leave_out(entry.reason)
+                progress.left_out(_named(entry, number), SampleFault(entry.reason))
             else:
                 rows.writerow([entry.url, entry.captions[0], entry.key])
                 counts.add_sample(entry.captions[:1])
@@ -144,17 +157,14 @@ def image_suffix(data: bytes) -> str:
 
 
 def _write(writer: ShardWriter, entry: Annotated | Dropped, image: bytes | str) -> None:
-    """Writes one entry with its image's bytes, or counts the reason for leaving it out."""
+    """Writes one entry with its image's bytes. Raises: SampleFault with the reason for leaving it out."""
     if isinstance(entry, Dropped):
-        return writer.leave_out(entry.reason)
+        raise SampleFault(entry.reason)
     members: dict[str, bytes] = {}
     if entry.images or entry.file:
         if isinstance(image, str):
-            return writer.leave_out(image)
-        try:
-            members[image_suffix(image)] = image
-        except SampleFault as fault:
-            return writer.leave_out(fault.reason)
+            raise SampleFault(image)
+        members[image_suffix(image)] = image
     record = {**entry.record, **({"url": entry.url} if entry.url else {})}
     if entry.captions:
         members["txt"] = entry.captions[0].encode()
@@ -164,6 +174,13 @@ def _write(writer: ShardWriter, entry: Annotated | Dropped, image: bytes | str) 
         text = json.dumps(record, ensure_ascii=False, separators=(",", ":"))
         members["json"] = text.encode("utf-8", "ignore")
     writer.write(entry.key, members, entry.captions)
+
+
+def _named(entry: Annotated | Dropped, number: int) -> str:
+    """Returns what an entry is known by: its image, what its annotations call it, or its number from 1 on."""
+    if isinstance(entry, Dropped):
+        return entry.name or f"entry {number:,}"
+    return str(entry.file or next(iter(entry.images), entry.key))
 
 
 def _read_ahead(
@@ -236,19 +253,18 @@ def _samples(shards: Sequence[Path]) -> Iterator[tuple[str, dict[str, bytes]]]:
                 yield key, members
 
 
-def _judge(corpus: Corpus, members: dict[str, bytes]) -> tuple[str | None, tuple[str, ...]]:
-    """Returns why a downloaded sample is unusable (None if usable), and its captions."""
+def _captions(corpus: Corpus, members: dict[str, bytes]) -> tuple[str, ...]:
+    """Returns the captions of a downloaded sample. Raises: SampleFault when it is unusable."""
     image = next((members[suffix] for suffix in IMAGE_SUFFIXES if suffix in members), None)
     if image is None:
-        return faults.NO_IMAGE, ()
-    try:
-        read_header(image)
-    except SampleFault as fault:
-        return fault.reason, ()
+        raise SampleFault(faults.NO_IMAGE)
+    read_header(image)
     caption = clean(members.get("txt", b"").decode("utf-8-sig", "replace"))
     if not caption:
-        return faults.MISSING_CAPTION if "txt" not in members else faults.EMPTY_CAPTION, ()
-    return corpus.reason_to_drop(caption, _record(members.get("json", b""))), (caption,)
+        raise SampleFault(faults.MISSING_CAPTION if "txt" not in members else faults.EMPTY_CAPTION)
+    if (reason := corpus.reason_to_drop(caption, _record(members.get("json", b"")))) is not None:
+        raise SampleFault(reason)
+    return (caption,)
 
 
 def _record(data: bytes) -> dict[str, Any]:
@@ -297,10 +313,17 @@ def _finished_before(writer: ShardWriter) -> Counts:
 
 
 class _Progress:
-    """Logs the progress of a conversion from time to time."""
+    """Logs the progress of a conversion from time to time, and the first entries that are left out."""
 
     def __init__(self, name: str) -> None:
         self.name, self.last = name, time.monotonic()
+        self._left_out = Counter[str]()
+
+    def left_out(self, name: str, fault: SampleFault) -> None:
+        """Names an entry that is left out, the first few for each reason."""
+        self._left_out[fault.reason] += 1
+        if self._left_out[fault.reason] <= _NAMED:
+            log.warning("%s: left out '%s': %s", self.name, printable(name), fault)
 
     def show(self, counts: Counts) -> None:
         """Logs the counts of finished shards, unless the last log line is recent."""

@@ -127,6 +127,13 @@ CORPORA = {
             reader="own_table.read",
         ),
         Corpus(
+            name="own_text",
+            title="your own texts",
+            kind="text",
+            annotations=".txt, .json or .jsonl files with a text, or folders of them",
+            reader="passages.read_own",
+        ),
+        Corpus(
             name="imagenet",
             title="ImageNet-1k",
             kind="image",

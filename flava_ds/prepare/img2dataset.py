@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 import json
 import logging
-from pathlib import Path
 from typing import Any
 
 from flava_ds.data.samples import printable
 from flava_ds.storage.files import Shard
 from flava_ds.storage.shard_index import ShardIndex
-from flava_ds.storage.small_objects import fetch_if_there
+from flava_ds.storage.small_objects import read_beside
+from flava_ds.storage.unfinished import record_of
 
 log = logging.getLogger(__name__)
 
@@ -24,8 +24,8 @@ def compare(shard: Shard, index: ShardIndex) -> list[str] | None:
     The .json has the number of successful downloads. The .parquet lists them and is only read if pyarrow is
     installed.
     """
-    stem = shard.name.removesuffix(".tar")
-    stats, table = _beside(shard, f"{stem}_stats.json"), _beside(shard, f"{stem}.parquet")
+    stats = read_beside(shard, record_of(shard))
+    table = read_beside(shard, f"{shard.name.removesuffix('.tar')}.parquet")
     if stats is None and table is None:
         return None
     differences = []
@@ -73,11 +73,3 @@ def _compare_keys(shard: Shard, index: ShardIndex, table: bytes) -> list[str]:
             more = " ..." if len(extra) > _KEYS_NAMED else ""
             differences.append(f"{shard}: {len(extra)} keys {words}: {some}{more}")
     return differences
-
-
-def _beside(shard: Shard, name: str) -> bytes | None:
-    """Returns another file of the shard's folder; None if it does not exist."""
-    if not isinstance(shard, Path):
-        return fetch_if_there(shard.beside(name))
-    file = shard.with_name(name)
-    return file.read_bytes() if file.is_file() else None

@@ -1,10 +1,11 @@
-"""`flava-ds prepare index`: writes an index with a checksum next to every shard, and checks the counts."""
+"""`flava-ds prepare index`: writes an index with a checksum for every shard, and checks the counts."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,12 +15,13 @@ from flava_ds.plain_text import escaped
 from flava_ds.prepare.img2dataset import compare
 from flava_ds.storage import faults
 from flava_ds.storage.faults import counted
-from flava_ds.storage.files import RemoteShard, Shard, Stamp
+from flava_ds.storage.files import CACHE_VARIABLE, RemoteShard, Shard, Stamp
 from flava_ds.storage.index import load_indexes, stamps_of
-from flava_ds.storage.index_files import read_index
+from flava_ds.storage.index_files import kept_at, read_index
 from flava_ds.storage.parallel import for_each
 from flava_ds.storage.shard_index import ShardIndex, scan_shard
 from flava_ds.storage.shards import list_shards
+from flava_ds.storage.unfinished import warn_of_unfinished
 
 _NAMED = 20
 
@@ -37,11 +39,12 @@ def build_indexes(
     """
     by_place = {entry: list_shards(entry) for entry in shards}
     paths = sorted(set().union(*by_place.values()))
+    warn_of_unfinished(paths)
     if len({type(path) is RemoteShard for path in paths}) > 1:
         raise DataError("local and remote shards in one call; index them separately")
     verified = f"; {_verify(paths, processes)} agree with their checksum" if verify else ""
     held = {
-        path: _held(path, index)
+        path: _held(path, index, checksum)
         for path, index in zip(
             paths, load_indexes(paths, checksum=checksum, processes=processes), strict=True
         )
@@ -51,6 +54,7 @@ def build_indexes(
         print(f"{escaped(place)}: {_summary([held[path] for path in own])}{alone}")
     if len(by_place) > 1:
         print(f"all, each shard once: {_summary(list(held.values()))}{verified}")
+    _say_elsewhere(held)
     _name_some(
         [f"{path}: {counted(lost)}" for path, own in held.items() if (lost := faults.lossy(own.faults))]
     )
@@ -72,13 +76,32 @@ class _Held(NamedTuple):
     faults: dict[str, int]
     differences: list[str] | None
     """From img2dataset's report; None where there is none."""
+    kept: Path | None
+    """The file of a local shard's index; None where it cannot be written, and for a remote shard."""
 
 
-def _held(path: Shard, index: ShardIndex) -> _Held:
+def _held(path: Shard, index: ShardIndex, checksum: bool) -> _Held:
     """Counts what a shard holds."""
     counts = np.bincount(index.member_suffix, minlength=len(index.suffixes)).tolist()
     members = Counter(dict(zip(index.suffixes, counts, strict=True)))
-    return _Held(len(index), members, dict(index.faults), compare(path, index))
+    kept = kept_at(path, index.stamp, checksum) if isinstance(path, Path) else None
+    return _Held(len(index), members, dict(index.faults), compare(path, index), kept)
+
+
+def _say_elsewhere(held: Mapping[Shard, _Held]) -> None:
+    """Says which indexes of local shards are not beside them, as their folder cannot be written."""
+    local = {path: own.kept for path, own in held.items() if isinstance(path, Path)}
+    cached = [kept for path, kept in local.items() if kept is not None and kept.parent != path.parent]
+    if cached:
+        print(
+            f"{len(cached)} of {len(local)} indexes are kept in '{cached[0].parent}', as the folder of their "
+            "shards cannot be written"
+        )
+    if nowhere := list(local.values()).count(None):
+        print(
+            f"{nowhere} of {len(local)} indexes can be kept nowhere, so each start makes them anew; let "
+            f"{CACHE_VARIABLE} name a folder that can be written"
+        )
 
 
 def _summary(shards: Sequence[_Held]) -> str:

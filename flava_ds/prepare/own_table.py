@@ -15,6 +15,7 @@ log = logging.getLogger(__name__)
 
 IMAGE_COLUMNS = ("file_name", "filepath", "image", "path", "file")
 CAPTION_COLUMNS = ("caption", "text", "title")
+TEXTS = "; texts without pictures are for `flava-ds prepare own_text`"
 
 
 def read(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
@@ -38,7 +39,7 @@ def read(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
             captions += [text for text in map(clean, texts) if text]
     for number, (name, (captions, rest)) in enumerate(found.items()):
         if not captions:
-            yield Dropped(NO_CAPTION)
+            yield Dropped(NO_CAPTION, name)
             continue
         record = {"file": name, **rest}
         yield Annotated(key=f"{number:09d}", captions=tuple(captions), images=(name,), record=record)
@@ -49,7 +50,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
         yield from json_lines(path, strict=True)
         return
     if path.suffix not in (".csv", ".tsv"):
-        raise DataError(f"own: '{path}' is no table; give a .csv, .tsv or .jsonl")
+        raise DataError(f"own: '{path}' is no table; give a .csv, .tsv or .jsonl{TEXTS}")
     csv.field_size_limit(2**27)
     with open_text(path, strict=True) as stream:
         rows = csv.DictReader(stream, delimiter="," if path.suffix == ".csv" else "\t", strict=True)

@@ -1,4 +1,4 @@
-"""CCNews and BookCorpus: splits documents between lines or sentences into passages, one per text sample."""
+"""CCNews, BookCorpus and your own texts: splits documents into passages, one per text sample."""
 
 from __future__ import annotations
 
@@ -37,8 +37,7 @@ def read_bookcorpus(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
     Source: Zhu et al. 2015; the folder form is BookCorpusOpen's.
     """
     for path, name in _files(paths, (".txt",)):
-        with open_text(path) as stream:
-            yield from _numbered(name, passages(stream))
+        yield from _lines(path, name)
 
 
 def read_ccnews(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
@@ -49,15 +48,37 @@ def read_ccnews(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
     Source: news-please, the extractor for Common Crawl's news archive; `cc_news` of Hugging Face.
     """
     for path, name in _files(paths, (".json", ".jsonl")):
-        articles = json_lines(path) if ".jsonl" in path.suffixes else [load_json(path)]
-        for number, article in enumerate(articles):
-            text = next((article[field] for field in _TEXT_FIELDS if isinstance(article.get(field), str)), "")
-            if article.get("language") not in (None, "en"):
-                yield Dropped(NOT_ENGLISH)
-            elif not text.strip():
-                yield Dropped(NO_CAPTION)
-            else:
-                yield from _numbered(f"{name}-{number:06d}", passages(text.splitlines()))
+        yield from _articles(path, name, (None, "en"))
+
+
+def read_own(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
+    """Yields passages of texts in any language: plain files, or .json and .jsonl of the fields that
+    read_ccnews takes. A folder stands for its .txt, .json and .jsonl files; all may be .gz or .bz2.
+    """
+    for path, name in _files(paths, (".txt", ".json", ".jsonl")):
+        structured = {".json", ".jsonl"} & set(path.suffixes)
+        yield from _articles(path, name) if structured else _lines(path, name)
+
+
+def _lines(path: Path, name: str) -> Iterator[Annotated]:
+    """Yields the passages of a plain file."""
+    with open_text(path) as stream:
+        yield from _numbered(name, passages(stream))
+
+
+def _articles(
+    path: Path, name: str, languages: Sequence[str | None] | None = None
+) -> Iterator[Annotated | Dropped]:
+    """Yields the passages of a file's articles, of those whose `language` is one of `languages`, if given."""
+    articles = json_lines(path) if ".jsonl" in path.suffixes else [load_json(path)]
+    for number, article in enumerate(articles):
+        text = next((article[field] for field in _TEXT_FIELDS if isinstance(article.get(field), str)), "")
+        if languages is not None and article.get("language") not in languages:
+            yield Dropped(NOT_ENGLISH)
+        elif not text.strip():
+            yield Dropped(NO_CAPTION)
+        else:
+            yield from _numbered(f"{name}-{number:06d}", passages(text.splitlines()))
 
 
 def passages(lines: Iterable[str], most: int = MOST_WORDS) -> Iterator[str]:

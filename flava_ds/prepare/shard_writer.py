@@ -18,14 +18,15 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from flava_ds.errors import DataError
 from flava_ds.storage.atomic import PARTIAL, hold, write_whole
+from flava_ds.storage.faults import SampleFault
+from flava_ds.storage.unfinished import ORIGIN, SUMMARY, record_of
 
 SUCCESS = "success"
 DUPLICATE_KEY = "duplicate key"
-SUMMARY = "prepared.json"
 _LOCK = ".lock"
 
 
@@ -86,7 +87,7 @@ class ShardWriter:
     ) -> None:
         """Opens folder `out`, and finds what an earlier run has finished there.
 
-        Holds the folder until `close` or `abandon`.
+        Holds the folder until `close`, `abandon` or the end of a `with` block.
 
         Raises: DataError when another process writes to `out`, or when it contains shards of another
         conversion, shards without records, or not all that a finished conversion wrote.
@@ -117,9 +118,12 @@ class ShardWriter:
         self._shard.leave_out(reason)
 
     def write(self, key: str, members: Mapping[str, bytes], captions: tuple[str, ...]) -> None:
-        """Writes one sample: suffix -> bytes. Leaves out a second sample with the same key in a shard."""
+        """Writes one sample: suffix -> bytes.
+
+        Raises: SampleFault for a second sample with the same key in a shard, to be left out.
+        """
         if key in self._keys:
-            return self.leave_out(DUPLICATE_KEY)
+            raise SampleFault(DUPLICATE_KEY)
         size = sum(1024 + len(data) for data in members.values())
         full = self._shard.samples >= self.samples_per_shard or self._bytes + size > self.bytes_per_shard
         if self._shard.samples and full:
@@ -143,8 +147,25 @@ class ShardWriter:
         self._release()
         return self.counts
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Deletes the unfinished shard, and the folder if it is empty.
+
+        Raises: KeyboardInterrupt in place of another one, with words on what is left and how to go on.
+        """
+        self.abandon()
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            left = "before the first shard was finished; the same command begins anew"
+            if self.shards:
+                left = (
+                    f"with {self.counts.samples:,} samples in the finished shards of '{self.out}', which is "
+                    "incomplete; the same command goes on after them"
+                )
+            raise KeyboardInterrupt(f"interrupted {left}") from None
+
     def abandon(self) -> None:
-        """Deletes the unfinished shard, and the folder if it is empty."""
         if self._tar is not None:
             with contextlib.suppress(OSError):  # the disk is full, as the error before this one said
                 self._tar.close()
@@ -172,9 +193,14 @@ class ShardWriter:
             raise DataError(f"folder '{self.out}': {error.strerror or error}") from error
 
     @property
+    def _next(self) -> Path:
+        """The shard that is written next."""
+        return self.out / f"{self.shards:05d}.tar"
+
+    @property
     def _temporary(self) -> Path:
         """The shard in progress. Without storage/atomic.py, as it stays open between calls of `write`."""
-        return self.out / f"{self.shards:05d}.tar{PARTIAL}"
+        return self._next.with_name(self._next.name + PARTIAL)
 
     def _finish(self) -> None:
         """Renames the shard in progress, if there is one, then writes its record."""
@@ -182,15 +208,15 @@ class ShardWriter:
             return
         with self._writing():
             self._tar.close()
-            self._temporary.replace(self.out / f"{self.shards:05d}.tar")
-            self._record(self.out / f"{self.shards:05d}_stats.json", self._shard)
+            self._temporary.replace(shard := self._next)
+            self._record(shard.with_name(record_of(shard)), self._shard)
         self.counts.add(self._shard)
         self.shards += 1
         self._shard, self._tar, self._bytes, self._keys = Counts(), None, 0, set()
 
     def _record(self, path: Path, counts: Counts) -> None:
         """Writes the counts and the fingerprint of their origin."""
-        text = json.dumps({**counts.as_stats(), "prepared_from": self.fingerprint}, indent=2)
+        text = json.dumps({**counts.as_stats(), ORIGIN: self.fingerprint}, indent=2)
         write_whole(path, text + "\n")
 
     def _resume(self) -> None:
@@ -199,9 +225,7 @@ class ShardWriter:
         Raises: DataError for shards of another conversion, or a finished one that lacks shards.
         """
         self.counts, self.shards, self.complete = Counts(), 0, False
-        while (record := self.out / f"{self.shards:05d}_stats.json").is_file() and (
-            self.out / f"{self.shards:05d}.tar"
-        ).is_file():
+        while (record := self.out / record_of(self._next)).is_file() and self._next.is_file():
             self.counts.add(self._read(record))
             self.shards += 1
         if (summary := self.out / SUMMARY).is_file():
@@ -213,7 +237,7 @@ class ShardWriter:
                 )
             self.counts, self.complete = total, True
         names = [path.name for path in sorted(self.out.glob("*.tar")) if not self._own(path)]
-        strange = [name for name in names if name != f"{self.shards:05d}.tar"]
+        strange = [name for name in names if name != self._next.name]
         if strange:
             raise DataError(
                 f"folder '{self.out}' contains {strange[0]}, which this conversion did not write; choose "
@@ -227,7 +251,7 @@ class ShardWriter:
         """Reads a record. Raises: DataError if it belongs to other annotations or options."""
         try:
             saved = json.loads(path.read_text(encoding="utf-8"))
-            counts, made_from = Counts.from_stats(saved), saved["prepared_from"]
+            counts, made_from = Counts.from_stats(saved), saved[ORIGIN]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(
                 f"'{path}' is not a record of a conversion ({error!r}); choose an empty folder"

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -79,6 +80,15 @@ class Readable(Protocol):
     def pread(self, size: int, offset: int) -> bytes: ...
 
     def close(self) -> None: ...
+
+
+def without_links(path: str | Path, folder_of: Callable[[str], str] = os.path.realpath) -> str:
+    """Returns the absolute path of a file without links. `folder_of` resolves its folder: whoever asks for
+    many files resolves a folder once, instead of each part of its path for each of them.
+    """
+    folder, name = os.path.split(path)
+    place = os.path.join(folder_of(folder), name)
+    return os.path.realpath(place) if os.path.islink(place) else place
 
 
 def stamp_of(shard: Shard) -> Stamp:

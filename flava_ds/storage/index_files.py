@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
 import os
 import re
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import numpy as np
 from flava_ds.config.plain_files import loads, open_regular, read_small
 from flava_ds.storage import faults
 from flava_ds.storage.atomic import write_whole
-from flava_ds.storage.files import RemoteShard, Shard, Stamp, user_cache
+from flava_ds.storage.files import RemoteShard, Shard, Stamp, user_cache, without_links
 from flava_ds.storage.parallel import AT_ONCE, for_each
 from flava_ds.storage.shard_index import ShardIndex
 from flava_ds.storage.small_objects import put, read_if_there
@@ -35,9 +36,12 @@ State = tuple[int, int] | None
 
 def index_files(shard: Shard) -> tuple[Path | RemoteShard, Path]:
     """Returns where a shard's index may be: next to the shard, or in the cache if that is read-only."""
-    place = str(shard.resolve()) if isinstance(shard, Path) else str(shard)
-    cached = f"{hashlib.sha256(place.encode()).hexdigest()[:32]}.npz"
-    return _beside(shard), _cache() / cached
+    return _beside(shard), _cached(without_links(shard) if isinstance(shard, Path) else str(shard))
+
+
+def _cached(place: str) -> Path:
+    """Returns the index in the cache of the shard at a place."""
+    return _cache() / f"{hashlib.sha256(place.encode()).hexdigest()[:32]}.npz"
 
 
 def _cache() -> Path:
@@ -50,16 +54,21 @@ def is_kept(shard: Shard, stamp: Stamp, checksum: bool) -> bool:
     """
     if isinstance(shard, RemoteShard):
         return read_index(shard, stamp, checksum) is not None  # which leaves a local copy
-    for file in _places(shard):
+    return kept_at(shard, stamp, checksum) is not None
+
+
+def kept_at(shard: Path, stamp: Stamp, checksum: bool) -> Path | None:
+    """Returns the file that keeps the index of this version of a local shard, by its header; None without."""
+    for file in index_files(shard):
         assert isinstance(file, Path)  # as the shard is
         try:
             header = _peek(file)
             if header["version"] == VERSION and tuple(header["stamp"]) == stamp:
                 if header["checksum"] or not checksum:
-                    return True
+                    return file
         except Exception:  # missing, or not written by us, as in read_index
             continue
-    return False
+    return None
 
 
 def index_states(shards: Sequence[Shard]) -> list[list[State]]:
@@ -70,7 +79,7 @@ def index_states(shards: Sequence[Shard]) -> list[list[State]]:
         cached = frozenset(os.listdir(_cache()))  # one look, instead of one for each shard
     except OSError:
         cached = frozenset()
-    states = partial(_states, cached=cached)
+    states = partial(_states, cached=cached, folder_of=functools.cache(os.path.realpath))
     arguments = [(shard,) for shard in shards]
     found: list[list[State]] = for_each(
         states, arguments, workers=AT_ONCE, threads=True, label="looking for indexes"
@@ -78,11 +87,14 @@ def index_states(shards: Sequence[Shard]) -> list[list[State]]:
     return found
 
 
-def _states(shard: Shard, cached: frozenset[str]) -> list[State]:
+def _states(shard: Shard, cached: frozenset[str], folder_of: Callable[[str], str]) -> list[State]:
     """Returns the states of a shard's index files, given the names of those in the cache."""
     beside = _beside(shard)
     states = [_state(beside)] if isinstance(beside, Path) else []
-    if cached and (own := index_files(shard)[1]).name in cached:
+    if not cached:
+        return states
+    place = without_links(shard, folder_of) if isinstance(shard, Path) else str(shard)
+    if (own := _cached(place)).name in cached:
         states.append(_state(own))
     return states
 

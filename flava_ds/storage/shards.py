@@ -17,6 +17,7 @@ from flava_ds.storage.files import PipedShard, RemoteShard, Shard, StreamedShard
 from flava_ds.storage.parallel import AT_ONCE, ahead
 from flava_ds.storage.retry import DEFAULT, ReadPolicy, call, file_system
 from flava_ds.storage.small_objects import fetch
+from flava_ds.storage.unfinished import warn_of_unfinished
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,8 @@ def list_streamed(
 def expand_shards(shards: str) -> list[Path]:
     """Returns the result of list_shards for callers that read whole local files.
 
+    Warns of folders whose preparation was interrupted.
+
     Raises: DataError as list_shards does, and for URLs.
     """
     found = list_shards(shards)
@@ -75,6 +78,7 @@ def expand_shards(shards: str) -> list[Path]:
             f"shards '{found[0]}' is a URL; only training and `prepare index` read URLs: copy or "
             "mount the shards"
         )
+    warn_of_unfinished(local)
     return local
 
 

@@ -53,6 +53,17 @@ def read_if_there(file: Shard) -> bytes | None:
     return read_small(file) if isinstance(file, Path) else fetch_if_there(file)
 
 
+def read_beside(shard: Shard, name: str) -> bytes | None:
+    """Returns another small file of a shard's folder; None if it is not there.
+
+    Raises: OSError for a local one that cannot be read.
+    """
+    if not isinstance(shard, Path):
+        return fetch_if_there(shard.beside(name))
+    file = shard.with_name(name)
+    return read_small(file) if file.is_file() else None
+
+
 def put(file: RemoteShard, data: bytes) -> bool:
     """Writes an object to plain object storage (a hub would turn the write into a commit).
 

@@ -5,6 +5,7 @@ is listed.
 import hashlib
 import io
 import os
+import re
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from flava_ds.data.loader import StepLoader
 from flava_ds.data.quarantine import encoded
 from flava_ds.data.reader import BatchReader
 from flava_ds.data.skip_list import differing_bits, load_skip_list, perceptual_hash, shard_place
+from flava_ds.data.sources import Lane, open_source
 from flava_ds.errors import CheckpointError, DataError
 from flava_ds.families.flava.config import flava_objectives
 from flava_ds.objectives.itm import ImageTextMatchingConfig
@@ -307,6 +309,41 @@ def test_listed_samples_are_no_loss(build, make_shard, tmp_path):
     for step in range(40):
         reader.batch(np.arange(6 * step, 6 * step + 6))
     assert reader.skips.seen > 200 and reader.skips.summary().startswith("0 of ")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("key 000000001\nkey gone\nkey 1\n", "take out 1 of its 6 samples"),
+        ("key gone\n", "take out none of its 6 samples"),
+        ("sample {folder}/0.tar 000000001\nsample {folder}/1.tar 000000002\n", "take out 1 of its 6 samples"),
+        (
+            "".join(f"key {number:09d}\n" for number in range(4)),
+            "take out 4 of its 6 samples; more than half: is '.*skip.txt' the list for these shards[?]",
+        ),
+    ],
+)
+def test_the_start_says_how_many_samples_the_keys_take_out(build, tmp_path, text, words):
+    _, source = build(text.format(folder=tmp_path / "few"))
+    [line] = [line for line in source.notes(Lane()) if "skip list" in line]
+    assert re.fullmatch(f"source 'few': the keys of its skip list {words}", line)
+
+
+def test_lists_of_pictures_alone_and_no_list_count_nothing(build):
+    for text in (FORMS["phash"], None):
+        assert not any("skip list" in line for line in build(text)[1].notes(Lane()))
+
+
+@pytest.mark.parametrize("reading", ["indexed", "stream"])
+def test_a_list_of_all_samples_says_that_it_leaves_nothing(build, reading):
+    config, _ = build("".join(f"key {number:09d}\n" for number in range(6)), reading=reading)
+    source = open_source(config, "few")
+    with pytest.raises(DataError) as error:
+        BatchReader(config, source).batch(np.arange(6))
+    assert str(error.value) == (
+        "source 'few': 200 samples in a row cannot be used: skip list 200; the skip list leaves next to "
+        "nothing: take entries out of --data.sources.few.skip-list"
+    )
 
 
 def test_resume_with_another_list_is_refused(build):

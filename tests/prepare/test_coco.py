@@ -76,7 +76,7 @@ def test_captions_are_grouped_by_image_in_the_order_of_images(tmp_path):
         first.images[0]
     )
     assert second.images == ("000000060623.jpg", "train2017/000000060623.jpg", "val2017/000000060623.jpg")
-    assert third == Dropped(NO_CAPTION)
+    assert third == Dropped(NO_CAPTION, "COCO_val2014_000000000007.jpg")
 
 
 def test_instances_file_is_refused(tmp_path):
@@ -85,3 +85,27 @@ def test_instances_file_is_refused(tmp_path):
         DataError, match="instances.json': no field 'annotations'; is this the file that docs/data.md names?"
     ):
         list(read([tmp_path / "instances.json"]))
+
+
+def of_split(name: str, split: str, said: list[str], **more) -> dict:
+    """An entry of Karpathy's file."""
+    return {"filename": name, "split": split, "sentences": [{"raw": text} for text in said], **more}
+
+
+def test_karpathys_file_gives_the_images_that_are_trained_on(tmp_path):
+    images = [
+        of_split("COCO_val2014_000000391895.jpg", "test", ["one"], cocoid=391895, filepath="val2014"),
+        of_split("COCO_val2014_000000000007.jpg", "restval", [" one\n", "two"], cocoid=7, filepath="val2014"),
+        of_split("COCO_train2014_000000000009.jpg", "train", [""], cocoid=9, filepath="train2014"),
+        of_split("1000092795.jpg", "train", ["three"], imgid=0),  # of Flickr30k
+    ]
+    (tmp_path / "dataset.json").write_text(json.dumps({"images": images, "dataset": "coco"}))
+    test, seven, bare, flickr = read([tmp_path / "dataset.json"])
+    assert test == Dropped("split test", "COCO_val2014_000000391895.jpg")
+    assert (seven.key, seven.captions) == ("000000000007", ("one", "two"))
+    assert seven.images[1] == "val2014/COCO_val2014_000000000007.jpg" and seven.record == {"image_id": 7}
+    assert bare == Dropped(NO_CAPTION, "COCO_train2014_000000000009.jpg")
+    assert (flickr.key, flickr.images[0], flickr.record) == ("1000092795", "1000092795.jpg", {})
+    (tmp_path / "dataset.json").write_text(json.dumps({"images": [{"sentences": []}]}))
+    with pytest.raises(DataError, match=r"dataset.json': no field 'filename'"):
+        list(read([tmp_path / "dataset.json"]))

@@ -15,7 +15,7 @@ from prepare.test_coco import image, write
 from flava_ds.config import Config, SourceConfig
 from flava_ds.data.indexed import IndexedShards
 from flava_ds.errors import DataError
-from flava_ds.prepare.annotations import TOO_SHORT
+from flava_ds.prepare.annotations import NO_CAPTION, TOO_SHORT
 from flava_ds.prepare.convert import NO_FILE, OTHER_URL, filter_shards, write_shards, write_urls
 from flava_ds.prepare.corpora import CORPORA
 from flava_ds.storage import faults
@@ -147,6 +147,40 @@ def test_a_row_that_names_no_file_that_could_exist_is_counted(tmp_path):
     assert (counts.samples, counts.dropped) == (1, {NO_FILE: 3})
 
 
+def test_the_first_entries_that_are_left_out_are_named_for_each_reason(tmp_path, caplog):
+    (tmp_path / "there.jpg").write_bytes(encode(GREY, "jpeg"))
+    (tmp_path / "bad.jpg").write_bytes(b"no picture")
+    rows = [f"gone{number}.jpg,a dog" for number in range(7)] + [
+        "bad.jpg,a cat",
+        "mute.jpg,",
+        "there.jpg,a cow",
+    ]
+    (tmp_path / "a.csv").write_text("\n".join(["file_name,caption", *rows]))
+    counts = write_shards(CORPORA["own"], [tmp_path / "a.csv"], tmp_path, tmp_path / "out")
+    assert counts.dropped == {NO_FILE: 7, faults.UNDECODABLE: 1, NO_CAPTION: 1}
+    said = [line for line in caplog.messages if "left out" in line]
+    assert said == [
+        *(f"own: left out 'gone{number}.jpg': no image file" for number in range(5)),
+        "own: left out 'bad.jpg': undecodable (begins with 6e6f207069637475; only JPEG, PNG and WebP are "
+        "decoded)",
+        "own: left out 'mute.jpg': empty caption",
+    ]
+
+
+def test_what_has_no_name_is_left_out_by_its_number_or_key(tmp_path, caplog):
+    (tmp_path / "cc3m.tsv").write_text("a red car\thttp://x/1.jpg\n \thttp://x/2.jpg\n")
+    write_urls(CORPORA["cc3m"], [tmp_path / "cc3m.tsv"], tmp_path / "urls.tsv")
+    write_tar(tmp_path / "0.tar", [("a.txt", b"no picture")])
+    filter_shards(CORPORA["coco"], str(tmp_path / "0.tar"), None)
+    (tmp_path / "a.jsonl").write_text('{"text": "uno", "language": "es"}\n{"text": "one"}\n')
+    write_shards(CORPORA["ccnews"], [tmp_path / "a.jsonl"], None, tmp_path / "out")
+    assert [line for line in caplog.messages if "left out" in line] == [
+        "cc3m: left out 'entry 2': empty caption",
+        "coco: left out 'a': no image",
+        "ccnews: left out 'entry 1': not English",
+    ]
+
+
 def test_missing_inputs_are_named(coco, tmp_path):
     annotations, images = coco
     with pytest.raises(DataError, match="folder of images '.*gone' does not exist; give --images"):
@@ -156,6 +190,31 @@ def test_missing_inputs_are_named(coco, tmp_path):
         match=r"coco: '.*gone.json' does not exist; it should be captions_train2014.json",
     ):
         write_shards(CORPORA["coco"], [tmp_path / "gone.json"], images, tmp_path / "out")
+
+
+def test_an_input_without_entries_is_called_empty(tmp_path):
+    (tmp_path / "a.csv").write_text("file_name,caption\n")
+    (tmp_path / "b.jsonl").write_text("")
+    with pytest.raises(DataError, match="own: '.*a.csv' is empty: no entry to make a sample of"):
+        write_shards(CORPORA["own"], [tmp_path / "a.csv"], tmp_path, tmp_path / "out")
+    with pytest.raises(DataError, match="own_text: '.*b.jsonl', '.*b.jsonl' are empty: no entry"):
+        write_shards(CORPORA["own_text"], [tmp_path / "b.jsonl"] * 2, None, tmp_path / "out")
+    (tmp_path / "b.jsonl").write_text('{"title": "no text"}\n')
+    with pytest.raises(DataError, match=r"own_text: none of 1 entries can be used \(empty caption 1\)$"):
+        write_shards(CORPORA["own_text"], [tmp_path / "b.jsonl"], None, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_texts_without_pictures_are_sent_to_their_command(tmp_path):
+    (tmp_path / "a.txt").write_text("a text")
+    for images, said in (
+        (None, "the folder of images '' does not exist; .*"),
+        (tmp_path, "'.*a.txt' is no table"),
+    ):
+        with pytest.raises(
+            DataError, match=f"own: {said}.*texts without pictures are for `flava-ds prepare own_te"
+        ):
+            write_shards(CORPORA["own"], [tmp_path / "a.txt"], images, tmp_path / "out")
 
 
 def test_images_and_text_alone(tmp_path):

@@ -1,6 +1,7 @@
 """`prepare index`: what it prints, what it compares, what it refuses."""
 
 import os
+import shutil
 
 import pytest
 from data.shard_files import pair_members, write_tar
@@ -38,6 +39,20 @@ def test_differences_from_img2dataset_are_counted_and_named(shards, capsys):
     printed = capsys.readouterr().out.splitlines()
     assert printed[1] == "2 have a report of img2dataset; 1 difference from it"
     assert printed[2].endswith("00001.tar: 2 samples, but its _stats.json counts 4 successes")
+
+
+def test_indexes_that_are_not_beside_their_shards_are_named(shards, capsys, monkeypatch):
+    cache = shards / "cache"
+    monkeypatch.setenv("FLAVA_DS_CACHE", str(cache))
+    (shards / "00001.tar.index.npz").mkdir()  # a folder in the way refuses the rename, for root too
+    build_indexes([str(shards)])
+    elsewhere = f"1 of 2 indexes are kept in '{cache}/index', as the folder of their shards cannot be written"
+    assert capsys.readouterr().out.splitlines()[1:] == [elsewhere]
+    shutil.rmtree(cache)
+    cache.write_text("no folder")
+    build_indexes([str(shards)])
+    [said] = capsys.readouterr().out.splitlines()[1:]
+    assert said.startswith("1 of 2 indexes can be kept nowhere") and "FLAVA_DS_CACHE" in said
 
 
 def test_damaged_shards_are_named(shards, capsys):

@@ -52,7 +52,11 @@ def test_json_lines_may_list_captions(tmp_path):
     rows = [{"file_name": "a.jpg", "text": ["one", " two "], "width": 5}, {"file_name": "b.jpg", "text": " "}]
     (tmp_path / "metadata.jsonl").write_text("\ufeff" + "\n".join(map(json.dumps, rows)))
     first, second = read([tmp_path / "metadata.jsonl"])
-    assert (first.captions, first.images, second) == (("one", "two"), ("a.jpg",), Dropped(NO_CAPTION))
+    assert (first.captions, first.images, second) == (
+        ("one", "two"),
+        ("a.jpg",),
+        Dropped(NO_CAPTION, "b.jpg"),
+    )
     assert first.record == {"file": "a.jpg", "width": 5}
 
 

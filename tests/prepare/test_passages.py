@@ -6,10 +6,10 @@ import json
 import pytest
 
 from flava_ds.errors import DataError
-from flava_ds.prepare.annotations import NO_CAPTION, NOT_ENGLISH, Dropped
+from flava_ds.prepare.annotations import NO_CAPTION, NOT_ENGLISH, Annotated, Dropped
 from flava_ds.prepare.convert import write_shards
 from flava_ds.prepare.corpora import CORPORA
-from flava_ds.prepare.passages import passages, read_bookcorpus, read_ccnews
+from flava_ds.prepare.passages import passages, read_bookcorpus, read_ccnews, read_own
 
 
 def test_passages_keep_every_word_and_end_with_sentences():
@@ -97,3 +97,19 @@ def test_documents_of_one_name_and_of_long_names_are_all_written(tmp_path):
 def test_folder_without_documents_is_refused(tmp_path):
     with pytest.raises(DataError, match="holds no .json or .jsonl file"):
         list(read_ccnews([tmp_path]))
+
+
+def test_own_texts_are_read_plain_and_from_json_in_any_language(tmp_path):
+    (tmp_path / "a.txt").write_text("One line.\nAnother one.\n")
+    (tmp_path / "b.jsonl").write_text('{"text": "Eine Zeile.", "language": "de"}\n{"title": "no text"}\n')
+    (tmp_path / "c.json").write_text('{"maintext": "An article."}')
+    (tmp_path / "d.csv").write_text("not read")
+    (tmp_path / "e.md").write_text("Only where it is named.")
+    found = list(read_own([tmp_path, tmp_path / "e.md"]))
+    assert [entry.captions[0] if isinstance(entry, Annotated) else entry for entry in found] == [
+        "One line. Another one.",
+        "Eine Zeile.",
+        Dropped(NO_CAPTION),
+        "An article.",
+        "Only where it is named.",
+    ]

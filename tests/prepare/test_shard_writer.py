@@ -7,6 +7,7 @@ import pytest
 
 from flava_ds.errors import DataError
 from flava_ds.prepare.shard_writer import DUPLICATE_KEY, SUMMARY, Counts, ShardWriter
+from flava_ds.storage.faults import SampleFault
 from flava_ds.storage.shard_index import scan_shard
 
 
@@ -79,13 +80,13 @@ def test_bytes_limit_a_shard_but_a_large_sample_has_its_own(tmp_path):
     assert [len(scan_shard(tmp_path / f"{shard:05d}.tar")) for shard in range(4)] == [2, 1, 1, 1]
 
 
-def test_second_sample_of_a_key_is_left_out(tmp_path):
+def test_second_sample_of_a_key_is_refused(tmp_path):
     writer = ShardWriter(tmp_path, "f")
-    for text in (b"first", b"second"):
-        writer.write("same", {"txt": text}, (text.decode(),))
-    assert writer.close().dropped == {DUPLICATE_KEY: 1} and scan_shard(
-        tmp_path / "00000.tar"
-    ).member_size.tolist() == [5]
+    writer.write("same", {"txt": b"first"}, ("first",))
+    with pytest.raises(SampleFault, match=DUPLICATE_KEY):
+        writer.write("same", {"txt": b"second"}, ("second",))
+    assert writer.close().samples == 1
+    assert scan_shard(tmp_path / "00000.tar").member_size.tolist() == [5]
 
 
 def test_abandoned_shard_leaves_nothing(tmp_path):
@@ -137,3 +138,20 @@ def test_folder_of_something_else_is_refused(whole, tmp_path):
         (tmp_path / "stats" / name).write_bytes(data)
     with pytest.raises(DataError, match="00000_stats.json' is not a record of a conversion"):
         ShardWriter(tmp_path / "stats", "f")
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        (3, "interrupted before the first shard was finished; the same command begins anew"),
+        (12, "interrupted with 8 samples in the finished shards of '.*/out', which is incomplete; the same"),
+    ],
+)
+def test_an_interrupt_says_what_is_left_and_how_to_go_on(tmp_path, entries, words):
+    with (
+        pytest.raises(KeyboardInterrupt, match=words),
+        ShardWriter(tmp_path / "out", "f", samples_per_shard=4) as writer,
+    ):
+        fill(writer, entries)
+        raise KeyboardInterrupt
+    assert (tmp_path / "out").exists() == (entries == 12)

@@ -9,6 +9,7 @@ import tarfile
 import zipfile
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -276,6 +277,35 @@ def test_an_unwritable_folder_uses_the_cache(make_shard, tmp_path, monkeypatch):
     load_index(path)
     assert cached.is_file() and cached.is_relative_to(tmp_path / "cache")
     assert len(load_index(path)) == 3
+
+
+def test_the_names_of_cached_indexes_are_those_of_resolved_shards(make_shard, tmp_path, monkeypatch):
+    """Links to a shard, to its folder and up from there: an existing cache stays valid."""
+    path = make_shard("real/deep/a.tar", pair_members(range(3)))
+    (tmp_path / "folder").symlink_to(path.parent)
+    (tmp_path / "folder" / "link.tar").symlink_to(path)
+    monkeypatch.chdir(path.parent)
+    for name in ("folder/a.tar", "folder/link.tar", "folder/../deep/a.tar", "gone/a.tar"):
+        for shard in (tmp_path / name, Path(os.path.relpath(tmp_path)) / name, Path("a.tar")):
+            place = hashlib.sha256(str(shard.resolve()).encode()).hexdigest()[:32]
+            assert index_files(shard)[1].name == f"{place}.npz"
+
+
+def test_states_of_indexes_resolve_a_folder_once(make_shard, tmp_path, monkeypatch):
+    monkeypatch.setenv("FLAVA_DS_CACHE", str(tmp_path / "cache"))
+    shards = [make_shard(f"{n}.tar", pair_members([n])) for n in range(4)]
+    index_files(shards[0])[0].mkdir()
+    load_index(shards[0])  # which therefore goes to the cache
+    asked = Counter()
+    real = os.path.realpath
+    monkeypatch.setattr(os.path, "realpath", lambda path: asked.update([str(path)]) or real(path))
+    monkeypatch.setattr(index_files_module, "AT_ONCE", 1)
+    cached = index_files(shards[0])[1].stat()
+    asked.clear()
+    states = index_files_module.index_states(shards)
+    assert [len(own) for own in states] == [2, 1, 1, 1]
+    assert states[0][1] == (cached.st_size, cached.st_mtime_ns)
+    assert asked == {str(shards[0].parent): 1}
 
 
 def test_the_table_joins_shards_and_leaves_out_incomplete_samples(make_shard):

@@ -8,7 +8,10 @@ from flava_ds.commands.prepare import check, corpus, fetch, index, regions, scen
 from flava_ds.prepare.corpora import CORPORA
 
 ACTIONS = {
-    "index": (index, "write an index next to every shard: its samples, their offsets, a checksum"),
+    "index": (
+        index,
+        "write an index next to every shard, or in the cache: its samples, their offsets, a checksum",
+    ),
     "check": (
         check,
         "check shards before a run: counts, captions, duplicates, bad samples, speed of this machine",

@@ -69,8 +69,8 @@ TEST_SAMPLES: dict[str, tuple[int, ...]] = {
 """Data set -> samples, or images with captions, of the split that published numbers are of; two where it may
 be either of two splits."""
 TOLERANCE = 0.1
-"""By what share the samples may be fewer or more: copies of a set lack some lines or pictures, and papers count
-it in different ways."""
+"""By what share the samples may be fewer or more: copies of a set lack some lines or pictures, and papers
+count it in different ways."""
 
 
 def as_many_as_published(data: str, samples: int) -> bool:

@@ -59,7 +59,7 @@ def is_kept(shard: Shard, stamp: Stamp, checksum: bool) -> bool:
 
 def kept_at(shard: Path, stamp: Stamp, checksum: bool) -> Path | None:
     """Returns the file that keeps the index of this version of a local shard, by its header; None without."""
-    for file in index_files(shard):
+    for file in _places(shard):
         assert isinstance(file, Path)  # as the shard is
         try:
             header = _peek(file)

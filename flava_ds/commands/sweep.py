@@ -88,6 +88,8 @@ def run(options: argparse.Namespace) -> int:
         return 0
     status = sweep_jobs.run_all(sweep, spec, names, options)
     show(sweep := Sweep.open(sweep.folder), options.parquet)
+    if status:
+        print(f"stopped by signal {status - 128}; the same command goes on from here")
     failed = any(sweep.state(name)["state"] == FAILED for name in sweep.runs)
     return status or int(failed)
 

@@ -59,10 +59,11 @@ def test_two_runs_interrupted_and_continued(tmp_path, capsys, monkeypatch):
         log = next(iter(folder.glob("*/log.jsonl")), None)
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)  # to the sweep alone, as a notebook does
     told, _ = process.communicate(timeout=600)
-    assert process.returncode == 128 + signal.SIGTERM, told
-    assert "2 runs: " in told and "stopped by signal 15; it goes on from its checkpoint" in told
+    assert process.returncode == 128 + signal.SIGINT, told
+    assert "2 runs: " in told and "stopped by signal 2; it goes on from its checkpoint" in told
+    assert told.endswith("stopped by signal 2; the same command goes on from here\n")
     first, second = Sweep.open(folder).runs
     assert Sweep.open(folder).state(first)["state"] == "planned" and not (folder / second).exists()
 

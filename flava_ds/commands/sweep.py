@@ -166,12 +166,16 @@ def read_spec(path: Path) -> tuple[Spec, str, Path]:
 def config_of(sweep: Sweep, run: Run) -> Config:
     """Returns the configuration of a run.
 
-    Raises: ConfigError naming the run and the field that does not exist, or the values that do not fit.
+    Raises: ConfigError naming the run and the field that does not exist, the values that do not fit, or the
+    metric that its results will lack.
     """
     from flava_ds.recipes import resolve
+    from flava_ds.scaling.results import check_metric
 
     try:
-        return resolve(sweep.base, words_of(sweep, run))
+        config = resolve(sweep.base, words_of(sweep, run))
+        check_metric(sweep.metric, config)
+        return config
     except ConfigError as error:
         raise ConfigError(f"{sweep.folder.name}, run of {run.place()}: {error}") from error
 

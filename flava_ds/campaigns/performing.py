@@ -118,10 +118,11 @@ def _measured_at(run: Run, path: Path | None, domains: tuple[str, ...]) -> dict[
     names = ("metrics", "counts", "lacks") if run.table.some_lack else ("metrics", "counts")
     parts: list[dict[str, Any]] = []
     model: tuple[FrozenModel, Inputs] | None = None
-    for domain in domains:
+    for number, domain in enumerate(domains, start=1):
         file = folder / f"{domain}.json"
         part = _kept(file, stamp)
         if part is None:
+            print(f"measuring {path or run.row}: {domain}, {number} of {len(domains)}", flush=True)
             model = model or _opened(run, path)
             part = measure(*model, (domain,), some_lack=run.table.some_lack)
             file.parent.mkdir(parents=True, exist_ok=True)

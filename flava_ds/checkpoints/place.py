@@ -112,14 +112,17 @@ class Place:
             return fs.cat_file(f"{path}/{name}")
 
     def open(self, name: str) -> Readable:
-        """Opens a file for reads at an offset. Raises: CheckpointError when it does not exist."""
+        """Opens a file for reads at an offset. Raises: CheckpointError when it cannot be read."""
         try:
             if self.local is not None:
                 return LocalFile(self.local / name)
             shard = RemoteShard(f"{self.url}/{name}")
             return ReadAhead(RemoteFile(shard, stamp_of(shard)[0]))
         except DataError as error:
-            raise CheckpointError(str(error)) from error
+            why = str(error)
+            if self.local is not None and isinstance(own := error.__cause__, OSError):
+                why = f"{self.local / name} cannot be read: {own.strerror}"
+            raise CheckpointError(f"{why}; mend that, or use another checkpoint") from error
 
     @contextmanager
     def create(self, name: str) -> Iterator[Any]:

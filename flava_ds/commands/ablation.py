@@ -16,7 +16,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         command,
         rows=("--rows", "rows of the table (default: all, and six that the paper lacks)"),
         work="small: 700 pair steps a run (default), large: 1,400 and more measurements, on data that is "
-        "fetched first, or tiny: 14",
+        "fetched first, or tiny: 14; measuring takes minutes a run with each",
         out=OUT,
     )
 

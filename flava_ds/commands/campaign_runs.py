@@ -49,5 +49,9 @@ def run_left(options: argparse.Namespace, table: Table) -> Path:
         check_writable(options.out / options.work, "--out")
     for number, each in enumerate(todo[: options.most]):
         print(f"{len(todo) - number} runs are left", flush=True)
-        perform(each)
+        try:
+            perform(each)
+        except KeyboardInterrupt:
+            print("\nstopped; the same command goes on from here", flush=True)
+            raise
     return options.out / options.work

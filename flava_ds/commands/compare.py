@@ -15,7 +15,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     campaign_runs.add_arguments(
         command,
         rows=("--recipes", "recipes of the table (default: all)"),
-        work="small: twice the demo's training FLOPs a run (default), or tiny: a fiftieth of that",
+        work="small: twice the demo's training FLOPs a run (default), or tiny: a fiftieth of that; "
+        "measuring takes minutes a run with either",
         out=OUT,
     )
 

@@ -30,8 +30,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def check_place(source: Path, out: Path, to: str) -> None:
-    """Raises UserError where writing would overwrite what is read, a run, a part of its checkpoints, or a
-    model of the other program.
+    """Raises UserError where writing would overwrite what is read, a run, a part of its checkpoints, a model
+    of the other program, or files that no conversion has written.
     """
     if out.resolve() == source.resolve():
         raise UserError(f"{out}: is what is read, which would be overwritten; name another place")
@@ -48,6 +48,20 @@ def check_place(source: Path, out: Path, to: str) -> None:
         whole = all((folder / name).is_file() for name in (files.MANIFEST, files.STATE))
         if whole or ((folder / files.LATEST).is_file() and any(folder.glob("step_*"))):
             raise UserError(f"{out}: {folder} belongs to a run's checkpoints; name another place")
+    if to == "safetensors":
+        if out.is_file() and out.suffix != ".safetensors":
+            raise UserError(
+                f"{out}: is a file that would be overwritten, and no .safetensors file; name another place"
+            )
+    elif out.is_dir():
+        from flava_ds.checkpoints.reader import WEIGHTS
+
+        own = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
+        if own and not {WEIGHTS, files.CONFIG}.intersection(own):
+            raise UserError(
+                f"{out}: is a folder with other files, e.g. {own[0]}; name a new one, an empty one or one "
+                "that was converted before"
+            )
 
 
 def run(options: argparse.Namespace) -> int:

@@ -18,9 +18,13 @@ if TYPE_CHECKING:
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Adds the arguments; RECIPE and its fields are added by the caller."""
-    command.add_argument("--gpus", type=int, metavar="N", help="GPUs of the run (default: 8)")
+    command.add_argument(
+        "--gpus", type=int, metavar="N", help="GPUs of the run (default: 8 for each of --nodes)"
+    )
     command.add_argument("--gpu", metavar="NAME", help="a100, h100, h200, b200, ... (default: h100)")
-    command.add_argument("--nodes", type=int, metavar="N", help="machines (default: one for each 8 GPUs)")
+    command.add_argument(
+        "--nodes", type=int, metavar="N", help="machines (default: one, or one for each 8 of --gpus)"
+    )
     command.add_argument(
         "--network", metavar="NAME", help="between machines: ib-400x8 (default), ethernet-100, ..."
     )
@@ -73,8 +77,7 @@ def run(options: argparse.Namespace, overrides: list[str], resolve: Callable[[li
 
         return tune(options, resolve(overrides), overrides)
     check_options(options)
-    gpus = 8 if options.gpus is None else options.gpus
-    machines = cluster(options.gpu or "h100", gpus, options.nodes, options.network)
+    machines = cluster(options.gpu or "h100", options.gpus, options.nodes, options.network)
     from flava_ds.scaling import advice, scales, table
     from flava_ds.scaling.calibration import calibration_for
     from flava_ds.scaling.captions import lengths_of

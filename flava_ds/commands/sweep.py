@@ -88,6 +88,8 @@ def run(options: argparse.Namespace) -> int:
         return 0
     status = sweep_jobs.run_all(sweep, spec, names, options)
     show(sweep := Sweep.open(sweep.folder), options.parquet)
+    if status:
+        print(f"stopped by signal {status - 128}; the same command goes on from here")
     failed = any(sweep.state(name)["state"] == FAILED for name in sweep.runs)
     return status or int(failed)
 
@@ -164,12 +166,16 @@ def read_spec(path: Path) -> tuple[Spec, str, Path]:
 def config_of(sweep: Sweep, run: Run) -> Config:
     """Returns the configuration of a run.
 
-    Raises: ConfigError naming the run and the field that does not exist, or the values that do not fit.
+    Raises: ConfigError naming the run and the field that does not exist, the values that do not fit, or the
+    metric that its results will lack.
     """
     from flava_ds.recipes import resolve
+    from flava_ds.scaling.results import check_metric
 
     try:
-        return resolve(sweep.base, words_of(sweep, run))
+        config = resolve(sweep.base, words_of(sweep, run))
+        check_metric(sweep.metric, config)
+        return config
     except ConfigError as error:
         raise ConfigError(f"{sweep.folder.name}, run of {run.place()}: {error}") from error
 

@@ -68,13 +68,22 @@ def check_evaluation(config: EvaluationConfig, best_metric: str, objectives: Col
         )
     if config.tasks and config.data_root is None:
         raise ConfigError("evaluation.tasks needs evaluation.data_root, the folder with their data sets")
-    _check_best_metric(best_metric, objectives)
-    task = best_metric.removeprefix(EVALUATED).split("/")[0]
-    runs = bool(config.every_steps) and (_may_run(task, config.tasks) or bool(files_of(config.tasks)))
-    if best_metric.startswith(EVALUATED) and not runs:
+    if best_metric not in ("", "grad_norm"):
+        check_logged("checkpoint.best_metric", best_metric, config, objectives)
+
+
+def check_logged(setting: str, name: str, config: EvaluationConfig, objectives: Collection[str]) -> None:
+    """Raises ConfigError, naming the setting, when no task and no objective in use produces the number that
+    it names.
+    """
+    if not name.startswith(EVALUATED):
+        _check_of_objective(setting, name, objectives)
+        return
+    task = name.removeprefix(EVALUATED).split("/")[0]
+    if not (config.every_steps and (_may_run(task, config.tasks) or files_of(config.tasks))):
         raise ConfigError(
-            f"checkpoint.best_metric is '{best_metric}', but task '{task}' does not run: add it to "
-            "evaluation.tasks and set evaluation.every_steps"
+            f"{setting} is '{name}', but task '{task}' does not run: add it to evaluation.tasks and set "
+            "evaluation.every_steps"
         )
 
 
@@ -84,14 +93,12 @@ def _may_run(task: str, names: Collection[str]) -> bool:
     return task in called.union(names)
 
 
-def _check_best_metric(name: str, objectives: Collection[str]) -> None:
+def _check_of_objective(setting: str, name: str, objectives: Collection[str]) -> None:
     """Raises ConfigError for a number that the log never has."""
     head, *rest = name.split("/")
-    if name in ("", "grad_norm") or head == "evaluation":
-        return
     if OF_OBJECTIVES.get(head) != 1 + len(rest) or rest[-1] not in objectives:
         known = [f"loss/{objective}" for objective in objectives]
         raise ConfigError(
-            f"checkpoint.best_metric is {name!r:.100}, which the log does not have"
+            f"{setting} is {name!r:.100}, which the log does not have"
             f"{did_you_mean(name, known) or '; use one such as ' + ', '.join(known)}"
         )

@@ -48,7 +48,7 @@ def from_dict(kind: type, data: dict[str, Any], where: str = "") -> Any:
             kind,
             data.pop("type"),
             f"{where}type",
-            otherwise="; if code of your own defines it, add --plugin FILE.py",
+            otherwise="; if code of your own defines it, add --plugin FILE.py, or import it first in Python",
         )
     hints = field_hints(kind)
     fields = {field.name: field for field in dataclasses.fields(kind)}

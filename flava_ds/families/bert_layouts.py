@@ -120,6 +120,7 @@ def pixel_settings(processor: str, image: Any, **own: Any) -> dict[str, Any]:
     """Returns the JSON of an image processor, with the statistics of `image` and settings of its own."""
     return {
         "image_processor_type": processor,
+        "do_convert_rgb": True,  # grey pictures, palettes and transparency, as in training
         "do_resize": True,
         "resample": BICUBIC,
         "do_rescale": True,

@@ -25,6 +25,8 @@ Value = TypeVar("Value")
 
 ENDED = "flava_ds/first_end"
 """Key in the store for the rank that ended first, and its exit status."""
+ASKED = "flava_ds/roll_call"
+"""Key in the store that wakes the thread of every rank which answers roll calls (roll_call.py)."""
 STORE_S = 5.0
 """Seconds to wait for the process group's store; rank 0 serves it, so it answers unless rank 0 hangs."""
 DEVICE_LATER_S = 60
@@ -237,6 +239,21 @@ def together(world: World) -> Iterator[None]:
     raise_together(world, error)
 
 
+_first_end: list[str] = []
+"""The value of ENDED, once this rank knows it."""
+
+
+def learn_first_end(store: dist.Store) -> None:
+    """Remembers which rank has ended first, if one has: rank 0 serves the store, and may be the one."""
+    if store.check([ENDED]):
+        _first_end[:] = [store.get(ENDED).decode()]
+
+
+def has_ended() -> bool:
+    """Returns whether a rank is known to have ended with an error, which it reports itself."""
+    return bool(_first_end)
+
+
 def agree_on_end(status: int) -> tuple[bool, int]:
     """Returns whether this rank is the first to end with an error, and the first one's exit status.
 
@@ -249,13 +266,16 @@ def agree_on_end(status: int) -> tuple[bool, int]:
     if not dist.is_initialized():
         return os.environ.get("LOCAL_RANK", "0") == "0", status
     try:
-        store = dist.distributed_c10d._get_default_store()
-        mine = f"{dist.get_rank()}:{status}"
-        # sets the key only if it is still empty, and returns its value: the first rank to end wins
-        first_end = within(STORE_S, lambda: store.compare_set(ENDED, "", mine)).decode()
+        if not _first_end:
+            store = dist.distributed_c10d._get_default_store()
+            mine = f"{dist.get_rank()}:{status}"
+            # sets the key only if it is still empty, and returns its value: the first rank to end wins
+            _first_end[:] = [within(STORE_S, lambda: store.compare_set(ENDED, "", mine)).decode()]
+            within(STORE_S, lambda: store.set(ASKED, "1"))  # others learn of it before the store goes
     except (RuntimeError, TimeoutError):  # RuntimeError includes dist.DistNetworkError
-        return first_here, status
-    rank, first = first_end.split(":")
+        if not _first_end:
+            return first_here, status
+    rank, first = _first_end[0].split(":")
     return int(rank) == dist.get_rank(), int(first)
 
 

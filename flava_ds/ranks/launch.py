@@ -47,16 +47,16 @@ class Launch:
         os.execvpe(self.arguments[0], self.arguments, {**os.environ, **self.environment})
 
     def wait(self, log: Path | None = None) -> int:
-        """Runs the command to its end, passing SIGTERM on; returns its exit status, 128 + signal where one
-        ended it, or asked this process to stop before it failed. Ctrl-C reaches it by itself, as it is of the
-        same terminal. What it says is appended to `log`, if that is given.
+        """Runs the command to its end, passing SIGTERM and SIGINT on; returns its exit status, 128 + signal
+        where one ended it or asked this process to stop. What it says is appended to `log`, if that is given.
+
+        On Ctrl-C a terminal has sent SIGINT to the command, too; StopRequest takes both for one.
         """
         asked: list[int] = []
 
         def note(number: int, _: object) -> None:
             asked.append(number)
-            if number == signal.SIGTERM:
-                running.terminate()
+            running.send_signal(number)
 
         sys.stdout.flush()
         with nullcontext() if log is None else log.open("ab") as file:
@@ -69,7 +69,7 @@ class Launch:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-        if status and asked:  # DeepSpeed's launcher over ssh ends with 1 then
+        if asked:  # whatever the status: DeepSpeed's launcher over ssh ends with 1 then
             return 128 + asked[0]
         return status if status >= 0 else 128 - status
 

@@ -24,7 +24,7 @@ from typing import Any, cast
 import torch.distributed as dist
 
 from flava_ds.processes import machine, started, within
-from flava_ds.ranks.distributed import ENDED, STORE_S, World, gather_objects
+from flava_ds.ranks.distributed import ASKED, STORE_S, World, gather_objects, has_ended, learn_first_end
 
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 """gloo's errors when another rank has ended."""
@@ -36,7 +36,7 @@ ANSWER_S = 5.0
 """Seconds that a rank has to answer."""
 FIRST_LOOK_S = 0.05
 """Seconds between the first two looks for answers; every later interval is twice the one before."""
-ASKED, SPENT, ANSWERS = "flava_ds/roll_call", "flava_ds/roll_call/seconds", "flava_ds/roll_call/answers"
+SPENT, ANSWERS = f"{ASKED}/seconds", f"{ASKED}/answers"
 NAMED = 8
 """Maximum number of ranks that a message names."""
 
@@ -83,10 +83,13 @@ def explain(error: RuntimeError) -> str | None:
     # a launcher that notices a dead rank terminates the others, perhaps before they could name it
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     where = "".join(f" {note}" for note in getattr(error, "__notes__", []))
+    if has_ended():
+        return ""
     milliseconds = next((int(group) for group in spent.groups() if group), 0) if spent else 0
     try:
         store = dist.distributed_c10d._get_default_store()
-        if within(STORE_S, lambda: store.check([ENDED])):
+        within(STORE_S, lambda: learn_first_end(store))
+        if has_ended():
             return ""
         positions, seconds = _ask(store, dist.get_rank(), f"{milliseconds / 1000:g}" if spent else None)
     except (RuntimeError, TimeoutError):  # the store is gone or does not answer
@@ -147,9 +150,13 @@ def _answers(lines: bytes) -> dict[int, str]:
 
 
 def _answer(store: Any, rank: int) -> None:
-    """Waits for the question and answers with the main thread's position; ends with the store."""
+    """Waits for the question and answers with the main thread's position; ends with the store.
+
+    A rank that ends with an error wakes it, too: rank 0 takes the store with it, so this one has to know.
+    """
     try:
         store.wait([ASKED], timedelta(days=1000))
+        learn_first_end(store)
         store.append(ANSWERS, _answered(rank, _position()))
     except RuntimeError:
         return

@@ -132,14 +132,20 @@ class Cluster:
         return self.gpus // self.nodes
 
 
-def cluster(gpu: str, gpus: int, nodes: int | None, network: str | None) -> Cluster:
-    """Returns a cluster by names. Raises: ConfigError for unknown names and counts that do not divide."""
+def cluster(gpu: str, gpus: int | None, nodes: int | None, network: str | None) -> Cluster:
+    """Returns a cluster by names; without a number of GPUs, machines are full.
+
+    Raises: ConfigError for unknown names and counts that do not divide.
+    """
     card, net = find("gpu", gpu, GPUS), find("network", network or DEFAULT_NETWORK, NETWORKS)
-    if gpus < 1:
-        raise ConfigError(f"--gpus {gpus}: use at least 1")
+    for option, count in (("--nodes", nodes), ("--gpus", gpus)):
+        if count is not None and count < 1:
+            raise ConfigError(f"{option} {count}: use at least 1")
+    if gpus is None:
+        gpus = MOST_PER_NODE * (nodes or 1)
     if nodes is None:  # as few machines of eight as hold them, equally full
         nodes = next(count for count in range(-(-gpus // MOST_PER_NODE), gpus + 1) if gpus % count == 0)
-    if not 1 <= nodes <= gpus or gpus % nodes:
+    if gpus % nodes:
         raise ConfigError(f"--gpus {gpus} do not divide by --nodes {nodes}; use a multiple")
     if gpus // nodes > MOST_PER_NODE:
         raise ConfigError(

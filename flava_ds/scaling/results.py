@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flava_ds.config import Config
+from flava_ds.config.evaluation import check_logged
+from flava_ds.config.objectives import in_use
+from flava_ds.errors import ConfigError
 from flava_ds.watching.run_log import RunLog, read_log
 
 LAST_SHARE = 0.1
@@ -16,6 +20,8 @@ LATEST = ("evaluation/",)
 """Numbers in the results of a run, by how their names begin."""
 WITH_TARGETS = "flops_with_targets"
 """FLOPs of frozen networks that compute targets, such as the image codebook, included."""
+TOTALS = ("steps", "samples", "unique_samples", "flops", WITH_TARGETS, "seconds", "gpu_hours")
+"""Numbers that the results of every run have."""
 RATES = {"samples": "samples_per_second", "flops": "flops_per_second"}
 
 
@@ -89,6 +95,16 @@ def results(run_path: Path) -> dict[str, Any]:
             if chosen:
                 values[prefix + name] = chosen[-1] if prefix in LATEST else sum(chosen) / len(chosen)
     return values
+
+
+def check_metric(metric: str, config: Config) -> None:
+    """Raises ConfigError when a run of this configuration will not have a number by which to compare it."""
+    head = metric.split("/")[0] + "/"
+    if metric not in TOTALS and head not in (*AVERAGED, *LATEST):
+        known = ", ".join((*AVERAGED, *LATEST))
+        raise ConfigError(f"metric is {metric!r:.100}; results have numbers that begin with {known}")
+    if metric not in TOTALS:
+        check_logged("metric", metric, config.evaluation, in_use(config.objectives))
 
 
 def _fresh_share(line: Mapping[str, Any], config: Mapping[str, Any]) -> float:

@@ -165,7 +165,8 @@ class Simulator:
             for cause, seconds in cost.seconds.items():
                 found[cause] += seconds * drawn
             if drawn and self.run.ranks > 1 and cost.spread:
-                found["stragglers"] += cost.seconds["computing"] * self._slowest(cost.spread, int(drawn))
+                computing = cost.seconds["computing"] + cost.seconds["waiting for the host"]
+                found["stragglers"] += computing * self._slowest(cost.spread, int(drawn))
         if self.run.pictures_per_step and not math.isinf(self.run.pictures_per_second):
             needed = count * self.run.pictures_per_step / self.run.pictures_per_second
             needed *= 1 + self.run.stalls * self.random.standard_normal() / math.sqrt(count)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -174,13 +176,23 @@ def kind_time(
     compute = max(device, host) if beside else device + host
     if cluster.gpus > 1:
         spread = work.token_share * work.length_deviation / math.sqrt(samples * turns)
-        ms["stragglers"] = compute * spread * math.sqrt(2 * math.log(cluster.gpus))
+        ms["stragglers"] = compute * spread * expected_largest(cluster.gpus)
     stretch = compute / device if device else 1.0
     hidden = _communication(
         ms, model, source, zero, cluster, samples, backward * stretch, assumed, objectives
     )
     ms["optimizer"] = 1e3 * update_seconds(model, work, zero, cluster, assumed)
     return KindTime(source, ms, host, 1e3 * hidden, kernels)
+
+
+@functools.cache
+def expected_largest(number: int) -> float:
+    """Returns the expected largest of so many standard normal numbers: 0 of one, 1.42 of 8, 3.24 of 1,000.
+
+    The mean of its quantiles, whose shares p of one number are p ** number of all; to about 0.2 %.
+    """
+    normal, parts = statistics.NormalDist(), 2000
+    return statistics.fmean(normal.inv_cdf(((i + 0.5) / parts) ** (1 / number)) for i in range(parts))
 
 
 def _communication(

@@ -54,7 +54,9 @@ def test_a_row_without_training_is_measured_and_finished(tmp_path, monkeypatch):
     assert not list(unfinished([run]))
 
 
-def test_a_run_that_is_stopped_while_it_is_measured_goes_on_after_the_last_domain(tmp_path, monkeypatch):
+def test_a_run_that_is_stopped_while_it_is_measured_goes_on_after_the_last_domain(
+    tmp_path, capsys, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(ONLY, RAW_PIXELS, ("one", "two"))
     monkeypatch.setattr(performing, "_opened", lambda run, path: (None, None))
@@ -76,6 +78,8 @@ def test_a_run_that_is_stopped_while_it_is_measured_goes_on_after_the_last_domai
     with pytest.raises(KeyboardInterrupt):
         perform(run)
     assert not run.file.exists() and not list(run.file.parent.glob("*.json"))
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("measuring")]
+    assert said == [f"measuring {RAW_PIXELS}: {own} of 2" for own in ("one, 1", "two, 2")]
     perform(run)
     (result,) = read_results(run.file.parent)[RAW_PIXELS]
     assert asked == ["one", "two", "two"] and not run.folder.exists()

@@ -83,3 +83,12 @@ def test_a_protocol_without_its_package_is_named():
 def test_its_text_leaves_out_a_password():
     place = Place("sftp://ada:secret@host/runs") / "one"
     assert place.url == "sftp://ada:secret@host/runs/one" and str(place) == "sftp://ada@host/runs/one"
+
+
+def test_a_file_that_cannot_be_read_is_called_what_it_is(tmp_path):
+    (tmp_path / "weights_00000.safetensors").mkdir()
+    with pytest.raises(CheckpointError) as raised:
+        Place(tmp_path).open("weights_00000.safetensors")
+    said = str(raised.value)
+    assert said.startswith(f"{tmp_path}/weights_00000.safetensors cannot be read: ")
+    assert said.endswith("; mend that, or use another checkpoint") and "shard" not in said

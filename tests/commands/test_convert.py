@@ -16,6 +16,14 @@ from flava_ds import cli
         ("theirs", "flava_ds", "bert", "bert: has a model of Hugging Face, which would be overwritten"),
         ("runs/a", "hf", "ours", "ours: has a model of flava_ds, which would be overwritten"),
         ("runs/a", "hf", "runs/c", "runs/c: is a run, whose config.json would be overwritten"),
+        (
+            "runs/a",
+            "safetensors",
+            "captions.csv",
+            "captions.csv: is a file that would be overwritten, and no",
+        ),
+        ("runs/a", "hf", ".", ".: is a folder with other files, e.g. bert; name a new one"),
+        ("theirs", "flava_ds", "data", "data: is a folder with other files, e.g. pairs.csv; name a new one"),
         ("runs/a", "hf", "runs/a/checkpoints", "runs/a/checkpoints belongs to a run's checkpoints"),
         ("runs/a", "safetensors", "runs/a/checkpoints/latest", "checkpoints belongs to a run's checkpoints"),
         (
@@ -31,7 +39,13 @@ def test_nothing_of_a_run_is_overwritten(source, to, out, message, tmp_path, mon
     for run in ("a", "b"):
         write_checkpoint(tmp_path / "runs" / run / "checkpoints", 3, small_weights(1.0))
         (tmp_path / "runs" / run / "config.json").write_text("{}")
-    for file in ("runs/c/config.json", "runs/c/environment.json", "theirs/config.json"):
+    for file in (
+        "captions.csv",
+        "data/pairs.csv",
+        "runs/c/config.json",
+        "runs/c/environment.json",
+        "theirs/config.json",
+    ):
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).write_text("{}")
     for folder, text in {"bert": '{"model_type": "bert"}', "ours": '{"model": {}}'}.items():

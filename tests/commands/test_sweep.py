@@ -59,10 +59,11 @@ def test_two_runs_interrupted_and_continued(tmp_path, capsys, monkeypatch):
         log = next(iter(folder.glob("*/log.jsonl")), None)
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)  # to the sweep alone, as a notebook does
     told, _ = process.communicate(timeout=600)
-    assert process.returncode == 128 + signal.SIGTERM, told
-    assert "2 runs: " in told and "stopped by signal 15; it goes on from its checkpoint" in told
+    assert process.returncode == 128 + signal.SIGINT, told
+    assert "2 runs: " in told and "stopped by signal 2; it goes on from its checkpoint" in told
+    assert told.endswith("stopped by signal 2; the same command goes on from here\n")
     first, second = Sweep.open(folder).runs
     assert Sweep.open(folder).state(first)["state"] == "planned" and not (folder / second).exists()
 
@@ -205,6 +206,9 @@ def test_optuna_asks_by_what_has_finished(tmp_path, capsys, monkeypatch):
         (SPEC.replace("flava_debug", "mine.py:f"), [], "base 'mine.py:f' is code, which a file cannot name"),
         (SPEC.replace("[1e-3, 1e-9]", "[]"), [], "grid.optimizer.lr is empty"),
         ("grid: [", [], "two.yaml: line "),
+        (f"{SPEC}metric: loss/nothing", ["--dry-run"], "metric is 'loss/nothing', which the log"),
+        (f"{SPEC}metric: evaluation/food101/top1", ["--dry-run"], "task 'food101' does not run: add it to"),
+        (f"{SPEC}metric: lr", ["--dry-run"], "metric is 'lr'; results have numbers that begin with loss/"),
         (SPEC, ["--ranks", "3"], "global_batch_size 8 is not divisible by 3 ranks"),
         (SPEC, [], "nobody can be asked here; add --yes"),
         (SPEC, ["--part", "x"], "--part x: the sweep has no such part"),

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+import time
 
 import pytest
 
@@ -128,4 +129,9 @@ def test_a_command_that_is_waited_for_ends_with_its_status_and_is_told_to_stop()
     assert status_of(told) == 128 + signal.SIGTERM
     failing = f"import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(1)); {told}"
     assert status_of(failing) == 128 + signal.SIGTERM, "it was asked to stop, whatever its status"
+    alone = "import os, signal, sys, time; signal.signal(signal.SIGINT, lambda *_: sys.exit(0)); "
+    alone += "os.kill(os.getppid(), signal.SIGINT); time.sleep(60); sys.exit(1)"
+    begun = time.monotonic()
+    assert status_of(alone) == 128 + signal.SIGINT, "it was asked to stop, and comes to its end before"
+    assert time.monotonic() - begun < 50, "the command was not told of SIGINT"
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before

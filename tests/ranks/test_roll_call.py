@@ -14,7 +14,8 @@ import torch.distributed as dist
 from real_runs import Job, real_config, steps_of
 
 from flava_ds.config import CheckpointConfig, Config, EngineConfig
-from flava_ds.ranks import roll_call
+from flava_ds.ranks import distributed, roll_call
+from flava_ds.ranks.distributed import gather_objects, start
 
 HOST = re.escape(f"(host {socket.gethostname()})")
 TIMEOUT_S = 6
@@ -139,3 +140,26 @@ def test_a_rank_answers_once_asked_and_what_it_says_last_counts():
     thread.join(30)
     answers = roll_call._answers(store.get(roll_call.ANSWERS))
     assert list(answers) == [1, 3] and answers[3] == ""
+
+
+def know_the_first_end() -> tuple[bool, tuple[bool, int]]:
+    """Rank 0 ends with an error; returns what rank 1 says without the store."""
+    world = start(30)
+    roll_call.begin(world)
+    if world.rank == 0:
+        distributed.agree_on_end(2)
+    deadline = time.monotonic() + 20
+    while not distributed.has_ended() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    gather_objects(world, None)
+    dist.distributed_c10d._get_default_store = gone
+    said = roll_call.explain(RuntimeError("Connection closed by peer")) == ""
+    return said, distributed.agree_on_end(1)
+
+
+def gone():
+    raise RuntimeError("the store is gone")
+
+
+def test_a_first_end_is_known_without_the_store(run_ranks):
+    assert run_ranks(know_the_first_end, 2) == [(True, (True, 2)), (True, (False, 2))]

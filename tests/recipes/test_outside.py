@@ -220,7 +220,7 @@ def test_a_saved_configuration_asks_for_the_code_that_it_names_and_never_imports
     saved.write_text(json.dumps(words, indent=2) + "\n")
     complaint = (
         f"error: {saved}: optimizer.type 'tiger' is none of adamw, lion, lamb; if code of your own "
-        "defines it, add --plugin FILE.py\n"
+        "defines it, add --plugin FILE.py, or import it first in Python\n"
     )
     for words in (("config", str(saved)), ("train", str(saved), "--dry-run"), ("report", str(saved.parent))):
         assert run(capfd, *words) == (2, "", complaint), words

@@ -45,12 +45,19 @@ def test_limits():
     assert sizes == sorted(sizes) and not any(map(math.isnan, sizes))
 
 
+def test_machines_are_full_unless_their_gpus_are_counted():
+    assert (cluster("h100", None, 64, None).gpus, cluster("h100", None, None, None).gpus) == (512, 8)
+    assert cluster("h100", 64, 16, None).nodes == 16
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (("h10", 8, None, None), "--gpu 'h10' is unknown; did you mean 'h100'?"),
         (("h100", 8, None, "ib-400x9"), "--network 'ib-400x9' is unknown; did you mean 'ib-400x8'?"),
         (("h100", 0, None, None), "--gpus 0: use at least 1"),
+        (("h100", None, 0, None), "--nodes 0: use at least 1"),
+        (("h100", 4, 8, None), "--gpus 4 do not divide by --nodes 8"),
         (("h100", 9, 2, None), "--gpus 9 do not divide by --nodes 2"),
     ],
 )

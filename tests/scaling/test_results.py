@@ -4,7 +4,9 @@ import json
 
 import pytest
 
-from flava_ds.scaling.results import course, results
+from flava_ds.errors import ConfigError
+from flava_ds.recipes import resolve
+from flava_ds.scaling.results import TOTALS, check_metric, course, results
 from flava_ds.watching.run_log import read_log
 
 
@@ -25,6 +27,7 @@ def test_what_a_run_used_and_reached(tmp_path):
     assert found["flops"] == pytest.approx(20 * 0.5 * 100)
     assert found["gpu_hours"] == pytest.approx(20 * 0.5 * 2 / 3600)
     assert found["unique_samples"] == pytest.approx(160 * (0.75 / 4 + 0.25))
+    assert set(TOTALS) == {name for name in found if "/" not in name}
     assert found["loss/mim"] == 2.0 and found["evaluation/gallery/nats"] == 1.25
 
 
@@ -57,6 +60,13 @@ def test_a_number_along_what_was_used(tmp_path):
     written(tmp_path)
     log = read_log(tmp_path / "log.jsonl")
     assert course(log).along(log, "loss/mim", "samples") == ([40.0, 80.0, 160.0], [5.0, 3.0, 2.0])
+
+
+def test_a_metric_is_one_that_results_have(tmp_path):
+    for name in (*TOTALS, "loss/mmm_text", "accuracy/itm"):
+        check_metric(name, resolve("flava_debug", []))
+    with pytest.raises(ConfigError, match="metric is 'loss/mmm_txt', .*did you mean 'loss/mmm_text'"):
+        check_metric("loss/mmm_txt", resolve("flava_debug", []))
 
 
 def test_no_log_has_no_results(tmp_path):

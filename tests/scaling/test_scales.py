@@ -5,7 +5,7 @@ import pytest
 from flava_ds.scaling.assumptions import BETTER, WORSE
 from flava_ds.scaling.failures import RATES
 from flava_ds.scaling.hardware import cluster
-from flava_ds.scaling.plan import Setting
+from flava_ds.scaling.plan import Setting, forecast
 from flava_ds.scaling.scales import as_json, scale_rows, simulate
 from flava_ds.scaling.simulator import Simulator, recovery_of, run_of
 from flava_ds.scaling.work import Amount, KindWork, ModelWork, Operator, ParameterGroup
@@ -32,6 +32,17 @@ def test_what_a_checkpoint_of_a_milliard_parameters_costs():
     worse, better = recovery_of(SETTING, WORSE), recovery_of(SETTING, BETTER)
     assert worse.writes == pytest.approx(5) and better.writes == pytest.approx(0.3)
     assert worse.cost > found.cost > better.cost and worse.restart > found.restart > better.restart
+
+
+def test_without_failures_a_simulation_takes_what_the_plan_says_and_its_checkpoints():
+    """In a plan a rank waits for the slowest of all as long as it does on average in a simulation."""
+    planned = forecast(SETTING)
+    (outcome,) = (one.outcome for one in simulate(SETTING, [64], RATES["none"]) if not one.weak)
+    parts = 1e3 / SETTING.total_steps * outcome.lost["stragglers"], planned.parts["stragglers"]
+    assert parts[0] == pytest.approx(parts[1], rel=2e-3) and parts[1] > 0
+    assert planned.parts["waiting for the host"] > 0
+    training = outcome.wall - outcome.lost["checkpoints"]
+    assert 1e3 / SETTING.total_steps * training == pytest.approx(planned.step_ms, rel=1e-4)
 
 
 def test_a_simulated_run_s_ends_are_runs_at_the_ends_of_the_assumptions():

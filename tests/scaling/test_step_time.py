@@ -7,7 +7,7 @@ import pytest
 
 from flava_ds.scaling.assumptions import MIDDLE, RANGES
 from flava_ds.scaling.hardware import GPUS
-from flava_ds.scaling.step_time import PRODUCTS, TORCH, operator_seconds
+from flava_ds.scaling.step_time import PRODUCTS, TORCH, expected_largest, operator_seconds
 from flava_ds.scaling.work import Amount, Operator
 
 H100 = GPUS["h100"]
@@ -79,3 +79,9 @@ def test_the_host_s_time_beside_operators_is_that_of_whole_steps():
     assert [assumed.worse, assumed.middle, assumed.better] == pytest.approx(
         [worse, middle, middle / 2], rel=0.15
     )
+
+
+def test_the_expected_largest_of_some_normal_numbers():
+    """Harter 1961; of two it is 1 / sqrt(pi)."""
+    found = [expected_largest(number) for number in (1, 2, 8, 1000)]
+    assert found == pytest.approx([0, 0.5642, 1.4236, 3.2414], abs=2e-3)

@@ -132,7 +132,6 @@ class ClipLayouts:
         pixels = pixel_settings(
             "CLIPImageProcessor",
             image,
-            do_convert_rgb=True,
             size={"shortest_edge": image.image_size},
             do_center_crop=True,
             crop_size=edges,

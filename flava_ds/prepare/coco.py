@@ -31,6 +31,7 @@ def read(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
         require(path, content, "annotations")
         captions: dict[int, list[str]] = {}
         for annotation in content["annotations"]:
+            require(path, annotation, "image_id", "caption")
             captions.setdefault(annotation["image_id"], []).append(clean(annotation["caption"]))
         for image in content["images"]:
             found = tuple(text for text in captions.get(image["id"], ()) if text)

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from flava_ds.errors import DataError
 from flava_ds.processes import sign_of_life
 from flava_ds.storage import table_files
 from flava_ds.storage.files import Shard, Stamp
@@ -60,12 +61,17 @@ class SampleTable:
         `fields` maps a field to its suffixes, `required` a field to the fault of samples without it. With the
         `folder` that prepare_table has returned on this machine, no shard and no index is looked at.
 
-        Raises: DataError when a shard cannot be read.
+        Raises: DataError when a shard cannot be read, or the table is of more or fewer shards.
         """
         self.shards = list(shards)
         stored = table_files.load(folder) if folder is not None else None
         arrays, said = stored or _found_or_built(self.shards, fields, required)
         self.stamps: list[Stamp] = [(size, version) for size, version in said["stamps"]]
+        if len(self.stamps) != len(self.shards):  # of a folder, to which somebody writes
+            raise DataError(
+                f"the shards beside '{self.shards[0]}' are {len(self.shards)}, and were {len(self.stamps)} a "
+                "moment ago: leave them alone and start again"
+            )
         self.keys, self.key_ends = arrays["keys"], arrays["key_ends"]
         self.first = np.concatenate([np.zeros(1, dtype=np.int64), arrays["shard_ends"]])
         self.columns = {field: (arrays[f"{field}.offset"], arrays[f"{field}.size"]) for field in fields}
@@ -94,8 +100,10 @@ class SampleTable:
     def having(self, keys: Collection[str], most: int) -> Iterator[int]:
         """Yields the numbers of those of the first `most` samples that have one of these keys, in order.
 
-        Keys are compared by hashes of many at a time, so that tens of millions take seconds.
+        Keys are compared by hashes of many at a time, so that tens of millions take seconds. One with U+FFFD
+        may stand for letters that are not UTF-8: all keys with letters outside of ASCII are compared to it.
         """
+        replaced = any("\ufffd" in key for key in keys)
         wanted: dict[int, list[bytes]] = {}
         for key in keys:
             encoded = key.encode("utf-8", "surrogateescape")
@@ -116,8 +124,10 @@ class SampleTable:
                 found = _hashed(text[starts[rows, None] + np.arange(length)])
                 places = np.minimum(np.searchsorted(known, found), len(known) - 1)
                 near.append(rows[known[places] == found])
+            if replaced:
+                near.append(np.searchsorted(ends - start, np.flatnonzero(text > 0x7F), side="right"))
             sign_of_life()
-            likely = (first + np.sort(np.concatenate(near))).tolist()
+            likely = (first + np.unique(np.concatenate(near))).tolist()
             yield from (sample for sample in likely if self.key(sample) in keys)
 
 

@@ -49,9 +49,10 @@ def _look(shard: Shard) -> None:
     """Warns if the folder of a shard is unfinished."""
     try:
         ours = ORIGIN in loads(read_beside(shard, record_of(shard)) or b"{}")
-    except (OSError, ValueError, TypeError):  # no record of ours
+        unfinished = ours and read_beside(shard, SUMMARY) is None
+    except (OSError, ValueError, TypeError):  # no record of ours, or a summary that is not for us to read
         return
-    if ours and read_beside(shard, SUMMARY) is None:
+    if unfinished:
         log.warning(
             "'%s': its preparation was interrupted, or still goes on (no %s beside its shards): samples are "
             "missing; run the same command again to finish it",

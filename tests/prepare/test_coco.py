@@ -79,10 +79,17 @@ def test_captions_are_grouped_by_image_in_the_order_of_images(tmp_path):
     assert third == Dropped(NO_CAPTION, "COCO_val2014_000000000007.jpg")
 
 
-def test_instances_file_is_refused(tmp_path):
-    (tmp_path / "instances.json").write_text('{"images": []}')
+@pytest.mark.parametrize(
+    ("content", "missing"),
+    [
+        ({"images": []}, "annotations"),
+        ({"images": [], "annotations": [{"image_id": 1, "category_id": 3}]}, "caption"),
+    ],
+)
+def test_instances_file_is_refused(tmp_path, content, missing):
+    (tmp_path / "instances.json").write_text(json.dumps(content))
     with pytest.raises(
-        DataError, match="instances.json': no field 'annotations'; is this the file that docs/data.md names?"
+        DataError, match=f"instances.json': no field '{missing}'; is this the file that docs/data.md names?"
     ):
         list(read([tmp_path / "instances.json"]))
 

@@ -381,16 +381,17 @@ def test_a_writer_is_waited_for_as_long_as_its_table_grows(shards, monkeypatch, 
 
 
 def test_samples_with_one_of_many_keys_are_found(make_shard, monkeypatch):
-    """Against a loop, over keys of several lengths and blocks that end anywhere."""
+    """Against a loop, over keys of several lengths, some of them no UTF-8, and blocks that end anywhere."""
     monkeypatch.setattr(sample_table, "_AT_A_TIME", 4)
-    names = [f"{number:0{3 + number % 3}d}é"[: 3 + number % 4] for number in range(23)]
+    names = [f"{number:0{3 + number % 3}d}é"[: 3 + number % 4] for number in range(21)]
+    names += ["caf\udce9", "caf\udce8\udce9"]
     shards = [
         make_shard(f"{n}.tar", [(f"{name}.txt", b"a") for name in names[start : start + 9]])
         for n, start in enumerate((0, 9, 18))
     ]
     table = SampleTable(shards, {"caption": ("txt",)}, {"caption": "missing caption"})
     keys = [table.key(number) for number in range(len(table))]
-    wanted = {*keys[::3], "x", "0", "nowhere at all"}
+    wanted = {*keys[::3], "caf\ufffd", "x", "0", "nowhere at all"}
     for most in (0, 1, 7, len(table), 10**9):
         expected = [number for number, key in enumerate(keys[:most]) if key in wanted]
         assert list(table.having(wanted, most)) == expected

@@ -53,6 +53,19 @@ def test_with_the_folder_of_a_table_nothing_else_is_looked_at(pattern, monkeypat
     assert (stored.fingerprint, stored.layout) == (held.fingerprint, held.layout)
 
 
+def test_a_shard_that_comes_or_goes_meanwhile_is_told(pattern, make_shard):
+    source = pattern.data.sources["pairs"]
+    config = pattern.with_sources({"pairs": replace(source, shards=str(Path(source.shards).parent))})
+    table = prepare_shards(config)["pairs"]
+    before = len(IndexedShards(config, "pairs", table=table).table.shards)
+    added = make_shard("pairs/9.tar", pair_members(range(90, 95)))
+    for now in (before + 1, before - 1):
+        with pytest.raises(DataError, match=f"are {now}, and were {before} a moment ago: leave them alone"):
+            IndexedShards(config, "pairs", table=table)
+        added.unlink(missing_ok=True)
+        (added.parent / "1.tar").unlink(missing_ok=True)
+
+
 def test_a_folder_without_its_table_is_no_reason_to_believe_in_the_shards(pattern, make_shard):
     folders = prepare_shards(pattern)
     (folders["pairs"] / "table.json").unlink()

@@ -8,6 +8,7 @@ from data.shard_files import caption, picture
 
 from flava_ds.build import prepare_shards
 from flava_ds.config import Config, SourceConfig
+from flava_ds.config.plain_files import MOST_BYTES
 from flava_ds.prepare.index import build_indexes
 from flava_ds.prepare.shard_writer import ShardWriter
 from flava_ds.storage.files import RemoteShard
@@ -74,6 +75,13 @@ def test_finished_folders_and_those_of_others_are_not(tmp_path, caplog):
         beside.write_text(record) if record else beside.unlink()
         expand_shards(str(tmp_path / name))
     assert "interrupted" not in caplog.text
+
+
+def test_a_summary_that_cannot_be_read_ends_nothing(folder, caplog):
+    with (folder / SUMMARY).open("wb") as file:
+        file.truncate(MOST_BYTES + 1)
+    expand_shards(str(folder))
+    assert said(caplog, folder) == 0
 
 
 def test_only_the_first_rank_of_a_machine_looks(folder, caplog, monkeypatch):

@@ -78,7 +78,7 @@ def open_text(path: Path, *, strict: bool = False) -> Iterator[TextIO]:
 
 
 def load_json(path: Path, *fields: str) -> dict[str, Any]:
-    """Reads a JSON object that has `fields`. Raises: DataError that names the file and the missing field."""
+    """Reads a JSON object that has `fields`. Raises: DataError as `require` does, or for what is no JSON."""
     with open_text(path) as stream:
         try:
             value = json.load(stream)
@@ -89,11 +89,12 @@ def load_json(path: Path, *fields: str) -> dict[str, Any]:
 
 
 def require(path: Path, value: Any, *fields: str) -> None:
-    """Raises DataError that names the file and a field that its object lacks."""
-    missing = [name for name in fields if not isinstance(value, dict) or name not in value]
-    if missing:
+    """Raises DataError that names the file and a field that its object lacks, or what is no object."""
+    wrong = "" if isinstance(value, dict) else f"{type(value).__name__} instead of an object"
+    missing = [] if wrong else [f"no field '{name}'" for name in fields if name not in value]
+    if wrong or missing:
         raise DataError(
-            f"annotations '{path}': no field '{missing[0]}'; is this the file that docs/data.md names?"
+            f"annotations '{path}': {wrong or missing[0]}; is this the file that docs/data.md names?"
         )
 
 

@@ -111,20 +111,23 @@ def _files(paths: Sequence[Path], suffixes: tuple[str, ...]) -> Iterator[tuple[P
     Raises: DataError for a folder without any.
     """
     given = Counter(path.name for path in paths)
+    found: list[tuple[Path, int, str]] = []
     for number, path in enumerate(paths):
         unlike = f"{number}/" if given[path.name] > 1 else ""
         if not path.is_dir():
-            yield path, _name(unlike + path.name)
+            found.append((path, number, unlike + path.name))
             continue
         files = [file for file in path.rglob("*") if file.is_file()]
-        found = sorted(file for file in files if set(suffixes) & set(file.suffixes))
-        if not found:
+        own = sorted(file for file in files if set(suffixes) & set(file.suffixes))
+        if not own:
             raise DataError(f"folder '{path}' holds no {' or '.join(suffixes)} file")
-        places = [unlike + file.relative_to(path).as_posix() for file in found]
-        alike = Counter(map(_name, places))
-        for file, place in zip(found, places, strict=True):
-            own = f"-{hashlib.sha256(place.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
-            yield file, _name(place) + (own if alike[_name(place)] > 1 else "")
+        found += [(file, number, unlike + file.relative_to(path).as_posix()) for file in own]
+    alike = Counter(_name(place) for _, _, place in found)
+    same = Counter(place for _, _, place in found)  # of several folders
+    for file, number, place in found:
+        unlike = f"{number}/{place}" if same[place] > 1 else place
+        digest = hashlib.sha256(unlike.encode("utf-8", "surrogateescape")).hexdigest()
+        yield file, _name(place) + (f"-{digest[:8]}" if alike[_name(place)] > 1 else "")
 
 
 def _name(place: str) -> str:

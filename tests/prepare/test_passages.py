@@ -113,3 +113,20 @@ def test_own_texts_are_read_plain_and_from_json_in_any_language(tmp_path):
         "An article.",
         "Only where it is named.",
     ]
+
+
+def test_files_of_one_name_in_two_folders_are_two_documents(tmp_path):
+    for folder in ("wiki", "news"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "1.txt").write_text(f"The first of {folder}.")
+    (tmp_path / "wiki" / "2.txt").write_text("One more.")
+    places = [tmp_path / "wiki", tmp_path / "news"]
+    keys = [entry.key for entry in read_own(places)]
+    assert len(set(keys)) == 3 and "2-0000000" in keys and keys == [entry.key for entry in read_own(places)]
+    assert write_shards(CORPORA["own_text"], places, None, tmp_path / "out").samples == 3
+
+
+def test_a_json_without_an_object_is_refused(tmp_path):
+    (tmp_path / "list.json").write_text('[{"text": "a"}]')
+    with pytest.raises(DataError, match="list.json': list instead of an object; is this the file that"):
+        list(read_own([tmp_path / "list.json"]))

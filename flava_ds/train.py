@@ -49,6 +49,7 @@ def main(arguments: list[str] | None = None, take: Callable[[list[str]], int] | 
             return end(str(error), 2, debug, leaving, on_all_ranks=error.on_all_ranks)
         except ModuleNotFoundError as error:
             if (missing := missing_package(error)) is None:
+                tell_end()
                 raise
             return end(missing, 2, debug, leaving)
         except RuntimeError as error:
@@ -57,8 +58,12 @@ def main(arguments: list[str] | None = None, take: Callable[[list[str]], int] | 
                 leave_in_time(2, leaving)
                 return 2
             if (told := explain(error)) is None:
+                tell_end()
                 raise
             return end(told, 1, debug, leaving)
+        except Exception:
+            tell_end()
+            raise
         finally:
             if "torch" in sys.modules:
                 from flava_ds.ranks.distributed import stop
@@ -92,6 +97,17 @@ def end(message: str, status: int, debug: bool, leaving: ExitStack, on_all_ranks
         keep_store()
     leave_in_time(status, leaving)
     return status
+
+
+def tell_end() -> None:
+    """Tells the other ranks that this one ends by an error that nobody has expected, whose traceback follows;
+    else they would say that it ended without a word.
+    """
+    if "torch" in sys.modules:  # otherwise it has not met them
+        from flava_ds.ranks.distributed import agree_on_end
+
+        agree_on_end(1)
+        keep_store()
 
 
 def failed_elsewhere(error: RuntimeError) -> bool:
@@ -138,4 +154,9 @@ def run(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    leave(main())
+    try:
+        status = main()
+    except Exception as unexpected:  # shown as the interpreter would, whose own exit may abort a rank
+        sys.excepthook(type(unexpected), unexpected, unexpected.__traceback__)
+        status = 1
+    leave(status)

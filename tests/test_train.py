@@ -1,5 +1,7 @@
 """The module that launchers start: its exit status and what it prints."""
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
@@ -9,6 +11,8 @@ import torch
 from flava_kernels.dispatch import UnsupportedInputError
 
 from flava_ds import train
+from flava_ds.ranks import roll_call
+from flava_ds.ranks.distributed import barrier, start
 
 
 def test_user_errors_are_one_line_with_status_2(capsys, monkeypatch):
@@ -60,6 +64,34 @@ def test_stack_traces_of_lost_connections_are_left_to_debug(monkeypatch):
         monkeypatch.delenv("TORCH_CPP_LOG_LEVEL")
         train.main(words)
         assert os.environ.get("TORCH_CPP_LOG_LEVEL") == level
+
+
+def end_as_rank_0_fails(error: type[Exception]) -> tuple[object, str]:
+    """Meets the other rank, which rank 0 then leaves; returns the exit status or error, and what is said."""
+
+    def meet(words: list[str]) -> int:
+        world = start(30)
+        roll_call.begin(world)
+        barrier(world)
+        if world.is_main:
+            raise error("of a plugin")
+        barrier(world)
+        return 0
+
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        try:
+            status: object = train.main([], meet)
+        except error as raised:
+            status = str(raised)
+    return status, said.getvalue()
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("error", [ValueError, RuntimeError])
+def test_an_error_that_nobody_expected_is_told_by_its_rank_alone(run_ranks, error):
+    """Its traceback, which the interpreter prints; the other rank took it for killed."""
+    assert run_ranks(end_as_rank_0_fails, 2, error) == [("of a plugin", ""), (1, "")]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without CUDA")

@@ -45,7 +45,7 @@ def write_report(run_path: Path, held_out: HeldOut | None = None, out: Path | No
         held_out=held_out,
         tasks=tables.task_rows(read_results(run_path)),
         live=live_charts(log),
-        live_more=max(0, len(log.names(EVALUATED)) - MOST_LIVE),
+        live_more=max(0, len(live_names(log)) - MOST_LIVE),
         losses=loss_charts(config, log, held_out.losses if held_out else {}),
         courses=course_charts(log),
         norms=norm_chart(config, log),
@@ -127,13 +127,17 @@ def course_charts(log: RunLog) -> list[dict[str, Any]]:
     return charts
 
 
+def live_names(log: RunLog) -> list[str]:
+    """Returns the numbers of evaluations while training, TASK/NUMBER, that were ever finite."""
+    return [name for name in log.names(EVALUATED) if log.series(EVALUATED + name)[1]]
+
+
 def live_charts(log: RunLog) -> list[dict[str, Any]]:
     """Draws the numbers of tasks that ran while training, at most MOST_LIVE: of each task its first before
     any second one. The level is the model before its first step, if that was evaluated.
     """
-    names = [name for name in log.names(EVALUATED) if log.series(EVALUATED + name)[1]]
     of_tasks: dict[str, list[str]] = {}
-    for name in names:
+    for name in live_names(log):
         of_tasks.setdefault(name.partition("/")[0], []).append(name)
     by_rank = [name for row in zip_longest(*of_tasks.values()) for name in row if name is not None]
     shown, charts = set(by_rank[:MOST_LIVE]), []

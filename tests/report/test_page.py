@@ -191,7 +191,8 @@ def test_evaluations_while_training_are_drawn_and_not_denied(tmp_path):
 def test_of_many_numbers_every_task_has_its_first(tmp_path):
     run, _ = write_run(tmp_path)
     names = [f"task_{task}/number_{number}" for task in range(4) for number in range(8)]
-    log_more(run, lambda number: {f"evaluation/{name}": 0.5 for name in names} if number == 11 else {})
+    found = {f"evaluation/{name}": 0.5 for name in names} | {"evaluation/mine/never_a_number": None}
+    log_more(run, lambda number: found if number == 11 else {})
     charts = live_charts(read_log(run / "log.jsonl"))
     assert [(c["title"], c["number"]) for c in charts] == [
         (f"task_{task}", f"number {number}") for task in range(4) for number in range(6)

@@ -77,18 +77,13 @@ class Prompted(PublishedImages):
         """Lists a split. Raises: DataError; UserError when there are neither files nor open_clip."""
         images = super().read(folder, split)
         names = list(images.class_names)
-        given = [file for file in (CLASSES, TEMPLATES) if (folder / file).is_file()]
-        if len(given) == 2:
-            (called, unnamed), templates = (
-                class_names(folder / CLASSES, names),
-                read_templates(folder / TEMPLATES),
-            )
-        else:
-            (called, templates), unnamed = of_open_clip(folder, names), ""
-            if CLASSES in given:
-                called, unnamed = class_names(folder / CLASSES, names)
-            if TEMPLATES in given:
-                templates = read_templates(folder / TEMPLATES)
+        given, unnamed = [file for file in (CLASSES, TEMPLATES) if (folder / file).is_file()], ""
+        if len(given) < 2:
+            called, templates = of_open_clip(folder, names)
+        if CLASSES in given:
+            called, unnamed = class_names(folder / CLASSES, names)
+        if TEMPLATES in given:
+            templates = read_templates(folder / TEMPLATES)
         return dataclasses.replace(images, class_names=called, templates=templates, unnamed=unnamed)
 
 

@@ -5,32 +5,29 @@ docs/library.md shows examples; `flava_ds.load` is this module's `load`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from flava_ds.codebook.image_codebook import load_codebook
-from flava_ds.data.decode import decode_image, over_white
-from flava_ds.errors import DataError, UserError
+from flava_ds.errors import UserError
 from flava_ds.evaluation.frozen_model import FrozenModel
 from flava_ds.evaluation.opening import Opened, Precision, open_model
 from flava_ds.evaluation.preprocessing import CLIP_TRANSFORM
 from flava_ds.evaluation.protocols import Embedder, Matcher, Scorer, Writer
+from flava_ds.fine_tuned import FineTuned
 from flava_ds.generation import Drawing, decoded, draw, write
-from flava_ds.storage.faults import SampleFault
+from flava_ds.given import Picture, batches, check_texts, read_picture
 
-__all__ = ["Guess", "Model", "Picture", "load"]
+__all__ = ["FineTuned", "Guess", "Model", "Picture", "load"]
 
-Picture = Image.Image | Path | str | Tensor
-"""A PIL image, the path of a file, or a decoded [3 H W] uint8 tensor."""
 MASK = "[MASK]"
 ASKED_BY = "this call"
-Item = TypeVar("Item")
 
 
 class Guess(NamedTuple):
@@ -230,70 +227,18 @@ class Model:
             texts, _ = write(scorer, tokenizer, pixels, words=words)
         return [tokenizer.decode(text) for text in texts]
 
+    def fine_tuned(self, path: Path | str) -> FineTuned:
+        """Opens the encoder and the head that `flava-ds evaluate --keep-weights` wrote of this model.
+
+        Raises: UserError for a file of something else, or of another model; Lacking.
+        """
+        return FineTuned(Path(path), self._model)
+
     def _pixels(self, images: Sequence[Picture]) -> Tensor:
         """Reads and transforms images: [b 3 H W] uint8."""
         return torch.stack([CLIP_TRANSFORM(read_picture(image), self.image_size) for image in images])
 
     def _ids(self, texts: Sequence[str], kind: str) -> list[np.ndarray]:
         """Encodes texts, truncated like those of their kind. Raises: UserError for what is no text."""
-        if wrong := [text for text in texts if not isinstance(text, str)]:
-            raise UserError(f"a text is {_shown(wrong[0])}; give strings")
-        if wrong := [text for text in texts if not _is_unicode(text)]:
-            raise UserError(f"a text is {_shown(wrong[0])}, with half of a surrogate pair; leave that out")
+        check_texts(texts)
         return self._model.tokenizer.encode_batch(texts, self._model.most_tokens[kind])
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _shown(value: object) -> str:
-    """Returns the beginning of a wrong value, in one line."""
-    return " ".join(repr(value)[:60].split())
-
-
-def batches(items: Sequence[Item], size: int, what: str) -> Iterator[Sequence[Item]]:
-    """Returns the items in batches.
-
-    Raises: UserError when there are none, or for a single item or an iterator instead of a list.
-    """
-    listed = hasattr(items, "__len__") and not isinstance(items, str | Path | Image.Image)
-    if not listed or not len(items):
-        raise UserError(f"{what}: give a list of at least one, not {_shown(items)}")
-    if size < 1:
-        raise UserError(f"batch_size {size}: use at least 1")
-    return (items[start : start + size] for start in range(0, len(items), size))
-
-
-def read_picture(image: Picture) -> Tensor:
-    """Returns an image as RGB, with its EXIF orientation applied, transparency over white: [3 H W] uint8.
-
-    Raises: DataError that names what cannot be read.
-    """
-    shape = image.shape[1:] if isinstance(image, Tensor) else getattr(image, "size", (1, 1))
-    if isinstance(image, Tensor | Image.Image) and 0 in shape:
-        raise DataError(f"an image has {' x '.join(str(edge) for edge in shape)} pixels, which is none")
-    if isinstance(image, Tensor):
-        if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
-            raise DataError(
-                f"an image is a tensor of {image.dtype} {list(image.shape)}; give uint8 [3, height, width]"
-            )
-        return image.cpu()
-    if isinstance(image, Image.Image):
-        turned = ImageOps.exif_transpose(image)
-        alpha = turned.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in turned.info
-        array = np.array(turned.convert("RGBA" if alpha else "RGB"))
-        pixels = torch.from_numpy(array).permute(2, 0, 1).contiguous()
-        return over_white(pixels) if alpha else pixels
-    if not isinstance(image, str | Path):
-        raise DataError(f"an image is {_shown(image)}; give a PIL image, a path or a uint8 tensor")
-    try:
-        return decode_image(Path(image).read_bytes())
-    except OSError as error:
-        raise DataError(f"{image}: cannot be read ({error.strerror}); give the path of an image") from error
-    except SampleFault as fault:
-        raise DataError(f"{image}: cannot be used: {fault}; give a JPEG, PNG or WebP") from fault

@@ -19,6 +19,7 @@ from sample_runs import picture, write_run
 
 import flava_ds
 from flava_ds import config as configuration
+from flava_ds.cli import main
 from flava_ds.errors import CheckpointError, DataError, UserError
 from flava_ds.evaluation.frozen_model import Lacking
 from flava_ds.families.flava.hf import without_heads
@@ -38,12 +39,23 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def tuned(folder):
+    """A fine-tuning on texts of one's own, as the page has it."""
+    (folder / "mine").mkdir()
+    rows = ["text\tlabel", "owl\tanimal", "bear\tanimal", "kite\tthing", "moon\tthing"]
+    for split in ("train", "test"):
+        (folder / "mine" / f"{split}.tsv").write_text("\n".join(rows) + "\n")
+    words = [folder / "runs" / "demo", "--task", "own_text_tuned", "--data", folder / "mine"]
+    assert main(["evaluate", *map(str, words), "--keep-weights"]) == 0
+
+
 @pytest.fixture(scope="module")
 def model(folder):
     return flava_ds.load(folder / "runs" / "demo", precision="fp32")
 
 
-def test_the_page_runs_as_it_says(folder, monkeypatch):
+def test_the_page_runs_as_it_says(folder, tuned, monkeypatch):
     monkeypatch.chdir(folder)
     results = doctest.testfile(str(DOCS), module_relative=False, optionflags=doctest.ELLIPSIS)
     assert results.attempted > 12 and results.failed == 0

@@ -68,6 +68,8 @@ class Workplace:
     states: Path | None = None
     """None: an interrupted task starts again."""
     tell: Progress = lambda _: None
+    keep_weights: bool = False
+    """Whether the weights that a task reports are kept there, too."""
 
 
 class FrozenModel:

@@ -83,6 +83,11 @@ def _add_fine_tuning(command: argparse.ArgumentParser) -> None:
         help="folder to resume interrupted fine-tuning from (default: in the run's folder; else none)",
     )
     command.add_argument(
+        "--keep-weights",
+        action="store_true",
+        help="also keep there the weights that a fine-tuning reports, for Model.fine_tuned",
+    )
+    command.add_argument(
         "--own-head",
         action="store_true",
         help="train nothing, and use the head that a folder of Hugging Face was fine-tuned with",
@@ -123,6 +128,8 @@ def run(options: argparse.Namespace) -> int:
         raise UserError("--own-head is for --task: a head was fine-tuned for one task")
     if options.head_classes is not None and not options.own_head:
         raise UserError("--head-classes says what the outputs of --own-head are; give that too")
+    if options.own_head and options.keep_weights:
+        raise UserError("--own-head trains nothing, so --keep-weights has nothing to keep; give one of them")
     if options.limit is not None and options.limit < 1:
         raise UserError(f"--limit {options.limit}: use at least 1")
     for option in ("out", "features", "keep"):

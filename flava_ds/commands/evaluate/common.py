@@ -9,9 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flava_ds.errors import UserError
+
 if TYPE_CHECKING:
     import torch
 
+    from flava_ds.evaluation.frozen_model import Workplace
     from flava_ds.evaluation.opening import Opened
     from flava_ds.evaluation.shares import Share
 
@@ -53,11 +56,24 @@ def keep(write: Callable[[], object]) -> None:
         tell_user(f"{error.filename}: {error.strerror}; the results are printed, but not kept")
 
 
-def states_folder(options: argparse.Namespace, opened: Opened) -> Path | None:
-    """Returns where fine-tuning saves its state: the folder that the user names, or one in a run's folder."""
-    if options.keep is not None or opened.run_path is None:
-        return options.keep
-    return opened.run_path / "fine_tuning" / f"step_{opened.described.step:08d}"
+def workplace(
+    options: argparse.Namespace, opened: Opened, tell: Callable[[str], None], usual: Path | None = None
+) -> Workplace:
+    """Returns where fine-tuning keeps its state: the folder that the user names, one in a run's folder, or
+    else the `usual` one.
+
+    Raises: UserError if there is none and weights are to be kept.
+    """
+    from flava_ds.evaluation.frozen_model import Workplace
+
+    folder = options.keep or usual
+    if options.keep is None and opened.run_path is not None:
+        folder = opened.run_path / "fine_tuning" / f"step_{opened.described.step:08d}"
+    if folder is None and options.keep_weights:
+        raise UserError(
+            f"--keep-weights: {opened.described.name} is no run, so nothing says where; give --keep DIR, too"
+        )
+    return Workplace(folder, tell, options.keep_weights)
 
 
 def model_facts(opened: Opened) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from flava_ds.plain_text import without_secrets
 
 NEED_A_TASK = (
     *("data", "regions", "split", "splits", "limit", "device", "precision"),
-    *("features", "out", "keep", "own_head", "head_classes"),
+    *("features", "out", "keep", "keep_weights", "own_head", "head_classes"),
 )
 """Options that do nothing without one."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from flava_ds.commands.evaluate.common import model_facts, open_asked, states_folder, teller
+from flava_ds.commands.evaluate.common import model_facts, open_asked, teller, workplace
 from flava_ds.errors import UserError
 from flava_ds.plain_text import without_secrets
 
@@ -18,7 +18,6 @@ def run_suite(options: argparse.Namespace) -> int:
     """
     from flava_ds.evaluation import suite
     from flava_ds.evaluation.feature_cache import FeatureCache
-    from flava_ds.evaluation.frozen_model import Workplace
     from flava_ds.evaluation.shares import launched
     from flava_ds.report.suite_page import not_run, tables_as_markdown, write_pages
 
@@ -44,8 +43,8 @@ def run_suite(options: argparse.Namespace) -> int:
         }
         cache = FeatureCache(options.features or out / "features", opened.weights, tell)
         running = suite.Suite(options.suite, tasks, options.data, out, options.limit, facts, tell, share)
-        workplace = Workplace(states_folder(options, opened) or out / "fine_tuning", tell)
-        report = running.run(lambda: opened.frozen(cache, share).at(workplace))
+        place = workplace(options, opened, tell, out / "fine_tuning")
+        report = running.run(lambda: opened.frozen(cache, share).at(place))
         if not any("scores" in result for result in report["tasks"].values()):
             raise UserError(
                 f"{options.data}: no data of suite {options.suite} could be used; {out / suite.FILE} says "

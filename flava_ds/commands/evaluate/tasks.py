@@ -7,7 +7,7 @@ import json
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from flava_ds.commands.evaluate.common import keep, model_facts, open_asked, states_folder, tell_user, teller
+from flava_ds.commands.evaluate.common import keep, model_facts, open_asked, tell_user, teller, workplace
 from flava_ds.errors import UserError
 from flava_ds.plain_text import without_secrets
 
@@ -28,7 +28,6 @@ def run_tasks(options: argparse.Namespace, names: list[str]) -> int:
     fails on all.
     """
     from flava_ds.evaluation.feature_cache import FeatureCache
-    from flava_ds.evaluation.frozen_model import Workplace
     from flava_ds.evaluation.runner import check_needs, evaluate
     from flava_ds.evaluation.shares import launched
 
@@ -38,7 +37,7 @@ def run_tasks(options: argparse.Namespace, names: list[str]) -> int:
         tell = teller(share)
         tasks, data, opened = share.together(partial(_find, options, names, device))
         cache = FeatureCache(options.features, opened.weights, tell) if options.features else None
-        model = opened.frozen(cache, share).at(Workplace(states_folder(options, opened), tell))
+        model = opened.frozen(cache, share).at(workplace(options, opened, tell))
         check_needs(tasks, model)
         found: dict[str, Any] = {}
         failed: dict[str, UserError] = {}
@@ -63,11 +62,14 @@ def _find(
 ) -> tuple[list[Any], dict[str, FoundData], Opened]:
     """Returns the tasks, their data and the model. Raises: UserError."""
     from flava_ds.evaluation import registry
+    from flava_ds.evaluation.protocols import Trained
     from flava_ds.evaluation.runner import find_all, read_results
     from flava_ds.evaluation.suite import with_splits
     from flava_ds.evaluation.tuning.own_head import read_classes, with_own_head
 
     tasks = with_splits(registry.find(names, options.data), options.splits)
+    if options.keep_weights and not any(isinstance(task, Trained) for task in tasks):
+        raise UserError(f"--keep-weights: {' and '.join(names)} train no weights; leave it out")
     if options.own_head:
         tasks = with_own_head(tasks, read_classes(options.head_classes))
     data = find_all(tasks, options.data, options.split, options.limit)

@@ -23,6 +23,7 @@ from flava_ds.evaluation.protocols import EvaluationData, OwnHead, PairStates, S
 from flava_ds.evaluation.tuning.fitting import Fitting, Inputs, Network, inputs_of, outputs_of
 from flava_ds.evaluation.tuning.goals import Goal, mean_of
 from flava_ds.evaluation.tuning.heads import MakeHead, PairHead, SentenceHead, build_head
+from flava_ds.evaluation.tuning.kept import Facts
 from flava_ds.evaluation.tuning.own_head import check_made_for, named
 from flava_ds.evaluation.tuning.recipe import Recipe
 from flava_ds.evaluation.tuning.saved import Progress, Saved
@@ -50,6 +51,8 @@ class FineTuning(ABC):
     own_head: bool = False
     head_classes: tuple[str, ...] = ()
     make_head: ClassVar[MakeHead]
+    states: ClassVar[str]
+    """Which states its head reads, "texts" or "pairs"."""
     reads: ClassVar[str]
     """What its samples are, for messages."""
 
@@ -92,12 +95,12 @@ class FineTuning(ABC):
         read = splits | ({chooses: data.read(chooses)} if chooses else {})
         train = data.read("train")
         self.goal.check(train, read)
-        recipe, outputs = self.recipe.fitted(len(train)), self.goal.outputs(train)
+        recipe, meaning = self.recipe.fitted(len(train)), self.goal.meaning(train)
         encoder = self.encoder(model)
-        head = build_head(type(self).make_head, encoder.width, outputs, recipe.seed)
+        head = build_head(type(self).make_head, encoder.width, meaning.outputs, recipe.seed)
         network = Network(encoder, head).to(model.device).eval()
-        identity = self._identity(encoder, outputs, recipe, train, read)
-        saved = Saved(model.workplace.states, self.name, identity)
+        identity = self._identity(encoder, meaning.outputs, recipe, train, read)
+        saved = Saved(model.workplace.states, self.name, identity, model.workplace.keep_weights)
         if (known := model.share.from_main(saved.finished)) is not None:
             tell(f"{self.name}: finished before with the same weights, samples and recipe")
             return known
@@ -106,13 +109,20 @@ class FineTuning(ABC):
         inputs = inputs_of(model, train, encoder)
         fitting = Fitting(self.name, network, inputs, self.goal, recipe, model.share)
 
-        def judge(progress: Progress) -> str:
-            return self._judge(progress, fitting, held_out, tuple(splits), chooses)
+        facts = Facts(self.name, self.states, type(head).__name__, meaning, getattr(encoder, "image_size", 0))
 
-        scores = fitting.run(judge, saved, tell).scores
+        def judge(progress: Progress) -> str:
+            said = self._judge(progress, fitting, held_out, tuple(splits), chooses)
+            if progress.best_update == progress.update and model.share.is_main:
+                saved.keep(fitting.weights(), dataclasses.replace(facts, update=progress.update))
+            return said
+
+        progress = fitting.run(judge, saved, tell)
         if model.share.is_main:
-            saved.finish(scores)
-        return scores
+            saved.finish(progress)
+        if saved.weights is not None:
+            tell(f"{self.name}: the weights after update {progress.best_update:,} are {saved.weights}")
+        return progress.scores
 
     def _as_it_came(self, model: FrozenModel, splits: dict[str, Any]) -> dict[str, Score]:
         """Scores the model with its own head as it came. Raises: DataError, UserError."""
@@ -203,6 +213,7 @@ class FineTuning(ABC):
 class TextFineTuning(FineTuning):
     """Fine-tunes the text encoder on texts or pairs of texts."""
 
+    states: ClassVar[str] = "texts"
     reads: ClassVar[str] = "texts"
     suite: ClassVar[str] = "text"
     group: ClassVar[str] = "language"
@@ -222,6 +233,7 @@ class PairFineTuning(FineTuning):
 
     enlarged: float = 1.0
     image_size: int | None = None
+    states: ClassVar[str] = "pairs"
     reads: ClassVar[str] = "images with a text"
     suite: ClassVar[str] = "pairs"
     group: ClassVar[str] = "vision-language"

@@ -75,15 +75,21 @@ def inputs_of(model: FrozenModel, samples: LabelledTexts | LabelledPairs, encode
     """Tokenises a split for an encoder. Texts of images are truncated like captions, others like texts."""
     size, regions = getattr(encoder, "image_size", 0), getattr(encoder, "stored_regions", None)
     if isinstance(samples, LabelledPairs):
-        ids = model.tokenizer.encode_batch(samples.texts, model.most_tokens["pair"])
         seen = Seen(samples, WHOLE_TRANSFORM) if regions is None else StoredPictures(samples, regions)
-        return Inputs(samples, ids, seen, size)
-    most = model.most_tokens["text"]
-    ids = model.tokenizer.encode_batch(samples.texts, most)
-    if samples.second is not None:
-        others = model.tokenizer.encode_batch(samples.second, most)
-        ids = [joined(first, second, most) for first, second in zip(ids, others, strict=True)]
-    return Inputs(samples, ids, None, size)
+        return Inputs(samples, ids_of(model, "pair", samples.texts), seen, size)
+    return Inputs(samples, ids_of(model, "text", samples.texts, samples.second), None, size)
+
+
+def ids_of(
+    model: FrozenModel, kind: str, texts: Sequence[str], second: Sequence[str] | None = None
+) -> list[np.ndarray]:
+    """Tokenises texts of a kind, or pairs of texts, each of which becomes one sequence."""
+    most = model.most_tokens[kind]
+    ids = model.tokenizer.encode_batch(texts, most)
+    if second is None:
+        return ids
+    others = model.tokenizer.encode_batch(second, most)
+    return [joined(first, other, most) for first, other in zip(ids, others, strict=True)]
 
 
 class Network(nn.Module):
@@ -199,6 +205,10 @@ class Fitting:
     def predict(self, inputs: Inputs) -> np.ndarray:
         """Returns the head's outputs for a split, see `outputs_of`."""
         return outputs_of(self.name, self.network, inputs, self.recipe.rows_at_once, self.share)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Returns the weights of encoder and head, trained or not, those that were trained in fp32."""
+        return {**self.network.state_dict(), **{n: master.detach() for n, master in self.masters.items()}}
 
     def tensors(self) -> dict[str, Tensor]:
         """Returns the weights and moments to save."""

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
@@ -33,14 +33,37 @@ METRICS: dict[str, tuple[agreement.Statistic, Unit]] = {
 }
 
 
+@dataclass(frozen=True)
+class Meaning:
+    """What the outputs of a head say."""
+
+    names: tuple[str, ...]
+    """The classes, one for each output; empty if the only output is a number."""
+    activation: Literal["softmax", "sigmoid", "identity"]
+    """Turns outputs into probabilities, of which one class is right (softmax) or any number (sigmoid)."""
+    scale: float = 1.0
+    """By which a number is multiplied."""
+
+    @property
+    def outputs(self) -> int:
+        """Outputs of the head."""
+        return len(self.names) or 1
+
+    def of(self, logits: Tensor) -> Tensor:
+        """Returns probabilities [b z], or numbers [b 1], of outputs of that shape."""
+        if self.activation == "identity":
+            return logits * self.scale
+        return logits.softmax(1) if self.activation == "softmax" else logits.sigmoid()
+
+
 class Goal(Protocol):
     """A loss and its scores. `samples` are a split, `rows` some of its samples."""
 
     def check(self, train: Any, held_out: Mapping[str, Any]) -> None:
         """Raises DataError if the training split lacks what the others ask for."""
 
-    def outputs(self, samples: Any) -> int:
-        """Returns the number of outputs of the head."""
+    def meaning(self, samples: Any) -> Meaning:
+        """Returns what the outputs of a head say that learns these samples."""
 
     def targets(self, samples: Any, rows: np.ndarray) -> Tensor:
         """Returns the targets of some samples: [k] or [k outputs]."""
@@ -85,9 +108,9 @@ class Classes:
                 f"{train.name}: split 'train' has samples of one class only, so a head has nothing to learn"
             )
 
-    def outputs(self, samples: LabelledTexts | LabelledPairs) -> int:
-        """Returns the number of classes."""
-        return len(samples.class_names)
+    def meaning(self, samples: LabelledTexts | LabelledPairs) -> Meaning:
+        """Returns the classes."""
+        return Meaning(tuple(samples.class_names), "softmax")
 
     def targets(self, samples: LabelledTexts | LabelledPairs, rows: np.ndarray) -> Tensor:
         """Returns the classes."""
@@ -136,9 +159,9 @@ class Regression:
     def check(self, train: Any, held_out: Mapping[str, Any]) -> None:
         """Accepts any labels."""
 
-    def outputs(self, samples: LabelledTexts) -> int:
-        """Returns 1."""
-        return 1
+    def meaning(self, samples: LabelledTexts) -> Meaning:
+        """Returns a number: the label."""
+        return Meaning((), "identity", self.highest)
 
     def targets(self, samples: LabelledTexts, rows: np.ndarray) -> Tensor:
         """Returns the labels as shares of the highest one, as fairseq does."""
@@ -177,9 +200,9 @@ class Answers:
     def check(self, train: Any, held_out: Mapping[str, Any]) -> None:
         """Accepts any questions; an answer that is not frequent cannot be given and counts as wrong."""
 
-    def outputs(self, samples: Questions) -> int:
-        """Returns the number of frequent answers."""
-        return len(samples.class_names)
+    def meaning(self, samples: Questions) -> Meaning:
+        """Returns the frequent answers."""
+        return Meaning(tuple(samples.class_names), "sigmoid")
 
     def targets(self, samples: Questions, rows: np.ndarray) -> Tensor:
         """Returns each answer's accuracy: [k answers]."""

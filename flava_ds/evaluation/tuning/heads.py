@@ -39,6 +39,10 @@ class PairHead(nn.Module):
         return self.classifier(self.activation(self.dense(states)))
 
 
+HEADS: dict[str, MakeHead] = {"SentenceHead": SentenceHead, "PairHead": PairHead}
+"""Those that a file of kept weights may name."""
+
+
 def build_head(make: MakeHead, width: int, outputs: int, seed: int) -> nn.Module:
     """Builds a head with torch's default initialisation of linear layers, drawn from the seed alone."""
     with torch.random.fork_rng(devices=[]):

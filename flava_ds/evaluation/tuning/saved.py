@@ -1,4 +1,4 @@
-"""Files of a fine-tuning: its state while it runs, and its scores once it has finished."""
+"""Files of a fine-tuning: its state while it runs, its best weights, and its scores once it has finished."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from flava_ds.config.plain_files import loads, read_small
 from flava_ds.errors import DataError
 from flava_ds.evaluation.protocols import Score
+from flava_ds.evaluation.tuning.kept import ENDING, Facts, open_kept, write_kept
 from flava_ds.storage.atomic import check_writable, replacing, write_json
 from flava_ds.storage.files import LocalFile
 from flava_ds.storage.tensor_files import TensorFile, write_tensors
@@ -43,24 +44,33 @@ class Progress:
 
 
 class Saved:
-    """The files of one task in a folder: TASK.safetensors while it runs, TASK.json afterwards.
+    """The files of one task in a folder: TASK.safetensors while it runs, TASK.json afterwards and, if the
+    weights are kept, TASK.best.safetensors.
 
     `identity` describes what the state depends on; files with another identity are not used.
     """
 
-    def __init__(self, folder: Path | None, task: str, identity: Mapping[str, Any]) -> None:
+    def __init__(
+        self, folder: Path | None, task: str, identity: Mapping[str, Any], keep_weights: bool = False
+    ) -> None:
         self._running = None if folder is None else folder / f"{task}.safetensors"
         self._done = None if folder is None else folder / f"{task}.json"
+        self.weights = folder / f"{task}{ENDING}" if folder is not None and keep_weights else None
+        """Where the weights are kept; None if they are not."""
         self.identity = loads(json.dumps(identity))
 
     def finished(self) -> Scores | None:
-        """Returns the scores of the same fine-tuning if it has finished before, else None."""
+        """Returns the scores of the same fine-tuning if it has finished before and kept what is to be kept,
+        else None.
+        """
         if self._done is None or not self._done.is_file():
             return None
         try:
             found = loads(read_small(self._done))
-            same = found["identity"] == self.identity
-            return _scores(found["scores"]) if same else None
+            if found["identity"] != self.identity:
+                return None
+            kept = self.weights is None or self._kept_update() == found.get("best_update")
+            return _scores(found["scores"]) if kept else None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{self._done}: not readable ({error}); delete it to start again") from error
 
@@ -86,8 +96,13 @@ class Saved:
                         f"{self._running}: an interrupted fine-tuning with {what} {there.get(what)}, and "
                         f"this one has {value}; delete the file to start again"
                     )
-            tensors = {name: file.read(name) for name in file.entries}
-            return tensors, Progress.from_json(file.metadata["progress"])
+            progress = Progress.from_json(file.metadata["progress"])
+            if self.weights is not None and (self._kept_update() or 0) < progress.best_update:
+                raise DataError(
+                    f"{self._running}: an interrupted fine-tuning, whose best weights so far were not kept; "
+                    "delete the file to start again, or leave --keep-weights out"
+                )
+            return {name: file.read(name) for name in file.entries}, progress
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise DataError(f"{self._running}: not readable ({error}); delete it to start again") from error
         finally:
@@ -109,12 +124,26 @@ class Saved:
                 f"{self._running}: cannot be written ({error.strerror or error}); give another --keep"
             ) from error
 
-    def finish(self, scores: Scores) -> None:
+    def keep(self, weights: Mapping[str, Tensor], facts: Facts) -> None:
+        """Writes the best weights so far, if they are to be kept. Raises: CheckpointError."""
+        if self.weights is not None:
+            write_kept(self.weights, weights, dataclasses.replace(facts, identity=self.identity))
+
+    def _kept_update(self) -> int | None:
+        """Returns after which update the kept weights are of this fine-tuning; None if there are none."""
+        if self.weights is None or not self.weights.is_file():
+            return None
+        facts, file = open_kept(self.weights)
+        file.close()
+        return facts.update if facts.identity == self.identity else None
+
+    def finish(self, progress: Progress) -> None:
         """Writes the scores and deletes the state."""
         if self._done is None or self._running is None:
             return
-        found = {name: dataclasses.asdict(score) for name, score in scores.items()}
-        write_json(self._done, {"identity": self.identity, "scores": found})
+        found = {name: dataclasses.asdict(score) for name, score in progress.scores.items()}
+        whole = {"identity": self.identity, "best_update": progress.best_update, "scores": found}
+        write_json(self._done, whole)
         self._running.unlink(missing_ok=True)
 
 

@@ -16,6 +16,7 @@ from evaluation.color_world import write_image_folder, write_own, write_sst2
 from s3_server import s3_bucket
 from sample_runs import write_run
 
+import flava_ds
 from flava_ds.cli import main
 from flava_ds.errors import CheckpointError, DataError
 from flava_ds.evaluation import opening, runner
@@ -101,6 +102,9 @@ def test_the_same_weights_give_the_same_numbers_from_every_place(run, root, tmp_
         scores.append({task: result["scores"] for task, result in found.items()})
     assert scores[0] == scores[1] == scores[2]
     assert found["own_zero_shot"]["step"] is None and not (tmp_path / "hf" / "evaluations.json").exists()
+    words = ["evaluate", tmp_path / "hf", "--task", "glue_sst2", "--data", root, "--keep-weights"]
+    assert main([*map(str, words)]) == 2
+    assert "--keep-weights: hf is no run, so nothing says where; give --keep DIR" in capsys.readouterr().err
 
 
 def test_a_fine_tuning_keeps_its_state_with_the_run_or_where_it_is_told(run, root, tmp_path, capsys):
@@ -115,6 +119,18 @@ def test_a_fine_tuning_keeps_its_state_with_the_run_or_where_it_is_told(run, roo
     assert again["glue_sst2"]["scores"] == found["glue_sst2"]["scores"] and "finished before" in told
     evaluated(capsys, run, *words, "--keep", tmp_path / "kept", "--limit", 8)
     assert [path.name for path in (tmp_path / "kept").iterdir()] == ["glue_sst2.json"]
+
+
+def test_the_weights_of_a_fine_tuning_are_kept_if_it_is_told_to(run, root, tmp_path, capsys):
+    words = ["--task", "glue_sst2", "--data", root, "--keep", tmp_path / "kept", "--keep-weights"]
+    found, told = evaluated(capsys, run, *words)
+    file = tmp_path / "kept" / "glue_sst2.best.safetensors"
+    assert f" are {file}" in told
+    model = flava_ds.load(run, precision="fp32").fine_tuned(file)
+    rows = [line.split("\t") for line in (root / "SST-2" / "dev.tsv").read_text().splitlines()[1:]]
+    said = model.predict([text for text, _ in rows]).argmax(1)
+    right = sum(place == int(label) for place, (_, label) in zip(said.tolist(), rows, strict=True))
+    assert right / len(rows) == found["glue_sst2"]["scores"]["accuracy"]["value"]
 
 
 def test_a_checkpoint_in_a_storage_is_evaluated_from_there(run, root, tmp_path, capsys):
@@ -199,6 +215,9 @@ def test_mistakes_are_one_line(run, root, tmp_path, capsys):
         ),
         ([run, *task], "--task needs --data ROOT"),
         ([run, "--data", root], "--data requires --task"),
+        ([run, "--keep-weights"], "--keep-weights requires --task"),
+        ([run, *task, "--data", root, "--keep-weights"], "image_folder_zero_shot train no weights; leave it"),
+        ([run, *task, "--data", root, "--keep-weights", "--own-head"], "--own-head trains nothing, so"),
         ([run, "--task", "cifar", "--data", root], "no task 'cifar'"),
         ([run, *task, "--data", tmp_path], "no image_folder in"),
         ([run, *task, "--data", root, "--split", "dev"], "has no split 'dev'"),

@@ -1,0 +1,114 @@
+"""A model with the encoder and head that a fine-tuning kept: answers about texts, or images with texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flava_ds.errors import UserError
+from flava_ds.evaluation.frozen_model import FrozenModel
+from flava_ds.evaluation.preprocessing import WHOLE_TRANSFORM
+from flava_ds.evaluation.protocols import PairStates, TextStates
+from flava_ds.evaluation.tuning.fitting import Network, ids_of
+from flava_ds.evaluation.tuning.heads import HEADS
+from flava_ds.evaluation.tuning.kept import Facts, open_kept
+from flava_ds.given import Picture, batches, check_texts, read_picture
+from flava_ds.storage.tensor_files import TensorFile
+
+
+class FineTuned:
+    """What a fine-tuning reported, ready to use; `Model.fine_tuned` opens it."""
+
+    def __init__(self, path: Path, model: FrozenModel) -> None:
+        """Reads the weights that `path` keeps, of `model` or of one like it.
+
+        Raises: UserError for a file of something else, or of another model; Lacking.
+        """
+        self._facts, file = open_kept(path)
+        self._model = model
+        try:
+            self._network = _network(self._facts, file, model)
+        finally:
+            file.close()
+
+    def __repr__(self) -> str:
+        return f"<{self._facts.task} after update {self._facts.update} of {self._model.described.name}>"
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """What the columns of `predict` stand for; empty if the task's answer is a number."""
+        return self._facts.meaning.names
+
+    @torch.inference_mode()
+    def predict(
+        self,
+        texts: Sequence[str],
+        *,
+        second: Sequence[str] | None = None,
+        images: Sequence[Picture] | None = None,
+        batch_size: int = 64,
+    ) -> Tensor:
+        """Returns what the head says of each text, of each pair of texts with `second`, or of each image with
+        its text: probabilities of the classes, or a number.
+
+        Texts are truncated and images resized as in the fine-tuning.
+
+        Shapes:
+            returns  [len(texts) z]  fp32; z is 1 for a number
+        Raises: UserError where the task reads something else; DataError that names an unreadable image.
+        """
+        pairs = self._facts.states == "pairs"
+        if pairs != (images is not None) or (pairs and second is not None):
+            reads = "images with a text: give texts and images" if pairs else "texts, without images"
+            raise UserError(f"task {self._facts.task} reads {reads}")
+        for name, others in (("texts", texts), ("second", second), ("images", images)):
+            if others is not None:
+                batches(others, batch_size, name)
+                if len(others) != len(texts):
+                    raise UserError(f"{len(texts)} texts and {len(others)} {name}; give one for each text")
+        check_texts([*texts, *(second or ())])
+        ids = ids_of(self._model, "pair" if pairs else "text", texts, second)
+        found = []
+        for rows in batches(range(len(texts)), batch_size, "texts"):
+            pixels = None if images is None else self._pixels([images[row] for row in rows])
+            logits = self._network([ids[row] for row in rows], pixels)
+            found.append(self._facts.meaning.of(logits))
+        return torch.cat(found)
+
+    def _pixels(self, images: Sequence[Picture]) -> Tensor:
+        """Reads images and squeezes them, as in the fine-tuning: [b 3 H W] uint8."""
+        size = self._facts.image_size
+        return torch.stack([WHOLE_TRANSFORM(read_picture(image), size) for image in images])
+
+
+def _network(facts: Facts, file: TensorFile, model: FrozenModel) -> Network:
+    """Builds the encoder and the head with the weights of a file, in the precision of the model."""
+    if facts.head not in HEADS:
+        raise UserError(f"{file.where}: its head is a {facts.head}; known are {', '.join(HEADS)}")
+    asked_by = f"task {facts.task} of {file.where}"
+    if facts.states == "pairs":
+        pairs = model.need(PairStates, asked_by)
+        encoder: Any = pairs.pair_states(facts.image_size / model.image_size)
+    else:
+        encoder = model.need(TextStates, asked_by).text_states()
+    head = HEADS[facts.head](encoder.width, facts.meaning.outputs)
+    network = Network(encoder, head).to(model.device).eval().requires_grad_(False)
+    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    found = {name: entry.shape for name, entry in file.entries.items()}
+    for name in sorted(found | expected):
+        if found.get(name) != expected.get(name):
+            raise UserError(
+                f"{file.where}: was fine-tuned from another model than {model.described.name}: '{name}' is "
+                f"{_shown(found.get(name))} there and {_shown(expected.get(name))} here; open the model that "
+                "it was made from"
+            )
+    network.load_state_dict({name: file.read(name) for name in found})
+    return network
+
+
+def _shown(shape: tuple[int, ...] | None) -> str:
+    return "absent" if shape is None else str(list(shape))

@@ -1,0 +1,84 @@
+"""What a caller of the library gives: pictures in any form, texts, and lists of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from flava_ds.data.decode import decode_image, over_white
+from flava_ds.errors import DataError, UserError
+from flava_ds.storage.faults import SampleFault
+
+Picture = Image.Image | Path | str | Tensor
+"""A PIL image, the path of a file, or a decoded [3 H W] uint8 tensor."""
+Item = TypeVar("Item")
+
+
+def check_texts(texts: Sequence[str]) -> None:
+    """Raises UserError for what is no text, or has half of a surrogate pair."""
+    if wrong := [text for text in texts if not isinstance(text, str)]:
+        raise UserError(f"a text is {_shown(wrong[0])}; give strings")
+    if wrong := [text for text in texts if not _is_unicode(text)]:
+        raise UserError(f"a text is {_shown(wrong[0])}, with half of a surrogate pair; leave that out")
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _shown(value: object) -> str:
+    """Returns the beginning of a wrong value, in one line."""
+    return " ".join(repr(value)[:60].split())
+
+
+def batches(items: Sequence[Item], size: int, what: str) -> Iterator[Sequence[Item]]:
+    """Returns the items in batches.
+
+    Raises: UserError when there are none, or for a single item or an iterator instead of a list.
+    """
+    listed = hasattr(items, "__len__") and not isinstance(items, str | Path | Image.Image)
+    if not listed or not len(items):
+        raise UserError(f"{what}: give a list of at least one, not {_shown(items)}")
+    if size < 1:
+        raise UserError(f"batch_size {size}: use at least 1")
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def read_picture(image: Picture) -> Tensor:
+    """Returns an image as RGB, with its EXIF orientation applied, transparency over white: [3 H W] uint8.
+
+    Raises: DataError that names what cannot be read.
+    """
+    shape = image.shape[1:] if isinstance(image, Tensor) else getattr(image, "size", (1, 1))
+    if isinstance(image, Tensor | Image.Image) and 0 in shape:
+        raise DataError(f"an image has {' x '.join(str(edge) for edge in shape)} pixels, which is none")
+    if isinstance(image, Tensor):
+        if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
+            raise DataError(
+                f"an image is a tensor of {image.dtype} {list(image.shape)}; give uint8 [3, height, width]"
+            )
+        return image.cpu()
+    if isinstance(image, Image.Image):
+        turned = ImageOps.exif_transpose(image)
+        alpha = turned.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in turned.info
+        array = np.array(turned.convert("RGBA" if alpha else "RGB"))
+        pixels = torch.from_numpy(array).permute(2, 0, 1).contiguous()
+        return over_white(pixels) if alpha else pixels
+    if not isinstance(image, str | Path):
+        raise DataError(f"an image is {_shown(image)}; give a PIL image, a path or a uint8 tensor")
+    try:
+        return decode_image(Path(image).read_bytes())
+    except OSError as error:
+        raise DataError(f"{image}: cannot be read ({error.strerror}); give the path of an image") from error
+    except SampleFault as fault:
+        raise DataError(f"{image}: cannot be used: {fault}; give a JPEG, PNG or WebP") from fault

@@ -1,0 +1,205 @@
+"""What a fine-tuning reports can be kept, and used: the same outputs, also of weights that are not the last,
+after a kill, and in bf16; other files are refused in one line."""
+
+import dataclasses
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from evaluation.language_world import WRITERS
+from PIL import Image
+from sample_runs import world_config
+
+from flava_ds.data.decode import decode_image
+from flava_ds.errors import DataError, UserError
+from flava_ds.evaluation.frozen_model import Described, Workplace
+from flava_ds.evaluation.opening import freeze
+from flava_ds.evaluation.registry import tasks
+from flava_ds.evaluation.runner import find_data
+from flava_ds.evaluation.tuning import fitting
+from flava_ds.evaluation.tuning.recipe import Recipe
+from flava_ds.families.flava.task import build_task
+from flava_ds.fine_tuned import FineTuned
+from flava_ds.storage.files import sha256_of
+
+QUICK = Recipe(samples=16, batch_size=8, lr=3e-3, updates=60, warmup_updates=6, judged_every=10)
+
+
+def frozen(folder, workplace=None, dtype=torch.float32, more_layers=0):
+    """A tiny model of random weights."""
+    config = world_config(folder)
+    text = config.model.text
+    text = dataclasses.replace(text, num_hidden_layers=text.num_hidden_layers + more_layers)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, text=text))
+    module = build_task(config).eval().requires_grad_(False).to(dtype)
+    return freeze(config, module, Described("tiny", "flava"), None).at(workplace or Workplace())
+
+
+class Seen(fitting.Fitting):
+    """Notes what it predicts, after how many updates; kills its process at one of them."""
+
+    predicted: dict = {}
+    made, dies_at = 0, None
+
+    def step(self, update, batches):
+        Seen.made = update + 1
+        if Seen.made == Seen.dies_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().step(update, batches)
+
+    def predict(self, inputs):
+        found = super().predict(inputs)
+        Seen.predicted[Seen.made, len(inputs.ids)] = found
+        return found
+
+
+def tuned(folder, name, monkeypatch, keep=True, told=None, dies_at=None, **recipe):
+    """Fine-tunes a miniature task in `folder`; returns its data and the file of its weights."""
+    monkeypatch.setattr("flava_ds.evaluation.tuning.fine_tuning.Fitting", Seen)
+    monkeypatch.setattr(fitting, "SAVED_EVERY_S", 0)
+    monkeypatch.setattr(Seen, "predicted", {})
+    monkeypatch.setattr(Seen, "dies_at", dies_at)
+    task = dataclasses.replace(tasks()[name], recipe=dataclasses.replace(QUICK, **recipe))
+    data = find_data(task.data, folder)
+    place = Workplace(folder / "states", (told if told is not None else []).append, keep)
+    task.run(frozen(folder, place), data)
+    return data, folder / "states" / f"{name}.best.safetensors"
+
+
+def pictures(samples):
+    """Decoded images of a split."""
+    return [decode_image(samples.load(row)) for row in range(len(samples))]
+
+
+def test_classes_of_texts(tmp_path, monkeypatch):
+    WRITERS["glue_sst2"](tmp_path)
+    told = []
+    data, file = tuned(tmp_path, "glue_sst2", monkeypatch, told=told)
+    dev = data.read("dev")
+    model = FineTuned(file, frozen(tmp_path))
+    assert f"glue_sst2: the weights after update {model._facts.update} are {file}" == told[-1]
+    assert model.classes == ("negative", "positive") and "glue_sst2 after update" in repr(model)
+    found = model.predict(dev.texts, batch_size=3)
+    assert found.argmax(1).tolist() == dev.labels.tolist()
+    expected = torch.from_numpy(Seen.predicted[model._facts.update, len(dev)]).softmax(1)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(model.predict(list(dev.texts)), found)
+
+
+def test_weights_that_are_not_the_last(tmp_path, monkeypatch):
+    """The later half of the updates is made with so high a rate that it unlearns."""
+    WRITERS["glue_sst2"](tmp_path)
+    rate = Recipe.learning_rate
+    monkeypatch.setattr(
+        Recipe, "learning_rate", lambda self, update: 3.0 if update >= 30 else rate(self, update)
+    )
+    data, file = tuned(tmp_path, "glue_sst2", monkeypatch)
+    dev = data.read("dev")
+    model = FineTuned(file, frozen(tmp_path))
+    assert model._facts.update == 30 and max(Seen.predicted)[0] == 60
+    expected = torch.from_numpy(Seen.predicted[30, len(dev)]).softmax(1)
+    torch.testing.assert_close(model.predict(dev.texts), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_pairs_of_texts_and_a_number(tmp_path, monkeypatch):
+    WRITERS["glue_stsb"](tmp_path)
+    data, file = tuned(tmp_path, "glue_stsb", monkeypatch, samples=18)
+    dev = data.read("dev")
+    model = FineTuned(file, frozen(tmp_path))
+    found = model.predict(dev.texts, second=dev.second)
+    assert model.classes == () and found.shape == (len(dev), 1)
+    assert np.corrcoef(found[:, 0], dev.labels)[0, 1] > 0.9
+    expected = torch.from_numpy(Seen.predicted[model._facts.update, len(dev)]) * 5
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["snli_ve", "vqav2"])
+def test_images_with_a_text(tmp_path, monkeypatch, name):
+    """VQA's pictures are larger than the model's; pictures come in any form, and models in bf16."""
+    WRITERS[name](tmp_path)
+    data, file = tuned(tmp_path, name, monkeypatch, samples=18, updates=20)
+    held_out = data.test()
+    whole = frozen(tmp_path)
+    model = FineTuned(file, whole)
+    assert model.classes == held_out.class_names
+    assert (model._facts.image_size > whole.image_size) == (name == "vqav2")
+    read = pictures(held_out)
+    found = model.predict(held_out.texts, images=read)
+    logits = torch.from_numpy(Seen.predicted[model._facts.update, len(held_out)])
+    torch.testing.assert_close(found, logits.softmax(1) if name == "snli_ve" else logits.sigmoid())
+    images = [Image.fromarray(own.permute(1, 2, 0).numpy()) for own in read]
+    torch.testing.assert_close(model.predict(held_out.texts, images=images), found)
+    half = FineTuned(file, frozen(tmp_path, dtype=torch.bfloat16)).predict(held_out.texts, images=read)
+    torch.testing.assert_close(half, found, atol=0.03, rtol=0)
+
+
+def test_after_a_kill_the_same_weights_are_kept(tmp_path, monkeypatch):
+    """The kill comes after the best weights so far were kept and before the best of all."""
+    WRITERS["glue_sst2"](tmp_path)
+    _, file = tuned(tmp_path, "glue_sst2", monkeypatch)
+    expected = sha256_of(file)
+    for path in file.parent.iterdir():
+        path.unlink()
+    child = os.fork()
+    if not child:
+        tuned(tmp_path, "glue_sst2", monkeypatch, dies_at=26)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert sorted(path.name for path in file.parent.iterdir()) == [file.name, "glue_sst2.safetensors"]
+    told = []
+    tuned(tmp_path, "glue_sst2", monkeypatch, told=told)
+    assert told[0] == "glue_sst2: resumes after update 25" and sha256_of(file) == expected
+    tuned(tmp_path, "glue_sst2", monkeypatch, told=told, dies_at=1)
+    assert "finished before" in told[-1] and sha256_of(file) == expected
+
+
+def test_what_was_fine_tuned_without_keeping_weights(tmp_path, monkeypatch):
+    WRITERS["glue_sst2"](tmp_path)
+    _, file = tuned(tmp_path, "glue_sst2", monkeypatch, keep=False)
+    assert not file.exists()
+    told = []
+    tuned(tmp_path, "glue_sst2", monkeypatch, told=told)
+    assert file.is_file() and "finished before" not in told[0]
+    file.unlink()
+    (file.parent / "glue_sst2.json").unlink()
+    child = os.fork()
+    if not child:
+        tuned(tmp_path, "glue_sst2", monkeypatch, keep=False, dies_at=26)
+        os._exit(0)
+    os.waitpid(child, 0)
+    with pytest.raises(DataError, match="best weights so far were not kept; delete the file to start again"):
+        tuned(tmp_path, "glue_sst2", monkeypatch)
+
+
+def test_what_cannot_be_used_is_one_line(tmp_path, monkeypatch):
+    WRITERS["glue_sst2"](tmp_path)
+    WRITERS["snli_ve"](tmp_path)
+    _, texts = tuned(tmp_path, "glue_sst2", monkeypatch, updates=10)
+    data, pairs = tuned(tmp_path, "snli_ve", monkeypatch, samples=18, updates=10)
+    model, read = frozen(tmp_path), pictures(data.test())
+    with pytest.raises(UserError, match="task glue_sst2 reads texts, without images"):
+        FineTuned(texts, model).predict(["a"], images=read[:1])
+    with pytest.raises(UserError, match="task snli_ve reads images with a text: give texts and images"):
+        FineTuned(pairs, model).predict(["a"])
+    with pytest.raises(UserError, match="2 texts and 1 images; give one for each text"):
+        FineTuned(pairs, model).predict(["a", "b"], images=read[:1])
+    with pytest.raises(UserError, match="texts: give a list of at least one, not 'a'"):
+        FineTuned(texts, model).predict("a")
+    with pytest.raises(UserError, match="texts: give a list of at least one"):
+        FineTuned(texts, model).predict([])
+    with pytest.raises(UserError, match="absent.safetensors: no such file; give a file .*best.safetensors"):
+        FineTuned(tmp_path / "absent.safetensors", model)
+    with pytest.raises(UserError, match="states: is a folder; give a file .*best.safetensors"):
+        FineTuned(texts.parent, model)
+    with pytest.raises(UserError, match="codebook.safetensors: holds no weights of a fine-tuning; give"):
+        FineTuned(tmp_path / "codebook.safetensors", model)
+    deeper = frozen(tmp_path, more_layers=1)
+    with pytest.raises(
+        UserError, match="from another model than tiny: 'encoder.* is .* there and .* here; open"
+    ):
+        FineTuned(texts, deeper)
+    texts.write_bytes(texts.read_bytes()[:-8])
+    with pytest.raises(UserError, match="best.safetensors is not a readable safetensors file"):
+        FineTuned(texts, model)

@@ -21,7 +21,7 @@ _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _ROUNDS = 6
 """Feistel rounds; even, so that both halves are scrambled equally often."""
 _ORDER, _SAMPLE, _BLOCKS, _WINDOW, _START, _CROP = 1, 2, 4, 5, 6, 7
-"""Domain separators: each use of a hash has its own; 3 belongs to indexed.py."""
+"""Domain separators: each use of a hash has its own; 3 belongs to indexed_draws.py."""
 
 
 def mix64(value: np.ndarray) -> np.ndarray:

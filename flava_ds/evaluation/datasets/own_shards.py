@@ -1,16 +1,16 @@
-"""Your own test set: shards whose .json has a label, or captions."""
+"""Your own sets: shards whose .json has a label, captions, or both."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from flava_ds.errors import DataError
 from flava_ds.evaluation.datasets.image_folder import CLASSES, TEMPLATES, class_names, read_templates
-from flava_ds.evaluation.labelled import CaptionedImages, LabelledImages
+from flava_ds.evaluation.labelled import CaptionedImages, LabelledImages, LabelledPairs
 from flava_ds.evaluation.samples import Samples, read_samples
 from flava_ds.evaluation.stored import Parts
 
@@ -19,19 +19,19 @@ LABEL, CAPTIONS = "label", "captions"
 
 @dataclass(frozen=True)
 class OwnShards:
-    """Shards like those for training, one folder per split; `captioned` reads captions instead of labels: all
-    that the .json has, or else the .txt.
+    """Shards like those for training, one folder per split. Reads each sample's "label", its "captions" (all
+    that the .json has, or else the .txt), or the "label" of the picture and its .txt together.
     """
 
     name: str = "own"
     folder: str = "own"
-    captioned: bool = False
+    reads: Literal["label", "captions", "label and text"] = "label"
     licence: str = "yours"
     origin: str = "write them with img2dataset, or any tar writer; keep them out of training"
     layout: str = (
-        "test/ and, for probes, train/, each with *.tar of KEY.jpg, KEY.txt (a caption) and KEY.json with "
-        f'"{LABEL}" or "{CAPTIONS}", or the shards themselves for tasks without training images; {CLASSES} '
-        f"(label -> name) and {TEMPLATES} (prompts with a {{}}) are optional"
+        "test/ and, for probes and fine-tuning, train/, each with *.tar of KEY.jpg, KEY.txt (a text) and "
+        f'KEY.json with "{LABEL}" or "{CAPTIONS}", or the shards themselves for tasks without training '
+        f"images; {CLASSES} (label -> name) and {TEMPLATES} (prompts with a {{}}) are optional"
     )
     splits: tuple[str, ...] = ("test", "val", "train")
 
@@ -40,17 +40,17 @@ class OwnShards:
         wanted = [split] if split else self.splits
         return any(any(_place(folder, name).glob("*.tar")) for name in wanted)
 
-    def read(self, folder: Path, split: str) -> LabelledImages | CaptionedImages:
-        """Reads a split's labels or captions; its images are read when a task asks for them.
+    def read(self, folder: Path, split: str) -> LabelledImages | CaptionedImages | LabelledPairs:
+        """Reads a split's labels, captions or texts; its images are read when a task asks for them.
 
         Raises: DataError for a split that is not there, or naming what a sample lacks.
         """
         if not self.is_here(folder, split):
             raise DataError(f"{_place(folder, split)}: no *.tar of split '{split}'; expected {self.layout}")
         place = _place(folder, split)
-        samples = read_samples(place, captions=self.captioned)
+        samples = read_samples(place, captions=self.reads != "label")
         load = Parts(samples.encoded_images.__getitem__, sorted(place.glob("*.tar")))
-        if self.captioned:
+        if self.reads == "captions":
             listed = zip(samples.keys, samples.captions, samples.records, strict=True)
             captions = tuple(_captions(place, *sample) for sample in listed)
             return CaptionedImages(self.name, samples.keys, load, captions)
@@ -62,6 +62,10 @@ class OwnShards:
         classes = sorted(set().union(*labels.values()))
         numbers = np.array([classes.index(label) for label in labels[split]], dtype=np.int64)
         names, unnamed = class_names(folder / CLASSES, classes)
+        if self.reads == "label and text":
+            return LabelledPairs(
+                self.name, samples.keys, load, samples.captions, numbers, names, pictures=samples.keys
+            )
         templates = read_templates(folder / TEMPLATES)
         return LabelledImages(self.name, samples.keys, load, numbers, names, templates, unnamed=unnamed)
 

@@ -1,15 +1,33 @@
-"""Your own test set in shards: by label, and by caption."""
+"""Your own sets in shards: pictures by label or caption, and fine-tuning on pictures with a text and a label.
+
+Where there is a split "val", it chooses the fine-tuned weights; else the last ones are reported.
+"""
 
 from flava_ds.evaluation.datasets.own_shards import OwnShards
 from flava_ds.evaluation.neighbours import Neighbours
 from flava_ds.evaluation.probe import ImageProbe
 from flava_ds.evaluation.retrieval import Retrieval
+from flava_ds.evaluation.tuning.fine_tuning import PairFineTuning
+from flava_ds.evaluation.tuning.goals import Classes
+from flava_ds.evaluation.tuning.recipe import Recipe
 from flava_ds.evaluation.zero_shot import ZeroShot
 
-LABELLED, CAPTIONED = OwnShards(), OwnShards(captioned=True)
+LABELLED, CAPTIONED, PAIRS = OwnShards(), OwnShards(reads="captions"), OwnShards(reads="label and text")
+RECIPE = Recipe(
+    samples=1,
+    batch_size=32,
+    lr=2e-5,
+    updates=100,
+    warmup_updates=6,
+    epochs=10,
+    cosine=True,
+    weight_decay=1e-2,
+)
+"""The paper's optimizer for pairs, for a small set: ten epochs, of which the first 6 % are warm-up."""
 TASKS = (
     ZeroShot("own_zero_shot", LABELLED),
     Neighbours("own_neighbours", LABELLED),
     ImageProbe("own_probe", LABELLED),
     Retrieval("own_retrieval", CAPTIONED),
+    PairFineTuning("own_tuned", PAIRS, Classes(), RECIPE, chosen_on=("val",), else_last=True),
 )

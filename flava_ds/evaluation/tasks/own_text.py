@@ -1,4 +1,6 @@
-"""Your own labelled texts: a frozen probe, and fine-tuning, which reports the last epoch's weights."""
+"""Your own labelled texts: a frozen probe, and fine-tuning. Where there is a split "val", it chooses the
+fine-tuned weights; else the last epoch's are reported.
+"""
 
 from flava_ds.evaluation.datasets.own_text import OwnText
 from flava_ds.evaluation.probe import TextProbe
@@ -11,5 +13,5 @@ RECIPE = glue(samples=1, batch_size=16, lr=2e-5, updates=100, warmup_updates=6)
 """That of GLUE's small sets: ten epochs, of which the first 6 % are warm-up."""
 TASKS = (
     TextProbe("own_text_probe", DATA),
-    TextFineTuning("own_text_tuned", DATA, Classes(), RECIPE),
+    TextFineTuning("own_text_tuned", DATA, Classes(), RECIPE, chosen_on=("val",), else_last=True),
 )

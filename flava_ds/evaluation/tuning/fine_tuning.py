@@ -35,8 +35,9 @@ class FineTuning(ABC):
     """Trains on the split "train" and reports the weights that score best on a held-out split.
 
     The first split of `chosen_on` that exists, with its pictures, chooses the weights; of equal ones the
-    later wins, as in fairseq. If `chosen_on` is empty, the last weights are reported. `also` names more
-    splits to report on; their numbers are then averaged too.
+    later wins, as in fairseq. If `chosen_on` is empty, the last weights are reported; `else_last` also does
+    that where none of them exists. `also` names more splits to report on; their numbers are then averaged
+    too.
 
     With `own_head` nothing is trained: the head that the model came with tells the classes, which are called
     `head_classes`, or as the model's files call them.
@@ -47,6 +48,7 @@ class FineTuning(ABC):
     goal: Goal
     recipe: Recipe
     chosen_on: tuple[str, ...] = ()
+    else_last: bool = False
     also: tuple[str, ...] = ()
     own_head: bool = False
     head_classes: tuple[str, ...] = ()
@@ -148,6 +150,8 @@ class FineTuning(ABC):
         if not self.chosen_on:
             return None
         there = [split for split in self.chosen_on if split == data.split or data.has(split)]
+        if not there and self.else_last:
+            return None
         if not there:
             raise DataError(
                 f"task {self.name}: split {' or '.join(self.chosen_on)} of {self.data.name}, which chooses "

@@ -382,7 +382,7 @@ class Matching:
     name: str = "own_matching"
     about: str = "mean log odds of the pairs"
     needs: tuple = (Matcher,)
-    data: OwnShards = OwnShards(captioned=True)
+    data: OwnShards = OwnShards(reads="captions")
 
     def run(self, model, data):
         samples = data.test()

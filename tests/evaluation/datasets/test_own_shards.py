@@ -8,7 +8,7 @@ from evaluation.color_world import COLORS, png, write_own
 from flava_ds.errors import DataError
 from flava_ds.evaluation.datasets.own_shards import OwnShards
 
-LABELLED, CAPTIONED = OwnShards(), OwnShards(captioned=True)
+LABELLED, CAPTIONED, PAIRS = OwnShards(), OwnShards(reads="captions"), OwnShards(reads="label and text")
 
 
 def test_labels_and_pictures(tmp_path):
@@ -50,6 +50,16 @@ def test_captions_that_are_no_list_of_texts_are_named(tmp_path, captions):
         CAPTIONED.read(tmp_path, "test")
 
 
+def test_pictures_with_a_text_and_a_label(tmp_path):
+    write_own(tmp_path, {"test": 2, "train": 3})
+    samples = PAIRS.read(tmp_path, "test")
+    assert samples.class_names == COLORS and samples.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert samples.texts[::2] == tuple(f"a {color} thing" for color in COLORS) and samples.load(5) == png(
+        "red", 5
+    )
+    assert samples.pictures == samples.keys and len(set(samples.keys)) == 6
+
+
 def test_a_json_that_is_no_object_is_named(tmp_path):
     write_captioned(tmp_path, {}, ["first"])
     with pytest.raises(DataError, match="the .json of sample '1' is no object"):
@@ -82,7 +92,8 @@ def test_a_sample_without_a_label_is_named(tmp_path):
 def test_a_split_that_is_not_there_is_named_with_what_was_expected(tmp_path):
     write_own(tmp_path, {"test": 2})
     with pytest.raises(
-        DataError, match="train: no [*].tar of split 'train'; expected test/ and, for probes, tr"
+        DataError,
+        match="train: no [*].tar of split 'train'; expected test/ and, for probes and fine-t",
     ):
         LABELLED.read(tmp_path, "train")
 

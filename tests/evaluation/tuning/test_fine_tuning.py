@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from evaluation.color_world import write_own
 from evaluation.language_world import WRITERS, write_snli_ve, write_sst2
 from sample_runs import world_config
 
@@ -107,6 +108,18 @@ def test_weights_in_half_precision_are_trained_in_fp32(tmp_path, monkeypatch):
     assert parameter.dtype == torch.bfloat16 and master.dtype == torch.float32
     assert torch.equal(parameter, master.bfloat16()) and not torch.equal(parameter.float(), master)
     assert 1e-4 < (master - 1).abs().max() < 1e-3
+
+
+def test_your_own_pictures_and_texts_are_learnt_and_a_split_val_chooses_where_it_is(tmp_path):
+    task, settings = tasks()["own_tuned"], dict(samples=18, updates=80)
+    write_own(tmp_path / "own", {"train": 6, "test": 3})
+    data = find_data(task.data, tmp_path)
+    assert learns(task, tmp_path, **settings)["accuracy"].value == 1
+    assert task.settings(data)["chosen_on"] is None and task.settings(data)["updates"] == 10
+    write_own(tmp_path / "own", {"val": 2})
+    assert learns(task, tmp_path, **settings)["accuracy"].value == 1
+    assert task.settings(find_data(task.data, tmp_path))["chosen_on"] == "val"
+    assert task.settings(find_data(task.data, tmp_path, split="val"))["chosen_on"] == "val"
 
 
 @dataclasses.dataclass(frozen=True)

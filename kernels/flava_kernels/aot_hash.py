@@ -38,13 +38,27 @@ def digest(*parts: str) -> str:
 
 @functools.cache
 def code(source: str) -> str:
-    """Returns Python source without comments, docstrings and layout."""
+    """Returns Python source without comments, docstrings and layout, in the same words on any Python: what
+    ast.unparse and ast.dump write differs between versions.
+    """
     tree = ast.parse(textwrap.dedent(source))
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list):
             body[:] = [line for line in body if not _is_text(line)] or [ast.Pass()]
-    return ast.unparse(tree)
+        if isinstance(node, ast.JoinedStr):  # Python 3.12.1 ends a format with nothing
+            node.values = [part for part in node.values if getattr(part, "value", None) != ""]
+    return _plain(tree)
+
+
+def _plain(value: Any) -> str:
+    """Writes a part of a syntax tree without what is empty, such as a field that later versions added."""
+    if isinstance(value, ast.AST):
+        fields = ((name, held) for name, held in ast.iter_fields(value) if held is not None and held != [])
+        return f"{type(value).__name__}({', '.join(f'{name}={_plain(held)}' for name, held in fields)})"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_plain, value))}]"
+    return repr(value)
 
 
 def _is_text(line: ast.AST) -> bool:
@@ -95,9 +109,9 @@ def dependencies(function: Callable[..., Any]) -> tuple[str, ...]:
     waiting, seen = [function], {function}
     while waiting:
         current = waiting.pop(0)
-        source = code(inspect.getsource(current))
-        found[source] = None
-        for name, value in _globals(current, ast.parse(source)):
+        source = inspect.getsource(current)
+        found[code(source)] = None
+        for name, value in _globals(current, ast.parse(textwrap.dedent(source))):
             value = getattr(value, "value", value) if type(value).__name__ == "constexpr" else value
             callee = getattr(value, "fn", value)
             if isinstance(value, PLAIN):

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flava_ds.config.plain_files import loads, read_small
 from flava_ds.errors import DataError
 from flava_ds.evaluation import registry
 from flava_ds.evaluation.frozen_model import FrozenModel
 from flava_ds.evaluation.labelled import limited, state_of_pictures
 from flava_ds.evaluation.protocols import EvaluationData, Evaluator, Progress, Score, Trained, Varied
 from flava_ds.evaluation.published import TEST_SAMPLES, as_many_as_published, published
-from flava_ds.storage.atomic import write_json
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -77,50 +72,6 @@ class TaskResult:
             for name, score in self.scores.items()
         }
         return {"scores": numbers, "seconds": round(self.seconds, 2), **self.facts}
-
-
-RESULTS = "evaluations.json"
-"""In a run's folder: task -> its latest result."""
-
-
-def read_results(run_path: Path) -> dict[str, Any]:
-    """Returns the tasks' results on a run, as plain JSON types; empty if none has run.
-
-    Raises: DataError if the file is damaged.
-    """
-    file = run_path / RESULTS
-    if not file.is_file():
-        return {}
-    try:
-        return dict(loads(read_small(file)))
-    except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"{file}: not readable ({error}); delete it, and evaluate again") from error
-
-
-def write_results(run_path: Path, found: dict[str, Any]) -> Path:
-    """Adds results to a run's file, replaced atomically. Returns its path.
-
-    Warns where a result of a task takes the place of one on other samples.
-    """
-    file, earlier = run_path / RESULTS, read_results(run_path)
-    write_json(file, earlier | found)
-    for task in earlier.keys() & found.keys():
-        if earlier[task].get("fingerprint") != found[task].get("fingerprint"):
-            log.warning(
-                "%s: %s of %s takes the place of that of other samples, %s",
-                file,
-                task,
-                samples_of(found[task]),
-                samples_of(earlier[task]),
-            )
-    return file
-
-
-def samples_of(facts: Mapping[str, Any]) -> str:
-    """Says which samples a result is of: `20 of split test in /data/mine`; empty if its facts do not say."""
-    if "folder" not in facts:
-        return ""
-    return f"{facts['samples']:,} of split {facts['split']} in {facts['folder']}"
 
 
 def expected(data: EvaluationData) -> str:

@@ -16,7 +16,7 @@ from flava_ds.errors import DataError, UserError
 from flava_ds.evaluation import registry
 from flava_ds.evaluation.frozen_model import FrozenModel, Lacking
 from flava_ds.evaluation.labelled import state_of_pictures
-from flava_ds.evaluation.protocols import EvaluationData, Evaluator, Progress, Varied
+from flava_ds.evaluation.protocols import EvaluationData, Evaluator, Progress, Trained, Varied
 from flava_ds.evaluation.runner import FoundData, evaluate, expected, find_data
 from flava_ds.evaluation.shares import Alone, Share
 from flava_ds.evaluation.statistics import RESAMPLES, SEED
@@ -153,6 +153,8 @@ class Suite:
     ) -> dict[str, Any]:
         try:
             kept = self.share.from_main(lambda: self._kept(task, found, earlier))
+            if model.workplace.keep_weights and isinstance(task, Trained):
+                kept = None  # the task itself knows whether its weights were kept
             if kept is not None:
                 self.tell(f"{task.name}: kept from an earlier run")
                 return kept

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from flava_ds.evaluation.protocols import Evaluator, Score
 from flava_ds.evaluation.published import published
 from flava_ds.evaluation.registry import grouped
-from flava_ds.evaluation.runner import TaskResult, samples_of
+from flava_ds.evaluation.results import samples_of
+from flava_ds.evaluation.runner import TaskResult
 from flava_ds.evaluation.suite import ways
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from flava_ds import config as configuration
 from flava_ds.config import Config
 from flava_ds.config.evaluation import EVALUATED
-from flava_ds.evaluation.runner import read_results
+from flava_ds.evaluation.results import read_results
 from flava_ds.evaluation.table import percent
 from flava_ds.plain_text import public
 from flava_ds.report import tables

@@ -7,23 +7,36 @@ from typing import Any
 
 from flava_ds.config import Config
 from flava_ds.evaluation.protocols import Score
-from flava_ds.evaluation.runner import samples_of
+from flava_ds.evaluation.results import samples_of
 from flava_ds.evaluation.table import result_rows
 from flava_ds.watching.run_log import RunLog
 
 
-def task_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Returns task, number, value, samples, published, step and data of every result in evaluations.json."""
+def task_rows(results: dict[str, list[dict[str, Any]]]) -> list[tuple[str, ...]]:
+    """Returns task, number, value, samples, published, step and data of the results in evaluations.json: of a
+    task on one set of samples each number at every step, the latest result of each.
+    """
+    sets: dict[tuple[str, str, Any], dict[int, dict[str, Any]]] = {}
+    for task, found in results.items():
+        for result in found:
+            of_steps = sets.setdefault((task, samples_of(result), result.get("fingerprint")), {})
+            of_steps.setdefault(result.get("step") or 0, result)
     rows: list[tuple[str, ...]] = []
-    for task, result in results.items():
-        scores = {
-            name: Score(**{key: value for key, value in score.items() if key != "published"})
-            for name, score in result["scores"].items()
-        }
-        step = "" if result.get("step") is None else f"{result['step']:,}"
-        family, departures = result.get("family", ""), result.get("departures", ())
-        rows += [(*row, step, samples_of(result)) for row in result_rows(task, scores, family, departures)]
+    for (task, *_), of_steps in sets.items():
+        shown = [row for _, result in sorted(of_steps.items()) for row in _rows_of(task, result)]
+        numbers = list(dict.fromkeys(number for _, number, *_ in shown))
+        rows += sorted(shown, key=lambda row: numbers.index(row[1]))
     return rows
+
+
+def _rows_of(task: str, result: dict[str, Any]) -> list[tuple[str, ...]]:
+    scores = {
+        name: Score(**{key: value for key, value in score.items() if key != "published"})
+        for name, score in result["scores"].items()
+    }
+    step = "" if result.get("step") is None else f"{result['step']:,}"
+    family, departures = result.get("family", ""), result.get("departures", ())
+    return [(*row, step, samples_of(result)) for row in result_rows(task, scores, family, departures)]
 
 
 def facts(config: Config, log: RunLog, held_out: list[tuple[str, str]]) -> dict[str, list[tuple[str, str]]]:

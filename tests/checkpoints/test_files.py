@@ -21,7 +21,7 @@ from flava_ds.config import CheckpointConfig, Config
 from flava_ds.data.quarantine import FOLDER as QUARANTINE
 from flava_ds.demo.evaluation.evaluator import RESULT
 from flava_ds.errors import CheckpointError
-from flava_ds.evaluation.runner import RESULTS
+from flava_ds.evaluation.results import RESULTS
 from flava_ds.ranks.distributed import start
 from flava_ds.ranks.lock_files import NAME
 

@@ -3,7 +3,6 @@ facts.
 """
 
 import dataclasses
-import json
 
 import pytest
 from evaluation.color_world import KnowsColors, color_model, write_cifar10, write_image_folder, write_own
@@ -13,15 +12,12 @@ from flava_ds.evaluation.frozen_model import Lacking
 from flava_ds.evaluation.protocols import Score
 from flava_ds.evaluation.registry import find, tasks
 from flava_ds.evaluation.runner import (
-    RESULTS,
     FoundData,
     TaskResult,
     departures,
     evaluate,
     find_all,
     find_data,
-    read_results,
-    write_results,
 )
 
 
@@ -139,38 +135,3 @@ def test_what_departs_from_the_published_samples_is_said(tmp_path):
     facts = {"departures": ["split val"]}
     result = TaskResult({"accuracy": Score(0.9, 100, 0.03)}, 1.0, facts).to_json("cifar10_probe")
     assert result["scores"]["accuracy"]["published"] == []
-
-
-def test_a_result_that_takes_the_place_of_one_on_other_samples_says_so(tmp_path, caplog):
-    facts = {"folder": "/data/a", "split": "test", "samples": 1234, "fingerprint": "1"}
-    write_results(tmp_path, {"own_zero_shot": facts, "other": facts})
-    write_results(tmp_path, {"own_zero_shot": facts | {"step": 7}})
-    assert caplog.messages == []
-    write_results(
-        tmp_path, {"own_zero_shot": facts | {"folder": "/data/b", "samples": 5, "fingerprint": "2"}}
-    )
-    (message,) = caplog.messages
-    assert "own_zero_shot of 5 of split test in /data/b takes the place of that of other samples" in message
-    assert message.endswith("1,234 of split test in /data/a")
-
-
-def test_results_are_kept_by_task_with_what_others_published(tmp_path):
-    result = TaskResult({"accuracy": Score(0.9, 100, 0.03)}, 1.234, {"split": "test"}).to_json(
-        "cifar10_probe"
-    )
-    assert result["scores"]["accuracy"]["published"][0] == {
-        "of": "FLAVA",
-        "value": pytest.approx(0.9287),
-        "source": "FLAVA, Table C.1",
-    }
-    assert result["split"] == "test" and result["seconds"] == 1.23
-    assert read_results(tmp_path) == {}
-    write_results(tmp_path, {"cifar10_probe": result})
-    write_results(tmp_path, {"other": {"scores": {}}})
-    write_results(tmp_path, {"cifar10_probe": result | {"step": 7}})
-    assert read_results(tmp_path) == {"cifar10_probe": result | {"step": 7}, "other": {"scores": {}}}
-    assert [path.name for path in tmp_path.iterdir()] == [RESULTS]
-    (tmp_path / RESULTS).write_text("{")
-    with pytest.raises(DataError, match="evaluations.json: not readable"):
-        read_results(tmp_path)
-    assert json.dumps(result)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from evaluation.color_world import write_own
 from evaluation.miniature_root import EUROSAT, write_root
 from sample_runs import write_run
 
@@ -170,6 +171,22 @@ def test_a_folder_without_data_is_said(run, tmp_path, capsys):
     assert status == 2 and "no data of suite pairs could be used" in told
     reasons = json.loads((tmp_path / "out/suite.json").read_text())["tasks"]
     assert all("licence: " in reasons[task]["skipped"] for task in ("coco_retrieval", "winoground_matching"))
+
+
+def test_a_suite_has_a_folder_for_each_step_and_keeps_weights_that_an_earlier_run_did_not(
+    run, tmp_path, capsys
+):
+    write_own(tmp_path / "own", {"train": 2, "test": 2})
+    words, place = [run, "--suite", "pairs", "--data", tmp_path], run / "suites" / "pairs" / "step_00000012"
+    status, files, _ = suite(capsys, *words)
+    assert status == 0 and files[0] == str(place / "suite.json")
+    first = json.loads((place / "suite.json").read_text())["tasks"]["own_tuned"]["scores"]
+    weights = run / "fine_tuning" / "step_00000012" / "own_tuned.best.safetensors"
+    _, _, told = suite(capsys, *words)
+    assert "own_tuned: kept from an earlier run" in told and not weights.exists()
+    _, _, told = suite(capsys, *words, "--keep-weights")
+    assert f"own_tuned: the weights after update 10 are {weights}" in told and weights.is_file()
+    assert json.loads((place / "suite.json").read_text())["tasks"]["own_tuned"]["scores"] == first
 
 
 def test_sets_that_are_not_split_as_asked_are_named():

@@ -16,7 +16,8 @@ from flava_ds.demo.evaluation.evaluator import evaluate_run
 from flava_ds.demo.evaluation.held_out import held_out_of
 from flava_ds.errors import ConfigError
 from flava_ds.evaluation.protocols import Score
-from flava_ds.evaluation.runner import TaskResult, write_results
+from flava_ds.evaluation.results import write_results
+from flava_ds.evaluation.runner import TaskResult
 from flava_ds.report.page import live_charts, write_report
 from flava_ds.watching.run_log import read_log
 

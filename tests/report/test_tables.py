@@ -1,7 +1,10 @@
 """The facts of a run and the numbers of tasks find their place."""
 
+import dataclasses
+
 from sample_runs import tiny_config
 
+from flava_ds.evaluation.protocols import Score
 from flava_ds.recipes import resolve
 from flava_ds.report import tables
 from flava_ds.watching.run_log import RunLog
@@ -33,3 +36,19 @@ def test_operators_share_a_row_with_others_of_the_same_implementation():
 def test_a_model_of_texts_has_no_size_of_pictures():
     (rows,) = tables.facts(resolve("bert_base", []), RunLog({}, []), []).values()
     assert "pictures" not in dict(rows) and "batch" in dict(rows)
+
+
+def test_a_task_has_a_row_for_each_step_of_each_number():
+    def result(step, value, samples=5):
+        facts = {"folder": "/d", "split": "test", "samples": samples, "fingerprint": str(samples)}
+        score = dataclasses.asdict(Score(value, samples, None)) | {"published": []}
+        return facts | {"step": step, "scores": {"top_1": score, "top_5": score}}
+
+    found = {"own": [result(9, 0.9), result(20, 0.2), result(9, 0.1), result(9, 0.3, samples=6)]}
+    rows = [(number, value, step, data) for _, number, value, _, _, step, data in tables.task_rows(found)]
+    first, other = "5 of split test in /d", "6 of split test in /d"
+    assert rows == [
+        *(("top 1", "90.00 %", "9", first), ("top 1", "20.00 %", "20", first)),
+        *(("top 5", "90.00 %", "9", first), ("top 5", "20.00 %", "20", first)),
+        *(("top 1", "30.00 %", "9", other), ("top 5", "30.00 %", "9", other)),
+    ]

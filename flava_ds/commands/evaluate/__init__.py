@@ -48,7 +48,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--out",
         metavar="DIR",
         type=local_path,
-        help="where a suite's files and features are written (default: RUN/suites/NAME)",
+        help="where a suite's files and features are written (default: RUN/suites/NAME/step_N)",
     )
     command.add_argument(
         "--features",

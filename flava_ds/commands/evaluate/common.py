@@ -56,6 +56,15 @@ def keep(write: Callable[[], object]) -> None:
         tell_user(f"{error.filename}: {error.strerror}; the results are printed, but not kept")
 
 
+def of_step(opened: Opened, *names: str) -> Path | None:
+    """Returns a folder in a run's for what is found of the step that is open; None for what is no run."""
+    from flava_ds.checkpoints.files import name_of
+
+    if opened.run_path is None or opened.described.step is None:
+        return None
+    return opened.run_path.joinpath(*names, name_of(opened.described.step))
+
+
 def workplace(
     options: argparse.Namespace, opened: Opened, tell: Callable[[str], None], usual: Path | None = None
 ) -> Workplace:
@@ -66,9 +75,7 @@ def workplace(
     """
     from flava_ds.evaluation.frozen_model import Workplace
 
-    folder = options.keep or usual
-    if options.keep is None and opened.run_path is not None:
-        folder = opened.run_path / "fine_tuning" / f"step_{opened.described.step:08d}"
+    folder = options.keep or of_step(opened, "fine_tuning") or usual
     if folder is None and options.keep_weights:
         raise UserError(
             f"--keep-weights: {opened.described.name} is no run, so nothing says where; give --keep DIR, too"

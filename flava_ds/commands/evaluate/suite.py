@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from flava_ds.commands.evaluate.common import model_facts, open_asked, teller, workplace
+from flava_ds.commands.evaluate.common import model_facts, of_step, open_asked, teller, workplace
 from flava_ds.errors import UserError
 from flava_ds.plain_text import without_secrets
 
@@ -31,10 +30,8 @@ def run_suite(options: argparse.Namespace) -> int:
         if usual := suite.split_otherwise(tasks, options.splits):
             tell(f"not split as {options.splits}, but as usual: {', '.join(usual)}")
         opened = share.together(lambda: open_asked(options, device))
-        out: Path | None = options.out
+        out = options.out or of_step(opened, "suites", options.suite)
         where = without_secrets(str(options.model))
-        if opened.run_path is not None:
-            out = out or opened.run_path / "suites" / options.suite
         if out is None:
             raise UserError(f"{where}: is no run's folder, so a suite needs --out DIR for what it writes")
         facts = {

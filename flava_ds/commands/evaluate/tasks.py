@@ -63,7 +63,8 @@ def _find(
     """Returns the tasks, their data and the model. Raises: UserError."""
     from flava_ds.evaluation import registry
     from flava_ds.evaluation.protocols import Trained
-    from flava_ds.evaluation.runner import find_all, read_results
+    from flava_ds.evaluation.results import read_results
+    from flava_ds.evaluation.runner import find_all
     from flava_ds.evaluation.suite import with_splits
     from flava_ds.evaluation.tuning.own_head import read_classes, with_own_head
 
@@ -90,7 +91,7 @@ def raise_failed(failed: dict[str, UserError], tasks: int) -> None:
 
 def report(options: argparse.Namespace, opened: Opened, results: dict[str, TaskResult]) -> dict[str, Any]:
     """Prints results as a table, stores them in the folder of a run, and returns them as plain JSON types."""
-    from flava_ds.evaluation.runner import write_results
+    from flava_ds.evaluation.results import write_results
     from flava_ds.evaluation.suite import conditions
     from flava_ds.evaluation.table import result_table
 

@@ -19,7 +19,7 @@ from sample_runs import write_run
 import flava_ds
 from flava_ds.cli import main
 from flava_ds.errors import CheckpointError, DataError
-from flava_ds.evaluation import opening, runner
+from flava_ds.evaluation import opening, results
 from flava_ds.evaluation.opening import open_model
 from flava_ds.evaluation.runner import FoundData
 from flava_ds.evaluation.statistics import RESAMPLES, SEED
@@ -52,7 +52,7 @@ def test_results_that_may_not_be_kept_are_printed_all_the_same(run, root, capsys
     def refuse(path, *_, **__):
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr(runner, "write_json", refuse)
+    monkeypatch.setattr(results, "write_json", refuse)
     found, told = evaluated(
         capsys, run, "--task", "image_folder_zero_shot,image_folder_neighbours", "--data", root
     )
@@ -261,7 +261,7 @@ def broken_on_ranks(words, scenario):
     elif scenario == "model" and rank == "1":
         opening.open_model = fail
     elif scenario == "results" and rank == "0":
-        runner.write_results = fail
+        results.write_results = fail
     elif scenario == "page" and rank == "0":
         suite_page.write_pages = fail
     out, err = io.StringIO(), io.StringIO()

@@ -1,0 +1,92 @@
+"""What tasks have found on a run, in its folder: the latest result of each, and those of other checkpoints or
+samples.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from flava_ds.config.plain_files import loads, read_small
+from flava_ds.errors import DataError
+from flava_ds.storage.atomic import hold, write_json
+
+RESULTS = "evaluations.json"
+"""In a run's folder: task -> its latest result, with the other ones under OTHERS."""
+OTHERS = "others"
+TELL_APART = (
+    *("weights", "step", "precision", "protocol", "splits"),
+    *("fingerprint", "fingerprints", "fine_tuning"),
+)
+"""In what results of a task differ that are kept side by side. One that is alike in all of it is replaced."""
+PATIENCE_S = 60
+"""How long a process waits for others that write their results."""
+
+
+def read_results(run_path: Path) -> dict[str, list[dict[str, Any]]]:
+    """Returns each task's results on a run, as plain JSON types, the latest first; empty if none has run.
+
+    Raises: DataError if the file is damaged.
+    """
+    file = run_path / RESULTS
+    if not file.is_file():
+        return {}
+    try:
+        return {task: [found, *found.pop(OTHERS, [])] for task, found in loads(read_small(file)).items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise DataError(f"{file}: not readable ({error}); delete it, and evaluate again") from error
+
+
+def write_results(run_path: Path, found: Mapping[str, dict[str, Any]]) -> Path:
+    """Adds results to a run's file, replaced atomically, and waits for other processes that do. Returns its
+    path.
+
+    Raises: OSError; BlockingIOError, which is one, after PATIENCE_S.
+    """
+    file = run_path / RESULTS
+    with _alone(file):
+        known = read_results(run_path)
+        for task, result in found.items():
+            others = [other for other in known.get(task, ()) if _apart(other) != _apart(result)]
+            known[task] = [result, *others]
+        written = {task: first | ({OTHERS: rest} if rest else {}) for task, (first, *rest) in known.items()}
+        write_json(file, written)
+    return file
+
+
+def samples_of(facts: Mapping[str, Any]) -> str:
+    """Says which samples a result is of: `20 of split test in /data/mine`; empty if its facts do not say."""
+    if "folder" not in facts:
+        return ""
+    return f"{facts['samples']:,} of split {facts['split']} in {facts['folder']}"
+
+
+def _apart(result: Mapping[str, Any]) -> str:
+    return json.dumps([result.get(name) for name in TELL_APART])
+
+
+@contextmanager
+def _alone(file: Path) -> Iterator[None]:
+    """Lets no other process of any machine write the file meanwhile."""
+    lock, until = file.with_name(f".{file.name}.lock"), time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            held = hold(lock)
+            break
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.05)
+        except OSError as error:
+            error.filename = str(file)  # which the user knows
+            raise
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            lock.unlink()
+        held.close()

@@ -20,6 +20,7 @@ from flava_ds.evaluation.frozen_model import FrozenModel
 from flava_ds.evaluation.opening import Opened, Precision, open_model
 from flava_ds.evaluation.preprocessing import CLIP_TRANSFORM
 from flava_ds.evaluation.protocols import Embedder, Matcher, Scorer, Writer
+from flava_ds.evaluation.tuning.heads import MakeHead
 from flava_ds.fine_tuned import FineTuned
 from flava_ds.generation import Drawing, decoded, draw, write
 from flava_ds.given import Picture, batches, check_texts, read_picture
@@ -227,12 +228,13 @@ class Model:
             texts, _ = write(scorer, tokenizer, pixels, words=words)
         return [tokenizer.decode(text) for text in texts]
 
-    def fine_tuned(self, path: Path | str) -> FineTuned:
+    def fine_tuned(self, path: Path | str, make_head: MakeHead | None = None) -> FineTuned:
         """Opens the encoder and the head that `flava-ds evaluate --keep-weights` wrote of this model.
+        `make_head` (features of a state, outputs) makes a head of a class of your own.
 
         Raises: UserError for a file of something else, or of another model; Lacking.
         """
-        return FineTuned(Path(path), self._model)
+        return FineTuned(Path(path), self._model, make_head)
 
     def _pixels(self, images: Sequence[Picture]) -> Tensor:
         """Reads and transforms images: [b 3 H W] uint8."""

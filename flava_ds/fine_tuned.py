@@ -14,24 +14,28 @@ from flava_ds.evaluation.frozen_model import FrozenModel
 from flava_ds.evaluation.preprocessing import WHOLE_TRANSFORM
 from flava_ds.evaluation.protocols import PairStates, TextStates
 from flava_ds.evaluation.tuning.fitting import Network, ids_of
-from flava_ds.evaluation.tuning.heads import HEADS
-from flava_ds.evaluation.tuning.kept import Facts, open_kept
+from flava_ds.evaluation.tuning.heads import HEADS, MakeHead, build_head
+from flava_ds.evaluation.tuning.kept import IMAGES, PAIRS_OF_TEXTS, TEXTS, Facts, open_kept, words_of
 from flava_ds.given import Picture, batches, check_texts, read_picture
 from flava_ds.storage.tensor_files import TensorFile
+
+LARGEST = 16
+"""Edge of a task's images over that of the model's, at most."""
 
 
 class FineTuned:
     """What a fine-tuning reported, ready to use; `Model.fine_tuned` opens it."""
 
-    def __init__(self, path: Path, model: FrozenModel) -> None:
-        """Reads the weights that `path` keeps, of `model` or of one like it.
+    def __init__(self, path: Path, model: FrozenModel, make_head: MakeHead | None = None) -> None:
+        """Reads the weights that `path` keeps, of `model` or of one like it. `make_head` makes the head of a
+        task whose head has a class of its own.
 
         Raises: UserError for a file of something else, or of another model; Lacking.
         """
         self._facts, file = open_kept(path)
         self._model = model
         try:
-            self._network = _network(self._facts, file, model)
+            self._network = _network(self._facts, file, model, make_head)
         finally:
             file.close()
 
@@ -61,17 +65,18 @@ class FineTuned:
             returns  [len(texts) z]  fp32; z is 1 for a number
         Raises: UserError where the task reads something else; DataError that names an unreadable image.
         """
-        pairs = self._facts.states == "pairs"
-        if pairs != (images is not None) or (pairs and second is not None):
-            reads = "images with a text: give texts and images" if pairs else "texts, without images"
-            raise UserError(f"task {self._facts.task} reads {reads}")
+        reads = {TEXTS: (False, False), PAIRS_OF_TEXTS: (True, False), IMAGES: (False, True)}
+        states = self._facts.states
+        if reads[states] != (second is not None, images is not None):
+            give = {TEXTS: "texts alone", PAIRS_OF_TEXTS: "texts and second", IMAGES: "texts and images"}
+            raise UserError(f"task {self._facts.task} reads {states}; give {give[states]}")
         for name, others in (("texts", texts), ("second", second), ("images", images)):
             if others is not None:
                 batches(others, batch_size, name)
                 if len(others) != len(texts):
                     raise UserError(f"{len(texts)} texts and {len(others)} {name}; give one for each text")
-        check_texts([*texts, *(second or ())])
-        ids = ids_of(self._model, "pair" if pairs else "text", texts, second)
+        check_texts([*texts, *(() if second is None else second)])
+        ids = ids_of(self._model, "pair" if states == IMAGES else "text", texts, second)
         found = []
         for rows in batches(range(len(texts)), batch_size, "texts"):
             pixels = None if images is None else self._pixels([images[row] for row in rows])
@@ -85,26 +90,36 @@ class FineTuned:
         return torch.stack([WHOLE_TRANSFORM(read_picture(image), size) for image in images])
 
 
-def _network(facts: Facts, file: TensorFile, model: FrozenModel) -> Network:
+def _network(facts: Facts, file: TensorFile, model: FrozenModel, make_head: MakeHead | None) -> Network:
     """Builds the encoder and the head with the weights of a file, in the precision of the model."""
-    if facts.head not in HEADS:
-        raise UserError(f"{file.where}: its head is a {facts.head}; known are {', '.join(HEADS)}")
-    asked_by = f"task {facts.task} of {file.where}"
-    if facts.states == "pairs":
+    where, other = file.where, f"was fine-tuned from another model than {model.described.name}"
+    make = make_head or HEADS.get(facts.head)
+    if make is None:
+        raise UserError(f"{where}: its head has a class of its own; give it as make_head")
+    if facts.words != words_of(model):
+        raise UserError(f"{where}: {other}, with other words; open the model that it was made from")
+    asked_by = f"task {facts.task} of {where}"
+    if facts.states == IMAGES:
+        if not 0 < facts.image_size <= LARGEST * model.image_size:
+            raise UserError(f"{where}: is for images of {facts.image_size} pixels, not of {model.image_size}")
         pairs = model.need(PairStates, asked_by)
         encoder: Any = pairs.pair_states(facts.image_size / model.image_size)
     else:
         encoder = model.need(TextStates, asked_by).text_states()
-    head = HEADS[facts.head](encoder.width, facts.meaning.outputs)
+    if getattr(encoder, "stored_regions", None) is not None:
+        raise UserError(
+            f"{where}: reads regions, and {model.described.name} has only those that a detector found "
+            "before; evaluate it on their images, with `flava-ds evaluate`"
+        )
+    head = build_head(make, encoder.width, facts.meaning.outputs, seed=0)
     network = Network(encoder, head).to(model.device).eval().requires_grad_(False)
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     found = {name: entry.shape for name, entry in file.entries.items()}
     for name in sorted(found | expected):
         if found.get(name) != expected.get(name):
             raise UserError(
-                f"{file.where}: was fine-tuned from another model than {model.described.name}: '{name}' is "
-                f"{_shown(found.get(name))} there and {_shown(expected.get(name))} here; open the model that "
-                "it was made from"
+                f"{where}: {other}: '{name}' is {_shown(found.get(name))} there and "
+                f"{_shown(expected.get(name))} here; open the model that it was made from"
             )
     network.load_state_dict({name: file.read(name) for name in found})
     return network

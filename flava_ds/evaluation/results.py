@@ -36,7 +36,10 @@ def read_results(run_path: Path) -> dict[str, list[dict[str, Any]]]:
     if not file.is_file():
         return {}
     try:
-        return {task: [found, *found.pop(OTHERS, [])] for task, found in loads(read_small(file)).items()}
+        known = {task: [found, *found.pop(OTHERS, [])] for task, found in loads(read_small(file)).items()}
+        if not all(isinstance(one, dict) for found in known.values() for one in found):
+            raise ValueError("a result is no object")
+        return known
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise DataError(f"{file}: not readable ({error}); delete it, and evaluate again") from error
 
@@ -66,7 +69,7 @@ def samples_of(facts: Mapping[str, Any]) -> str:
 
 
 def _apart(result: Mapping[str, Any]) -> str:
-    return json.dumps([result.get(name) for name in TELL_APART])
+    return json.dumps([result.get(name) for name in TELL_APART], sort_keys=True)
 
 
 @contextmanager
@@ -77,13 +80,11 @@ def _alone(file: Path) -> Iterator[None]:
         try:
             held = hold(lock)
             break
-        except BlockingIOError:
-            if time.monotonic() > until:
+        except OSError as error:
+            if not isinstance(error, BlockingIOError) or time.monotonic() > until:
+                error.filename = str(file)  # which the user knows
                 raise
             time.sleep(0.05)
-        except OSError as error:
-            error.filename = str(file)  # which the user knows
-            raise
     try:
         yield
     finally:

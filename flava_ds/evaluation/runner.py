@@ -19,13 +19,18 @@ from flava_ds.evaluation.published import TEST_SAMPLES, as_many_as_published, pu
 
 @dataclass(frozen=True)
 class FoundData:
-    """A data set in its folder; each split is read once and limited to `limit` samples."""
+    """A data set in its folder; each split is read once for all tasks and limited to `limit` samples."""
 
     data: EvaluationData
     folder: Path
     split: str
     limit: int | None = None
     _read: dict[str, Any] = field(default_factory=dict)
+    _asked: set[str] = field(default_factory=set)
+
+    def anew(self) -> FoundData:
+        """Returns the same data, with what is read so far, for another task."""
+        return dataclasses.replace(self, _asked=set())
 
     def test(self) -> Any:
         """Returns the samples to report on."""
@@ -36,6 +41,7 @@ class FoundData:
 
         Raises: DataError if the split is missing or empty.
         """
+        self._asked.add(split)
         if split not in self._read:
             samples = self.data.read(self.folder, split)
             if not len(samples):
@@ -46,9 +52,9 @@ class FoundData:
             self._read[split] = limited(samples, self.limit)
         return self._read[split]
 
-    def read_so_far(self) -> dict[str, Any]:
-        """Returns the splits that tasks have asked for."""
-        return dict(self._read)
+    def asked_for(self) -> dict[str, Any]:
+        """Returns the splits that the task has asked for."""
+        return {split: self._read[split] for split in sorted(self._asked & self._read.keys())}
 
     def has(self, split: str) -> bool:
         """Returns True if the folder contains that split."""
@@ -169,7 +175,7 @@ def evaluate(
     check_needs(tasks, model)
     results = {}
     for task in tasks:
-        start, found = time.monotonic(), data[task.name]
+        start, found = time.monotonic(), data[task.name].anew()
         tell(f"{task.name}: {task.about}")
         scores = task.run(model, found)
         splits = task.reported(found) if isinstance(task, Trained) else (found.split,)
@@ -183,8 +189,8 @@ def evaluate(
             "departures": departures(task, found, samples),
             "limit": found.limit,
             "fingerprint": found.test().fingerprint,
-            "fingerprints": {split: read.fingerprint for split, read in found.read_so_far().items()},
-            "files": {split: state_of_pictures(read) for split, read in found.read_so_far().items()},
+            "fingerprints": {split: read.fingerprint for split, read in found.asked_for().items()},
+            "files": {split: state_of_pictures(read) for split, read in found.asked_for().items()},
             **({"splits": task.data.variant} if isinstance(task.data, Varied) else {}),
             **({"fine_tuning": task.settings(found)} if isinstance(task, Trained) else {}),
         }

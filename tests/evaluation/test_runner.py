@@ -92,6 +92,16 @@ def test_labels_and_captions_of_the_same_shards_are_two_things(tmp_path):
     assert results["own_retrieval"].scores["text_to_image_recall_at_1"].value == pytest.approx(0.5)
 
 
+def test_the_facts_of_a_result_do_not_depend_on_what_other_tasks_read(tmp_path):
+    """A probe reads the split train, too, of the data that they share."""
+    write_own(tmp_path / "own", {"train": 2, "test": 2})
+    zero_shot, probe = find(["own_zero_shot", "own_probe"])
+    [alone] = evaluate([zero_shot], color_model(), find_all([zero_shot], tmp_path)).values()
+    found = evaluate([probe, zero_shot], color_model(), find_all([zero_shot, probe], tmp_path))
+    assert found["own_zero_shot"].facts == alone.facts and list(alone.facts["fingerprints"]) == ["test"]
+    assert list(found["own_probe"].facts["fingerprints"]) == ["test", "train"]
+
+
 def test_a_limit_holds_for_every_split(tmp_path):
     write_image_folder(tmp_path, {"train": 10, "test": 4})
     tasks, knows = find(["image_folder_neighbours"]), KnowsColors()

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from flava_ds.evaluation.opening import Opened
     from flava_ds.evaluation.shares import Share
 
+NOT_OURS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EAGAIN)
+"""What the system says of files that others have."""
+
 
 def tell_user(line: str) -> None:
     """Prints a line to stderr, since stdout is for JSON and paths."""
@@ -46,12 +49,12 @@ def open_asked(options: argparse.Namespace, device: torch.device | None) -> Open
 
 def keep(write: Callable[[], object]) -> None:
     """Writes results that are printed, too. Says in one line where they may not be written, as in a folder of
-    somebody else's run.
+    somebody else's run, or where another process does not let go of the file.
     """
     try:
         write()
     except OSError as error:
-        if error.filename is None or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.filename is None or error.errno not in NOT_OURS:
             raise
         tell_user(f"{error.filename}: {error.strerror}; the results are printed, but not kept")
 
@@ -78,7 +81,7 @@ def workplace(
     folder = options.keep or of_step(opened, "fine_tuning") or usual
     if folder is None and options.keep_weights:
         raise UserError(
-            f"--keep-weights: {opened.described.name} is no run, so nothing says where; give --keep DIR, too"
+            f"--keep-weights: {opened.described.name} is in no run's folder here; give --keep DIR, too"
         )
     return Workplace(folder, tell, options.keep_weights)
 

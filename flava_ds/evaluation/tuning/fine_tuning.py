@@ -22,8 +22,8 @@ from flava_ds.evaluation.probe import refuse_training_split
 from flava_ds.evaluation.protocols import EvaluationData, OwnHead, PairStates, Score, Splits, TextStates
 from flava_ds.evaluation.tuning.fitting import Fitting, Inputs, Network, inputs_of, outputs_of
 from flava_ds.evaluation.tuning.goals import Goal, mean_of
-from flava_ds.evaluation.tuning.heads import MakeHead, PairHead, SentenceHead, build_head
-from flava_ds.evaluation.tuning.kept import Facts
+from flava_ds.evaluation.tuning.heads import HEADS, MakeHead, PairHead, SentenceHead, build_head
+from flava_ds.evaluation.tuning.kept import IMAGES, PAIRS_OF_TEXTS, TEXTS, Facts, words_of
 from flava_ds.evaluation.tuning.own_head import check_made_for, named
 from flava_ds.evaluation.tuning.recipe import Recipe
 from flava_ds.evaluation.tuning.saved import Progress, Saved
@@ -53,8 +53,6 @@ class FineTuning(ABC):
     own_head: bool = False
     head_classes: tuple[str, ...] = ()
     make_head: ClassVar[MakeHead]
-    states: ClassVar[str]
-    """Which states its head reads, "texts" or "pairs"."""
     reads: ClassVar[str]
     """What its samples are, for messages."""
 
@@ -102,7 +100,10 @@ class FineTuning(ABC):
         head = build_head(type(self).make_head, encoder.width, meaning.outputs, recipe.seed)
         network = Network(encoder, head).to(model.device).eval()
         identity = self._identity(encoder, meaning.outputs, recipe, train, read)
-        saved = Saved(model.workplace.states, self.name, identity, model.workplace.keep_weights)
+        if self.else_last and chooses:
+            identity["chosen on"] = chooses
+        kept = self._facts(model, train, encoder, head) if model.workplace.keep_weights else None
+        saved = Saved(model.workplace.states, self.name, identity, kept)
         if (known := model.share.from_main(saved.finished)) is not None:
             tell(f"{self.name}: finished before with the same weights, samples and recipe")
             return known
@@ -111,13 +112,8 @@ class FineTuning(ABC):
         inputs = inputs_of(model, train, encoder)
         fitting = Fitting(self.name, network, inputs, self.goal, recipe, model.share)
 
-        facts = Facts(self.name, self.states, type(head).__name__, meaning, getattr(encoder, "image_size", 0))
-
         def judge(progress: Progress) -> str:
-            said = self._judge(progress, fitting, held_out, tuple(splits), chooses)
-            if progress.best_update == progress.update and model.share.is_main:
-                saved.keep(fitting.weights(), dataclasses.replace(facts, update=progress.update))
-            return said
+            return self._judge(progress, fitting, held_out, tuple(splits), chooses)
 
         progress = fitting.run(judge, saved, tell)
         if model.share.is_main:
@@ -125,6 +121,20 @@ class FineTuning(ABC):
         if saved.weights is not None:
             tell(f"{self.name}: the weights after update {progress.best_update:,} are {saved.weights}")
         return progress.scores
+
+    def _facts(self, model: FrozenModel, train: Any, encoder: Any, head: nn.Module) -> Facts:
+        """Returns what the file of the kept weights says of itself."""
+        states, name = self.reads, type(head).__name__
+        if getattr(train, "second", None) is not None:
+            states = PAIRS_OF_TEXTS
+        return Facts(
+            task=self.name,
+            states=states,
+            head=name if HEADS.get(name) is type(head) else "",
+            meaning=self.goal.meaning(train),
+            image_size=getattr(encoder, "image_size", 0),
+            words=words_of(model),
+        )
 
     def _as_it_came(self, model: FrozenModel, splits: dict[str, Any]) -> dict[str, Score]:
         """Scores the model with its own head as it came. Raises: DataError, UserError."""
@@ -217,8 +227,7 @@ class FineTuning(ABC):
 class TextFineTuning(FineTuning):
     """Fine-tunes the text encoder on texts or pairs of texts."""
 
-    states: ClassVar[str] = "texts"
-    reads: ClassVar[str] = "texts"
+    reads: ClassVar[str] = TEXTS
     suite: ClassVar[str] = "text"
     group: ClassVar[str] = "language"
     needs: ClassVar[tuple[type, ...]] = (TextStates,)
@@ -237,8 +246,7 @@ class PairFineTuning(FineTuning):
 
     enlarged: float = 1.0
     image_size: int | None = None
-    states: ClassVar[str] = "pairs"
-    reads: ClassVar[str] = "images with a text"
+    reads: ClassVar[str] = IMAGES
     suite: ClassVar[str] = "pairs"
     group: ClassVar[str] = "vision-language"
     needs: ClassVar[tuple[type, ...]] = (PairStates,)

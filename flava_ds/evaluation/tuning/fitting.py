@@ -127,12 +127,13 @@ class Fitting:
 
     def run(self, judge: Callable[[Progress], str], saved: Saved, tell: Callable[[str], None]) -> Progress:
         """Trains to the end, resuming an interrupted training. `judge` scores the weights and returns a line
-        for `tell`.
+        for `tell`; the best ones are kept.
         """
         progress = Progress()
         if (found := self.share.from_main(saved.load)) is not None:
             tensors, progress = found
             self.restore(tensors, progress.update)
+            self._keep(saved, progress)
             tell(f"{self.name}: resumes after update {progress.update:,}")
         clock, loss, since = time.monotonic(), torch.zeros((), device=self.device), 0
         for update, batches in self._updates(progress.update):
@@ -149,8 +150,14 @@ class Fitting:
             if judged or time.monotonic() - clock > SAVED_EVERY_S:
                 if self.share.is_main:
                     saved.save(self.tensors(), progress)
+                self._keep(saved, progress)
                 clock = time.monotonic()
         return progress
+
+    def _keep(self, saved: Saved, progress: Progress) -> None:
+        """Keeps the weights if they are the best so far."""
+        if self.share.is_main and 0 < progress.best_update == progress.update:
+            saved.keep(self.weights(), progress)
 
     def _updates(self, first: int) -> Iterator[tuple[int, Iterator[tuple[np.ndarray, Any]]]]:
         """Yields each remaining update with this rank's batches (rows, inputs), decoded ahead."""

@@ -44,6 +44,11 @@ class Meaning:
     scale: float = 1.0
     """By which a number is multiplied."""
 
+    def __post_init__(self) -> None:
+        """Raises: ValueError."""
+        if self.activation not in ("softmax", "sigmoid", "identity"):
+            raise ValueError(f"activation {self.activation!r}")
+
     @property
     def outputs(self) -> int:
         """Outputs of the head."""

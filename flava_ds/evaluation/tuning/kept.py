@@ -9,16 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from flava_ds.config.plain_files import loads
 from flava_ds.errors import UserError
+from flava_ds.evaluation.frozen_model import FrozenModel
 from flava_ds.evaluation.tuning.goals import Meaning
 from flava_ds.storage.files import LocalFile
-from flava_ds.storage.tensor_files import TensorFile, save_tensors
+from flava_ds.storage.tensor_files import TensorFile
 
 ENDING = ".best.safetensors"
 """What the file's name has after the task's."""
+TEXTS, PAIRS_OF_TEXTS, IMAGES = "texts", "pairs of texts", "images with a text"
+"""What a head reads the states of."""
 _KEY = "fine_tuned"
 
 
@@ -28,29 +29,38 @@ class Facts:
 
     task: str
     states: str
-    """What its head reads: the states of "texts" or of "pairs"."""
+    """What its head reads the states of: TEXTS, PAIRS_OF_TEXTS or IMAGES."""
     head: str
-    """The head's class."""
+    """The head's class, if it is one of HEADS; else empty."""
     meaning: Meaning
     image_size: int
     """Edge of the images in pixels; 0 for texts."""
+    words: str
+    """How texts become ids, see `words_of`."""
     update: int = 0
     """Updates made."""
     identity: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """What the fine-tuning depended on."""
 
+    def to_metadata(self) -> dict[str, str]:
+        """Returns it as a safetensors file's metadata."""
+        return {_KEY: json.dumps(dataclasses.asdict(self))}
 
-def write_kept(path: Path, weights: Mapping[str, Tensor], facts: Facts) -> None:
-    """Writes the weights of an encoder and its head atomically. Raises: CheckpointError."""
-    save_tensors(weights, path, {_KEY: json.dumps(dataclasses.asdict(facts))})
+    def is_of(self, other: Facts) -> bool:
+        """Returns whether two files are of the same fine-tuning, after however many updates."""
+        return dataclasses.replace(self, update=other.update) == other
+
+
+def words_of(model: FrozenModel) -> str:
+    """Identifies a model's vocabulary, and after how many tokens it truncates texts."""
+    return f"{model.tokenizer.fingerprint()} {sorted(model.most_tokens.items())}"
 
 
 def open_kept(path: Path) -> tuple[Facts, TensorFile]:
-    """Opens a file of kept weights. Raises: UserError for a file of something else, CheckpointError."""
+    """Opens a file of kept weights. Raises: UserError for a file of something else, or a damaged one."""
     if not path.is_file():
-        raise UserError(
-            f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; give a file *{ENDING}"
-        )
+        problem = "is a folder" if path.is_dir() else "no such file"
+        raise UserError(f"{path}: {problem}; give a file *{ENDING}")
     file = TensorFile(lambda: LocalFile(path), str(path))
     try:
         return _facts(path, file.metadata), file
@@ -68,8 +78,14 @@ def _facts(path: Path, metadata: Mapping[str, str]) -> Facts:
     try:
         read = loads(metadata[_KEY])
         meaning = read.pop("meaning")
-        return Facts(**read, meaning=Meaning(**meaning | {"names": tuple(meaning["names"])}))
+        found = Facts(**read, meaning=Meaning(**meaning | {"names": tuple(meaning["names"])}))
+        texts = (found.task, found.states, found.head, found.words, *found.meaning.names)
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError("a name is no text")
+        if found.states not in (TEXTS, PAIRS_OF_TEXTS, IMAGES):
+            raise ValueError(f"states of {found.states}")
+        if type(found.image_size) is not int or type(found.update) is not int:
+            raise ValueError("image_size and update are whole numbers")
+        return found
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path}: what it says of itself is not readable ({error}); write it again"
-        ) from error
+        raise UserError(f"{path}: what it says of itself is not readable ({error})") from error

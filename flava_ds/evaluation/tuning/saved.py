@@ -12,9 +12,9 @@ from typing import Any
 from torch import Tensor
 
 from flava_ds.config.plain_files import loads, read_small
-from flava_ds.errors import DataError
+from flava_ds.errors import DataError, UserError
 from flava_ds.evaluation.protocols import Score
-from flava_ds.evaluation.tuning.kept import ENDING, Facts, open_kept, write_kept
+from flava_ds.evaluation.tuning.kept import ENDING, Facts, open_kept
 from flava_ds.storage.atomic import check_writable, replacing, write_json
 from flava_ds.storage.files import LocalFile
 from flava_ds.storage.tensor_files import TensorFile, write_tensors
@@ -44,20 +44,21 @@ class Progress:
 
 
 class Saved:
-    """The files of one task in a folder: TASK.safetensors while it runs, TASK.json afterwards and, if the
-    weights are kept, TASK.best.safetensors.
+    """The files of one task in a folder: TASK.safetensors while it runs, TASK.json afterwards and, if `kept`
+    says what they are, TASK.best.safetensors with the best weights.
 
     `identity` describes what the state depends on; files with another identity are not used.
     """
 
     def __init__(
-        self, folder: Path | None, task: str, identity: Mapping[str, Any], keep_weights: bool = False
+        self, folder: Path | None, task: str, identity: Mapping[str, Any], kept: Facts | None = None
     ) -> None:
         self._running = None if folder is None else folder / f"{task}.safetensors"
         self._done = None if folder is None else folder / f"{task}.json"
-        self.weights = folder / f"{task}{ENDING}" if folder is not None and keep_weights else None
-        """Where the weights are kept; None if they are not."""
         self.identity = loads(json.dumps(identity))
+        self.weights = folder / f"{task}{ENDING}" if folder is not None and kept is not None else None
+        """Where the best weights are kept; None if they are not."""
+        self._facts = None if kept is None else dataclasses.replace(kept, identity=self.identity)
 
     def finished(self) -> Scores | None:
         """Returns the scores of the same fine-tuning if it has finished before and kept what is to be kept,
@@ -69,15 +70,22 @@ class Saved:
             found = loads(read_small(self._done))
             if found["identity"] != self.identity:
                 return None
-            kept = self.weights is None or self._kept_update() == found.get("best_update")
+            kept = self.weights is None or self._kept_update() == found.get("best_update", 0)
             return _scores(found["scores"]) if kept else None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{self._done}: not readable ({error}); delete it to start again") from error
 
     def check(self) -> None:
-        """Raises UserError if the folder cannot be written: better now than when a state is saved."""
+        """Raises UserError if the folder cannot be written, or holds weights of another fine-tuning: better
+        now than when a state is saved.
+        """
         if self._running is not None:
             check_writable(self._running.parent, "--keep")
+        if self.weights is not None and self.weights.exists() and self._kept_update() is None:
+            raise UserError(
+                f"{self.weights}: is of another model, data, recipe or classes, or damaged; move it away, or "
+                "name another folder with --keep"
+            )
 
     def load(self) -> tuple[dict[str, Tensor], Progress] | None:
         """Returns the tensors and the progress of an interrupted fine-tuning; None if there is none.
@@ -97,7 +105,8 @@ class Saved:
                         f"this one has {value}; delete the file to start again"
                     )
             progress = Progress.from_json(file.metadata["progress"])
-            if self.weights is not None and (self._kept_update() or 0) < progress.best_update:
+            in_state = progress.best_update in (0, progress.update)
+            if self.weights is not None and not in_state and self._kept_update() != progress.best_update:
                 raise DataError(
                     f"{self._running}: an interrupted fine-tuning, whose best weights so far were not kept; "
                     "delete the file to start again, or leave --keep-weights out"
@@ -115,27 +124,31 @@ class Saved:
         """
         if self._running is None:
             return
-        metadata = {"identity": json.dumps(self.identity), "progress": progress.to_json()}
-        try:
-            with replacing(self._running, alone=True) as temporary, temporary.open("wb") as file:
-                write_tensors(file, tensors, metadata)
-        except OSError as error:
-            raise DataError(
-                f"{self._running}: cannot be written ({error.strerror or error}); give another --keep"
-            ) from error
+        _write(
+            self._running,
+            tensors,
+            {"identity": json.dumps(self.identity), "progress": progress.to_json()},
+        )
 
-    def keep(self, weights: Mapping[str, Tensor], facts: Facts) -> None:
-        """Writes the best weights so far, if they are to be kept. Raises: CheckpointError."""
-        if self.weights is not None:
-            write_kept(self.weights, weights, dataclasses.replace(facts, identity=self.identity))
+    def keep(self, weights: Mapping[str, Tensor], progress: Progress) -> None:
+        """Writes the best weights so far, if they are to be kept, atomically.
+
+        Call it after `save`, so that a state without them can write them again. Raises: DataError.
+        """
+        if self.weights is not None and self._facts is not None:
+            facts = dataclasses.replace(self._facts, update=progress.best_update)
+            _write(self.weights, weights, facts.to_metadata())
 
     def _kept_update(self) -> int | None:
-        """Returns after which update the kept weights are of this fine-tuning; None if there are none."""
-        if self.weights is None or not self.weights.is_file():
+        """Returns after how many updates the kept weights are of this fine-tuning; None if there are none."""
+        if self.weights is None or self._facts is None or not self.weights.is_file():
             return None
-        facts, file = open_kept(self.weights)
+        try:
+            facts, file = open_kept(self.weights)
+        except UserError:  # damaged, or of something else
+            return None
         file.close()
-        return facts.update if facts.identity == self.identity else None
+        return facts.update if facts.is_of(self._facts) else None
 
     def finish(self, progress: Progress) -> None:
         """Writes the scores and deletes the state."""
@@ -145,6 +158,20 @@ class Saved:
         whole = {"identity": self.identity, "best_update": progress.best_update, "scores": found}
         write_json(self._done, whole)
         self._running.unlink(missing_ok=True)
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Writes tensors atomically; what a kill leaves is overwritten by the next attempt.
+
+    Raises: DataError, also when another process writes there.
+    """
+    try:
+        with replacing(path, alone=True) as temporary, temporary.open("wb") as file:
+            write_tensors(file, tensors, metadata)
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be written ({error.strerror or error}); give another --keep"
+        ) from error
 
 
 def _scores(found: Mapping[str, Mapping[str, Any]]) -> Scores:

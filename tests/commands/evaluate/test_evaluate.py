@@ -3,7 +3,6 @@ line.
 """
 
 import contextlib
-import errno
 import importlib.metadata
 import io
 import json
@@ -12,11 +11,10 @@ import shutil
 
 import fsspec
 import pytest
-from evaluation.color_world import write_image_folder, write_own, write_sst2
+from evaluate_command import evaluated, write_data
 from s3_server import s3_bucket
 from sample_runs import write_run
 
-import flava_ds
 from flava_ds.cli import main
 from flava_ds.errors import CheckpointError, DataError
 from flava_ds.evaluation import opening, results
@@ -33,39 +31,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data")
-    write_image_folder(root / "image_folder", {"train": 6, "test": 4})
-    write_own(root / "own", {"test": 3})
-    write_sst2(root, {"train": 30, "dev": 10})
-    return root
-
-
-def evaluated(capsys, *words):
-    assert main(["evaluate", *map(str, words)]) == 0
-    told = capsys.readouterr()
-    return json.loads(told.out), told.err
-
-
-def test_results_that_may_not_be_kept_are_printed_all_the_same(run, root, capsys, monkeypatch):
-    """As with somebody else's run, which one may read."""
-
-    def refuse(path, *_, **__):
-        raise PermissionError(errno.EACCES, "Permission denied", str(path))
-
-    monkeypatch.setattr(results, "write_json", refuse)
-    found, told = evaluated(
-        capsys, run, "--task", "image_folder_zero_shot,image_folder_neighbours", "--data", root
-    )
-    assert list(found) == ["image_folder_zero_shot", "image_folder_neighbours"]
-    line = f"{run}/evaluations.json: Permission denied; the results are printed, but not kept"
-    assert told.splitlines().count(line) == 2
-
-
-def test_fine_tuning_that_cannot_be_kept_is_refused_before_it_trains(root, tmp_path, capsys):
-    run, _ = write_run(tmp_path)
-    (run / "fine_tuning").touch()  # no folder can be made there
-    assert main(["evaluate", str(run), "--task", "glue_sst2", "--data", str(root)]) == 2
-    assert "--keep: " in (said := capsys.readouterr().err) and "give another folder" in said, said
+    return write_data(tmp_path_factory.mktemp("data"))
 
 
 def test_several_tasks_on_a_run_are_json_a_table_and_a_file(run, root, capsys):
@@ -104,33 +70,7 @@ def test_the_same_weights_give_the_same_numbers_from_every_place(run, root, tmp_
     assert found["own_zero_shot"]["step"] is None and not (tmp_path / "hf" / "evaluations.json").exists()
     words = ["evaluate", tmp_path / "hf", "--task", "glue_sst2", "--data", root, "--keep-weights"]
     assert main([*map(str, words)]) == 2
-    assert "--keep-weights: hf is no run, so nothing says where; give --keep DIR" in capsys.readouterr().err
-
-
-def test_a_fine_tuning_keeps_its_state_with_the_run_or_where_it_is_told(run, root, tmp_path, capsys):
-    words = ["--task", "glue_sst2", "--data", root]
-    found, told = evaluated(capsys, run, *words)
-    score = found["glue_sst2"]["scores"]["accuracy"]
-    assert score["published"] == [] and "samples instead of 872 here" in told  # of so few, no number compares
-    assert found["glue_sst2"]["fine_tuning"]["lr"] == 1e-5
-    assert "glue_sst2: update 10 of 10" in told
-    assert (run / "fine_tuning" / "step_00000012" / "glue_sst2.json").is_file()
-    again, told = evaluated(capsys, run, *words)
-    assert again["glue_sst2"]["scores"] == found["glue_sst2"]["scores"] and "finished before" in told
-    evaluated(capsys, run, *words, "--keep", tmp_path / "kept", "--limit", 8)
-    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["glue_sst2.json"]
-
-
-def test_the_weights_of_a_fine_tuning_are_kept_if_it_is_told_to(run, root, tmp_path, capsys):
-    words = ["--task", "glue_sst2", "--data", root, "--keep", tmp_path / "kept", "--keep-weights"]
-    found, told = evaluated(capsys, run, *words)
-    file = tmp_path / "kept" / "glue_sst2.best.safetensors"
-    assert f" are {file}" in told
-    model = flava_ds.load(run, precision="fp32").fine_tuned(file)
-    rows = [line.split("\t") for line in (root / "SST-2" / "dev.tsv").read_text().splitlines()[1:]]
-    said = model.predict([text for text, _ in rows]).argmax(1)
-    right = sum(place == int(label) for place, (_, label) in zip(said.tolist(), rows, strict=True))
-    assert right / len(rows) == found["glue_sst2"]["scores"]["accuracy"]["value"]
+    assert "--keep-weights: hf is in no run's folder here; give --keep DIR" in capsys.readouterr().err
 
 
 def test_a_checkpoint_in_a_storage_is_evaluated_from_there(run, root, tmp_path, capsys):

@@ -14,6 +14,7 @@ from families.two_streams.two_stream_peers import FEATURES, difference, lxmert, 
 
 from flava_ds.cli import main
 from flava_ds.errors import ConfigError, DataError, UserError
+from flava_ds.evaluation.frozen_model import Workplace
 from flava_ds.evaluation.opening import freeze, open_model, with_regions
 from flava_ds.evaluation.protocols import Matcher
 from flava_ds.evaluation.published import TEST_SAMPLES
@@ -21,6 +22,7 @@ from flava_ds.evaluation.registry import tasks
 from flava_ds.evaluation.runner import find_data
 from flava_ds.evaluation.tuning.recipe import Recipe
 from flava_ds.families.two_streams.task import build_task
+from flava_ds.fine_tuned import FineTuned
 from flava_ds.hf.foreign import export
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "kite", "?"]
@@ -118,3 +120,10 @@ def test_images_without_regions_are_named_before_anything_is_read(world):
 
     with pytest.raises(UserError, match="family 'bert' read pictures and no regions"):
         with_regions(dataclasses.replace(config, model=BertConfig()), world)
+
+
+def test_weights_on_regions_that_were_found_before_are_not_opened_for_other_images(world, tmp_path):
+    task = dataclasses.replace(tasks()["vqav2"], recipe=dataclasses.replace(QUICK, updates=1))
+    task.run(frozen(world).at(Workplace(tmp_path, keep_weights=True)), find_data(task.data, world))
+    with pytest.raises(UserError, match="reads regions, and lxmert has only those that a detector found"):
+        FineTuned(tmp_path / "vqav2.best.safetensors", frozen(world))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 
 import pytest
 
@@ -10,7 +11,7 @@ from flava_ds.evaluation import results
 from flava_ds.evaluation.protocols import Score
 from flava_ds.evaluation.results import OTHERS, RESULTS, read_results, write_results
 from flava_ds.evaluation.runner import TaskResult
-from flava_ds.storage.atomic import hold
+from flava_ds.storage.atomic import hold, write_json
 
 
 def test_results_are_kept_by_task_with_what_others_published(tmp_path):
@@ -35,7 +36,14 @@ def test_results_are_kept_by_task_with_what_others_published(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [RESULTS]
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"task": 3}', '{"task": {"others": 3}}'])
+@pytest.mark.parametrize("others", [3, ["x"], {"b": 1}])
+def test_a_damaged_list_of_others_is_named(tmp_path, others):
+    write_json(tmp_path / RESULTS, {"a": {OTHERS: others}})
+    with pytest.raises(DataError, match="evaluations.json: not readable"):
+        read_results(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"task": 3}'])
 def test_a_damaged_file_is_named(tmp_path, text):
     (tmp_path / RESULTS).write_text(text)
     with pytest.raises(DataError, match="evaluations.json: not readable"):
@@ -52,9 +60,10 @@ def test_results_of_other_checkpoints_and_samples_stay_beside_the_latest(tmp_pat
     assert written == expected[0] | {OTHERS: expected[1:]}
 
 
-def test_processes_that_write_at_once_lose_nothing(tmp_path):
+def test_processes_that_write_at_once_lose_nothing(tmp_path, monkeypatch):
     """As jobs do that evaluate a checkpoint each."""
-    children = []
+    children, write = [], results.write_json
+    monkeypatch.setattr(results, "write_json", lambda *what: time.sleep(0.02) or write(*what))
     for number in range(8):
         if not (child := os.fork()):
             status = 1
@@ -75,5 +84,6 @@ def test_processes_that_write_at_once_lose_nothing(tmp_path):
 
 def test_one_that_never_lets_go_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "PATIENCE_S", 0.2)
-    with hold(tmp_path / f".{RESULTS}.lock"), pytest.raises(BlockingIOError, match="another process is writ"):
+    words = "another process is writing there: '.*/evaluations.json'"
+    with hold(tmp_path / f".{RESULTS}.lock"), pytest.raises(BlockingIOError, match=words):
         write_results(tmp_path, {"a": {}})

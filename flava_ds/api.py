@@ -234,6 +234,8 @@ class Model:
 
         Raises: UserError for a file of something else, or of another model; Lacking.
         """
+        if not isinstance(path, str | Path):
+            raise UserError(f"{path!r}: give the path of a file of kept weights")
         return FineTuned(Path(path), self._model, make_head)
 
     def _pixels(self, images: Sequence[Picture]) -> Tensor:

@@ -308,8 +308,11 @@ def resolve_or_help(options: argparse.Namespace, overrides: list[str]) -> Any:
 
 
 def report(options: argparse.Namespace) -> int:
-    """Writes a run's report and prints its path."""
+    """Writes a run's report and prints its path. Raises: UserError for a checkpoint, which has no log."""
     require_run(options.run_path)
+    run = options.run_path.absolute().parents[1]
+    if options.run_path.absolute().parent.name == "checkpoints" and (run / "log.jsonl").is_file():
+        raise UserError(f"{options.run_path}: is a checkpoint; give the run, {run}")
     from flava_ds.demo.evaluation.held_out import held_out_of
     from flava_ds.report.page import write_report
 

@@ -69,8 +69,9 @@ class FineTuned:
         states = self._facts.states
         if reads[states] != (second is not None, images is not None):
             give = {TEXTS: "texts alone", PAIRS_OF_TEXTS: "texts and second", IMAGES: "texts and images"}
-            raise UserError(f"task {self._facts.task} reads {states}; give {give[states]}")
-        for name, others in (("texts", texts), ("second", second), ("images", images)):
+            raise UserError(f"task {self._facts.task} reads {states}; give {give[states]}, nothing else")
+        batches(texts, batch_size, "texts")
+        for name, others in (("second", second), ("images", images)):
             if others is not None:
                 batches(others, batch_size, name)
                 if len(others) != len(texts):

@@ -49,8 +49,8 @@ def batches(items: Sequence[Item], size: int, what: str) -> Iterator[Sequence[It
     listed = hasattr(items, "__len__") and not isinstance(items, str | Path | Image.Image)
     if not listed or not len(items):
         raise UserError(f"{what}: give a list of at least one, not {_shown(items)}")
-    if size < 1:
-        raise UserError(f"batch_size {size}: use at least 1")
+    if not isinstance(size, int) or size < 1:
+        raise UserError(f"batch_size {size}: use a whole number of at least 1")
     return (items[start : start + size] for start in range(0, len(items), size))
 
 

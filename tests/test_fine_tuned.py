@@ -27,7 +27,7 @@ from flava_ds.evaluation.tuning.kept import Facts, open_kept, words_of
 from flava_ds.evaluation.tuning.recipe import Recipe
 from flava_ds.families.flava.task import build_task
 from flava_ds.fine_tuned import FineTuned
-from flava_ds.storage.atomic import replacing
+from flava_ds.storage.atomic import hold, replacing
 from flava_ds.storage.files import sha256_of
 from flava_ds.storage.tensor_files import save_tensors
 
@@ -202,7 +202,8 @@ def test_after_a_kill_the_same_weights_are_kept(tmp_path, monkeypatch):
         tuned(tmp_path, "glue_sst2", monkeypatch, dies_at=26)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-    assert sorted(path.name for path in file.parent.iterdir()) == [file.name, "glue_sst2.safetensors"]
+    there = sorted(path.name for path in file.parent.iterdir())
+    assert there == [".glue_sst2.lock", file.name, "glue_sst2.safetensors"]
     told = []
     tuned(tmp_path, "glue_sst2", monkeypatch, told=told)
     assert told[0] == "glue_sst2: resumes after update 25" and sha256_of(file) == expected
@@ -229,6 +230,27 @@ def test_what_was_fine_tuned_without_keeping_weights(tmp_path, monkeypatch):
         os._exit(0)
     os.waitpid(child, 0)
     with pytest.raises(DataError, match="best weights so far were not kept; delete the file to start again"):
+        tuned(tmp_path, "glue_sst2", monkeypatch)
+
+
+def test_a_first_look_at_a_part_of_the_samples_costs_no_finished_work(tmp_path, monkeypatch):
+    WRITERS["glue_sst2"](tmp_path)
+    _, file = tuned(tmp_path, "glue_sst2", monkeypatch, updates=10)
+    kept, told = file.read_bytes(), []
+    tuned(tmp_path, "glue_sst2", monkeypatch, updates=10, limit=6, keep=False)
+    for limit in (None, 6, None):
+        tuned(tmp_path, "glue_sst2", monkeypatch, updates=10, limit=limit, keep=limit is None, told=told)
+    assert len(told) == 3 and all("finished before" in line for line in told)
+    assert file.read_bytes() == kept
+
+
+def test_a_second_process_is_refused_before_it_trains(tmp_path, monkeypatch):
+    WRITERS["glue_sst2"](tmp_path)
+    (tmp_path / "states").mkdir()
+    with (
+        hold(tmp_path / "states" / ".glue_sst2.lock"),
+        pytest.raises(UserError, match="glue_sst2.safetensors: another process is fine-tuning there; wait"),
+    ):
         tuned(tmp_path, "glue_sst2", monkeypatch)
 
 
@@ -306,8 +328,11 @@ def test_what_cannot_be_used_is_one_line(tmp_path, monkeypatch):
         FineTuned(pairs, model).predict(["a", "b"], images=read[:1])
     with pytest.raises(UserError, match="texts: give a list of at least one, not 'a'"):
         FineTuned(texts, model).predict("a")
-    with pytest.raises(UserError, match="texts: give a list of at least one"):
-        FineTuned(texts, model).predict([])
+    for nothing in ([], None):
+        with pytest.raises(UserError, match="texts: give a list of at least one"):
+            FineTuned(texts, model).predict(nothing)
+    with pytest.raises(UserError, match="batch_size 1.5: use a whole number of at least 1"):
+        FineTuned(texts, model).predict(["a"], batch_size=1.5)
     with pytest.raises(UserError, match="absent.safetensors: no such file; give a file .*best.safetensors"):
         FineTuned(tmp_path / "absent.safetensors", model)
     with pytest.raises(UserError, match="states: is a folder; give a file .*best.safetensors"):

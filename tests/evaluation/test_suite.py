@@ -187,6 +187,8 @@ def test_a_suite_has_a_folder_for_each_step_and_keeps_weights_that_an_earlier_ru
     _, _, told = suite(capsys, *words, "--keep-weights")
     assert f"own_tuned: the weights after update 10 are {weights}" in told and weights.is_file()
     assert json.loads((place / "suite.json").read_text())["tasks"]["own_tuned"]["scores"] == first
+    _, files, _ = suite(capsys, *words, "--limit", 5)
+    assert files[0] == str(run / "suites" / "pairs_limit_5" / "step_00000012" / "suite.json")
 
 
 def test_sets_that_are_not_split_as_asked_are_named():

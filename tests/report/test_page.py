@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from sample_runs import write_run
 
+from flava_ds.cli import main
 from flava_ds.demo.evaluation.evaluator import evaluate_run
 from flava_ds.demo.evaluation.held_out import held_out_of
 from flava_ds.errors import ConfigError
@@ -249,6 +250,13 @@ def test_what_tasks_found_is_on_the_page(tmp_path):
     ):
         assert words in page.text, words
     assert "Not here." not in page.text.split("Tasks")[2].split("The run")[0] and page.errors == []
+
+
+def test_a_checkpoint_has_no_report_of_its_own(tmp_path, capsys):
+    run, _ = write_run(tmp_path)
+    checkpoint = run / "checkpoints" / "step_00000012"
+    assert main(["report", str(checkpoint)]) == 2 and not (checkpoint / "report.html").exists()
+    assert f"{checkpoint}: is a checkpoint; give the run, {run}" in capsys.readouterr().err
 
 
 def test_a_run_without_a_configuration_is_an_error(tmp_path):

@@ -48,7 +48,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--out",
         metavar="DIR",
         type=local_path,
-        help="where a suite's files and features are written (default: RUN/suites/NAME/step_N)",
+        help="where a suite's files and features are written (default: RUN/suites/NAME/step_N, where NAME "
+        "has the --splits and --limit, too)",
     )
     command.add_argument(
         "--features",

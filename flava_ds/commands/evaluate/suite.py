@@ -30,7 +30,8 @@ def run_suite(options: argparse.Namespace) -> int:
         if usual := suite.split_otherwise(tasks, options.splits):
             tell(f"not split as {options.splits}, but as usual: {', '.join(usual)}")
         opened = share.together(lambda: open_asked(options, device))
-        out = options.out or of_step(opened, "suites", options.suite)
+        parts = [options.suite, options.splits, options.limit and f"limit_{options.limit}"]
+        out = options.out or of_step(opened, "suites", "_".join(filter(None, parts)))
         where = without_secrets(str(options.model))
         if out is None:
             raise UserError(f"{where}: is no run's folder, so a suite needs --out DIR for what it writes")

@@ -39,6 +39,8 @@ class Glue:
     drops_short_lines: bool = False
     """Skips lines with another number of columns, as is usual for QQP, whose published file has some."""
     splits: tuple[str, ...] = ("dev", "train")
+    mend: str = "download the set again"
+    """What to do about a file that is not as expected."""
 
     @property
     def layout(self) -> str:
@@ -72,7 +74,7 @@ class Glue:
         if lacking:
             raise DataError(
                 f"{file}: its first line names {', '.join(names[:12])[:200]}, but not {', '.join(lacking)}; "
-                f"{UNLABELLED if lacking == [self.label] else 'download the set again'}"
+                f"{UNLABELLED if lacking == [self.label] else self.mend}"
             )
         used = [names.index(name) for name in (*self.texts, self.label)]
         kept, labels = [], []
@@ -82,7 +84,7 @@ class Glue:
                     continue
                 raise DataError(
                     f"{file}: line {number} has {len(row)} columns instead of {len(names)}, read without "
-                    "quoting; download the set again"
+                    f"quoting; {self.mend}"
                 )
             kept.append([row[place] for place in used[:-1]])
             labels.append(self._label(row[used[-1]], f"{file}: line {number}"))

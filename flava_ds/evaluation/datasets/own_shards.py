@@ -100,9 +100,11 @@ def _captions(folder: Path, key: str, text: str, record: dict[str, Any]) -> tupl
 def _labels(folder: Path, samples: Samples | None) -> list[str]:
     """Returns every sample's label; reads no images unless `samples` are given."""
     samples = samples or read_samples(folder, images=False, captions=False)
-    lacking = [key for key, record in zip(samples.keys, samples.records, strict=True) if LABEL not in record]
+    known = [record.get(LABEL) for record in samples.records]
+    unlabelled = [label is None or not str(label).strip() for label in known]
+    lacking = [key for key, is_lacking in zip(samples.keys, unlabelled, strict=True) if is_lacking]
     if lacking:
         raise DataError(
             f"{folder}: sample '{lacking[0]}' has no \"{LABEL}\" in its .json; write one for every sample"
         )
-    return [str(record[LABEL]) for record in samples.records]
+    return [str(label) for label in known]

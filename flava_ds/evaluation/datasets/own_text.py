@@ -54,6 +54,8 @@ class OwnText:
             texts=texts,
             label=LABEL,
             labels=tuple(classes),
+            splits=self.splits,
+            mend="mend the line",
         )
         return published.read(folder, split)
 
@@ -67,6 +69,11 @@ def _columns(file: Path, layout: str) -> tuple[list[str], set[str]]:
     names = header.rstrip("\r").split("\t")
     if LABEL not in names or TEXT not in names:
         raise DataError(f"{file}: its first line names {', '.join(names)[:200]}; expected {layout}")
-    place = names.index(LABEL)
-    rows = [line.rstrip("\r").split("\t") for line in lines]
-    return names, {row[place] for row in rows if len(row) == len(names)}
+    place, labels = names.index(LABEL), set()
+    for number, line in enumerate(lines, start=2):
+        row = line.rstrip("\r").split("\t")
+        if len(row) == len(names):
+            labels.add(row[place])
+            if not row[place].strip():
+                raise DataError(f"{file}: line {number} has no label; write one, or take the line out")
+    return names, labels

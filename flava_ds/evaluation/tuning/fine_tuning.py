@@ -67,18 +67,20 @@ class FineTuning(ABC):
 
     def settings(self, data: Splits) -> dict[str, Any]:
         """Returns what ran on `data`, the updates made and the split that chose the weights included, and the
-        published settings beside it, which are for the published size of the training split.
+        published settings beside it, if there are any, which are for the published training split.
         """
         if self.own_head:
             return {"own_head": True, **({"classes": self.head_classes} if self.head_classes else {})}
         ran = self.recipe.fitted(len(data.read("train")))
-        published = {**dataclasses.asdict(self.recipe), "last_update": self.recipe.last_update}
-        return {
+        found = {
             **dataclasses.asdict(ran),
             "last_update": ran.last_update,
             "chosen_on": self._choosing(data),
-            "published": {**published, "chosen_on": list(self.chosen_on)},
         }
+        if self.recipe.is_for_any_size:
+            return found
+        published = {**dataclasses.asdict(self.recipe), "last_update": self.recipe.last_update}
+        return {**found, "published": {**published, "chosen_on": list(self.chosen_on)}}
 
     @abstractmethod
     def encoder(self, model: FrozenModel) -> Any:
@@ -107,7 +109,7 @@ class FineTuning(ABC):
         if (known := model.share.from_main(saved.finished)) is not None:
             tell(f"{self.name}: finished before with the same weights, samples and recipe")
             return known
-        model.share.from_main(saved.check)
+        model.share.from_main(saved.begin)
         held_out = {split: inputs_of(model, samples, encoder) for split, samples in read.items()}
         inputs = inputs_of(model, train, encoder)
         fitting = Fitting(self.name, network, inputs, self.goal, recipe, model.share)

@@ -16,7 +16,8 @@ class Recipe:
     """One row of a table of hyper-parameters."""
 
     samples: int
-    """Size of the published training split, which `updates` is meant for."""
+    """Size of the published training split, which `updates` is meant for; 1 for a recipe of passes, which is
+    published for no split."""
     batch_size: int
     lr: float
     updates: int
@@ -35,6 +36,11 @@ class Recipe:
     rows_at_once: int = 32
     """Most samples encoded together; larger batches are split, with the same result."""
     seed: int = 0
+
+    @property
+    def is_for_any_size(self) -> bool:
+        """Whether it is published for no training split."""
+        return self.samples == 1
 
     def fitted(self, samples: int) -> Recipe:
         """Returns the recipe for a training split of another size: the same number of passes and the same

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from torch import Tensor
 
@@ -15,11 +15,13 @@ from flava_ds.config.plain_files import loads, read_small
 from flava_ds.errors import DataError, UserError
 from flava_ds.evaluation.protocols import Score
 from flava_ds.evaluation.tuning.kept import ENDING, Facts, open_kept
-from flava_ds.storage.atomic import check_writable, replacing, write_json
+from flava_ds.storage.atomic import check_writable, hold, replacing, write_json
 from flava_ds.storage.files import LocalFile
 from flava_ds.storage.tensor_files import TensorFile, write_tensors
 
 Scores = dict[str, Score]
+OTHERS = "others"
+"""In TASK.json: what the task has found of other weights, samples or recipes, after the latest."""
 
 
 @dataclass
@@ -55,6 +57,8 @@ class Saved:
     ) -> None:
         self._running = None if folder is None else folder / f"{task}.safetensors"
         self._done = None if folder is None else folder / f"{task}.json"
+        self._lock = None if folder is None else folder / f".{task}.lock"
+        self._held: IO[bytes] | None = None
         self.identity = loads(json.dumps(identity))
         self.weights = folder / f"{task}{ENDING}" if folder is not None and kept is not None else None
         """Where the best weights are kept; None if they are not."""
@@ -64,23 +68,41 @@ class Saved:
         """Returns the scores of the same fine-tuning if it has finished before and kept what is to be kept,
         else None.
         """
+        for found in self._records():
+            if found["identity"] == self.identity:
+                kept = self.weights is None or self._kept_update() == found.get("best_update", 0)
+                return _scores(found["scores"]) if kept else None
+        return None
+
+    def _records(self) -> list[dict[str, Any]]:
+        """Returns what fine-tunings of this task have found that finished here, the latest first."""
         if self._done is None or not self._done.is_file():
-            return None
+            return []
         try:
-            found = loads(read_small(self._done))
-            if found["identity"] != self.identity:
-                return None
-            kept = self.weights is None or self._kept_update() == found.get("best_update", 0)
-            return _scores(found["scores"]) if kept else None
+            latest = loads(read_small(self._done))
+            found = [latest, *latest.pop(OTHERS, [])]
+            for record in found:
+                _scores(record["scores"])
+                record["identity"], record.get("best_update")
+            return found
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{self._done}: not readable ({error}); delete it to start again") from error
 
-    def check(self) -> None:
-        """Raises UserError if the folder cannot be written, or holds weights of another fine-tuning: better
-        now than when a state is saved.
+    def begin(self) -> None:
+        """Keeps other processes from the files until `finish`, or the end of this one.
+
+        Raises: UserError if the folder cannot be written, another process is at work there, or weights of
+        another fine-tuning are kept there: better now than when a state is saved.
         """
-        if self._running is not None:
+        if self._running is not None and self._lock is not None:
             check_writable(self._running.parent, "--keep")
+            try:
+                self._held = hold(self._lock)
+            except BlockingIOError as error:
+                raise UserError(
+                    f"{self._running}: another process is fine-tuning there; wait for it, or name another "
+                    "folder with --keep"
+                ) from error
         if self.weights is not None and self.weights.exists() and self._kept_update() is None:
             raise UserError(
                 f"{self.weights}: is of another model, data, recipe or classes, or damaged; move it away, or "
@@ -151,13 +173,17 @@ class Saved:
         return facts.update if facts.is_of(self._facts) else None
 
     def finish(self, progress: Progress) -> None:
-        """Writes the scores and deletes the state."""
+        """Writes the scores beside those of other fine-tunings of the task, and deletes the state."""
         if self._done is None or self._running is None:
             return
-        found = {name: dataclasses.asdict(score) for name, score in progress.scores.items()}
-        whole = {"identity": self.identity, "best_update": progress.best_update, "scores": found}
-        write_json(self._done, whole)
+        scores = {name: dataclasses.asdict(score) for name, score in progress.scores.items()}
+        whole = {"identity": self.identity, "best_update": progress.best_update, "scores": scores}
+        others = [record for record in self._records() if record["identity"] != self.identity]
+        write_json(self._done, whole | ({OTHERS: others} if others else {}))
         self._running.unlink(missing_ok=True)
+        if self._lock is not None and self._held is not None:
+            self._lock.unlink(missing_ok=True)
+            self._held.close()
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

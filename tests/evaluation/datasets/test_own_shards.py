@@ -104,3 +104,15 @@ def test_a_folder_of_shards_alone_is_a_test_split(tmp_path):
     assert LABELLED.is_here(tmp_path / "shards") and LABELLED.is_here(tmp_path / "shards", "test")
     assert not LABELLED.is_here(tmp_path / "shards", "train") and not LABELLED.is_here(tmp_path / "splits")
     assert LABELLED.read(tmp_path / "shards", "test").labels.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("label", "lacks"), [("", True), (" ", True), (None, True), (0, False), ("a", False)]
+)
+def test_an_empty_label_is_none(tmp_path, label, lacks):
+    write_captioned(tmp_path, {"label": "a"}, {"label": label})
+    if not lacks:
+        assert len(LABELLED.read(tmp_path, "test").labels) == 2
+        return
+    with pytest.raises(DataError, match="sample '1' has no \"label\""):
+        LABELLED.read(tmp_path, "test")

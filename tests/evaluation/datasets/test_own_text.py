@@ -29,7 +29,8 @@ def test_two_texts(tmp_path):
     "content, words",
     [
         ("words\tlabel\na\tb\n", "its first line names words, label; expected"),
-        ("text\tlabel\na\n", "line 2 has 1"),
+        ("text\tlabel\na\n", "line 2 has 1 columns instead of 2, read without quoting; mend the line"),
+        ("text\tlabel\na\tb\nc\t \n", "line 3 has no label; write one, or take the line out"),
     ],
 )
 def test_another_layout_is_named(tmp_path, content, words):

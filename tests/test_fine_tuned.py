@@ -208,7 +208,8 @@ def test_after_a_kill_the_same_weights_are_kept(tmp_path, monkeypatch):
     tuned(tmp_path, "glue_sst2", monkeypatch, told=told)
     assert told[0] == "glue_sst2: resumes after update 25" and sha256_of(file) == expected
     tuned(tmp_path, "glue_sst2", monkeypatch, told=told, dies_at=1)
-    assert "finished before" in told[-1] and sha256_of(file) == expected
+    assert f"finished before with the same weights, samples and recipe; its weights are {file}" in told[-1]
+    assert sha256_of(file) == expected
 
 
 def test_what_was_fine_tuned_without_keeping_weights(tmp_path, monkeypatch):
@@ -252,6 +253,16 @@ def test_a_second_process_is_refused_before_it_trains(tmp_path, monkeypatch):
         pytest.raises(UserError, match="glue_sst2.safetensors: another process is fine-tuning there; wait"),
     ):
         tuned(tmp_path, "glue_sst2", monkeypatch)
+
+
+def test_after_an_error_the_same_process_may_try_again(tmp_path, monkeypatch):
+    WRITERS["glue_sst2"](tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Classes, "merit", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError) as error:
+            tuned(tmp_path, "glue_sst2", patch)
+    _, file = tuned(tmp_path, "glue_sst2", monkeypatch)
+    assert error.traceback and file.is_file()  # the first one's frames are there still
 
 
 def test_weights_of_something_else_are_not_overwritten(tmp_path, monkeypatch):

@@ -107,21 +107,23 @@ class FineTuning(ABC):
         kept = self._facts(model, train, encoder, head) if model.workplace.keep_weights else None
         saved = Saved(model.workplace.states, self.name, identity, kept)
         if (known := model.share.from_main(saved.finished)) is not None:
-            tell(f"{self.name}: finished before with the same weights, samples and recipe")
+            where = f"; its weights are {saved.weights}" if saved.weights is not None else ""
+            tell(f"{self.name}: finished before with the same weights, samples and recipe{where}")
             return known
-        model.share.from_main(saved.begin)
-        held_out = {split: inputs_of(model, samples, encoder) for split, samples in read.items()}
-        inputs = inputs_of(model, train, encoder)
-        fitting = Fitting(self.name, network, inputs, self.goal, recipe, model.share)
+        with saved:
+            model.share.from_main(saved.begin)
+            held_out = {split: inputs_of(model, samples, encoder) for split, samples in read.items()}
+            inputs = inputs_of(model, train, encoder)
+            fitting = Fitting(self.name, network, inputs, self.goal, recipe, model.share)
 
-        def judge(progress: Progress) -> str:
-            return self._judge(progress, fitting, held_out, tuple(splits), chooses)
+            def judge(progress: Progress) -> str:
+                return self._judge(progress, fitting, held_out, tuple(splits), chooses)
 
-        progress = fitting.run(judge, saved, tell)
-        if model.share.is_main:
-            saved.finish(progress)
-        if saved.weights is not None:
-            tell(f"{self.name}: the weights after update {progress.best_update:,} are {saved.weights}")
+            progress = fitting.run(judge, saved, tell)
+            if model.share.is_main:
+                saved.finish(progress)
+            if saved.weights is not None:
+                tell(f"{self.name}: the weights after update {progress.best_update:,} are {saved.weights}")
         return progress.scores
 
     def _facts(self, model: FrozenModel, train: Any, encoder: Any, head: nn.Module) -> Facts:

@@ -14,14 +14,13 @@ from torch import Tensor
 from flava_ds.config.plain_files import loads, read_small
 from flava_ds.errors import DataError, UserError
 from flava_ds.evaluation.protocols import Score
+from flava_ds.evaluation.results import OTHERS
 from flava_ds.evaluation.tuning.kept import ENDING, Facts, open_kept
 from flava_ds.storage.atomic import check_writable, hold, replacing, write_json
 from flava_ds.storage.files import LocalFile
 from flava_ds.storage.tensor_files import TensorFile, write_tensors
 
 Scores = dict[str, Score]
-OTHERS = "others"
-"""In TASK.json: what the task has found of other weights, samples or recipes, after the latest."""
 
 
 @dataclass
@@ -49,7 +48,8 @@ class Saved:
     """The files of one task in a folder: TASK.safetensors while it runs, TASK.json afterwards and, if `kept`
     says what they are, TASK.best.safetensors with the best weights.
 
-    `identity` describes what the state depends on; files with another identity are not used.
+    `identity` describes what the state depends on; files with another identity are not used. At the end of a
+    `with` block other processes may use the files.
     """
 
     def __init__(
@@ -63,6 +63,14 @@ class Saved:
         self.weights = folder / f"{task}{ENDING}" if folder is not None and kept is not None else None
         """Where the best weights are kept; None if they are not."""
         self._facts = None if kept is None else dataclasses.replace(kept, identity=self.identity)
+
+    def __enter__(self) -> Saved:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if self._held is not None and self._lock is not None:
+            self._lock.unlink(missing_ok=True)
+            self._held.close()
 
     def finished(self) -> Scores | None:
         """Returns the scores of the same fine-tuning if it has finished before and kept what is to be kept,
@@ -82,14 +90,14 @@ class Saved:
             latest = loads(read_small(self._done))
             found = [latest, *latest.pop(OTHERS, [])]
             for record in found:
-                _scores(record["scores"])
-                record["identity"], record.get("best_update")
+                if not isinstance(record["identity"], dict) or not _scores(record["scores"]):
+                    raise ValueError("a result without scores, or what they depend on")
             return found
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{self._done}: not readable ({error}); delete it to start again") from error
 
     def begin(self) -> None:
-        """Keeps other processes from the files until `finish`, or the end of this one.
+        """Keeps other processes from the files.
 
         Raises: UserError if the folder cannot be written, another process is at work there, or weights of
         another fine-tuning are kept there: better now than when a state is saved.
@@ -181,9 +189,6 @@ class Saved:
         others = [record for record in self._records() if record["identity"] != self.identity]
         write_json(self._done, whole | ({OTHERS: others} if others else {}))
         self._running.unlink(missing_ok=True)
-        if self._lock is not None and self._held is not None:
-            self._lock.unlink(missing_ok=True)
-            self._held.close()
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

@@ -18,12 +18,17 @@ from flava_ds.plain_text import public
 from flava_ds.report import tables
 from flava_ds.report.charts import Line, Mark, Scale, draw, smooth
 from flava_ds.report.held_out import HeldOut
+from flava_ds.report.suite_page import suite_links
 from flava_ds.report.template import markup, render, write_page
 from flava_ds.watching.evaluations import REFERENCE
 from flava_ds.watching.run_log import RunLog, read_log
 
 MOST_LIVE = 24
 """Numbers of evaluations while training that the page draws at most."""
+
+
+PAGE = "report.html"
+"""The name of a run's page in its folder."""
 
 
 def write_report(run_path: Path, held_out: HeldOut | None = None, out: Path | None = None) -> Path:
@@ -44,6 +49,7 @@ def write_report(run_path: Path, held_out: HeldOut | None = None, out: Path | No
         steps=log.steps[-1]["step"] + 1 if log.steps else 0,
         held_out=held_out,
         tasks=tables.task_rows(read_results(run_path)),
+        suites=suite_links(run_path, (out or run_path / PAGE).parent),
         live=live_charts(log),
         live_more=max(0, len(live_names(log)) - MOST_LIVE),
         losses=loss_charts(config, log, held_out.losses if held_out else {}),
@@ -55,7 +61,7 @@ def write_report(run_path: Path, held_out: HeldOut | None = None, out: Path | No
         config_json=json.dumps(public(configuration.to_dict(config)), indent=2),
         **(held_out.examples if held_out else {}),
     )
-    return write_page(out or run_path / "report.html", page)
+    return write_page(out or run_path / PAGE, page)
 
 
 def loss_charts(config: Config, log: RunLog, held_out_losses: dict[str, float]) -> list[dict[str, Any]]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from flava_ds.evaluation.paper_table import DOMAINS, OTHER_SPLITS, ROWS, Row
 from flava_ds.evaluation.suite import IDENTITY
@@ -40,6 +42,16 @@ class Table:
     lines: tuple[Line, ...]
     absent: tuple[str, ...] = ()
     """The paper's rows of this domain that nothing was found for."""
+
+
+def suite_links(run_path: Path, folder: Path) -> list[tuple[str, int, str]]:
+    """Returns name, step and link, from a page in `folder`, of each suite whose page lies in the run's."""
+    found = []
+    for page in sorted(run_path.glob(f"suites/*/step_*/{HTML}")):
+        name, step = page.parts[-3], page.parts[-2].removeprefix("step_")
+        if step.isdecimal():
+            found.append((name, int(step), quote(os.path.relpath(page, folder))))
+    return found
 
 
 def tables(report: Mapping[str, Any]) -> list[Table]:

@@ -252,6 +252,20 @@ def test_what_tasks_found_is_on_the_page(tmp_path):
     assert "Not here." not in page.text.split("Tasks")[2].split("The run")[0] and page.errors == []
 
 
+def test_suites_are_linked_from_wherever_the_page_is(tmp_path):
+    run, _ = write_run(tmp_path)
+    for name in ("vision/step_00000012", "vision_limit_5/step_00001200"):
+        (run / "suites" / name).mkdir(parents=True)
+        (run / "suites" / name / "suite.html").write_text("a page")
+    for out in (None, tmp_path / "elsewhere" / "page.html"):
+        written = write_report(run, out=out)
+        page = Page(written.read_text(encoding="utf-8"))
+        assert "vision, step 12, vision_limit_5, step 1,200." in " ".join(page.text.split())
+        links = [dict(link)["href"] for link in page.all("a") if "suite.html" in dict(link)["href"]]
+        assert len(links) == 2 and all((written.parent / link).read_text() == "a page" for link in links)
+        assert "No task has run" not in page.text and page.errors == []
+
+
 def test_a_checkpoint_has_no_report_of_its_own(tmp_path, capsys):
     run, _ = write_run(tmp_path)
     checkpoint = run / "checkpoints" / "step_00000012"

@@ -141,8 +141,9 @@ def slurm(folder: Path) -> Iterator[Cluster]:
         stack.callback(lambda: [daemon.kill() for daemon in cluster.daemons.values()])
         cluster._start("controller", cluster.hosts[0].command("slurmctld", "-D", "-i"))
         # a daemon that starts before the controller answers may never be known to it
-        answers = lambda: not cluster.hosts[0].run("sinfo", env=environment).returncode  # noqa: E731
-        cluster.wait_for(answers, "answering: the controller")
+        cluster.wait_for(
+            lambda: not cluster.hosts[0].run("sinfo", env=environment).returncode, "answering: the controller"
+        )
         for host in cluster.hosts:
             cluster.start(host)
         cluster.wait_for(lambda: _idle(cluster) == len(ADDRESSES), "idle: both hosts")

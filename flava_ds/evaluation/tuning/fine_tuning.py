@@ -21,7 +21,7 @@ from flava_ds.evaluation.labelled import state_of_pictures
 from flava_ds.evaluation.probe import refuse_training_split
 from flava_ds.evaluation.protocols import EvaluationData, OwnHead, PairStates, Score, Splits, TextStates
 from flava_ds.evaluation.tuning.fitting import Fitting, Inputs, Network, inputs_of, outputs_of
-from flava_ds.evaluation.tuning.goals import Goal, mean_of
+from flava_ds.evaluation.tuning.goals import Goal, Meaning, mean_of
 from flava_ds.evaluation.tuning.heads import HEADS, MakeHead, PairHead, SentenceHead, build_head
 from flava_ds.evaluation.tuning.kept import IMAGES, PAIRS_OF_TEXTS, TEXTS, Facts, words_of
 from flava_ds.evaluation.tuning.own_head import check_made_for, named
@@ -104,7 +104,7 @@ class FineTuning(ABC):
         identity = self._identity(encoder, meaning.outputs, recipe, train, read)
         if self.else_last and chooses:
             identity["chosen on"] = chooses
-        kept = self._facts(model, train, encoder, head) if model.workplace.keep_weights else None
+        kept = self._facts(model, train, network, meaning) if model.workplace.keep_weights else None
         saved = Saved(model.workplace.states, self.name, identity, kept)
         if (known := model.share.from_main(saved.finished)) is not None:
             where = f"; its weights are {saved.weights}" if saved.weights is not None else ""
@@ -126,17 +126,17 @@ class FineTuning(ABC):
                 tell(f"{self.name}: the weights after update {progress.best_update:,} are {saved.weights}")
         return progress.scores
 
-    def _facts(self, model: FrozenModel, train: Any, encoder: Any, head: nn.Module) -> Facts:
+    def _facts(self, model: FrozenModel, train: Any, network: Network, meaning: Meaning) -> Facts:
         """Returns what the file of the kept weights says of itself."""
-        states, name = self.reads, type(head).__name__
+        states, name = self.reads, type(network.head).__name__
         if getattr(train, "second", None) is not None:
             states = PAIRS_OF_TEXTS
         return Facts(
             task=self.name,
             states=states,
-            head=name if HEADS.get(name) is type(head) else "",
-            meaning=self.goal.meaning(train),
-            image_size=getattr(encoder, "image_size", 0),
+            head=name if HEADS.get(name) is type(network.head) else "",
+            meaning=meaning,
+            image_size=getattr(network.encoder, "image_size", 0),
             words=words_of(model),
         )
 

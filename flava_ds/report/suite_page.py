@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ HTML, MARKDOWN = "suite.html", "suite.md"
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a table, ready to print: percentages as the paper prints them."""
+    """One line of a table, ready to print: percentages as the paper prints them, or other numbers with units."""
 
     title: str
     task: str
@@ -42,6 +42,8 @@ class Table:
     lines: tuple[Line, ...]
     absent: tuple[str, ...] = ()
     """The paper's rows of this domain that nothing was found for."""
+    unit: str = "%"
+    """Of all its numbers; empty if each names its own."""
 
 
 def suite_links(run_path: Path, folder: Path) -> list[tuple[str, int, str]]:
@@ -60,12 +62,12 @@ def tables(report: Mapping[str, Any]) -> list[Table]:
     found = [_domain(domain, results) for domain in DOMAINS]
     in_paper = {(row.task, row.number) for row in ROWS}
     others = tuple(
-        _line(f"{task} {number.replace('_', ' ')}", task, result, score)
+        _line(f"{task} {number.replace('_', ' ')}", task, result, score, _with_unit(score["unit"]))
         for task, result in results.items()
         for number, score in result.get("scores", {}).items()
         if (task, number) not in in_paper
     )
-    more = [Table("Not in the paper's table", (), others)] if others else []
+    more = [Table("Not in the paper's table", (), others, unit="")] if others else []
     return [table for table in found if table.lines] + more
 
 
@@ -75,7 +77,7 @@ def _domain(domain: str, results: Mapping[str, Any]) -> Table:
     columns = tuple(of for of in SHOWN if any(row.values[of] is not None for row in rows))
     published = [[_published(row, of, results) for of in columns] for row in here]
     lines = [
-        _line(title_of(row), row.task, results[row.task], _score(row, results), values)
+        _line(title_of(row), row.task, results[row.task], _score(row, results), _percent, values)
         for row, values in zip(here, published, strict=True)
     ]
     if here:
@@ -107,10 +109,9 @@ def _line(
     task: str,
     result: Mapping[str, Any],
     score: Mapping[str, Any],
+    show: Callable[[float], str],
     published: Sequence[float | None] = (),
 ) -> Line:
-    # The paper prints correlations in percent, too.
-    show = _percent if published or score["unit"] == "share" else "{:.4f}".format
     interval = f"{show(score['interval'][0])} to {show(score['interval'][1])}" if score["interval"] else ""
     others = tuple(map(_percent, published))
     splits = result.get("splits", result["split"])
@@ -118,7 +119,14 @@ def _line(
 
 
 def _percent(share: float | None) -> str:
+    """Writes a share, or as the paper does, a correlation."""
     return "–" if share is None else f"{100 * share:.2f}"
+
+
+def _with_unit(unit: str) -> Callable[[float], str]:
+    if unit == "share":
+        return lambda share: f"{_percent(share)} %"
+    return lambda value: f"{value:.4f} {unit}" if unit == "nats" else f"{value:.4f}"
 
 
 def _mean(values: list[float | None]) -> float | None:
@@ -155,7 +163,7 @@ def tables_as_markdown(report: Mapping[str, Any]) -> str:
     """Writes the tables only."""
     text = []
     for table in tables(report):
-        head = ("task", "splits", "%", "95 % interval", "samples", *table.columns)
+        head = ("task", "splits", table.unit or "this model", "95 % interval", "samples", *table.columns)
         text += [f"## {table.title}", "", _row(head), _row(["---", "---", *["---:"] * (len(head) - 2)])]
         for line in table.lines:
             cells = (line.title, line.splits, line.value, line.interval, line.samples, *line.published)

@@ -125,6 +125,7 @@ def test_all_parts_are_there(report):
         "hidden_size",
     ):
         assert words in page.text, words
+    assert "the dot the loss on held-out data." in " ".join(page.text.split())
     assert not re.search(r"last [\d.]+:[^\n]*multimodal", page.text), (
         "an encoder that an objective does not reach has no place"
     )
@@ -230,6 +231,7 @@ def test_the_demos_numbers_are_not_on_the_page_of_another_run(tmp_path):
     page = Page(write_report(run, held_out_of(run)).read_text(encoding="utf-8"))
     assert page.errors == [] and page.all("img") == [] and "No task has run on this model" in page.text
     assert "Zero-shot concepts" not in page.text and "Masked pictures" not in page.text
+    assert "the loss of guessing." in page.text and "the dot" not in page.text
 
 
 def test_what_tasks_found_is_on_the_page(tmp_path):

@@ -45,7 +45,8 @@ def test_rows_are_in_the_papers_order_with_its_numbers_and_averages():
     assert "PCAM" in vision.absent and len(vision.absent) == 19
     assert (text.lines[0].value, text.lines[0].interval) == ("50.00", "-25.00 to 75.00")
     assert text.lines[0].title == "CoLA" and "MIM" not in text.columns
-    assert [line.value for line in others.lines] == ["79.00", "1.2500"]
+    assert [line.value for line in others.lines] == ["79.00 %", "1.2500 nats"]
+    assert others.lines[1].interval == "1.0000 nats to 1.5000 nats"
 
 
 def test_what_is_published_for_other_samples_is_left_out():
@@ -62,5 +63,6 @@ def test_markdown_says_what_the_numbers_depend_on_and_what_was_not_run():
     assert "| MNIST | test | 90.00 | 85.00 to 95.00 | 100 | 98.42 |" in page
     assert "- `pcam_probe`: no pcam in /data" in page and "- `coco_retrieval`: /data/coco" in page
     assert "95 % of 1000 resamples, seed 0" in page
+    assert page.count("| % |") == 2 and "| own_probe loss | test | 1.2500 nats |" in page
     named = dict(facts(REPORT))
     assert named["weights"] == "abc" and named["torch"] == versions()["torch"] and "limit" not in named

@@ -1,4 +1,4 @@
-"""A model with the encoder and head that a fine-tuning kept: answers about texts, or images with texts."""
+"""A model with the encoder and head that a fine-tuning kept: answers about texts, images, or both."""
 
 from __future__ import annotations
 
@@ -11,14 +11,29 @@ from torch import Tensor
 
 from flava_ds.errors import UserError
 from flava_ds.evaluation.frozen_model import FrozenModel
-from flava_ds.evaluation.preprocessing import WHOLE_TRANSFORM
-from flava_ds.evaluation.protocols import PairStates, TextStates
+from flava_ds.evaluation.protocols import ImageStates, PairStates, TextStates
 from flava_ds.evaluation.tuning.fitting import Network, ids_of
 from flava_ds.evaluation.tuning.heads import HEADS, MakeHead, build_head
-from flava_ds.evaluation.tuning.kept import IMAGES, PAIRS_OF_TEXTS, TEXTS, Facts, open_kept, words_of
+from flava_ds.evaluation.tuning.kept import (
+    IMAGES,
+    IMAGES_WITH_TEXT,
+    PAIRS_OF_TEXTS,
+    TEXTS,
+    TRANSFORMS,
+    Facts,
+    open_kept,
+    words_of,
+)
 from flava_ds.given import Picture, batches, check_texts, read_picture
 from flava_ds.storage.tensor_files import TensorFile
 
+READS = {
+    TEXTS: ("texts",),
+    PAIRS_OF_TEXTS: ("texts", "second"),
+    IMAGES: ("images",),
+    IMAGES_WITH_TEXT: ("texts", "images"),
+}
+"""What `predict` wants, by what the head reads the states of."""
 LARGEST = 16
 """Edge of a task's images over that of the model's, at most."""
 
@@ -50,45 +65,46 @@ class FineTuned:
     @torch.inference_mode()
     def predict(
         self,
-        texts: Sequence[str],
+        texts: Sequence[str] | None = None,
         *,
         second: Sequence[str] | None = None,
         images: Sequence[Picture] | None = None,
         batch_size: int = 64,
     ) -> Tensor:
-        """Returns what the head says of each text, of each pair of texts with `second`, or of each image with
-        its text: probabilities of the classes, or a number.
+        """Returns what the head says of each text, of each pair of texts with `second`, of each image, or of
+        each image with its text: probabilities of the classes, or a number.
 
         Texts are truncated and images resized as in the fine-tuning.
 
         Shapes:
-            returns  [len(texts) z]  fp32; z is 1 for a number
+            returns  [N z]  fp32, of N texts or images; z is 1 for a number
         Raises: UserError where the task reads something else; DataError that names an unreadable image.
         """
-        reads = {TEXTS: (False, False), PAIRS_OF_TEXTS: (True, False), IMAGES: (False, True)}
-        states = self._facts.states
-        if reads[states] != (second is not None, images is not None):
-            give = {TEXTS: "texts alone", PAIRS_OF_TEXTS: "texts and second", IMAGES: "texts and images"}
-            raise UserError(f"task {self._facts.task} reads {states}; give {give[states]}, nothing else")
-        batches(texts, batch_size, "texts")
-        for name, others in (("second", second), ("images", images)):
-            if others is not None:
-                batches(others, batch_size, name)
-                if len(others) != len(texts):
-                    raise UserError(f"{len(texts)} texts and {len(others)} {name}; give one for each text")
-        check_texts([*texts, *(() if second is None else second)])
-        ids = ids_of(self._model, "pair" if states == IMAGES else "text", texts, second)
+        states, given = self._facts.states, {"texts": texts, "second": second, "images": images}
+        there = {name: own for name, own in given.items() if own is not None}
+        if tuple(there) != READS[states]:
+            wanted = " and ".join(READS[states])
+            raise UserError(f"task {self._facts.task} reads {states}; give {wanted}, nothing else")
+        for name, own in there.items():
+            batches(own, batch_size, name)
+        (first, count), *others = ((name, len(own)) for name, own in there.items())
+        for name, number in others:
+            if number != count:
+                raise UserError(f"{count} {first} and {number} {name}; give one for each text")
+        check_texts([text for own in (texts, second) if own is not None for text in own])
+        kind = "pair" if states == IMAGES_WITH_TEXT else "text"
+        ids = ids_of(self._model, kind, [""] * count if texts is None else texts, second)
         found = []
-        for rows in batches(range(len(texts)), batch_size, "texts"):
+        for rows in batches(range(count), batch_size, first):
             pixels = None if images is None else self._pixels([images[row] for row in rows])
             logits = self._network([ids[row] for row in rows], pixels)
             found.append(self._facts.meaning.of(logits))
         return torch.cat(found)
 
     def _pixels(self, images: Sequence[Picture]) -> Tensor:
-        """Reads images and squeezes them, as in the fine-tuning: [b 3 H W] uint8."""
-        size = self._facts.image_size
-        return torch.stack([WHOLE_TRANSFORM(read_picture(image), size) for image in images])
+        """Reads images and resizes them, as in the fine-tuning: [b 3 H W] uint8."""
+        size, transform = self._facts.image_size, TRANSFORMS[self._facts.states]
+        return torch.stack([transform(read_picture(image), size) for image in images])
 
 
 def _network(facts: Facts, file: TensorFile, model: FrozenModel, make_head: MakeHead | None) -> Network:
@@ -100,11 +116,14 @@ def _network(facts: Facts, file: TensorFile, model: FrozenModel, make_head: Make
     if facts.words != words_of(model):
         raise UserError(f"{where}: {other}, with other words; open the model that it was made from")
     asked_by = f"task {facts.task} of {where}"
-    if facts.states == IMAGES:
+    if facts.states in TRANSFORMS:
         if not 0 < facts.image_size <= LARGEST * model.image_size:
             raise UserError(f"{where}: is for images of {facts.image_size} pixels, not of {model.image_size}")
-        pairs = model.need(PairStates, asked_by)
-        encoder: Any = pairs.pair_states(facts.image_size / model.image_size)
+        scale = facts.image_size / model.image_size
+        if facts.states == IMAGES:
+            encoder: Any = model.need(ImageStates, asked_by).image_states(scale)
+        else:
+            encoder = model.need(PairStates, asked_by).pair_states(scale)
     else:
         encoder = model.need(TextStates, asked_by).text_states()
     if getattr(encoder, "stored_regions", None) is not None:

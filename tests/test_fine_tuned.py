@@ -9,6 +9,7 @@ import signal
 import numpy as np
 import pytest
 import torch
+from evaluation.color_world import write_own
 from evaluation.language_world import WRITERS
 from PIL import Image
 from sample_runs import world_config
@@ -146,6 +147,24 @@ def test_images_with_a_text(tmp_path, monkeypatch, name):
     torch.testing.assert_close(model.predict(held_out.texts, images=images), found)
     half = FineTuned(file, frozen(tmp_path, dtype=torch.bfloat16)).predict(held_out.texts, images=read)
     torch.testing.assert_close(half, found, atol=0.03, rtol=0)
+
+
+def test_images_alone(tmp_path, monkeypatch):
+    """They are cropped, not squeezed as with a text."""
+    write_own(tmp_path / "own", {"train": 6, "test": 3})
+    data, file = tuned(tmp_path, "own_image_tuned", monkeypatch, samples=18)
+    held_out = data.test()
+    model = FineTuned(file, frozen(tmp_path))
+    read = pictures(held_out)
+    assert model.classes == held_out.class_names and read[0].shape[1] < read[0].shape[2]
+    found = model.predict(images=read, batch_size=4)
+    expected = torch.from_numpy(Seen.predicted[model._facts.update, len(held_out)]).softmax(1)
+    torch.testing.assert_close(found, expected)
+    for given in ({"texts": ["a red thing"]}, {"texts": ["red"], "images": read[:1]}, {}):
+        with pytest.raises(UserError, match="reads images; give images, nothing else"):
+            model.predict(**given)
+    with pytest.raises(UserError, match="images: give a list of at least one"):
+        model.predict(images=[])
 
 
 def test_weights_that_were_trained_in_half_precision_are_kept_in_full(tmp_path, monkeypatch):

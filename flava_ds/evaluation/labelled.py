@@ -210,9 +210,10 @@ class Seen:
 
         Raises: DataError naming an image that cannot be decoded.
         """
-        return torch.stack([self.transform(self._decoded(row), size) for row in rows])
+        return torch.stack([self.transform(self.decoded(row), size) for row in rows])
 
-    def _decoded(self, row: int) -> Tensor:
+    def decoded(self, row: int) -> Tensor:
+        """Decodes an image: [3 H W] uint8. Raises: DataError naming one that cannot be decoded."""
         found = self.images.load(row)
         if isinstance(found, Tensor):
             return found

@@ -125,8 +125,8 @@ class StateEncoder(Protocol):
         """Encodes b arrays of ids, for pairs with [b c H W] uint8: -> [b d], with a graph."""
 
 
-class PairStateEncoder(StateEncoder, Protocol):
-    """Encodes images with a text."""
+class PictureStateEncoder(StateEncoder, Protocol):
+    """Encodes images with a text, or by themselves; their texts are empty then."""
 
     image_size: int
     """Edge of the images it takes, in pixels."""
@@ -141,10 +141,19 @@ class TextStates(Protocol):
 
 
 @runtime_checkable
+class ImageStates(Protocol):
+    """One state per image, with trainable weights."""
+
+    def image_states(self, scale: float = 1.0) -> PictureStateEncoder:
+        """Returns a copy of the encoder of images, for images `scale` times as large as in pre-training; the
+        model stays unchanged."""
+
+
+@runtime_checkable
 class PairStates(Protocol):
     """One state per image and text, with trainable weights."""
 
-    def pair_states(self, scale: float = 1.0) -> PairStateEncoder:
+    def pair_states(self, scale: float = 1.0) -> PictureStateEncoder:
         """Returns a copy of the encoders of pairs, for images `scale` times as large as in pre-training; the
         model stays unchanged."""
 
@@ -210,6 +219,7 @@ CAPABILITIES: dict[type, str] = {
     Scorer: "likelihoods of masked tokens or codes",
     Tokens: "states of every token",
     TextStates: "text states that can be fine-tuned",
+    ImageStates: "image states that can be fine-tuned",
     PairStates: "states of image-text pairs that can be fine-tuned",
     Losses: "the losses of its training",
 }

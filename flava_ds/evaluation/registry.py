@@ -20,7 +20,10 @@ from flava_ds.evaluation.protocols import Evaluator
 
 _TASKS: dict[str, Evaluator] = {}
 OTHERS = "others"
-GROUPS = ("vision probes", "zero-shot", "retrieval", "language", "vision-language", "validation", OTHERS)
+GROUPS = (
+    *("vision probes", "fine-tuned vision", "zero-shot", "retrieval", "language", "vision-language"),
+    *("validation", OTHERS),
+)
 """In the order in which they are listed."""
 SHOWN, MOST_NAMED = 2, 10
 """Names of a group where there is no room for all, and the most tasks that are all named."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -48,6 +48,30 @@ class Projector:
     def project_texts(self, features: Tensor) -> Tensor:
         """Embeds text features, L2-normalised: [b d] -> [b r], fp32."""
         return self.model.text_embeddings(features)
+
+
+class TunableImages(nn.Module):
+    """One state of each image, with a graph, of a copied encoder. Norms go on normalising by their running
+    moments.
+    """
+
+    def __init__(
+        self, encoder: Any, states: Callable[[Any, Tensor], Tensor], *, width: int, image_size: int
+    ) -> None:
+        """`states` returns what `encoder` makes of images [b c H W] on its device: [b width]."""
+        super().__init__()
+        self.encoder, self.states = encoder, states
+        self.width, self.image_size = width, image_size
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets the mode of all but the encoder."""
+        super().train(mode)
+        self.encoder.eval()
+        return self
+
+    def forward(self, texts: Sequence[np.ndarray], pixels: Tensor | None = None) -> Tensor:
+        assert pixels is not None  # the texts are empty
+        return self.states(self.encoder, pixels.to(next(self.encoder.parameters()).device))
 
 
 class PairMatcher:

@@ -21,7 +21,7 @@ HTML, MARKDOWN = "suite.html", "suite.md"
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a table, ready to print: percentages as the paper prints them, or other numbers with units."""
+    """One line of a table, ready to print: percentages as the paper has them, or numbers with units."""
 
     title: str
     task: str

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from sample_batches import denominators
 from torch import Tensor
 
@@ -41,6 +42,21 @@ def step(task: Task, batch: Batch) -> Tensor:
 def texts_of(batch: Batch, name: str = "input_ids", bounds: str = "cu_seqlens") -> list[np.ndarray]:
     """The texts of a batch, as evaluations give them."""
     return [own.numpy() for own in batch[name].split(batch[bounds].diff().tolist())]
+
+
+def check_image_states(features: Any, states: Any, pixels: Tensor) -> None:
+    """Image states are the features with a graph of all that asks for it, from weights of their own."""
+    own, larger = states.image_states(), states.image_states(2.0)
+    found, expected = own.train()([], pixels), features.image_features(pixels)
+    torch.testing.assert_close(found.detach(), expected, rtol=1e-5, atol=1e-6)
+    assert own.width == found.shape[1] and own.image_size == pixels.shape[-1]
+    found.square().sum().backward()
+    trained = [parameter for parameter in own.parameters() if parameter.requires_grad]
+    assert trained and all(parameter.grad is not None for parameter in trained)
+    assert all(parameter.grad is None for parameter in features.model.parameters())
+    edge = larger.image_size
+    assert edge == 2 * own.image_size
+    assert larger([], torch.zeros(2, 3, edge, edge, dtype=torch.uint8)).shape == (2, own.width)
 
 
 def by_kind(parts: tuple, lacks: Mapping[str, str], kinds: Iterable[type] = CAPABILITIES) -> dict[type, Any]:

@@ -15,15 +15,24 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import nn
 
+from flava_ds.config import ImageTransformConfig
 from flava_ds.errors import DataError, MissingPicturesError
 from flava_ds.evaluation.frozen_model import FrozenModel
 from flava_ds.evaluation.labelled import state_of_pictures
 from flava_ds.evaluation.probe import refuse_training_split
-from flava_ds.evaluation.protocols import EvaluationData, OwnHead, PairStates, Score, Splits, TextStates
-from flava_ds.evaluation.tuning.fitting import Fitting, Inputs, Network, inputs_of, outputs_of
+from flava_ds.evaluation.protocols import (
+    EvaluationData,
+    ImageStates,
+    OwnHead,
+    PairStates,
+    Score,
+    Splits,
+    TextStates,
+)
+from flava_ds.evaluation.tuning.fitting import Augmented, Fitting, Inputs, Network, inputs_of, outputs_of
 from flava_ds.evaluation.tuning.goals import Goal, Meaning, mean_of
-from flava_ds.evaluation.tuning.heads import HEADS, MakeHead, PairHead, SentenceHead, build_head
-from flava_ds.evaluation.tuning.kept import IMAGES, PAIRS_OF_TEXTS, TEXTS, Facts, words_of
+from flava_ds.evaluation.tuning.heads import HEADS, LinearHead, MakeHead, PairHead, SentenceHead, build_head
+from flava_ds.evaluation.tuning.kept import IMAGES, IMAGES_WITH_TEXT, PAIRS_OF_TEXTS, TEXTS, Facts, words_of
 from flava_ds.evaluation.tuning.own_head import check_made_for, named
 from flava_ds.evaluation.tuning.recipe import Recipe
 from flava_ds.evaluation.tuning.saved import Progress, Saved
@@ -52,6 +61,8 @@ class FineTuning(ABC):
     also: tuple[str, ...] = ()
     own_head: bool = False
     head_classes: tuple[str, ...] = ()
+    augment: ImageTransformConfig | None = None
+    """How training images are changed at random, in each epoch in another way; None for not at all."""
     make_head: ClassVar[MakeHead]
     reads: ClassVar[str]
     """What its samples are, for messages."""
@@ -77,6 +88,8 @@ class FineTuning(ABC):
             "last_update": ran.last_update,
             "chosen_on": self._choosing(data),
         }
+        if self.augment is not None:
+            found["augment"] = dataclasses.asdict(self.augment)
         if self.recipe.is_for_any_size:
             return found
         published = {**dataclasses.asdict(self.recipe), "last_update": self.recipe.last_update}
@@ -114,6 +127,8 @@ class FineTuning(ABC):
             model.share.from_main(saved.begin)
             held_out = {split: inputs_of(model, samples, encoder) for split, samples in read.items()}
             inputs = inputs_of(model, train, encoder)
+            if self.augment is not None:
+                inputs = Augmented.of(inputs, self.augment, recipe.seed)
             fitting = Fitting(self.name, network, inputs, self.goal, recipe, model.share)
 
             def judge(progress: Progress) -> str:
@@ -217,6 +232,7 @@ class FineTuning(ABC):
         regions = getattr(encoder, "stored_regions", None)
         return {
             **({} if regions is None else {"regions": regions.fingerprint}),
+            **({} if self.augment is None else {"augment": dataclasses.asdict(self.augment)}),
             "outputs of the head": outputs,
             "weights": hash_of_tensors(encoder.state_dict()),
             "training samples": train.fingerprint,
@@ -243,14 +259,40 @@ class TextFineTuning(FineTuning):
 
 
 @dataclass(frozen=True)
-class PairFineTuning(FineTuning):
-    """Fine-tunes all encoders on images with a text. Images are `enlarged` times as large as in
-    pre-training, or have `image_size` pixels an edge for any model; with the model's own head, as large as
-    its configuration says."""
+class PictureFineTuning(FineTuning):
+    """Fine-tunes on images that are `enlarged` times as large as in pre-training, or have `image_size` pixels
+    an edge for any model; with the model's own head, as large as its configuration says."""
 
     enlarged: float = 1.0
     image_size: int | None = None
+
+    def scale(self, model: FrozenModel) -> float:
+        """Returns how much larger than in pre-training the images are."""
+        if self.own_head:
+            return 1.0
+        return self.image_size / model.image_size if self.image_size else self.enlarged
+
+
+@dataclass(frozen=True)
+class ImageFineTuning(PictureFineTuning):
+    """Fine-tunes the image encoder on images alone. They are cropped as for linear probes."""
+
     reads: ClassVar[str] = IMAGES
+    suite: ClassVar[str] = "vision"
+    group: ClassVar[str] = "fine-tuned vision"
+    needs: ClassVar[tuple[type, ...]] = (ImageStates,)
+    make_head: ClassVar[MakeHead] = LinearHead
+
+    def encoder(self, model: FrozenModel) -> Any:
+        """Returns a copy of the image encoder."""
+        return model.need(ImageStates, f"task {self.name}").image_states(self.scale(model))
+
+
+@dataclass(frozen=True)
+class PairFineTuning(PictureFineTuning):
+    """Fine-tunes all encoders on images with a text, which are squeezed into squares."""
+
+    reads: ClassVar[str] = IMAGES_WITH_TEXT
     suite: ClassVar[str] = "pairs"
     group: ClassVar[str] = "vision-language"
     needs: ClassVar[tuple[type, ...]] = (PairStates,)
@@ -258,10 +300,7 @@ class PairFineTuning(FineTuning):
 
     def encoder(self, model: FrozenModel) -> Any:
         """Returns a copy of all encoders."""
-        pairs = model.need(PairStates, f"task {self.name}")
-        if self.own_head:
-            return pairs.pair_states()
-        return pairs.pair_states(self.image_size / model.image_size if self.image_size else self.enlarged)
+        return model.need(PairStates, f"task {self.name}").pair_states(self.scale(model))
 
 
 def combined(parts: dict[str, dict[str, Score]]) -> dict[str, Score]:

@@ -8,21 +8,25 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from flava_ds.config import ImageTransformConfig
+from flava_ds.data.order import sample_seed, source_seed
 from flava_ds.data.regions import SampleRegions
 from flava_ds.data.stored_regions import StoredRegions
+from flava_ds.data.transforms import ImageTransform
 from flava_ds.data.two_segments import joined
 from flava_ds.errors import DataError, UserError
 from flava_ds.evaluation.frozen_model import FrozenModel, ahead
-from flava_ds.evaluation.labelled import LabelledPairs, LabelledTexts, Seen
-from flava_ds.evaluation.preprocessing import WHOLE_TRANSFORM
+from flava_ds.evaluation.labelled import LabelledImages, LabelledPairs, LabelledTexts, Seen
 from flava_ds.evaluation.shares import Share
 from flava_ds.evaluation.tuning.goals import Goal
+from flava_ds.evaluation.tuning.kept import IMAGES, IMAGES_WITH_TEXT, TRANSFORMS
 from flava_ds.evaluation.tuning.recipe import Recipe
 from flava_ds.evaluation.tuning.saved import Progress, Saved
 
@@ -56,26 +60,59 @@ class StoredPictures:
 @dataclass(frozen=True)
 class Inputs:
     """A split as the model reads it: tokenised texts, and images at `size` pixels or as regions (None for
-    texts)."""
+    texts). Images without a text have an empty one.
+    """
 
     samples: Any
     ids: list[np.ndarray]
     pictures: Seen | StoredPictures | None
     size: int
 
-    def read(self, rows: np.ndarray) -> tuple[list[np.ndarray], Tensor | list[SampleRegions] | None]:
-        """Returns the texts of some samples, and their pixels [k 3 size size] or regions. Called from several
-        threads.
+    def read(
+        self, rows: np.ndarray, epoch: int = 0
+    ) -> tuple[list[np.ndarray], Tensor | list[SampleRegions] | None]:
+        """Returns the texts of some samples, and their pixels [k 3 size size] or regions, alike in every
+        epoch. Called from several threads.
         """
         images = None if self.pictures is None else self.pictures.batch(rows.tolist(), self.size)
         return [self.ids[row] for row in rows], images
 
 
-def inputs_of(model: FrozenModel, samples: LabelledTexts | LabelledPairs, encoder: Any) -> Inputs:
+@dataclass(frozen=True)
+class Augmented(Inputs):
+    """A training split whose images are changed at random, in each epoch in another way."""
+
+    transform: ImageTransform
+    seed: int
+
+    @classmethod
+    def of(cls, inputs: Inputs, config: ImageTransformConfig, seed: int) -> Self:
+        """Raises: DataError if there are no images to change, or regions of them."""
+        if not isinstance(inputs.pictures, Seen):
+            raise DataError(
+                f"{inputs.samples.name}: has no pixels to augment; set the task's augment to None"
+            )
+        return cls(**vars(inputs), transform=ImageTransform(config, (inputs.size,)), seed=seed)
+
+    def read(self, rows: np.ndarray, epoch: int = 0) -> tuple[list[np.ndarray], Tensor]:
+        assert isinstance(self.pictures, Seen)
+        images = [self.pictures.decoded(row) for row in rows.tolist()]
+        seeds = sample_seed(self.seed, source_seed(self.pictures.title, None), epoch, rows)
+        [pixels] = self.transform(images, seeds)
+        return [self.ids[row] for row in rows], pixels
+
+
+def inputs_of(
+    model: FrozenModel, samples: LabelledTexts | LabelledPairs | LabelledImages, encoder: Any
+) -> Inputs:
     """Tokenises a split for an encoder. Texts of images are truncated like captions, others like texts."""
     size, regions = getattr(encoder, "image_size", 0), getattr(encoder, "stored_regions", None)
+    if isinstance(samples, LabelledImages):
+        nothing = np.empty(0, dtype=np.int64)
+        return Inputs(samples, [nothing] * len(samples), Seen(samples, TRANSFORMS[IMAGES]), size)
     if isinstance(samples, LabelledPairs):
-        seen = Seen(samples, WHOLE_TRANSFORM) if regions is None else StoredPictures(samples, regions)
+        whole = Seen(samples, TRANSFORMS[IMAGES_WITH_TEXT])
+        seen = whole if regions is None else StoredPictures(samples, regions)
         return Inputs(samples, ids_of(model, "pair", samples.texts), seen, size)
     return Inputs(samples, ids_of(model, "text", samples.texts, samples.second), None, size)
 
@@ -162,11 +199,12 @@ class Fitting:
     def _updates(self, first: int) -> Iterator[tuple[int, Iterator[tuple[np.ndarray, Any]]]]:
         """Yields each remaining update with this rank's batches (rows, inputs), decoded ahead."""
         while first < self.recipe.last_update:
-            epoch = self.recipe.updates_per_epoch(self.recipe.samples)
-            stop = min(first - first % epoch + epoch, self.recipe.last_update)
+            length = self.recipe.updates_per_epoch(self.recipe.samples)
+            stop = min(first - first % length + length, self.recipe.last_update)
             plans = [self._mine(update) for update in range(first, stop)]
             rows = [batch for plan in plans for batch in plan]
-            batches = zip(rows, ahead(self.train.read, rows) if rows else (), strict=True)
+            read = partial(self.train.read, epoch=first // length)
+            batches = zip(rows, ahead(read, rows) if rows else (), strict=True)
             for update, plan in enumerate(plans, start=first):
                 yield update, (next(batches) for _ in plan)
             first = stop

@@ -39,7 +39,11 @@ class PairHead(nn.Module):
         return self.classifier(self.activation(self.dense(states)))
 
 
-HEADS: dict[str, MakeHead] = {"SentenceHead": SentenceHead, "PairHead": PairHead}
+class LinearHead(nn.Linear):
+    """One layer, as on a Vision Transformer's CLS: [b d] -> [b outputs]."""
+
+
+HEADS: dict[str, MakeHead] = {"SentenceHead": SentenceHead, "PairHead": PairHead, "LinearHead": LinearHead}
 """Those that a file of kept weights may name."""
 
 

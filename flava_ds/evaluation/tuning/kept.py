@@ -12,14 +12,17 @@ from typing import Any
 from flava_ds.config.plain_files import loads
 from flava_ds.errors import UserError
 from flava_ds.evaluation.frozen_model import FrozenModel
+from flava_ds.evaluation.preprocessing import CLIP_TRANSFORM, WHOLE_TRANSFORM
 from flava_ds.evaluation.tuning.goals import Meaning
 from flava_ds.storage.files import LocalFile
 from flava_ds.storage.tensor_files import TensorFile
 
 ENDING = ".best.safetensors"
 """What the file's name has after the task's."""
-TEXTS, PAIRS_OF_TEXTS, IMAGES = "texts", "pairs of texts", "images with a text"
+TEXTS, PAIRS_OF_TEXTS, IMAGES, IMAGES_WITH_TEXT = "texts", "pairs of texts", "images", "images with a text"
 """What a head reads the states of."""
+TRANSFORMS = {IMAGES: CLIP_TRANSFORM, IMAGES_WITH_TEXT: WHOLE_TRANSFORM}
+"""How pictures are resized for it."""
 _KEY = "fine_tuned"
 
 
@@ -29,7 +32,7 @@ class Facts:
 
     task: str
     states: str
-    """What its head reads the states of: TEXTS, PAIRS_OF_TEXTS or IMAGES."""
+    """What its head reads the states of: TEXTS, PAIRS_OF_TEXTS, IMAGES or IMAGES_WITH_TEXT."""
     head: str
     """The head's class, if it is one of HEADS; else empty."""
     meaning: Meaning
@@ -82,7 +85,7 @@ def _facts(path: Path, metadata: Mapping[str, str]) -> Facts:
         texts = (found.task, found.states, found.head, found.words, *found.meaning.names)
         if not all(isinstance(text, str) for text in texts):
             raise ValueError("a name is no text")
-        if found.states not in (TEXTS, PAIRS_OF_TEXTS, IMAGES):
+        if found.states not in (TEXTS, PAIRS_OF_TEXTS, *TRANSFORMS):
             raise ValueError(f"states of {found.states}")
         if type(found.image_size) is not int or type(found.update) is not int:
             raise ValueError("image_size and update are whole numbers")

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from flava_ds.batch import Packed
 from flava_ds.families.albef.model import Albef
-from flava_ds.families.offers import Projector, WordReading, for_pairs
+from flava_ds.families.flava.image_encoder import ImageEncoder
+from flava_ds.families.offers import Projector, TunableImages, WordReading, for_pairs
 from flava_ds.layers.patches import enlarged_edge
 from flava_ds.layers.transformer import Encoded
 from flava_ds.layers.words import pack
@@ -84,7 +85,17 @@ class AlbefEmbedder(AlbefPart, Projector):
 
 
 class AlbefStates(AlbefPart):
-    """Gives copies of the model to fine-tune."""
+    """Gives copies of the model, or of its image encoder, to fine-tune."""
+
+    def image_states(self, scale: float = 1.0) -> TunableImages:
+        """Returns a copy of the image encoder for images `scale` times as large: their CLS."""
+        shape, encoder = self.model.config.image, copy.deepcopy(self.model.image_encoder)
+        return TunableImages(
+            encoder.requires_grad_(True),
+            ImageEncoder.first_tokens,
+            width=shape.hidden_size,
+            image_size=enlarged_edge(shape, scale),
+        )
 
     def pair_states(self, scale: float = 1.0) -> TunablePairs:
         """Returns a copy for images `scale` times as large; the model stays unchanged."""

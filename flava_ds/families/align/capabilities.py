@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from flava_ds.families.align.model import Align
 from flava_ds.families.bert.model import BertEncoder
-from flava_ds.families.offers import Projector
+from flava_ds.families.offers import Projector, TunableImages
+from flava_ds.layers.efficientnet import EfficientNet
 from flava_ds.layers.words import pack
 
 if TYPE_CHECKING:
@@ -59,9 +60,22 @@ class AlignEmbedder(Projector):
         """Returns a copy of the text tower to fine-tune; the model stays unchanged."""
         return TunableTexts(self.model)
 
+    def image_states(self, scale: float = 1.0) -> TunableImages:
+        """Returns a copy of the image tower to fine-tune, for images `scale` times as large."""
+        tower = copy.deepcopy(self.model.image_encoder).requires_grad_(True)
+        return TunableImages(tower, mean_states, width=tower.channels, image_size=self._edge(scale))
+
     def pair_states(self, scale: float = 1.0) -> TunablePairs:
         """Returns a copy of both towers to fine-tune, for images `scale` times as large."""
-        return TunablePairs(self.model, max(1, round(scale * self.model.config.image.image_size)))
+        return TunablePairs(self.model, self._edge(scale))
+
+    def _edge(self, scale: float) -> int:
+        return max(1, round(scale * self.model.config.image.image_size))
+
+
+def mean_states(tower: EfficientNet, pixels: Tensor) -> Tensor:
+    """Returns the mean over the grid of the tower's last states: [b c H W] -> [b d]."""
+    return tower(pixels).mean((2, 3))
 
 
 class TunableTexts(nn.Module):
@@ -97,4 +111,4 @@ class TunablePairs(nn.Module):
     def forward(self, texts: Sequence[np.ndarray], pixels: Tensor | None = None) -> Tensor:
         assert pixels is not None  # these are pairs
         pixels = pixels.to(self.image.stem_conv.weight.device)
-        return torch.cat([self.image(pixels).mean((2, 3)), self.text(texts)], dim=1)
+        return torch.cat([mean_states(self.image, pixels), self.text(texts)], dim=1)

@@ -24,7 +24,9 @@ from flava_ds.layers.words import pack
 if TYPE_CHECKING:
     from flava_ds.training.task import Task
 
-LACKS = dict.fromkeys(("ImageFeatures", "Embedder", "Matcher", "Tokens"), "BERT reads texts only, no images")
+LACKS = dict.fromkeys(
+    ("ImageFeatures", "Embedder", "Matcher", "Tokens", "ImageStates"), "BERT reads texts only, no images"
+)
 """Capabilities that BERT lacks: protocol -> reason."""
 
 

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flava_ds.families.clip.model import Clip, TextTower
+from flava_ds.families.clip.model import Clip, ImageTower, TextTower
+from flava_ds.families.offers import TunableImages
 from flava_ds.layers.patches import enlarged_edge, resized_positions
 from flava_ds.layers.words import pack
 
@@ -26,6 +27,11 @@ class ClipStates:
     def text_states(self) -> TunableTower:
         """Returns a copy of the text tower."""
         return TunableTower(self.model.text_encoder)
+
+    def image_states(self, scale: float = 1.0) -> TunableImages:
+        """Returns a copy of the image tower, for images `scale` times as large."""
+        tower, edge = enlarged(self.model, scale)
+        return TunableImages(tower, first_states, width=self.model.config.image.hidden_size, image_size=edge)
 
     def pair_states(self, scale: float = 1.0) -> TunableTowers:
         """Returns a copy of both towers, for images `scale` times as large."""
@@ -52,16 +58,28 @@ class TunableTowers(nn.Module):
 
     def __init__(self, model: Clip, scale: float) -> None:
         super().__init__()
-        shape = model.config.image
-        self.text, self.image = TunableTower(model.text_encoder), copy.deepcopy(model.image_encoder)
-        self.width, self.image_size = self.text.width + shape.hidden_size, enlarged_edge(shape, scale)
-        self.image.patch_embedding.image_size = self.image_size
-        grid, table = self.image_size // shape.patch_size, self.image.positions.detach()
-        if grid != shape.grid_size:
-            self.image.positions = nn.Parameter(resized_positions(table, (grid, grid)))
-        self.image.requires_grad_(True)
+        self.text = TunableTower(model.text_encoder)
+        self.image, self.image_size = enlarged(model, scale)
+        self.width = self.text.width + model.config.image.hidden_size
 
     def forward(self, texts: Sequence[np.ndarray], pixels: Tensor | None = None) -> Tensor:
         assert pixels is not None  # these are pairs
-        image = self.image(pixels.to(self.image.positions.device)).first()
+        image = first_states(self.image, pixels.to(self.image.positions.device))
         return torch.cat([image, self.text(texts)], dim=1)
+
+
+def first_states(tower: ImageTower, pixels: Tensor) -> Tensor:
+    """Returns the CLS of images: [b c H W] -> [b d]."""
+    return tower(pixels).first()
+
+
+def enlarged(model: Clip, scale: float) -> tuple[ImageTower, int]:
+    """Returns a copy of the image tower for images `scale` times as large, and their edge in pixels: its
+    positions are interpolated.
+    """
+    shape, tower = model.config.image, copy.deepcopy(model.image_encoder)
+    tower.patch_embedding.image_size = edge = enlarged_edge(shape, scale)
+    grid = edge // shape.patch_size
+    if grid != shape.grid_size:
+        tower.positions = nn.Parameter(resized_positions(tower.positions.detach(), (grid, grid)))
+    return tower.requires_grad_(True), edge

@@ -1,4 +1,4 @@
-"""Copies of a FLAVA's encoders to fine-tune: one state per text, or per image and text.
+"""Copies of a FLAVA's encoders to fine-tune: one state per text, per image, or per image and text.
 
 They satisfy protocols of flava_ds/evaluation/protocols.py, which this module does not import.
 """
@@ -13,9 +13,11 @@ import numpy as np
 from torch import Tensor, nn
 
 from flava_ds.families.flava.capabilities import FlavaPart
+from flava_ds.families.flava.image_encoder import ImageEncoder
 from flava_ds.families.flava.model import Flava
 from flava_ds.families.flava.text_encoder import TextEncoder
 from flava_ds.families.flava.views import View
+from flava_ds.families.offers import TunableImages
 from flava_ds.layers.patches import enlarged_edge, resized_positions
 from flava_ds.layers.words import pack
 
@@ -26,6 +28,19 @@ class FlavaStates(FlavaPart):
     def text_states(self) -> TunableTexts:
         """Returns a copy of the text encoder."""
         return TunableTexts(self.model)
+
+    def image_states(self, scale: float = 1.0) -> TunableImages:
+        """Returns a copy of the image encoder, for images `scale` times as large: CLS_I after the final
+        LayerNorm."""
+        encoder = copy.deepcopy(self.model.image_encoder)
+        enlarge(encoder, scale)
+        ask_for_gradients(encoder)
+        if encoder.mask_token is not None:  # clean images have none
+            encoder.mask_token.requires_grad_(False)
+        config = encoder.config
+        return TunableImages(
+            encoder, ImageEncoder.first_tokens, width=config.hidden_size, image_size=config.image_size
+        )
 
     def pair_states(self, scale: float = 1.0) -> TunablePairs:
         """Returns a copy of the three encoders, for images `scale` times as large."""
@@ -84,12 +99,18 @@ def ask_for_gradients(module: nn.Module) -> None:
 
 def enlarged(model: Flava, scale: float) -> Flava:
     """Returns a copy of a FLAVA for images `scale` times as large: its positions are interpolated."""
-    image = model.config.image
-    edge, copied = enlarged_edge(image, scale), copy.deepcopy(model)
+    copied = copy.deepcopy(model)
+    enlarge(copied.image_encoder, scale)
+    copied.config = dataclasses.replace(model.config, image=copied.image_encoder.config)
+    return copied
+
+
+def enlarge(encoder: ImageEncoder, scale: float) -> None:
+    """Turns an encoder into one of images `scale` times as large."""
+    image = encoder.config
+    edge = enlarged_edge(image, scale)
     if edge != image.image_size:
-        larger, encoder = dataclasses.replace(image, image_size=edge), copied.image_encoder
-        copied.config = dataclasses.replace(model.config, image=larger)
+        larger = dataclasses.replace(image, image_size=edge)
         encoder.config, encoder.patch_embedding.image_size = larger, edge
         table = resized_positions(encoder.position_embeddings.detach(), (larger.grid_size, larger.grid_size))
         encoder.position_embeddings = nn.Parameter(table)
-    return copied

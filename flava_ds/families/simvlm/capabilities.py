@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from flava_ds.batch import Packed
 from flava_ds.data.tokenizer import WordPieceTokenizer
+from flava_ds.families.offers import TunableImages
 from flava_ds.families.simvlm.model import Simvlm
 from flava_ds.layers.patches import enlarged_edge
 from flava_ds.layers.transformer import at_least_fp32
@@ -150,10 +152,7 @@ class SimvlmFeatures(SimvlmPart):
     @torch.inference_mode()
     def image_features(self, pixels: Tensor) -> Tensor:
         """Encodes images, with the first token that every text has: [b c H W] uint8 -> [b d]."""
-        patches = self.patches(pixels)
-        count, length = patches.shape[:2]
-        memory = self.model.read(self.starts([np.array([self.cls_id])] * count), patches)
-        return memory.hidden.unflatten(0, (count, length + 1))[:, :length].mean(1)
+        return image_vectors(self.model, pixels, cls_id=self.cls_id)
 
     @torch.inference_mode()
     def text_features(self, texts: Sequence[np.ndarray]) -> Tensor:
@@ -164,9 +163,32 @@ class SimvlmFeatures(SimvlmPart):
         """Returns a copy of the model to fine-tune on texts; the model stays unchanged."""
         return TunableTexts(self.model)
 
+    def image_states(self, scale: float = 1.0) -> TunableImages:
+        """Returns a copy to fine-tune on images, `scale` times as large, in whole patches."""
+        config, model = self.model.config, copy.deepcopy(self.model)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(not name.startswith(("decoder", "suffix_positions")))
+        return TunableImages(
+            model,
+            partial(image_vectors, cls_id=self.cls_id),
+            width=config.encoder.hidden_size,
+            image_size=enlarged_edge(config.image, scale),
+        )
+
     def pair_states(self, scale: float = 1.0) -> TunablePairs:
         """Returns a copy to fine-tune on pairs, for images `scale` times as large, in whole patches."""
         return TunablePairs(self.model, enlarged_edge(self.model.config.image, scale))
+
+
+def image_vectors(model: Simvlm, pixels: Tensor, *, cls_id: int) -> Tensor:
+    """Returns the mean of an image's patches after the encoder, which reads the first token that every text
+    has as well: [b c H W] -> [b d].
+    """
+    part = SimvlmPart(model)
+    patches = part.patches(pixels)
+    count, length = patches.shape[:2]
+    memory = model.read(part.starts([np.array([cls_id])] * count), patches)
+    return memory.hidden.unflatten(0, (count, length + 1))[:, :length].mean(1)
 
 
 class TunableTexts(nn.Module):

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from flava_ds.training.task import Task
 
 LACKS = dict.fromkeys(
-    ("ImageFeatures", "Embedder", "Tokens"),
+    ("ImageFeatures", "Embedder", "Tokens", "ImageStates"),
     "such a model reads the regions of an image together with a text, never alone",
 )
 """Capabilities that single streams lack: protocol -> reason."""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 LACKS = {
     "ImageFeatures": "UniT's queries answer a task; no state stands for an image alone",
+    "ImageStates": "UniT's queries answer a task; no state stands for an image alone",
     "TextFeatures": "UniT's queries answer a task; no state stands for a text alone",
     "Embedder": "UniT trains no space that images and texts share",
     "Matcher": "UniT has no task of matching images and texts",

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from flava_ds.training.task import Task
 
 LACKS = dict.fromkeys(
-    ("ImageFeatures", "TextFeatures", "Embedder", "Tokens", "TextStates"),
+    ("ImageFeatures", "TextFeatures", "Embedder", "Tokens", "TextStates", "ImageStates"),
     "ViLT reads an image and a text together, neither alone",
 )
 """Capabilities that ViLT lacks: protocol -> reason."""

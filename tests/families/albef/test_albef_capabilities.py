@@ -7,9 +7,9 @@ import pytest
 import torch
 from families.albef.albef_peers import completed, make_batch, tiny_config
 from families.bert.bert_peers import randomize
-from families.family_checks import by_kind, texts_of
+from families.family_checks import by_kind, check_image_states, texts_of
 
-from flava_ds.evaluation.protocols import Embedder, Matcher, PairStates, Scorer
+from flava_ds.evaluation.protocols import Embedder, ImageStates, Matcher, PairStates, Scorer
 from flava_ds.families.albef.capabilities import offers
 from flava_ds.families.albef.task import build_task
 
@@ -61,7 +61,9 @@ def test_predictions_are_those_of_the_loss(task):
 
 
 def test_states_to_be_fine_tuned_have_a_graph(task):
-    batch, states = make_batch(), by_kind(*offers(task, tiny_config()))[PairStates]
+    batch, parts = make_batch(), by_kind(*offers(task, tiny_config()))
+    states = parts[PairStates]
+    check_image_states(parts[Embedder], parts[ImageStates], batch["pixel_values"])
     copy = states.pair_states()
     found = copy(texts_of(batch, "input_ids_masked"), batch["pixel_values"])
     view = "multimodal_masked"

@@ -2,9 +2,9 @@
 
 import torch
 from families.align.align_peers import make_batch, our_model, their_align, tiny_config
-from families.family_checks import by_kind, texts_of
+from families.family_checks import by_kind, check_image_states, texts_of
 
-from flava_ds.evaluation.protocols import Embedder, PairStates, TextStates
+from flava_ds.evaluation.protocols import Embedder, ImageStates, PairStates, TextStates
 from flava_ds.families.align.capabilities import offers
 
 
@@ -31,3 +31,4 @@ def test_vectors_are_those_of_the_loss_and_states_have_a_graph():
     states.square().sum().backward()
     assert all(own.grad is not None for own in of_pairs.parameters())
     assert all(own.grad is None for own in task.model.parameters())
+    check_image_states(embedder, parts[ImageStates], batch["pixel_values"])

@@ -2,7 +2,7 @@
 
 import torch
 from families.clip.peers import make_batch, tiny_config
-from families.family_checks import texts_of
+from families.family_checks import check_image_states, texts_of
 
 from flava_ds.families.clip.capabilities import offers
 from flava_ds.families.clip.task import build_task
@@ -43,6 +43,7 @@ def test_states_to_be_fine_tuned_are_the_same_with_a_graph():
     torch.testing.assert_close(found, torch.cat([image, text], dim=1), rtol=1e-5, atol=1e-6)
     found.square().sum().backward()
     assert found.shape[1] == pairs.width and all(p.grad is not None for p in pairs.parameters())
+    check_image_states(embedder, states, pixels)
     larger = states.pair_states(2.0)
     edge = 2 * config.model.image_size
     assert larger.image_size == edge

@@ -14,6 +14,7 @@ from flava_ds.evaluation.protocols import (
     CAPABILITIES,
     Embedder,
     ImageFeatures,
+    ImageStates,
     Matcher,
     PairStates,
     Scorer,
@@ -59,7 +60,7 @@ def test_each_part_satisfies_its_protocol(parts):
     wanted = {
         "FlavaEmbedder": (Embedder, ImageFeatures, TextFeatures),
         "FlavaTokens": (Tokens,),
-        "FlavaStates": (TextStates, PairStates),
+        "FlavaStates": (TextStates, ImageStates, PairStates),
         "PairMatcher": (Matcher,),
         "FlavaScorer": (Scorer,),
     }

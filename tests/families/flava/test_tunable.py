@@ -4,6 +4,7 @@ own."""
 import numpy as np
 import pytest
 import torch
+from families.family_checks import check_image_states
 from sample_batches import CLS, SEP, tiny_config
 
 from flava_ds.evaluation.protocols import PairStates, TextStates
@@ -36,6 +37,7 @@ def test_states_are_those_of_the_frozen_model(model, pixels):
     texts = FlavaStates(frozen).text_states()
     expected = FlavaEmbedder(frozen).text_features(TEXTS)
     torch.testing.assert_close(texts(TEXTS), expected, rtol=1e-5, atol=1e-6)
+    check_image_states(FlavaEmbedder(frozen), FlavaStates(frozen), pixels)
     fused, starts = FlavaTokens(frozen).pair_tokens(pixels, TEXTS)
     pairs = FlavaStates(frozen).pair_states()
     torch.testing.assert_close(pairs(TEXTS, pixels), fused[starts[:-1].long()], rtol=1e-5, atol=1e-6)
@@ -76,6 +78,8 @@ def test_larger_images_have_interpolated_positions_as_in_hugging_face(model):
         expected = theirs.interpolate_pos_encoding(torch.zeros(1, 1 + 36, 24), edge, edge)[0]
     ours = larger.model.image_encoder.position_embeddings
     torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-7)
+    alone = FlavaStates(model).image_states(480 / 224)
+    assert alone.image_size == edge and torch.equal(alone.encoder.position_embeddings, ours)
     pixels = torch.zeros(3, 3, edge, edge, dtype=torch.uint8)
     assert larger(TEXTS, pixels).shape == (3, 24)
     with pytest.raises(ValueError, match="expects 12 x 12"):

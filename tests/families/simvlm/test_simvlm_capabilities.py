@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 from families.bert.bert_peers import CLS, SEP, randomize
-from families.family_checks import by_kind, numbered_words, texts_of, with_words
+from families.family_checks import by_kind, check_image_states, numbered_words, texts_of, with_words
 from families.simvlm.simvlm_toys import OBJECTIVES, make_batch, tiny_config
 from sample_batches import denominators
 
 from flava_ds.evaluation.protocols import (
     ImageFeatures,
+    ImageStates,
     Matcher,
     PairStates,
     TextFeatures,
@@ -132,6 +133,7 @@ def test_states_to_be_fine_tuned_have_a_graph_and_leave_the_norms(task, config):
     """Three samples are no whole groups of two."""
     batch, parts = make_batch((5, 7, 9)), by_kind(*offers(task, config))
     texts, pixels = texts_of(batch), batch["pixel_values"]
+    check_image_states(parts[ImageFeatures], parts[ImageStates], pixels)
     of_texts, of_pairs = parts[TextStates].text_states(), parts[PairStates].pair_states(2.0)
     assert (of_texts.width, of_pairs.width, of_pairs.image_size) == (24, 24, 32)
     torch.testing.assert_close(of_texts(texts).detach(), parts[TextFeatures].text_features(texts))

@@ -12,13 +12,12 @@ import numpy as np
 from flava_ds.data.order import hash64, sample_seed, uniforms
 from flava_ds.data.samples import CAPTION_STREAM, Sample, tags_of
 from flava_ds.data.skip_log import SkipLog
+from flava_ds.data.sources import MAX_ATTEMPTS, MAX_PARTNERS
 from flava_ds.storage.faults import SampleFault
 
 if TYPE_CHECKING:
     from flava_ds.data.indexed import IndexedShards
 
-_MAX_ATTEMPTS = 200
-_MAX_PARTNERS = 16
 _REPLACEMENT = 3
 
 
@@ -53,14 +52,14 @@ class IndexedDraws:
         *,
         tags: bool = False,
     ) -> Iterator[Iterator[str]]:
-        """Yields captions at up to _MAX_PARTNERS other positions of the step's global batch, or their tags.
+        """Yields captions at up to MAX_PARTNERS other positions of the step's global batch, or their tags.
 
         Starts at the position that the draw picks. Another rank may hold those samples, so each caption is
         recomputed: it is the one that the stream draws at that position in this epoch.
         """
         size, positions = self.config.global_batch_size(self.source.name), positions[rows]
         own, others = positions % size, size - 1
-        turns = np.arange(min(others, _MAX_PARTNERS))
+        turns = np.arange(min(others, MAX_PARTNERS))
         first = (draws * others).astype(np.int64)
         places = (own[:, None] + 1 + (first[:, None] + turns) % max(1, others)) % size
         located = self.locate(((positions - own)[:, None] + places).ravel())
@@ -80,7 +79,7 @@ class IndexedDraws:
         """Draws samples for the position of an unusable one until one is usable."""
         seed, own, size = self.config.seed, self.source.seed, len(self.source)
         before = skips.reasons.copy()
-        for attempt in range(1, _MAX_ATTEMPTS + 1):
+        for attempt in range(1, MAX_ATTEMPTS + 1):
             index = int(hash64(_REPLACEMENT, seed, own, position, attempt) % np.uint64(size))
             new_seed = int(sample_seed(seed, own, position // size, index, attempt))
             found = self._try(index, new_seed, None, skips)

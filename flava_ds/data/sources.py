@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from flava_ds.data.skip_log import SkipLog
 
 
+MAX_ATTEMPTS = 200
+"""Unusable samples in a row after which a reader gives up."""
+MAX_PARTNERS = 16
+"""Other samples that are asked for a mismatched caption, at most."""
 CONTENT = "content"
 """The part of a source's state that does not fix the order of its samples, but tells what they are."""
 

@@ -16,7 +16,7 @@ from flava_ds.config import Config
 from flava_ds.data.order import hash64, permuted, sample_seed, source_seed
 from flava_ds.data.samples import Sample, SampleDecoder, member_fields, printable, tags_of
 from flava_ds.data.skip_log import SkipLog
-from flava_ds.data.sources import Lane, Promises
+from flava_ds.data.sources import MAX_ATTEMPTS, MAX_PARTNERS, Lane, Promises
 from flava_ds.data.stream_pipeline import (
     EveryNth,
     Member,
@@ -39,8 +39,6 @@ log = logging.getLogger(__name__)
 
 _DEAL, _SHARDS, _BUFFER = 7, 8, 9
 """Domain separators in addition to those of data/order.py."""
-_MAX_ATTEMPTS = 200
-_MAX_PARTNERS = 16
 _FAR = 50_000
 """Samples that are passed over without a word: some seconds' reading."""
 
@@ -178,7 +176,7 @@ class StreamDraws:
         *,
         tags: bool = False,
     ) -> Iterator[Iterator[str]]:
-        """Yields the captions of up to _MAX_PARTNERS other samples of the same micro-batch, or their tags.
+        """Yields the captions of up to MAX_PARTNERS other samples of the same micro-batch, or their tags.
 
         Starts at the one that the draw picks.
         """
@@ -186,7 +184,7 @@ class StreamDraws:
         for row, draw in zip(rows.tolist(), draws.tolist(), strict=True):
             places = (
                 (row + 1 + (int(draw * others) + turn) % others) % len(batch)
-                for turn in range(min(others, _MAX_PARTNERS))
+                for turn in range(min(others, MAX_PARTNERS))
             )
             lent = (tags_of(batch[place]) if tags else batch[place].text for place in places)
             yield (text for text in lent if text)
@@ -194,7 +192,7 @@ class StreamDraws:
     def _usable(self, skips: SkipLog) -> Sample:
         """Decodes the sample at the current position, or the first usable one after it, without advancing."""
         reasons = Counter[str]()
-        for attempt in range(_MAX_ATTEMPTS):
+        for attempt in range(MAX_ATTEMPTS):
             if attempt == len(self._ahead):
                 self._ahead.append(next(self._stream))
             epoch, raw = self._ahead[attempt]

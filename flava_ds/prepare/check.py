@@ -27,6 +27,7 @@ from flava_ds.data.skip_list import differing_bits, perceptual_hash
 from flava_ds.data.skip_log import MIN_SEEN
 from flava_ds.data.targets import TARGETS_SUFFIX
 from flava_ds.errors import DataError
+from flava_ds.prepare.img2dataset import left_out
 from flava_ds.recipes import resolve
 from flava_ds.storage import faults
 from flava_ds.storage.faults import SampleFault, counted
@@ -65,7 +66,8 @@ class Check:
 
     Counts of shards, samples and bytes are exact; everything else is from the `read` samples, which are
     evenly spaced. `token_lengths`, `aspect_ratios` and `regions` have one number per sample read; `sizes` are
-    (width, height); `shown` are numbers of samples for the page.
+    (width, height); `shown` are numbers of samples for the page. `left_out` counts, by reason, what yielded
+    no sample when the shards were written.
     """
 
     place: str
@@ -78,6 +80,7 @@ class Check:
     samples_per_shard: list[int]
     members: dict[str, int]
     damage: dict[str, int]
+    left_out: dict[str, int]
     read: int = 0
     bad: dict[str, int] = field(default_factory=dict)
     bad_examples: list[str]
@@ -148,6 +151,7 @@ def check_shards(
         samples_per_shard=samples_per_shard,
         members=members,
         damage=dict(source.table.faults),
+        left_out=left_out(paths),
         bad_examples=damaged,
         max_tokens=source.source.max_tokens,
         global_batch_size=config.global_batch_size(name),
@@ -374,6 +378,7 @@ def describe(found: Check) -> str:
         f"{per_shard[0]:,} to {per_shard[-1]:,} samples per shard, median {per_shard[len(per_shard) // 2]:,}",
         f"members: {counted(found.members)}",
         f"read {found.read:,} samples; formats: {counted(found.formats)}",
+        *([f"left out when they were written: {counted(found.left_out)}"] if found.left_out else []),
     ]
     for name, values in (
         ("caption tokens", found.token_lengths),

@@ -79,6 +79,7 @@ def facts(check: Check) -> dict[str, list[tuple[str, str]]]:
         "Members": [(name, f"{n:,}") for name, n in sorted(check.members.items(), key=lambda item: -item[1])],
         "Formats": [(name, f"{n:,}") for name, n in check.formats.items()],
         "Unusable": [(name, f"{n:,}") for name, n in unusable] or [("none", "0")],
+        "Left out before": [(name, f"{n:,}") for name, n in check.left_out.items()],
         "Speed": [
             ("one core", f"{check.samples_per_core_second:,.0f} samples/s"),
             ("this machine", f"{check.samples_per_second:,.0f} samples/s with {check.cores} cores"),

@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import json
 import logging
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 from flava_ds.data.samples import printable
@@ -16,6 +19,8 @@ from flava_ds.storage.unfinished import record_of
 log = logging.getLogger(__name__)
 
 _KEYS_NAMED = 3
+REASONS = 8
+"""Reasons that are told, at most."""
 
 
 def compare(shard: Shard, index: ShardIndex) -> list[str] | None:
@@ -34,6 +39,19 @@ def compare(shard: Shard, index: ShardIndex) -> list[str] | None:
     if table is not None:
         differences += _compare_keys(shard, index, table)
     return differences
+
+
+def left_out(shards: Iterable[Shard]) -> dict[str, int]:
+    """Counts what yielded no sample when the shards were written, by the commonest reasons, as far as reports
+    beside them say.
+    """
+    found = Counter[str]()
+    for shard in shards:
+        with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            statuses = json.loads(read_beside(shard, record_of(shard)) or b"{}")["status_dict"]
+            found.update({printable(str(reason)): int(count) for reason, count in statuses.items()})
+    del found["success"]
+    return dict(found.most_common(REASONS))
 
 
 def _compare_count(shard: Shard, index: ShardIndex, stats: bytes) -> list[str]:

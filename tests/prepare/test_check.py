@@ -1,6 +1,7 @@
 """`prepare check` on shards whose faults, copies and lengths are known."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from flava_ds.config import Config, TrainingConfig
 from flava_ds.errors import DataError
 from flava_ds.prepare import check
 from flava_ds.prepare.check import NEAR_BITS, Need, check_shards, describe, near_duplicates
+from flava_ds.prepare.check_page import facts
 from flava_ds.prepare.regions import encoded
 from flava_ds.recipes import resolve
 from flava_ds.regions.detector import load_detector
@@ -107,6 +109,17 @@ def test_text_and_json_say_the_same(found):
         and saved["need"]["gpus"] == 1
         and saved["samples_per_second"] == found.samples_per_second
     )
+
+
+def test_what_was_left_out_before_is_repeated(shards, found, tmp_path, monkeypatch):
+    assert found.left_out == {} and "they were written" not in describe(found)
+    monkeypatch.setattr(check, "_TIMED_S", 0.1)
+    folder = shutil.copytree(shards, tmp_path / "shards")
+    (folder / "00001_stats.json").write_text('{"status_dict": {"success": 15, "no text": 3}}')
+    again = check_shards(str(folder), Need(gpus=1, images_per_second_per_gpu=0.5), most=2)
+    assert again.left_out == {"no text": 3}
+    assert "left out when they were written: no text 3\n" in describe(again)
+    assert facts(again)["Left out before"] == [("no text", "3")]
 
 
 def test_what_would_end_a_run_is_an_error(shards, tmp_path, monkeypatch, capsys):

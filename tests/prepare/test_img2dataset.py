@@ -5,7 +5,7 @@ import json
 import pytest
 from data.shard_files import pair_members, write_tar
 
-from flava_ds.prepare.img2dataset import compare
+from flava_ds.prepare.img2dataset import REASONS, compare, left_out
 from flava_ds.storage.shard_index import scan_shard
 
 STATS = {
@@ -64,6 +64,22 @@ def test_unreadable_reports_are_differences(shard, tmp_path, content):
     (tmp_path / "00007_stats.json").write_text(content)
     (difference,) = compare(*shard)
     assert "its _stats.json cannot be read" in difference
+
+
+def test_what_was_left_out_is_counted_by_its_commonest_reasons(shard, tmp_path):
+    path, other = shard[0], write_tar(tmp_path / "00008.tar", pair_members(range(2)))
+    assert left_out([path, other]) == {}
+    (tmp_path / "00007_stats.json").write_text(json.dumps(STATS))
+    rare = {f"error {number}\x1b[2J": 1 for number in range(20)}
+    (tmp_path / "00008_stats.json").write_text(
+        json.dumps({"status_dict": rare | {"success": 2, "image decoding error": 4}})
+    )
+    found = left_out([path, other])
+    assert len(found) == REASONS and next(iter(found.items())) == ("image decoding error", 5)
+    assert all(reason.isprintable() for reason in found) and "success" not in found
+    for content in ("", "[]", "{broken", '{"status_dict": 3}', '{"status_dict": {"a": "b"}}', "[" * 100_000):
+        (tmp_path / "00008_stats.json").write_text(content)
+        assert left_out([other]) == {}
 
 
 def test_a_table_that_is_none_is_a_difference(shard, tmp_path):

@@ -348,9 +348,9 @@ def test_what_cannot_be_used_is_one_line(tmp_path, monkeypatch):
     _, texts = tuned(tmp_path, "glue_sst2", monkeypatch, updates=10)
     data, pairs = tuned(tmp_path, "snli_ve", monkeypatch, samples=18, updates=10)
     model, read = frozen(tmp_path), pictures(data.test())
-    with pytest.raises(UserError, match="task glue_sst2 reads texts; give texts alone"):
+    with pytest.raises(UserError, match="task glue_sst2 reads texts; give texts, nothing else"):
         FineTuned(texts, model).predict(["a"], images=read[:1])
-    with pytest.raises(UserError, match="task glue_sst2 reads texts; give texts alone"):
+    with pytest.raises(UserError, match="task glue_sst2 reads texts; give texts, nothing else"):
         FineTuned(texts, model).predict(["a"], second=["b"])
     with pytest.raises(UserError, match="task snli_ve reads images with a text; give texts and images"):
         FineTuned(pairs, model).predict(["a"])
@@ -358,9 +358,10 @@ def test_what_cannot_be_used_is_one_line(tmp_path, monkeypatch):
         FineTuned(pairs, model).predict(["a", "b"], images=read[:1])
     with pytest.raises(UserError, match="texts: give a list of at least one, not 'a'"):
         FineTuned(texts, model).predict("a")
-    for nothing in ([], None):
-        with pytest.raises(UserError, match="texts: give a list of at least one"):
-            FineTuned(texts, model).predict(nothing)
+    with pytest.raises(UserError, match="texts: give a list of at least one"):
+        FineTuned(texts, model).predict([])
+    with pytest.raises(UserError, match="task glue_sst2 reads texts; give texts, nothing else"):
+        FineTuned(texts, model).predict(None)
     with pytest.raises(UserError, match="batch_size 1.5: use a whole number of at least 1"):
         FineTuned(texts, model).predict(["a"], batch_size=1.5)
     with pytest.raises(UserError, match="absent.safetensors: no such file; give a file .*best.safetensors"):

@@ -275,10 +275,10 @@ class PictureFineTuning(FineTuning):
 
 @dataclass(frozen=True)
 class ImageFineTuning(PictureFineTuning):
-    """Fine-tunes the image encoder on images alone. They are cropped as for linear probes."""
+    """Fine-tunes the image encoder on images alone. They are cropped as for linear probes. Of the suites, only
+    "all" has it: the paper's tables have linear probes in its place."""
 
     reads: ClassVar[str] = IMAGES
-    suite: ClassVar[str] = "vision"
     group: ClassVar[str] = "fine-tuned vision"
     needs: ClassVar[tuple[type, ...]] = (ImageStates,)
     make_head: ClassVar[MakeHead] = LinearHead

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from flava_ds.config import EvaluationConfig
 from flava_ds.config.evaluation import EVALUATED
-from flava_ds.errors import UserError
+from flava_ds.errors import UserError, did_you_mean
 from flava_ds.ranks.distributed import World, log
 from flava_ds.training.watcher import Update, Watcher
 
@@ -65,10 +65,7 @@ class EvaluationWatcher(Watcher):
         self._step = -1
 
     def after_update(self, update: Update) -> None:
-        """Evaluates if due, before the step's record is written.
-
-        Raises: UserError if checkpoint.best_metric is a number of the tasks that they have not.
-        """
+        """Evaluates if due, before the step's record is written. Raises: UserError as `_check_best`."""
         step, made, every = update.step, update.step + 1, self.config.every_steps
         if not every or (made % every and made != self.total_steps):
             return
@@ -81,11 +78,16 @@ class EvaluationWatcher(Watcher):
         if self.world.is_main:
             told = _told(EVALUATED, self._latest)
             log.info("evaluated after step %d; training was paused for %.1f s: %s", made, seconds, told)
-        name = self._best_metric
-        if name.startswith(EVALUATED) and name not in self._latest:
+        self._check_best(results)
+
+    def _check_best(self, results: Results) -> None:
+        """Raises: UserError if checkpoint.best_metric is a number of the tasks that they have not."""
+        name, numbers = self._best_metric, _named(EVALUATED, results)
+        if name.startswith(EVALUATED) and name not in numbers:
             task = name.rpartition("/")[0]
-            known = ", ".join(other for other in self._latest if other.rpartition("/")[0] == task)
-            raise UserError(f"checkpoint.best_metric is '{name}'; of that task there are {known or 'none'}")
+            known = [other for other in numbers if other.rpartition("/")[0] == task]
+            there = f"of that task there are {', '.join(known) or 'none'}{did_you_mean(name, known)}"
+            raise UserError(f"checkpoint.best_metric is '{name}'; {there}")
 
     def metric(self, name: str) -> dict[str, Any] | None:
         """Returns what a checkpoint stores of the number called checkpoint.best_metric.
@@ -104,7 +106,7 @@ class EvaluationWatcher(Watcher):
 
     def on_start(self, first_step: int) -> None:
         """Forgets the evaluation of a step that will be repeated; before the first one, evaluates what later
-        numbers are compared with.
+        numbers are compared with. Raises: UserError as `_check_best`.
         """
         if self._step >= first_step:
             self._latest, self._step = {}, -1
@@ -116,6 +118,7 @@ class EvaluationWatcher(Watcher):
         self._referred, begun = True, time.perf_counter()
         with self._paused():
             found = {"start": self._evaluate(), "pixels": self._of_pixels()}
+        self._check_best(found["start"])
         seconds = time.perf_counter() - begun
         for of, results in found.items():
             head = f"{REFERENCE}{of}/"

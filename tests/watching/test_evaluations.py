@@ -74,10 +74,16 @@ def test_a_best_metric_that_no_task_has_ends_the_run_at_the_first_evaluation():
     Run(best_metric="evaluation/a/loss").make(range(4))
     Run(best_metric="loss/mlm").make(range(4))
     run = Run(best_metric="evaluation/a/acuracy")
-    said = "'evaluation/a/acuracy'; of that task there are evaluation/a/accuracy, evaluation/a/loss"
+    said = (
+        "'evaluation/a/acuracy'; of that task there are evaluation/a/accuracy, evaluation/a/loss; "
+        r"did you mean 'evaluation/a/accuracy'\?"
+    )
     with pytest.raises(UserError, match=said):
         run.make(range(10))
     assert run.steps == [3]
+    early = Run(dataclasses.replace(SETTINGS, references=True), best_metric="evaluation/a/acuracy")
+    with pytest.raises(UserError, match=said):
+        early.watcher.on_start(0)
 
 
 def test_a_metric_knows_its_step_and_which_way_is_better():

@@ -275,8 +275,8 @@ class PictureFineTuning(FineTuning):
 
 @dataclass(frozen=True)
 class ImageFineTuning(PictureFineTuning):
-    """Fine-tunes the image encoder on images alone. They are cropped as for linear probes. Of the suites, only
-    "all" has it: the paper's tables have linear probes in its place."""
+    """Fine-tunes the image encoder on images alone, which are cropped as for linear probes. Of the suites,
+    only "all" has it: the paper's tables have linear probes in its place."""
 
     reads: ClassVar[str] = IMAGES
     group: ClassVar[str] = "fine-tuned vision"

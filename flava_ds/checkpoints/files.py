@@ -20,7 +20,10 @@ from flava_ds.storage.atomic import PARTIAL, sync
 
 FOLDER, LATEST, MANIFEST = "checkpoints", "latest", "manifest.json"
 STATE, CONFIG = "state.json", "config.json"
-_LOGS = ("log.jsonl", "environment.json", "metrics.prom", "tensorboard", "wandb", "profile", "quarantine")
+_LOGS = (
+    *("log.jsonl", "environment.json", "metrics.prom", "tensorboard", "wandb", "profile"),
+    *("quarantine", "streams"),
+)
 _RESULTS = ("evaluations.json", "suites", "fine_tuning", "evaluation.json", "report.html")
 """What a run, and evaluations of it, write into its folder."""
 _NAME = re.compile(r"step_\d{8}")

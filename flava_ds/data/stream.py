@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from flava_ds.config import Config
+from flava_ds.data.epoch_lengths import EpochLength
 from flava_ds.data.order import hash64, permuted, sample_seed, source_seed
 from flava_ds.data.samples import Sample, SampleDecoder, member_fields, printable, tags_of
 from flava_ds.data.skip_log import SkipLog
@@ -91,8 +92,11 @@ class StreamedShards:
     @functools.cached_property
     def _named(self) -> str:
         """Hashes the names of the shards, in order and without their folders."""
-        names = "\n".join(str(shard).rsplit("/", 1)[-1] for shard in self.shards)
-        return f"{_hash_text(names):016x}"
+        return _hash_names(self.shards)
+
+    def named(self, lane: Lane) -> str:
+        """Hashes the names of a lane's shards."""
+        return _hash_names(sorted(self.shards_of(lane, 0), key=str))
 
     def notes(self, lane: Lane) -> list[str]:
         """Returns log lines: the guarantees that a stream lacks, and the cost of too few shards."""
@@ -154,7 +158,8 @@ class StreamDraws:
         if source.source.pipeline:
             self.pipeline = load_pipeline(source.source.pipeline, f"source '{source.name}'")
         self._skips: SkipLog | None = None
-        self._epoch_length: int | None = None
+        self._known = EpochLength(self.config.run_path, source.name, lane, source.named(lane))
+        self._epoch_length = None if self.pipeline is not None else self._known.read()
         self._left_out: Counter[str] = Counter()
         self._begin(0, 0)
 
@@ -269,7 +274,7 @@ class StreamDraws:
                 *(self.source.name, self.lane.index, self.lane.total, position, self._position),
             )
         while self._position < position:
-            length = self._epoch_length if self.pipeline is None else None
+            length = self._epoch_length
             if length is not None and position - self._position >= length:
                 self._begin(position // length, position // length * length)
                 continue
@@ -299,7 +304,20 @@ class StreamDraws:
                     f"sample in {len(self.source.shards)} shards (left out: {counted(self._left_out)}); add "
                     "shards, or read with fewer ranks or loader processes"
                 )
-            self._epoch_length = count
+            self._learn(count)
+
+    def _learn(self, length: int) -> None:
+        """Keeps the length of an epoch, which a user's pipeline may change."""
+        if self.pipeline is not None or length == self._epoch_length:
+            return
+        if self._epoch_length is not None:
+            log.warning(
+                "source '%s': stream %d of %d has %d samples in this epoch, and had %d in an earlier one: "
+                "its shards have changed, so the order is not that of a run without an interruption",
+                *(self.source.name, self.lane.index, self.lane.total, length, self._epoch_length),
+            )
+        self._epoch_length = length
+        self._known.write(length)
 
     def _pipeline(self, part: Part) -> Iterator[RawSample]:
         """Returns the samples of an epoch; a lane that reads all shards keeps only its share."""
@@ -325,6 +343,12 @@ class StreamDraws:
 def _permutation(count: int, key: np.ndarray) -> np.ndarray:
     """Returns the permutation of 0 .. count - 1 that the key determines: [count] int64."""
     return permuted(np.arange(count), np.full(count, key, dtype=np.uint64), count)
+
+
+def _hash_names(shards: Iterable[StreamedShard]) -> str:
+    """Hashes names of shards, in order and without their folders."""
+    names = "\n".join(str(shard).rsplit("/", 1)[-1] for shard in shards)
+    return f"{_hash_text(names):016x}"
 
 
 def _hash_text(text: str) -> int:

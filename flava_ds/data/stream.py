@@ -103,8 +103,8 @@ class StreamedShards:
         which = f"{lane.ranks} ranks x {lane.each} loader processes"
         lines = [
             f"source '{self.name}': {len(self.shards)} shards read as streams by {which}; the order is exact "
-            "only for this topology, epochs end at different steps, and a resume re-reads each stream up to "
-            "its position, without decoding"
+            "only for this topology, epochs end at different steps, and a resume re-reads each stream's epoch "
+            "up to its position, without decoding"
         ]
         if len(self.shards) < lane.total:
             lines.append(
@@ -269,7 +269,7 @@ class StreamDraws:
         if far:
             log.info(
                 "source '%s': stream %d of %d seeks its sample %d, where the run goes on: a stream has no "
-                "index, so it reads on from sample %d without decoding, and leaves out whole epochs once it "
+                "index, so it reads on from sample %d without decoding, and leaves out whole epochs if it "
                 "knows how long they are; its first batch comes after that",
                 *(self.source.name, self.lane.index, self.lane.total, position, self._position),
             )

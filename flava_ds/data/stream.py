@@ -103,8 +103,8 @@ class StreamedShards:
         which = f"{lane.ranks} ranks x {lane.each} loader processes"
         lines = [
             f"source '{self.name}': {len(self.shards)} shards read as streams by {which}; the order is exact "
-            "only for this topology, epochs end at different steps, and a resume re-reads a stream's epoch up "
-            "to its position, without decoding"
+            "only for this topology, epochs end at different steps, and a resume re-reads a stream's epoch "
+            "up to its position, without decoding"
         ]
         if len(self.shards) < lane.total:
             lines.append(

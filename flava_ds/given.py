@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import TypeVar
 
@@ -46,7 +46,7 @@ def batches(items: Sequence[Item], size: int, what: str) -> Iterator[Sequence[It
 
     Raises: UserError when there are none, or for a single item or an iterator instead of a list.
     """
-    listed = hasattr(items, "__len__") and not isinstance(items, str | Path | Image.Image)
+    listed = hasattr(items, "__len__") and not isinstance(items, str | Path | Image.Image | Mapping | Set)
     if not listed or not len(items):
         raise UserError(f"{what}: give a list of at least one, not {_shown(items)}")
     if not isinstance(size, int) or size < 1:

@@ -163,8 +163,9 @@ def test_images_alone(tmp_path, monkeypatch):
     for given in ({"texts": ["a red thing"]}, {"texts": ["red"], "images": read[:1]}, {}):
         with pytest.raises(UserError, match="reads images; give images, nothing else"):
             model.predict(**given)
-    with pytest.raises(UserError, match="images: give a list of at least one"):
-        model.predict(images=[])
+    for nothing in ([], {"red": read[0]}, iter(read)):
+        with pytest.raises(UserError, match="images: give a list of at least one"):
+            model.predict(images=nothing)
 
 
 def test_weights_that_were_trained_in_half_precision_are_kept_in_full(tmp_path, monkeypatch):

@@ -47,11 +47,13 @@ def left_out(shards: Iterable[Shard]) -> dict[str, int]:
     """
     found = Counter[str]()
     for shard in shards:
-        with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             statuses = json.loads(read_beside(shard, record_of(shard)) or b"{}")["status_dict"]
-            found.update({printable(str(reason)): int(count) for reason, count in statuses.items()})
+            found.update({printable(r): n for r, n in statuses.items() if type(n) is int and n > 0})
     del found["success"]
-    return dict(found.most_common(REASONS))
+    told = dict(found.most_common(REASONS))
+    rest = found.total() - sum(told.values())
+    return told | ({"other reasons": rest} if rest else {})
 
 
 def _compare_count(shard: Shard, index: ShardIndex, stats: bytes) -> list[str]:

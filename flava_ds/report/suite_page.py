@@ -126,7 +126,7 @@ def _percent(share: float | None) -> str:
 def _with_unit(unit: str) -> Callable[[float], str]:
     if unit == "share":
         return lambda share: f"{_percent(share)} %"
-    return lambda value: f"{value:.4f} {unit}" if unit == "nats" else f"{value:.4f}"
+    return lambda value: f"{value:.4f} nats" if unit == "nats" else f"{value:.4f}"
 
 
 def _mean(values: list[float | None]) -> float | None:

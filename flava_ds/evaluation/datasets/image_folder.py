@@ -35,8 +35,8 @@ class ImageFolder:
     licence: str = "that of the images"
     origin: str = "bring your own; nothing is downloaded"
     layout: str = (
-        f"test/ (or val/) and, for probes, train/, each with CLASS/*.jpg; {CLASSES} and {TEMPLATES} may be "
-        "there"
+        f"test/ (or val/) and, for probes and fine-tuning, train/, each with CLASS/*.jpg; {CLASSES} and "
+        f"{TEMPLATES} may be there"
     )
     splits: tuple[str, ...] = ("test", "val", "train")
 

@@ -16,7 +16,9 @@ import numpy as np
 from torch import nn
 
 from flava_ds.config import ImageTransformConfig
-from flava_ds.errors import DataError, MissingPicturesError
+from flava_ds.config.bounds import check_bounds
+from flava_ds.config.data_checks import check_transform
+from flava_ds.errors import ConfigError, DataError, MissingPicturesError
 from flava_ds.evaluation.frozen_model import FrozenModel
 from flava_ds.evaluation.labelled import state_of_pictures
 from flava_ds.evaluation.probe import refuse_training_split
@@ -45,8 +47,8 @@ class FineTuning(ABC):
 
     The first split of `chosen_on` that exists, with its pictures, chooses the weights; of equal ones the
     later wins, as in fairseq. If `chosen_on` is empty, the last weights are reported; `else_last` also does
-    that where none of them exists. `also` names more splits to report on; their numbers are then averaged
-    too.
+    that where none of them exists but the reported one. `also` names more splits to report on; their numbers
+    are then averaged too.
 
     With `own_head` nothing is trained: the head that the model came with tells the classes, which are called
     `head_classes`, or as the model's files call them.
@@ -66,6 +68,16 @@ class FineTuning(ABC):
     make_head: ClassVar[MakeHead]
     reads: ClassVar[str]
     """What its samples are, for messages."""
+
+    def __post_init__(self) -> None:
+        """Raises: ConfigError for an augmentation that cannot be drawn."""
+        if self.augment is None:
+            return
+        where = f"task {self.name}: augment"
+        if not isinstance(self.augment, ImageTransformConfig):
+            raise ConfigError(f"{where} is {self.augment!r:.80}; give a flava_ds.config.ImageTransformConfig")
+        check_bounds(self.augment, where)
+        check_transform(where, self.augment)
 
     @property
     def about(self) -> str:
@@ -179,7 +191,7 @@ class FineTuning(ABC):
         if not self.chosen_on:
             return None
         there = [split for split in self.chosen_on if split == data.split or data.has(split)]
-        if not there and self.else_last:
+        if self.else_last and not (there := [split for split in there if split != data.split]):
             return None
         if not there:
             raise DataError(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Self
 
@@ -80,9 +80,11 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Augmented(Inputs):
-    """A training split whose images are changed at random, in each epoch in another way."""
+    """A training split whose images are changed at random, in each epoch in another way. Where images are
+    squeezed, `config.crop_ratio` is that of the squeezed one.
+    """
 
-    transform: ImageTransform
+    config: ImageTransformConfig
     seed: int
 
     @classmethod
@@ -92,14 +94,24 @@ class Augmented(Inputs):
             raise DataError(
                 f"{inputs.samples.name}: has no pixels to augment; set the task's augment to None"
             )
-        return cls(**vars(inputs), transform=ImageTransform(config, (inputs.size,)), seed=seed)
+        return cls(**vars(inputs), config=config, seed=seed)
 
     def read(self, rows: np.ndarray, epoch: int = 0) -> tuple[list[np.ndarray], Tensor]:
         assert isinstance(self.pictures, Seen)
-        images = [self.pictures.decoded(row) for row in rows.tolist()]
         seeds = sample_seed(self.seed, source_seed(self.pictures.title, None), epoch, rows)
-        [pixels] = self.transform(images, seeds)
-        return [self.ids[row] for row in rows], pixels
+        pixels = [self._changed(row, seeds[place : place + 1]) for place, row in enumerate(rows.tolist())]
+        return [self.ids[row] for row in rows], torch.cat(pixels)
+
+    def _changed(self, row: int, seed: np.ndarray) -> Tensor:
+        """Decodes and changes an image, one at a time as a large one takes much memory: [1 3 size size]."""
+        assert isinstance(self.pictures, Seen)
+        image, config = self.pictures.decoded(row), self.config
+        if self.pictures.transform.whole:
+            own = image.shape[2] / image.shape[1]
+            low, high = config.crop_ratio
+            config = replace(config, crop_ratio=(low * own, high * own))
+        [pixels] = ImageTransform(config, (self.size,))([image], seed)
+        return pixels
 
 
 def inputs_of(

@@ -128,11 +128,11 @@ class Saved:
         file = TensorFile(lambda: LocalFile(path), str(path))
         try:
             there = loads(file.metadata["identity"])
-            for what, value in self.identity.items():
-                if there.get(what) != value:
+            for what in {**there, **self.identity}:
+                if there.get(what) != self.identity.get(what):
                     raise DataError(
                         f"{self._running}: an interrupted fine-tuning with {what} {there.get(what)}, and "
-                        f"this one has {value}; delete the file to start again"
+                        f"this one has {self.identity.get(what)}; delete the file to start again"
                     )
             progress = Progress.from_json(file.metadata["progress"])
             in_state = progress.best_update in (0, progress.update)

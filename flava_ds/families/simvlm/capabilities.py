@@ -164,10 +164,12 @@ class SimvlmFeatures(SimvlmPart):
         return TunableTexts(self.model)
 
     def image_states(self, scale: float = 1.0) -> TunableImages:
-        """Returns a copy to fine-tune on images, `scale` times as large, in whole patches."""
+        """Returns a copy of the encoder to fine-tune on images, `scale` times as large, in whole patches. The
+        first token's embedding and position stay as they are."""
         config, model = self.model.config, copy.deepcopy(self.model)
+        del model.decoder, model.decoder_norm, model.suffix_positions
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(not name.startswith(("decoder", "suffix_positions")))
+            parameter.requires_grad_(not name.startswith(("words", "prefix_positions")))
         return TunableImages(
             model,
             partial(image_vectors, cls_id=self.cls_id),

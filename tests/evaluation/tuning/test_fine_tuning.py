@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from evaluation.color_world import write_image_folder, write_own
+from evaluation.color_world import write_own
 from evaluation.language_world import WRITERS, write_snli_ve, write_sst2
 from sample_runs import world_config
 
@@ -20,7 +20,6 @@ from flava_ds.evaluation.published import published
 from flava_ds.evaluation.registry import tasks
 from flava_ds.evaluation.runner import evaluate, find_all, find_data
 from flava_ds.evaluation.shares import AmongRanks
-from flava_ds.evaluation.tasks.own import CROPS
 from flava_ds.evaluation.tuning import fitting
 from flava_ds.evaluation.tuning.goals import Classes
 from flava_ds.evaluation.tuning.recipe import Recipe
@@ -121,46 +120,7 @@ def test_your_own_pictures_and_texts_are_learnt_and_a_split_val_chooses_where_it
     write_own(tmp_path / "own", {"val": 2})
     assert learns(task, tmp_path, **settings)["accuracy"].value == 1
     assert task.settings(find_data(task.data, tmp_path))["chosen_on"] == "val"
-    assert task.settings(find_data(task.data, tmp_path, split="val"))["chosen_on"] == "val"
-
-
-@pytest.mark.parametrize("name", ["own_image_tuned", "image_folder_tuned"])
-def test_your_own_pictures_alone_are_learnt(tmp_path, name):
-    write_own(tmp_path / "own", {"train": 6, "test": 3})
-    write_image_folder(tmp_path / "image_folder", {"train": 6, "test": 3})
-    task = tasks()[name]
-    assert learns(task, tmp_path, samples=18, updates=80)["accuracy"].value == 1
-    ran = task.settings(find_data(task.data, tmp_path))
-    assert ran["chosen_on"] is None and ran["augment"]["crop_scale"] == (0.5, 1.0)
-
-
-def test_training_pictures_change_with_the_epoch_and_not_with_their_neighbours(tmp_path):
-    write_own(tmp_path / "own", {"train": 6, "test": 3})
-    for picture in ("own_image_tuned", "own_tuned"):
-        task = tasks()[picture]
-        samples, model = find_data(task.data, tmp_path).read("train"), frozen(tmp_path)
-        plain = fitting.inputs_of(model, samples, task.encoder(model))
-        # plain colours would hide a crop
-        edges = torch.arange(20 * 24, dtype=torch.uint8).view(1, 20, 24).expand(3, -1, -1)
-        samples = dataclasses.replace(samples, load=lambda row, edges=edges: edges)
-        plain = dataclasses.replace(plain, pictures=dataclasses.replace(plain.pictures, images=samples))
-        changed = fitting.Augmented.of(plain, CROPS, seed=0)
-        rows = np.array([2, 5, 11])
-        texts, pixels = changed.read(rows, 3)
-        assert pixels.shape == (3, 3, plain.size, plain.size) and pixels.dtype == torch.uint8
-        assert all(np.array_equal(*both) for both in zip(texts, plain.read(rows)[0], strict=True))
-        assert torch.equal(pixels[1:2], changed.read(rows[1:2], 3)[1])
-        assert not torch.equal(pixels[0], pixels[1]) and not torch.equal(pixels, changed.read(rows, 4)[1])
-        other = fitting.Augmented.of(plain, CROPS, seed=1)
-        assert not torch.equal(pixels, other.read(rows, 3)[1])
-        assert torch.equal(plain.read(rows, 3)[1], plain.read(rows, 4)[1])
-
-
-def test_texts_have_nothing_to_augment(tmp_path):
-    write_sst2(tmp_path)
-    task = dataclasses.replace(tasks()["glue_sst2"], augment=CROPS)
-    with pytest.raises(DataError, match="has no pixels to augment; set the task's augment to None"):
-        task.run(frozen(tmp_path), find_data(task.data, tmp_path))
+    assert task.settings(find_data(task.data, tmp_path, split="val"))["chosen_on"] is None  # not on itself
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,25 +158,26 @@ def fitted(folder: Path, after: int, states: Path | None, name: str = "glue_sst2
     return scores, logits[-1] if logits else None, told
 
 
-@pytest.mark.parametrize("name", ["glue_sst2", "own_image_tuned"])
-def test_a_killed_fine_tuning_ends_with_the_same_bits(tmp_path, name):
-    """The kill is in the 26th of some 60 updates, between two looks at a held-out split; training pictures
-    change with the epoch."""
+def test_a_killed_fine_tuning_ends_with_the_same_bits(tmp_path):
     write_sst2(tmp_path)
-    write_own(tmp_path / "own", {"train": 6, "test": 3})
-    whole, expected, _ = fitted(tmp_path, 10**9, None, name)
-    states = tmp_path / "states"
+    killed_and_resumed(tmp_path, "glue_sst2")
+
+
+def killed_and_resumed(folder, name):
+    """The kill is in the 26th of some 60 updates, between two looks at a held-out split."""
+    whole, expected, _ = fitted(folder, 10**9, None, name)
+    states = folder / "states"
     child = os.fork()
     if not child:
-        fitted(tmp_path, 26, states, name)
+        fitted(folder, 26, states, name)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     assert sorted(path.name for path in states.iterdir()) == [f".{name}.lock", f"{name}.safetensors"]
-    scores, found, told = fitted(tmp_path, 10**9, states, name)
+    scores, found, told = fitted(folder, 10**9, states, name)
     assert told[0] == f"{name}: resumes after update 25"
     assert scores == whole and np.array_equal(found, expected)
     assert [path.name for path in states.iterdir()] == [f"{name}.json"]
-    again, nothing, told = fitted(tmp_path, 1, states, name)  # would die at once if it trained
+    again, nothing, told = fitted(folder, 1, states, name)  # would die at once if it trained
     assert again == whole and nothing is None and "finished before" in told[0]
 
 

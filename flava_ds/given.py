@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from flava_ds.data.decode import decode_image, over_white
+from flava_ds.data.decode import decode_image, over_white, to_8_bits
 from flava_ds.errors import DataError, UserError
 from flava_ds.storage.faults import SampleFault
 
@@ -54,6 +54,21 @@ def batches(items: Sequence[Item], size: int, what: str) -> Iterator[Sequence[It
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
+def _of_pillow(image: Image.Image) -> Tensor:
+    """Returns a PIL image as the decoder returns a file with the same contents: [3 H W] uint8."""
+    turned = ImageOps.exif_transpose(image)
+    if turned.mode == "F":
+        raise DataError("a PIL image has mode F, whose white is not defined; convert it to L or RGB")
+    if turned.mode.startswith("I"):
+        # Pillow cuts off at 255 where 65,535 is white
+        wide = torch.from_numpy(np.array(turned).astype(np.int32)).clamp(0, 65535)
+        return to_8_bits(wide).to(torch.uint8).expand(3, -1, -1).contiguous()
+    alpha = turned.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in turned.info
+    array = np.array(turned.convert("RGBA" if alpha else "RGB"))
+    pixels = torch.from_numpy(array).permute(2, 0, 1).contiguous()
+    return over_white(pixels) if alpha else pixels
+
+
 def read_picture(image: Picture) -> Tensor:
     """Returns an image as RGB, with its EXIF orientation applied, transparency over white: [3 H W] uint8.
 
@@ -69,11 +84,11 @@ def read_picture(image: Picture) -> Tensor:
             )
         return image.cpu()
     if isinstance(image, Image.Image):
-        turned = ImageOps.exif_transpose(image)
-        alpha = turned.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in turned.info
-        array = np.array(turned.convert("RGBA" if alpha else "RGB"))
-        pixels = torch.from_numpy(array).permute(2, 0, 1).contiguous()
-        return over_white(pixels) if alpha else pixels
+        try:
+            return _of_pillow(image)
+        except OSError as error:  # PIL reads a file when its pixels are asked for
+            where = getattr(image, "filename", "") or "a PIL image"
+            raise DataError(f"{where}: cannot be read ({error}); get the file again") from error
     if not isinstance(image, str | Path):
         raise DataError(f"an image is {_shown(image)}; give a PIL image, a path or a uint8 tensor")
     try:

@@ -24,6 +24,7 @@ from flava_ds.errors import CheckpointError, DataError, UserError
 from flava_ds.evaluation.frozen_model import Lacking
 from flava_ds.families.flava.hf import without_heads
 from flava_ds.families.flava.task import build_task
+from flava_ds.given import read_picture
 
 DOCS = Path(__file__).parents[1] / "docs" / "library.md"
 
@@ -165,6 +166,27 @@ def test_mistakes_are_named(model, folder):
         with pytest.raises(kind, match=words) as raised:
             call()
         assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I"])
+def test_grey_of_16_bits_is_the_same_as_a_file_and_from_pillow(tmp_path, mode):
+    values = np.arange(0, 65536, 257 * 4, dtype=np.uint16)[:64].reshape(8, 8)
+    Image.fromarray(values).save(tmp_path / "grey.png")
+    expected = read_picture(tmp_path / "grey.png")
+    assert len(expected.unique()) > 50
+    kind = {"I;16": "<u2", "I;16B": ">u2", "I": "<i4"}[mode]
+    image = Image.frombytes(mode, (8, 8), values.astype(kind).tobytes())
+    assert torch.equal(read_picture(image), expected)
+
+
+def test_what_pillow_cannot_read_is_named(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "whole.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:2000])
+    with pytest.raises(DataError, match="cut.jpg: cannot be read .*; get the file again"):
+        read_picture(Image.open(tmp_path / "cut.jpg"))
+    with pytest.raises(DataError, match="a PIL image has mode F"):
+        read_picture(Image.new("F", (8, 8)))
 
 
 def test_a_model_without_heads_says_so(tmp_path):

@@ -289,18 +289,23 @@ def test_weights_of_something_else_are_not_overwritten(tmp_path, monkeypatch):
     """Of other samples, of classes that are called otherwise now, or of another program."""
     WRITERS["glue_sst2"](tmp_path)
     _, file = tuned(tmp_path, "glue_sst2", monkeypatch, updates=10)
-    kept, words = file.read_bytes(), "is of another model, data, recipe or classes, or damaged; move it away"
-    with pytest.raises(UserError, match=words):
+    kept, away = file.read_bytes(), "; move it away, or name another folder with --keep"
+    recipe = "is of a fine-tuning with recipe: updates 10, and this one has 12"
+    with pytest.raises(UserError, match=recipe + away):
+        tuned(tmp_path, "glue_sst2", monkeypatch, updates=12)
+    with pytest.raises(
+        UserError, match="is of a fine-tuning with training samples .*, and this one has .*" + away
+    ):
         tuned(tmp_path, "glue_sst2", monkeypatch, updates=10, limit=6)
     task = tasks()["glue_sst2"]
     renamed = dataclasses.replace(task, data=dataclasses.replace(task.data, class_names=("bad", "good")))
     monkeypatch.setattr("test_fine_tuned.tasks", lambda: {"glue_sst2": renamed})
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match="is of a fine-tuning with goal|is of other classes or another model"):
         tuned(tmp_path, "glue_sst2", monkeypatch, updates=10)
     monkeypatch.undo()
     assert file.read_bytes() == kept
     (tmp_path / "codebook.safetensors").replace(file)
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match="is damaged, or of something else" + away):
         tuned(tmp_path, "glue_sst2", monkeypatch, updates=10)
 
 

@@ -118,10 +118,15 @@ def over_white(image: Tensor) -> Tensor:
 def _plain(strip: Tensor, transparent: tuple[int, int, int] | None) -> Tensor:
     """Scales 16 bits to 8 and makes a transparent colour white: [c h W] uint8 or uint16 -> [c h W] int32."""
     wide = strip.to(torch.int32)
-    out = (wide * 255 + 32767) // 65535 if strip.dtype == torch.uint16 else wide.clone()
+    out = to_8_bits(wide) if strip.dtype == torch.uint16 else wide.clone()
     if transparent is not None:
         out[:, (wide == torch.tensor(transparent)[:, None, None]).all(0)] = 255
     return out
+
+
+def to_8_bits(wide: Tensor) -> Tensor:
+    """Scales numbers of 16 bits to 8, rounded to nearest: [...] int32 -> [...] int32."""
+    return (wide * 255 + 32767) // 65535
 
 
 def _by_strips(image: Tensor, function: Callable[[Tensor], Tensor], channels: int) -> Tensor:

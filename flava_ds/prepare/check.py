@@ -313,7 +313,7 @@ def _judge(found: Check) -> list[tuple[bool, str]]:
     verb = "needs" if found.need.gpus == 1 else "need"
     return [
         (lost <= 0.05, f"{lost:.2%} of the samples read are unusable ({counted(found.bad)})"),
-        (not found.damage, f"left out of the shards: {counted(found.damage)}"),
+        (not found.damage, f"lost inside of the shards: {counted(found.damage)}"),
         (copies <= 0.01, f"{copies:.2%} of the samples read are copies or near copies of another{twins}"),
         (
             cut <= 0.1,

@@ -84,8 +84,9 @@ def raise_failed(failed: dict[str, UserError], tasks: int) -> None:
     """Raises UserError that counts the tasks that failed and tells the first one's reason."""
     if failed:
         name, first = next(iter(failed.items()))
+        how_many = f"{len(failed)} of {tasks} tasks failed, the others' results are above"
         raise UserError(
-            f"{len(failed)} of {tasks} tasks failed, the others' results are above; {name}: {first}"
+            f"{how_many if len(failed) < tasks else f'all {tasks} tasks failed'}; {name}: {first}"
         )
 
 

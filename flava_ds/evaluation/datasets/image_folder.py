@@ -27,7 +27,7 @@ class ImageFolder:
     """One folder per class in each split. A folder's name means the same class in all of them.
 
     A class is named after its folder, with spaces for underscores, unless classes.json (folder -> name) says
-    otherwise; templates.txt has one prompt with a {} per line.
+    otherwise; templates.txt has one prompt with a {} per line. Hidden files and folders do not count.
     """
 
     name: str = "image_folder"
@@ -63,7 +63,7 @@ def read_classes(name: str, root: Path, described_in: Path, classes: list[str]) 
     for number, folder in enumerate(classes):
         if not (root / folder).is_dir():
             continue
-        there = sorted((root / folder).rglob("*"))
+        there = [path for path in sorted((root / folder).rglob("*")) if not _is_hidden(path, root)]
         found = [path for path in there if _is_image(path)]
         others += [path for path in there if not (_is_image(path) or path.is_dir())]
         if not found:
@@ -82,18 +82,22 @@ def read_classes(name: str, root: Path, described_in: Path, classes: list[str]) 
 
 
 def _tell_others(root: Path, others: list[Path]) -> None:
-    """Warns of files that are no images, with the first one of each ending. Hidden ones do not count."""
-    shown = [path for path in others if not path.name.startswith(".")]
-    if shown:
-        firsts = {path.suffix.lower(): path.relative_to(root).as_posix() for path in reversed(shown)}
+    """Warns of files that are no images, with the first one of each ending."""
+    if others:
+        firsts = {path.suffix.lower(): path.relative_to(root).as_posix() for path in reversed(others)}
         log.warning(
             "%s: %d file%s of other formats than %s left out, such as %s; convert the pictures among them",
             root,
-            len(shown),
-            "s" * (len(shown) > 1),
+            len(others),
+            "s" * (len(others) > 1),
             ", ".join(IMAGE_SUFFIXES),
             ", ".join(sorted(firsts.values())[:NAMED]),
         )
+
+
+def _is_hidden(path: Path, root: Path) -> bool:
+    """Tells the files that other programs leave, such as .ipynb_checkpoints/ and ._*.jpg."""
+    return any(part.startswith(".") for part in path.relative_to(root).parts)
 
 
 def _is_image(path: Path) -> bool:
@@ -148,5 +152,6 @@ def read_templates(file: Path) -> tuple[str, ...]:
 
 
 def class_folders(root: Path) -> list[str]:
-    """Returns the names of a folder's folders, sorted; none if it is not there."""
-    return sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    """Returns the names of a folder's folders but hidden ones, sorted; none if it is not there."""
+    found = root.iterdir() if root.is_dir() else ()
+    return sorted(path.name for path in found if path.is_dir() and not path.name.startswith("."))

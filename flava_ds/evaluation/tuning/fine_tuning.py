@@ -31,7 +31,15 @@ from flava_ds.evaluation.protocols import (
     Splits,
     TextStates,
 )
-from flava_ds.evaluation.tuning.fitting import Augmented, Fitting, Inputs, Network, inputs_of, outputs_of
+from flava_ds.evaluation.tuning.fitting import (
+    Augmented,
+    Fitting,
+    Inputs,
+    Network,
+    check_pictures,
+    inputs_of,
+    outputs_of,
+)
 from flava_ds.evaluation.tuning.goals import Goal, Meaning, mean_of
 from flava_ds.evaluation.tuning.heads import HEADS, LinearHead, MakeHead, PairHead, SentenceHead, build_head
 from flava_ds.evaluation.tuning.kept import IMAGES, IMAGES_WITH_TEXT, PAIRS_OF_TEXTS, TEXTS, Facts, words_of
@@ -138,6 +146,8 @@ class FineTuning(ABC):
         with saved:
             model.share.from_main(saved.begin)
             held_out = {split: inputs_of(model, samples, encoder) for split, samples in read.items()}
+            for split in held_out.values() if chooses is None else ():  # which are read after the last update
+                check_pictures(split, recipe.rows_at_once, model.share)
             inputs = inputs_of(model, train, encoder)
             if self.augment is not None:
                 inputs = Augmented.of(inputs, self.augment, recipe.seed)

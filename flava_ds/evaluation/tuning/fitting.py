@@ -114,6 +114,20 @@ class Augmented(Inputs):
         return pixels
 
 
+def check_pictures(inputs: Inputs, rows_at_once: int, share: Share) -> None:
+    """Reads the pictures of a split, shared among ranks. Raises: DataError naming one that cannot be used."""
+    places = np.arange(len(inputs.ids))
+    starts = share.mine(range(0, len(places), rows_at_once))
+    mine = [places[start : start + rows_at_once] for start in starts]
+
+    def read() -> None:
+        for _ in ahead(inputs.read, mine) if mine else ():
+            pass
+
+    if inputs.pictures is not None:
+        share.together(read)
+
+
 def inputs_of(
     model: FrozenModel, samples: LabelledTexts | LabelledPairs | LabelledImages, encoder: Any
 ) -> Inputs:

@@ -105,8 +105,8 @@ class Classes:
             if lacking:
                 raise DataError(
                     f"{train.name}: split 'train' has no sample of class '{train.class_names[lacking[0]]}', "
-                    f"which split '{split}' has; a head cannot learn it, so complete 'train' or "
-                    "raise --limit"
+                    f"which split '{split}' has; a head cannot learn it, so complete 'train', or "
+                    "raise --limit if one is set"
                 )
         if len(known) < 2:
             raise DataError(

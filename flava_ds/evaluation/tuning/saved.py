@@ -113,8 +113,7 @@ class Saved:
                 ) from error
         if self.weights is not None and self.weights.exists() and self._kept_update() is None:
             raise UserError(
-                f"{self.weights}: is of another model, data, recipe or classes, or damaged; move it away, or "
-                "name another folder with --keep"
+                f"{self.weights}: {self._of_what()}; move it away, or name another folder with --keep"
             )
 
     def load(self) -> tuple[dict[str, Tensor], Progress] | None:
@@ -128,12 +127,9 @@ class Saved:
         file = TensorFile(lambda: LocalFile(path), str(path))
         try:
             there = loads(file.metadata["identity"])
-            for what in {**there, **self.identity}:
-                if there.get(what) != self.identity.get(what):
-                    raise DataError(
-                        f"{self._running}: an interrupted fine-tuning with {what} {there.get(what)}, and "
-                        f"this one has {self.identity.get(what)}; delete the file to start again"
-                    )
+            if difference := _difference(there, self.identity):
+                what = f"an interrupted fine-tuning with {difference}"
+                raise DataError(f"{self._running}: {what}; delete the file to start again")
             progress = Progress.from_json(file.metadata["progress"])
             in_state = progress.best_update in (0, progress.update)
             if self.weights is not None and not in_state and self._kept_update() != progress.best_update:
@@ -180,6 +176,19 @@ class Saved:
         file.close()
         return facts.update if facts.is_of(self._facts) else None
 
+    def _of_what(self) -> str:
+        """Says what the kept weights are of that are not of this fine-tuning."""
+        assert self.weights is not None
+        try:
+            facts, file = open_kept(self.weights)
+        except UserError:
+            return "is damaged, or of something else"
+        file.close()
+        difference = _difference(facts.identity, self.identity)
+        return (
+            f"is of a fine-tuning with {difference}" if difference else "is of other classes or another model"
+        )
+
     def finish(self, progress: Progress) -> None:
         """Writes the scores beside those of other fine-tunings of the task, and deletes the state."""
         if self._done is None or self._running is None:
@@ -189,6 +198,19 @@ class Saved:
         others = [record for record in self._records() if record["identity"] != self.identity]
         write_json(self._done, whole | ({OTHERS: others} if others else {}))
         self._running.unlink(missing_ok=True)
+
+
+def _difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """Says in what first thing two identities differ; empty if they are equal."""
+    for what in {**there, **here}:
+        old, new = there.get(what), here.get(what)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            part = _difference(old, new)
+            if part:
+                return f"{what}: {part}"
+        elif old != new:
+            return f"{what} {old}, and this one has {new}"
+    return ""
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

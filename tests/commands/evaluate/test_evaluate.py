@@ -279,6 +279,9 @@ def test_a_task_that_fails_loses_no_other_ones_numbers(run, root, tmp_path, caps
         "error: 1 of 3 tasks failed, the others' results are above; image_folder_zero_shot:"
     )
     assert picture.name in last and told.err.index("\nsst2_probe ") < told.err.index(picture.name)
+    alone = "image_folder_zero_shot,image_folder_neighbours"
+    assert main(["evaluate", str(run), "--task", alone, "--data", str(broken)]) == 2
+    assert "error: all 2 tasks failed; image_folder_" in capsys.readouterr().err
 
 
 def test_a_model_without_what_a_task_needs_says_so(root, tmp_path, capsys):

@@ -94,6 +94,23 @@ def test_files_of_other_formats_are_told_once(tmp_path, caplog):
     assert ", such as blue/a.gif, green/c.AVIF, red/deeper/d.bmp; convert" in message
 
 
+def test_what_other_programs_leave_does_not_count(tmp_path):
+    write_image_folder(tmp_path, {"test": 2, "train": 2})
+    for name in (
+        "train/.ipynb_checkpoints/0.png",
+        "test/.empty",
+        "test/blue/._0.png",
+        "test/red/.trash/1.png",
+    ):
+        path = tmp_path / name
+        path.mkdir(parents=True) if not path.suffix else path.parent.mkdir(exist_ok=True)
+        if path.suffix == ".png":
+            path.write_bytes(b"no picture")
+    for split in ("train", "test"):
+        found = ImageFolder().read(tmp_path, split)
+        assert found.class_names == ("blue", "green", "red") and len(found) == 6
+
+
 def test_damaged_class_names_are_named(tmp_path):
     write_image_folder(tmp_path, {"test": 1})
     (tmp_path / "classes.json").write_text("{")

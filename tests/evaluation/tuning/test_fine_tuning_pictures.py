@@ -146,6 +146,16 @@ def test_three_ranks_train_as_one_does(own, run_ranks):
         assert np.abs(found - alone).max() < 1e-4
 
 
+def test_a_broken_picture_to_report_on_is_named_before_the_training(tmp_path):
+    write_image_folder(tmp_path / "image_folder", {"train": 6, "test": 3})
+    broken = tmp_path / "image_folder" / "test" / "red" / "1.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    task = dataclasses.replace(tasks()["image_folder_tuned"], recipe=QUICK)
+    updates = mock.patch.object(fitting.Fitting, "step", side_effect=AssertionError("it trains"))
+    with updates, pytest.raises(DataError, match="picture 'red/1.png' cannot be used"):
+        task.run(frozen(tmp_path), find_data(task.data, tmp_path))
+
+
 @pytest.mark.parametrize(("begun", "other"), [(CROPS, None), (None, CROPS)])
 def test_what_was_interrupted_goes_on_with_its_own_augmentation_only(own, begun, other):
     def stop(line):

@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
     Raises: UserError.
     """
     from flava_ds.commands import sweep_jobs
-    from flava_ds.scaling.sweep import FAILED, Sweep
+    from flava_ds.scaling.sweep import FAILED, RUNNING, Sweep
 
     check_options(options)
     if options.begin is not None or options.end is not None:
@@ -90,8 +90,10 @@ def run(options: argparse.Namespace) -> int:
     show(sweep := Sweep.open(sweep.folder), options.parquet)
     if status:
         print(f"stopped by signal {status - 128}; the same command goes on from here")
-    failed = any(sweep.state(name)["state"] == FAILED for name in sweep.runs)
-    return status or int(failed)
+    states = {name: sweep.state(name)["state"] for name in sweep.runs}
+    if left := [name for name in names if states[name] == RUNNING and not status]:
+        print(f"left alone: {', '.join(left)}; the same command looks again")
+    return status or int(bool(left) or FAILED in states.values())
 
 
 def check_options(options: argparse.Namespace) -> None:

@@ -34,8 +34,15 @@ def run_all(sweep: Sweep, spec: Spec | None, names: list[str], options: argparse
     lock = RunLock(sweep.folder)
     lock.acquire()
     try:
+        left = []
         for number, name in enumerate(names, start=1):
-            if is_stop(status := run_one(sweep, name, f"run {number} of {len(names)}", options)):
+            status = run_one(sweep, name, f"run {number} of {len(names)}", options)
+            if status is None:
+                left.append(name)
+            elif is_stop(status):
+                return status
+        for name in left:  # who trained there may have ended meanwhile
+            if is_stop(status := run_one(sweep, name, "once more", options) or 0):
                 return status
         if spec is None or spec.asked is None:
             return 0
@@ -43,19 +50,19 @@ def run_all(sweep: Sweep, spec: Spec | None, names: list[str], options: argparse
         while len(sweep.runs) < min(most, spec.asked.runs):
             sweep, name = asked(sweep, spec)
             where = f"run {len(sweep.runs)} of {spec.asked.runs}"
-            if is_stop(status := run_one(sweep, name, where, options)):
+            if is_stop(status := run_one(sweep, name, where, options) or 0):
                 return status
         return 0
     finally:
         lock.release()
 
 
-def run_one(sweep: Sweep, name: str, where: str, options: argparse.Namespace) -> int:
-    """Runs a run to its end and notes how it ended; returns its exit status, 0 if it runs elsewhere."""
+def run_one(sweep: Sweep, name: str, where: str, options: argparse.Namespace) -> int | None:
+    """Runs a run to its end and notes how it ended; returns its exit status, None if it runs elsewhere."""
     print(f"{where}, {name}: {sweep.runs[name].place()}", flush=True)
     if (holder := runs_elsewhere(sweep.path_of(name))) is not None:
         print(f"  left alone: {holder}", flush=True)
-        return 0
+        return None
     log = sweep.log_of(name)
     log.parent.mkdir(parents=True, exist_ok=True)
     command = command_of(sweep, name, options)

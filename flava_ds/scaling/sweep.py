@@ -20,6 +20,7 @@ from typing import Any
 
 from flava_ds.config.plain_files import loads, read_small
 from flava_ds.errors import ConfigError, UserError
+from flava_ds.ranks.lock_files import NAME as LOCK
 from flava_ds.ranks.stop_signals import is_stop, signal_of
 from flava_ds.scaling.results import results
 from flava_ds.scaling.spec import Run
@@ -148,13 +149,20 @@ class Sweep:
         found = []
         for name, run in self.runs.items():
             state = self.state(name)
-            row = {"run": name, "state": state["state"], "reason": state.get("reason", "")}
+            reason = state.get("reason") or self._note(name, state)
+            row = {"run": name, "state": state["state"], "reason": reason}
             row |= {"parts": " ".join(run.parts), "held_out": run.held_out, "metric": self.metric}
             row |= {f"axis/{axis}": run.point.get(axis, "") for axis in axes}
             row |= dict(self.facts.get(name, {})) | state.get("results", {})
             found.append(row)
         columns = list(dict.fromkeys(column for row in found for column in row))
         return [{column: row.get(column, "") for column in columns} for row in found]
+
+    def _note(self, name: str, state: Mapping[str, Any]) -> str:
+        """Says if a run that has begun is not at work, as far as its folder tells."""
+        if state["state"] != RUNNING or (self.path_of(name) / LOCK).exists():
+            return ""
+        return "nobody trains in its folder: it is starting, or was killed; the same command goes on"
 
 
 def reason_in(log: Path) -> str:

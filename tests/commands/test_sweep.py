@@ -120,6 +120,45 @@ def test_a_killed_run_has_failed_and_the_next_one_begins(tmp_path, capsys, monke
     assert capsys.readouterr().out.count("failed: killed by SIGKILL") == 2
 
 
+def test_a_run_that_goes_on_without_its_sweep_is_looked_at_again(tmp_path, capsys, monkeypatch):
+    """The first one is in use when its turn comes, and no longer when the others have ended."""
+    sweep, options = planned_in(tmp_path, "--ranks", "1")
+    first, second = sweep.runs
+    sweep.begin(first)  # by a sweep that was killed
+    assert "nobody trains in its folder" in {row["run"]: row["reason"] for row in sweep.rows()}[first]
+    begun, in_use = [], ["process 21472 is in use of it", None]
+    monkeypatch.setattr(
+        sweep_jobs,
+        "runs_elsewhere",
+        lambda path: in_use.pop(0) if path == sweep.path_of(first) else None,
+    )
+
+    def command_of(sweep, name, options):
+        begun.append(name)
+        return Launch(arguments=[sys.executable, "-c", "raise SystemExit(3)"])
+
+    monkeypatch.setattr(sweep_jobs, "command_of", command_of)
+    assert sweep_jobs.run_all(sweep, None, list(sweep.runs), options) == 0
+    assert begun == [second, first] and in_use == []
+    assert "left alone: process 21472" in capsys.readouterr().out
+
+
+def test_a_run_that_is_still_in_use_at_the_end_is_told_and_no_success(tmp_path, capsys, monkeypatch):
+    sweep, options = planned_in(tmp_path, "--ranks", "1", "--yes")
+    first, second = sweep.runs
+    sweep.begin(first)
+    monkeypatch.setattr(
+        sweep_jobs, "runs_elsewhere", lambda path: "in use" if path == sweep.path_of(first) else None
+    )
+    monkeypatch.setattr(sweep_jobs, "command_of", lambda *_: Launch(arguments=[sys.executable, "-c", "pass"]))
+    sweep.path_of(second).mkdir()
+    line = {"step": 0, "loss/mmm_text": 2.5, "seconds_per_step": 1.0, "samples_per_second": 8.0}
+    (sweep.path_of(second) / "log.jsonl").write_text(json.dumps(line))
+    assert command.run(options) == 1
+    assert f"left alone: {first}; the same command looks again" in capsys.readouterr().out
+    assert sweep.state(second)["state"] == "finished"
+
+
 def test_a_slurm_array_notes_begin_and_end_of_its_tasks(tmp_path, capsys):
     # Slurm reads quotes in its settings as a shell does
     sweep, options = planned_in(tmp_path, "--slurm", "--nodes", "2", "--at-once", "1", folder="50% of it's")

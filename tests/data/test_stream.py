@@ -11,7 +11,7 @@ from data.shard_files import caption, pair_members, picture, write_tar
 from data.test_sources import reading
 
 from flava_ds.config import UNCHANGED, load, save
-from flava_ds.data import stream
+from flava_ds.data import stream_draws
 from flava_ds.data.loader import StepLoader
 from flava_ds.data.quarantine import Quarantine, quarantine_file, read_quarantine
 from flava_ds.data.skip_log import SkipLog
@@ -95,8 +95,8 @@ def test_a_lane_that_seeks_says_so_and_gives_signs_of_life(streams, monkeypatch,
     fewer shards than lanes, for each shard. A lane that reads on gives none.
     """
     signs = []
-    monkeypatch.setattr(stream, "sign_of_life", lambda: signs.append(None))
-    monkeypatch.setattr(stream, "_FAR", 30)
+    monkeypatch.setattr(stream_draws, "sign_of_life", lambda: signs.append(None))
+    monkeypatch.setattr(stream_draws, "_FAR", 30)
     caplog.set_level("INFO")
     source = open_source(streams(), "pairs")
 

@@ -121,7 +121,8 @@ def test_a_whole_fine_tuning_sees_every_picture_in_each_epoch_in_another_way(own
 def test_a_killed_fine_tuning_ends_with_the_same_bits(own):
     """18 samples in batches of 8, so the kill is in the middle of an epoch."""
     with on_noise():
-        killed_and_resumed(own, "own_image_tuned")
+        expected, found = killed_and_resumed(own, "own_image_tuned")
+    assert np.array_equal(found, expected)
 
 
 def on_ranks(folder):

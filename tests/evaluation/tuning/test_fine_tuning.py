@@ -165,8 +165,8 @@ def test_a_killed_fine_tuning_ends_with_the_same_bits(tmp_path):
 
 
 def killed_and_resumed(folder, name):
-    """The last weights' outputs without a kill, and with one in the 26th of some 60 updates, between two looks
-    at a held-out split."""
+    """The last weights' outputs without a kill, and with one in the 26th of some 60 updates: between two
+    looks at a held-out split."""
     whole, expected, _ = fitted(folder, 10**9, None, name)
     states = folder / "states"
     child = os.fork()

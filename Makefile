@@ -40,11 +40,12 @@ check: $(STAMP)
 types: $(STAMP)
 	@$(BIN)/mypy
 
-# Compiles changed kernels with both versions of Triton, runs their planted bugs, and records both;
+# Compiles changed kernels with both versions of Triton, runs their cases and planted bugs, and records all;
 # AOT_FLAGS=--update makes the new costs the budget.
 kernels: $(STAMP)
 	@$(BIN)/python -m flava_kernels.aot --csv kernels/aot.csv $(AOT_FLAGS)
 	@$(BIN)/python tests/triton_36.py -m flava_kernels.aot --csv kernels/aot.csv $(AOT_FLAGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/kernels/case_record.py
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/kernels/mutation_record.py
 	@$(BIN)/python docs/fill.py
 
@@ -68,5 +69,7 @@ $(DEMO_STAMP) $(STAMP): setup.py pyproject.toml
 	    "name another one with PYTHON=python3.12" >&2; exit 2; }
 	@test -x $(BIN)/python || sh .ci/make_venv $(PYTHON) $(VENV)
 	@echo "installing flava_ds[$(WANTED)] into $(VENV), once: some minutes, most of them for torch"
-	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[$(WANTED)]'
+	@$(BIN)/python -m pip install --disable-pip-version-check --no-compile --editable '.[$(WANTED)]'
+	@# pip would compile on one core; what does not compile is not for this Python, and nobody imports it
+	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true
 	@touch $@

@@ -24,4 +24,9 @@ def commit() -> str:
 
 def draw(names: Iterable[str], seed: str) -> str:
     """Returns one of the names, each as likely as any other over many seeds."""
-    return min(names, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).hexdigest())
+    return draw_some(names, seed, 1)[0]
+
+
+def draw_some(names: Iterable[str], seed: str, number: int) -> list[str]:
+    """Returns `number` of the names, or all if they are fewer."""
+    return sorted(names, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).hexdigest())[:number]

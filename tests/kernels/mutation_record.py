@@ -18,16 +18,14 @@ from pathlib import Path
 
 TESTS = Path(__file__).parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS / "kernels")]
-import flava_kernels  # noqa: E402
-import import_graph  # noqa: E402
+import case_record  # noqa: E402
 import mutants  # noqa: E402
 import rotation  # noqa: E402
-from flava_kernels import aot_hash  # noqa: E402
+from flava_kernels import OPS, aot_hash  # noqa: E402
 from planted_bug import Mutant  # noqa: E402
 
 PATH = Path(__file__).with_name("mutants.csv")
 RUNNER = Path(__file__).with_name("mutation_run.py")
-PACKAGE = TESTS.parent / "kernels"
 FIELDS = ("triton", "module", "name", "outcome", "hash")
 DEAD = ("caught", "crashed")
 SECONDS = 3600
@@ -39,15 +37,9 @@ def files_of(module: str, mutant: Mutant) -> list[Path]:
     """Lists what decides whether a mutant is noticed: kernels, their operator and its cases, and the checks,
     with what they import.
     """
-    op = flava_kernels.OPS[mutant.op]
-    names = (f"flava_kernels.triton_ops.{module}", op.kernels, op.function.__module__)
-    checks = (
-        "op_checks.py",
-        "interpreter_bf16.py",
-        *(("kernels/kernel_checks.py",) if mutant.checks else ()),
-    )
-    roots = [PACKAGE.joinpath(*name.split(".")).with_suffix(".py") for name in names]
-    return [*import_graph.all_imported_by([*roots, *(TESTS / name for name in checks)]), RUNNER]
+    checks = ("kernels/kernel_checks.py",) if mutant.checks else ()
+    decide = case_record.files_of(OPS[mutant.op], f"flava_kernels.triton_ops.{module}", *checks)
+    return [*decide, RUNNER]
 
 
 def hash_of(module: str, mutant: Mutant, outcome: str) -> str:
@@ -78,13 +70,18 @@ def holds(record: Record, module: str, mutant: Mutant) -> bool:
     )
 
 
-def to_run(module: str, record: Record, seed: str) -> list[str]:
-    """Names a module's mutants without a row that holds, and one of the others, which the seed draws."""
-    held = [mutant.name for mutant in mutants.MUTANTS[module] if holds(record, module, mutant)]
-    drawn = {rotation.draw(held, f"{seed} {module}")} if held else set()
-    return [
-        mutant.name for mutant in mutants.MUTANTS[module] if mutant.name not in held or mutant.name in drawn
-    ]
+def to_run(record: Record, seed: str) -> dict[str, list[str]]:
+    """Names the mutants without a row that holds by module; and of a third of the modules, which the seed
+    draws, one that has such a row.
+    """
+    in_turn = rotation.draw_some(mutants.MUTANTS, seed, len(mutants.MUTANTS) // 3)
+    found = {}
+    for module, planted in mutants.MUTANTS.items():
+        held = [mutant.name for mutant in planted if holds(record, module, mutant)]
+        drawn = rotation.draw(held, f"{seed} {module}") if held and module in in_turn else ""
+        if names := [mutant.name for mutant in planted if mutant.name not in held or mutant.name == drawn]:
+            found[module] = names
+    return found
 
 
 def run(module: str, names: Sequence[str], folder: Path) -> tuple[dict[str, str], str]:

@@ -29,7 +29,7 @@ from flava_ds.recipes.flava_debug import flava_debug  # noqa: E402
 from flava_ds.training.task import fold_biases  # noqa: E402
 from flava_ds.training.watcher import Watcher  # noqa: E402
 
-STEPS, STOPPED = 10, 6
+STEPS, STOPPED = 6, 4
 """Enough for every kind of step; the interpreter takes seconds for one of so few samples."""
 BATCH = 4
 KERNELS = "flava_kernels.triton_ops."
@@ -37,7 +37,7 @@ TRAINED = {"attention", "contrastive", "fusing", "layer_norm", "linear_cross_ent
 LIMITS = {"fp32": (1e-4, 1e-3), "bf16": (0.1, 0.1)}
 """Relative differences of losses and gradient norms, and of weights, by the way that they have gone. In fp32
 each operator is within 2e-6, and the optimizer divides by small second moments: in the interpreter they
-differ by 3e-6 and 1e-4. In bf16 they differ there by 0.03 (a gradient norm) and 0.04.
+differ by 2e-6 and 1e-4. In bf16 they differ there by 0.03 (a gradient norm) and 0.05.
 """
 
 

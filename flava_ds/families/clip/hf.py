@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 from collections.abc import Collection, Mapping
 from typing import Any, Literal
@@ -21,8 +22,17 @@ from flava_ds.objectives.global_contrastive import GlobalContrastiveConfig
 
 log = logging.getLogger(__name__)
 
-HEAD_SIZE = 64
-"""Of every published CLIP; an open_clip state dict does not contain it."""
+HEAD_SIZE, LARGER_HEADS = 64, {1280: 80, 1408: 88, 1664: 104, 1792: 112}
+"""Of every published CLIP; and of the image towers of H, g, bigG and e, by their width. An open_clip state
+dict does not contain it.
+"""
+_OF_OPEN_CLIP: dict[str, dict[str, Any]] = {
+    "vision_cfg": {"pool_type": "tok", "act_kwargs": None, "norm_kwargs": None},
+    "text_cfg": {"pool_type": "argmax", "no_causal_mask": False, "act_kwargs": None, "norm_kwargs": None},
+}
+"""Settings of open_clip that change what is computed and not which tensors there are, with the only values
+that this model has.
+"""
 _ARGMAX_POOLING = 2
 """A transformers model with this eos_token_id pools at the largest id instead of the first EOS."""
 _SHARED = (r"^model\.logit_scale$", "logit_scale")
@@ -220,28 +230,62 @@ def of_transformers(raw: Mapping[str, Any], where: str) -> ClipConfig:
 
 
 def of_open_clip(settings: Mapping[str, Any] | None, tensors: Mapping[str, Tensor], where: str) -> ClipConfig:
-    """Reads the shape from the tensors, and the activation from open_clip's configuration."""
-    activation: Literal["gelu", "quick_gelu"] = (
-        "quick_gelu" if (settings or {}).get("model_cfg", {}).get("quick_gelu", False) else "gelu"
-    )
-    if settings is None:
-        log.warning(
-            "%s: a state dict does not contain the activation; its config.json says gelu, which open_clip "
-            "uses for names without -quickgelu: set --model.activation quick_gelu for OpenAI's weights and "
-            "for names with it",
-            where,
-        )
+    """Reads the shape from the tensors, and activation and heads from open_clip's configuration."""
     conv, table = tensors["visual.conv1.weight"], tensors["visual.positional_embedding"]
     grid, width = round((table.shape[0] - 1) ** 0.5), tensors["ln_final.weight"].shape[0]
+    activation, image_heads, text_heads = _unseen(settings, conv.shape[0], width, where)
     image = ImageTowerConfig(
-        image_size=grid * conv.shape[2], patch_size=conv.shape[2], **_tower(tensors, "visual.", conv.shape[0])
+        image_size=grid * conv.shape[2],
+        patch_size=conv.shape[2],
+        num_attention_heads=image_heads,
+        **_tower(tensors, "visual.", conv.shape[0]),
     )
     words, positions = tensors["token_embedding.weight"], tensors["positional_embedding"]
     text = TextTowerConfig(
-        vocab_size=words.shape[0], max_position_embeddings=positions.shape[0], **_tower(tensors, "", width)
+        vocab_size=words.shape[0],
+        max_position_embeddings=positions.shape[0],
+        num_attention_heads=text_heads,
+        **_tower(tensors, "", width),
     )
     return ClipConfig(
         image=image, text=text, projection_dim=tensors["text_projection"].shape[1], activation=activation
+    )
+
+
+def _unseen(
+    settings: Mapping[str, Any] | None, image_width: int, text_width: int, where: str
+) -> tuple[Literal["gelu", "quick_gelu"], int, int]:
+    """Returns the activation and the heads of both towers, which no tensor shows.
+
+    Raises: CheckpointError for a setting that this model has not.
+    """
+    if settings is None:
+        heads = (
+            max(1, image_width // LARGER_HEADS.get(image_width, HEAD_SIZE)),
+            max(1, text_width // HEAD_SIZE),
+        )
+        log.warning(
+            "%s: a state dict contains neither the activation nor the number of heads; its config.json says "
+            "gelu, which open_clip uses for names without -quickgelu: set --model.activation quick_gelu for "
+            "OpenAI's weights and for names with it. It has %d heads for images and %d for texts, as "
+            "published models of these widths: set --model.image.num-attention-heads and "
+            "--model.text.num-attention-heads for others",
+            where,
+            *heads,
+        )
+        return "gelu", *heads
+    model = settings.get("model_cfg", {})
+    image, text = (model.get(section, {}) for section in _OF_OPEN_CLIP)
+    for section, only in _OF_OPEN_CLIP.items():
+        for name, value in only.items():
+            if (found := model.get(section, {}).get(name, value)) != value:
+                raise CheckpointError(
+                    f"{where}: {section}.{name} is {json.dumps(found)}; this model has {json.dumps(value)}"
+                )
+    return (
+        "quick_gelu" if model.get("quick_gelu", False) else "gelu",
+        max(1, image_width // image.get("head_width", HEAD_SIZE)),
+        text.get("heads", 8),
     )
 
 
@@ -253,10 +297,4 @@ def _tower(tensors: Mapping[str, Tensor], prefix: str, width: int) -> dict[str, 
         if name.startswith(f"{prefix}transformer.resblocks.")
     }
     up = tensors[f"{prefix}transformer.resblocks.0.mlp.c_fc.weight"].shape[0]
-    heads = max(1, width // HEAD_SIZE)
-    return {
-        "hidden_size": width,
-        "num_hidden_layers": len(blocks),
-        "num_attention_heads": heads,
-        "intermediate_size": up,
-    }
+    return {"hidden_size": width, "num_hidden_layers": len(blocks), "intermediate_size": up}

@@ -15,7 +15,7 @@ from flava_ds import config as configuration
 from flava_ds.checkpoints.initial_weights import load_initial_weights
 from flava_ds.errors import CheckpointError
 from flava_ds.evaluation.opening import open_model
-from flava_ds.families.clip.hf import LAYOUTS, entries
+from flava_ds.families.clip.hf import LAYOUTS, _unseen, entries
 from flava_ds.families.clip.task import build_task
 from flava_ds.hf import foreign as their_files
 from flava_ds.hf.convert import convert_file, convert_folder
@@ -138,7 +138,7 @@ def test_files_of_open_clip_are_read(run, tmp_path, caplog):
     torch.save({"epoch": 3, "state_dict": wrapped}, tmp_path / "epoch_3.pt")
     with caplog.at_level(logging.WARNING):
         convert_file(tmp_path / "epoch_3.pt", tmp_path / "ours")
-    assert "does not contain the activation" in caplog.text
+    assert "neither the activation nor the number of heads" in caplog.text
     model = configuration.load(tmp_path / "ours" / "config.json").model
     assert model == dataclasses.replace(config.model, activation="gelu")
     fresh = build_task(config)
@@ -152,11 +152,52 @@ def test_folders_of_open_clip_are_read_with_their_activation(run, tmp_path, quic
     folder = tmp_path / "theirs"
     folder.mkdir()
     save_file(theirs, folder / "open_clip_model.safetensors")
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"embed_dim": 12, **quick}}))
+    towers = {"vision_cfg": {"width": 128, "head_width": 32}, "text_cfg": {"width": 64, "heads": 2}}
+    settings = {"model_cfg": {"embed_dim": 12, **towers, **quick}}
+    (folder / "open_clip_config.json").write_text(json.dumps(settings))
     convert_folder(folder, tmp_path / "ours")
-    assert configuration.load(tmp_path / "ours" / "config.json").model == dataclasses.replace(
-        config.model, activation=activation
+    image, text = (
+        dataclasses.replace(tower, num_attention_heads=heads)
+        for tower, heads in ((config.model.image, 4), (config.model.text, 2))
     )
+    assert configuration.load(tmp_path / "ours" / "config.json").model == dataclasses.replace(
+        config.model, activation=activation, image=image, text=text
+    )
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "message"),
+    [
+        ("vision_cfg", {"pool_type": "avg"}, 'vision_cfg.pool_type is "avg"; this model has "tok"'),
+        ("text_cfg", {"no_causal_mask": True}, "text_cfg.no_causal_mask is true; this model has false"),
+        ("text_cfg", {"norm_kwargs": {"eps": 1e-6}}, "text_cfg.norm_kwargs is .*; this model has null"),
+    ],
+)
+def test_what_of_open_clip_shows_in_no_tensor_and_does_not_fit_is_named(run, section, changes, message):
+    _, _, theirs = open_clip_tensors(run)
+    settings = {"model_cfg": {"text_cfg": {"heads": 1}, section: {"heads": 1, **changes}}}
+    with pytest.raises(CheckpointError, match=f"here: {message}"):
+        LAYOUTS.read(settings, theirs, "here")
+
+
+def test_heads_of_open_clips_published_models():
+    """A state dict has no heads: they come from the width, as open_clip's own configurations have them."""
+    pytest.importorskip("open_clip")
+    from open_clip.factory import _MODEL_CONFIGS as published
+
+    seen = set()
+    for name, settings in published.items():
+        image, text = settings["vision_cfg"], settings.get("text_cfg", {})
+        if "heads" not in text or "timm_model_name" in image or not isinstance(image["layers"], int):
+            continue
+        seen.add(name)
+        expected = image["width"] // image.get("head_width", 64), text["heads"]
+        with_settings = {
+            "model_cfg": {"vision_cfg": {**image, "pool_type": "tok"}, "text_cfg": {"heads": text["heads"]}}
+        }
+        for given in (None, with_settings):
+            assert _unseen(given, image["width"], text["width"], name)[1:] == expected, name
+    assert {"ViT-B-32", "ViT-L-14", "ViT-H-14", "ViT-g-14", "ViT-bigG-14"} <= seen
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,7 @@ def build(config: Config) -> Trainer:
     task = config.model.build(config)
     if config.initial_weights is not None:
         initial_weights.load_initial_weights(task, config.initial_weights, config.model.type)
+        initial_weights.warn_of_other_settings(config.initial_weights, config)
     add_codebook(task, config, world.device)
     if config.balance is not None:
         task.states["balance"] = config.balance.build(task)

@@ -8,11 +8,48 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from flava_ds.checkpoints import files
-from flava_ds.checkpoints.fits import check_family, lacked
+from flava_ds.checkpoints.fits import changed_settings, check_family, lacked
 from flava_ds.checkpoints.place import Place
 from flava_ds.checkpoints.reader import check_shapes, load_weights, locate
+from flava_ds.config import Config
 from flava_ds.errors import CheckpointError
 from flava_ds.ranks.distributed import log
+
+UNSEEN = {
+    "num_attention_heads",
+    "co_attention_heads",
+    "activation",
+    "layer_norm_eps",
+    "image_mean",
+    "image_std",
+    "dilated",
+    "first_word_only",
+}
+"""Settings of a model that change what it computes and no tensor's shape."""
+
+
+def warn_of_other_settings(path: str, config: Config) -> None:
+    """Warns of settings that the model of initial weights had otherwise, and that no tensor shows, if a
+    config.json beside them tells.
+    """
+    found = locate(path)
+    beside = found if isinstance(found, Place) else Place(found.parent)
+    try:
+        changes = changed_settings(beside, config)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return  # bare tensors, or another program's file
+    others = [
+        change
+        for change in changes
+        if change.startswith("model.") and UNSEEN & set(change.split()[0].split(".")) and "None" not in change
+    ]
+    if others:
+        log.warning(
+            "initial_weights %s: its model has other settings than this run (%s), with which the same "
+            "tensors compute something else; set them alike, unless that is meant",
+            path,
+            ", ".join(others),
+        )
 
 
 def check_vocabulary(path: str, fingerprints: Mapping[str, str]) -> None:

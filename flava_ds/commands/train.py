@@ -113,7 +113,7 @@ def rehearse(config: Config, ranks: int) -> list[str]:
     Raises: UserError with what would end the run.
     """
     from flava_ds.build import note_vocabulary, prepare_shards
-    from flava_ds.checkpoints.initial_weights import check_vocabulary, initial_weights
+    from flava_ds.checkpoints import initial_weights
     from flava_ds.codebook.image_codebook import load_codebook
     from flava_ds.data.first_look import look_over
     from flava_ds.data.loader import StepLoader
@@ -129,8 +129,9 @@ def rehearse(config: Config, ranks: int) -> list[str]:
     note_vocabulary(task, config)
     saved = check_checkpoint(config, task)
     if config.initial_weights is not None:
-        check_vocabulary(config.initial_weights, task.fingerprints)
-        initial_weights(task, config.initial_weights, str(config.model.type))
+        initial_weights.check_vocabulary(config.initial_weights, task.fingerprints)
+        initial_weights.initial_weights(task, config.initial_weights, str(config.model.type))
+        initial_weights.warn_of_other_settings(config.initial_weights, config)
     tables = prepare_shards(config)
     start_step = saved["step"] if saved else 0
     loader = StepLoader(config, world_size=ranks, start_step=start_step, tables=tables)

@@ -8,7 +8,9 @@ from safetensors.torch import save_file
 from toy import Toy
 
 from flava_ds.checkpoints import files, initial_weights
+from flava_ds.config import to_dict
 from flava_ds.errors import CheckpointError
+from flava_ds.recipes.flava_debug import flava_debug
 
 
 def test_initial_weights_replace_what_they_name(tmp_path):
@@ -58,3 +60,22 @@ def test_weights_of_another_family_are_refused_by_name(tmp_path):
     with pytest.raises(CheckpointError, match="was written by family 'clip', this configuration is 'flava'"):
         initial_weights.load_initial_weights(Toy(0), str(tmp_path), "flava")
     initial_weights.load_initial_weights(Toy(0), str(tmp_path), "clip")
+
+
+def test_settings_that_no_tensor_shows_are_compared(tmp_path, caplog):
+    config = flava_debug()
+    told = to_dict(config)
+    told["model"]["image"]["num_attention_heads"] = 7
+    told["model"]["text"]["layer_norm_eps"] = 1e-6
+    told["model"]["image"]["drop_path"] = 0.5
+    save_file({"some": torch.ones(1)}, tmp_path / "model.safetensors")
+    (tmp_path / files.CONFIG).write_text(json.dumps(told))
+    initial_weights.warn_of_other_settings(str(tmp_path), config)
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert "(model.image.num_attention_heads 7 -> 2, model.text.layer_norm_eps 1e-06 -> 1e-12)" in line
+    caplog.clear()
+    (tmp_path / files.CONFIG).write_text(json.dumps(to_dict(config)))
+    initial_weights.warn_of_other_settings(str(tmp_path), config)
+    (tmp_path / files.CONFIG).unlink()
+    initial_weights.warn_of_other_settings(str(tmp_path), config)
+    assert not caplog.records

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -146,12 +146,18 @@ class Task(nn.Module):
         return getattr(self, entry)(*arguments)
 
     def features(self, batch: Batch) -> dict[str, Features]:
-        """Computes what the pooled objectives read of a micro-batch: the first of their two passes."""
+        """Computes what the pooled objectives read of a micro-batch: the first of their two passes.
+
+        What they share is copied, as it may be a parameter itself, which ZeRO-3 empties behind this pass.
+        """
         pooled = self.pooled(batch.kind)
         encoded, reads = self._encode(pooled, batch)
-        return {
-            name: o.features(self.model, _hidden(encoded, reads[name]), batch) for name, o in pooled.items()
-        }
+        found = {}
+        for name, objective in pooled.items():
+            features = objective.features(self.model, _hidden(encoded, reads[name]), batch)
+            copies = {key: value.clone() for key, value in features.shared.items()}
+            found[name] = replace(features, shared=copies)
+        return found
 
     def step(
         self,

@@ -211,6 +211,15 @@ class Fitting:
             self.restore(tensors, progress.update)
             self._keep(saved, progress)
             tell(f"{self.name}: resumes after update {progress.update:,}")
+        try:
+            self._train(progress, judge, saved, tell)
+        except KeyboardInterrupt as error:
+            raise KeyboardInterrupt(f"interrupted; {saved.goes_on()}") from error
+        return progress
+
+    def _train(
+        self, progress: Progress, judge: Callable[[Progress], str], saved: Saved, tell: Callable[[str], None]
+    ) -> None:
         clock, loss, since = time.monotonic(), torch.zeros((), device=self.device), 0
         for update, batches in self._updates(progress.update):
             loss, since = loss + self.step(update, batches), since + 1
@@ -228,7 +237,6 @@ class Fitting:
                     saved.save(self.tensors(), progress)
                 self._keep(saved, progress)
                 clock = time.monotonic()
-        return progress
 
     def _keep(self, saved: Saved, progress: Progress) -> None:
         """Keeps the weights if they are the best so far."""

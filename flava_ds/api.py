@@ -99,7 +99,7 @@ class Model:
             returns  [len(images) r]  fp32, L2-normalised
         Raises: DataError that names an unreadable image; Lacking when the model has no such space.
         """
-        embedder, found = self._model.need(Embedder, ASKED_BY), []
+        embedder, found = self._model.need(Embedder, ASKED_BY, pictures_alone=True), []
         for some in batches(images, batch_size, "images"):
             found.append(embedder.project_images(embedder.image_features(self._pixels(some))))
         return torch.cat(found)

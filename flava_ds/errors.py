@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
 
@@ -48,6 +48,12 @@ class DeviceMemoryError(UserError):
 
 class DesyncError(UserError):
     """Ranks whose values differ although they must be equal."""
+
+
+def first_of(names: Sequence[str], most: int = 10) -> str:
+    """Returns the first names and how many there are beyond them: 'a, b and 3 more'."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

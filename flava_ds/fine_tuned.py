@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -92,8 +93,9 @@ class FineTuned:
             if number != count:
                 raise UserError(f"{count} {first} and {number} {name}; give one for each text")
         check_texts([text for own in (texts, second) if own is not None for text in own])
-        kind = "pair" if states == IMAGES_WITH_TEXT else "text"
-        ids = ids_of(self._model, kind, [""] * count if texts is None else texts, second)
+        ids = [np.empty(0, dtype=np.int64)] * count  # of images alone
+        if texts is not None:
+            ids = ids_of(self._model, "pair" if states == IMAGES_WITH_TEXT else "text", texts, second)
         found = []
         for rows in batches(range(count), batch_size, first):
             pixels = None if images is None else self._pixels([images[row] for row in rows])
@@ -113,7 +115,7 @@ def _network(facts: Facts, file: TensorFile, model: FrozenModel, make_head: Make
     make = make_head or HEADS.get(facts.head)
     if make is None:
         raise UserError(f"{where}: its head has a class of its own; give it as make_head")
-    if facts.words != words_of(model):
+    if facts.states != IMAGES and facts.words != words_of(model):
         raise UserError(f"{where}: {other}, with other words; open the model that it was made from")
     asked_by = f"task {facts.task} of {where}"
     if facts.states in TRANSFORMS:

@@ -31,7 +31,7 @@ from flava_ds.demo.evaluation.matching import draw_mismatches
 from flava_ds.errors import DataError, UserError
 from flava_ds.evaluation.datasets.own_text import OwnText
 from flava_ds.evaluation.frozen_model import FrozenModel
-from flava_ds.evaluation.labelled import LabelledImages, LabelledPairs, LabelledTexts, Seen, limited
+from flava_ds.evaluation.labelled import LabelledImages, LabelledPairs, LabelledTexts, Seen, limited, spaced
 from flava_ds.evaluation.preprocessing import CLIP_TRANSFORM
 from flava_ds.evaluation.protocols import EvaluationData
 from flava_ds.evaluation.samples import Samples
@@ -107,7 +107,8 @@ def glosses(model: FrozenModel, inputs: Inputs) -> Hits:
     """
     draws = category_draws(inputs)
     found = _every(GLOSSES)
-    test = limited(found.select(np.flatnonzero(_unseen(inputs, found.texts))), MOST_GLOSSES)
+    unseen = np.flatnonzero(_unseen(inputs, found.texts))
+    test = found.select(unseen[spaced(len(unseen), MOST_GLOSSES)])
     if test.class_names != draws[0].class_names:
         raise DataError(f"{ROOT / GLOSSES.name}: has other categories than the glosses of training")
     learned = tuple(text for draw in draws for text in draw.texts)

@@ -22,7 +22,7 @@ class EvaluationConfig:
     data_root: str | None = None
     """Folder with the tasks' data sets; every host needs it."""
     limit: Annotated[int, AtLeast(1), AtMost(10**9)] = 1000
-    """Maximum samples per split, evenly spaced; the ranks share them, and training pauses meanwhile."""
+    """Maximum samples per split, of each class its share; the ranks share them, training pauses meanwhile."""
     average: str | None = None
     """A training state whose running average is evaluated where it follows the weights, as OBJECTIVE.STATE:
     DINO's teacher is "dino.teacher". None evaluates the weights themselves."""

@@ -164,6 +164,26 @@ def read_header(data: bytes) -> ImageHeader:
     raise SampleFault(faults.UNDECODABLE, f"{other}; only JPEG, PNG and WebP are decoded")
 
 
+def read_whole(data: bytes) -> ImageHeader:
+    """Reads the header of an encoded image, and that the file is not cut off behind it. Decodes nothing, so
+    other damage to the pixels is not found.
+
+    Raises: SampleFault as read_header does, and 'truncated' when the bytes end before the pixels.
+    """
+    header = read_header(data)
+    if header.format == "JPEG":
+        is_whole = data.rfind(b"\xff\xd9", _jpeg_scan(data)[1]) >= 0  # no pixel is stored in these two bytes
+    elif header.format == "PNG":
+        is_whole = png.has_all_pixels(data)
+    else:
+        is_whole = 8 + int.from_bytes(data[4:8], "little") <= len(data)
+    if not is_whole:
+        raise SampleFault(
+            faults.TRUNCATED, f"{header.format} of {len(data)} bytes, which end before its pixels"
+        )
+    return header
+
+
 def _png_header(data: bytes) -> ImageHeader:
     """Reads IHDR, and the transparency that torchvision ignores."""
     color_type = data[25]
@@ -182,7 +202,12 @@ def _png_header(data: bytes) -> ImageHeader:
 
 
 def _jpeg_header(data: bytes) -> ImageHeader:
-    """Walks the segments up to the first scan."""
+    frame, scan = _jpeg_scan(data)
+    return _jpeg_frame(data, *frame, scan=scan)
+
+
+def _jpeg_scan(data: bytes) -> tuple[tuple[int, int], int]:
+    """Walks the segments; returns the frame's marker and place, and the place of the first scan."""
     position, frame = 2, None
     for _ in range(_MAX_SEGMENTS):
         position = data.find(b"\xff", position)
@@ -197,7 +222,7 @@ def _jpeg_header(data: bytes) -> ImageHeader:
         if marker in (0xD9, 0xDA):
             if frame is None:
                 raise SampleFault(faults.UNDECODABLE, "JPEG without a frame")
-            return _jpeg_frame(data, *frame, scan=position)
+            return frame, position
         if frame is None and 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             frame = marker, position
         position += max(2, data[position] << 8 | data[position + 1])

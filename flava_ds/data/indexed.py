@@ -213,8 +213,7 @@ class IndexedShards:
         """Says what ranks, and a run that goes on, compare of the data."""
         known = ["keys", *(what.removeprefix("the ") for what, value in self.content.items() if value)]
         more = "" if self.table.contents else " (`flava-ds prepare index` adds a sha256 of every shard)"
-        same = f"source '{self.name}': all ranks, and the same command later, must find the same"
-        return f"{same} {', '.join(known)}{more}"
+        return f"source '{self.name}': ranks and resumed runs compare {', '.join(known)}{more}"
 
     def _check(self, required: dict[str, str]) -> None:
         """Raises DataError when the source has too few usable samples."""

@@ -97,9 +97,19 @@ class StepLoader:
         micro_steps = config.training.gradient_accumulation_steps
         self.lanes = LanePositions(self.round_robin, self.micro_batch_sizes, micro_steps, lane.each)
         self.readers = {name: BatchReader(config, source, lane) for name, source in self.sources.items()}
-        for source in self.sources.values() if rank == 0 else ():
+        for line in self._notes(lane) if rank == 0 else ():
+            log.warning(line)
+
+    def _notes(self, lane: Lane) -> list[str]:
+        """Returns what sources say at the start; what several say in the same words is one line."""
+        said: dict[str, list[str]] = {}
+        for name, source in self.sources.items():
             for line in source.notes(lane):
-                log.warning(line)
+                said.setdefault(line.removeprefix(f"source '{name}': "), []).append(f"'{name}'")
+        return [
+            f"source {names[0]}: {line}" if len(names) == 1 else f"sources {', '.join(names)}, each: {line}"
+            for line, names in said.items()
+        ]
 
     def __len__(self) -> int:
         return max(0, self.config.training.total_steps - self.start_step)

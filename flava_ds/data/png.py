@@ -55,6 +55,12 @@ def chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     raise SampleFault(faults.UNDECODABLE, f"PNG of more than {_MOST_CHUNKS} chunks")
 
 
+def has_all_pixels(data: bytes) -> bool:
+    """Returns whether the file holds all of its last chunk of pixels; which may be damaged."""
+    ends = [end for kind, _, end in chunks(data) if kind == b"IDAT"]
+    return bool(ends) and ends[-1] <= len(data)
+
+
 def transparency(data: bytes) -> bytes:
     """Returns the body of the tRNS chunk before the pixels, empty without one: the alpha of a palette's
     colours, or the one transparent colour.

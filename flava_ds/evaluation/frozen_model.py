@@ -18,6 +18,7 @@ from flava_ds.evaluation.feature_cache import PART_BATCHES, FeatureCache, Identi
 from flava_ds.evaluation.protocols import (
     CAPABILITIES,
     OF_FILES,
+    OF_PICTURES,
     SPECIAL,
     Embedder,
     ImageFeatures,
@@ -82,7 +83,7 @@ class FrozenModel:
         self,
         described: Described,
         offers: tuple[Sequence[object], Mapping[str, str]],
-        tokenizer: WordPieceTokenizer,
+        tokenizer: WordPieceTokenizer | str,
         *,
         image_size: int,
         most_tokens: Mapping[str, int],
@@ -90,17 +91,30 @@ class FrozenModel:
         share: Share | None = None,
         cache: FeatureCache | None = None,
     ) -> None:
-        """`offers` holds the family's capability objects, and the reasons for those it lacks.
+        """`offers` holds the family's capability objects, and the reasons for those it lacks. Without a
+        vocabulary, `tokenizer` says why there is none, and what reads texts is refused.
 
         `most_tokens` is the text length for a 'pair' (caption, prompt) and a 'text'; `share` splits work over
         ranks; `cache` keeps image features on disk.
         """
-        self.described, self.tokenizer = described, tokenizer
+        self.described, self._tokenizer = described, tokenizer
         self.image_size, self.most_tokens, self.device = image_size, most_tokens, device
         self._parts, self._reasons = offers
         self._share, self._cache, self.workplace = share or Alone(), cache, Workplace()
         self._images: dict[Pictures, Tensor] = {}
         self._texts: dict[tuple[tuple[str, ...], int], Tensor] = {}
+
+    @property
+    def tokenizer(self) -> WordPieceTokenizer:
+        """Returns the tokenizer of its texts. Raises: Lacking if it has no vocabulary."""
+        if isinstance(self._tokenizer, str):
+            raise Lacking(f"{self.described.name} reads no texts: {self._tokenizer}")
+        return self._tokenizer
+
+    @property
+    def words(self) -> str:
+        """Identifies the vocabulary; empty if there is none."""
+        return "" if isinstance(self._tokenizer, str) else self._tokenizer.fingerprint()
 
     @property
     def share(self) -> Share:
@@ -116,16 +130,21 @@ class FrozenModel:
         """Returns the object that implements a capability, if there is one."""
         return next((part for part in self._parts if isinstance(part, capability)), None)
 
-    def need(self, capability: type[Capability], asked_by: str) -> Capability:
-        """Returns the object that implements a capability.
+    def need(
+        self, capability: type[Capability], asked_by: str, *, pictures_alone: bool = False
+    ) -> Capability:
+        """Returns the object that implements a capability. Of some that read texts, too, only the part for
+        `pictures_alone` may be asked for.
 
         Raises: Lacking, naming the capability, the task that needs it, and the family.
         """
-        part = self.offered(capability)
+        part, name, described = self.offered(capability), capability.__name__, self.described
+        reason = self._reasons.get(name, f"models of family '{described.family}' have none")
+        reads_texts = not (pictures_alone or capability in OF_PICTURES)
+        if part is not None and reads_texts and isinstance(self._tokenizer, str):
+            part, reason = None, self._tokenizer
         if part is not None:
             return part
-        name, described = capability.__name__, self.described
-        reason = self._reasons.get(name, f"models of family '{described.family}' have none")
         about = (CAPABILITIES | SPECIAL | OF_FILES)[capability]
         raise Lacking(
             f"{asked_by} needs {name} ({about}), which {described.name} (family "
@@ -186,7 +205,7 @@ class FrozenModel:
 
     def image_embeddings(self, pictures: Pictures, asked_by: str) -> Tensor:
         """Encodes a set of images into the space shared with texts, L2-normalised in fp32: [N r]."""
-        embedder = self.need(Embedder, asked_by)
+        embedder = self.need(Embedder, asked_by, pictures_alone=True)
         features = self.image_features(pictures, asked_by)
         return torch.cat([embedder.project_images(rows).float() for rows in features.split(BATCH_ROWS)])
 

@@ -232,10 +232,16 @@ def state_of_pictures(samples: Any) -> str:
 
 
 def limited(samples: Set, limit: int | None) -> Set:
-    """Keeps at most `limit` evenly spaced samples, so that sorted classes keep about equal shares."""
+    """Keeps at most `limit` samples, of each class its share, whatever the order that they lie in.
+
+    Takes evenly spaced ones of the samples sorted by label, or as they lie where each has no single one.
+    """
     if limit is None or len(samples) <= limit:
         return samples
-    return samples.select(spaced(len(samples), limit))
+    rows = np.arange(len(samples))
+    if isinstance(samples, LabelledImages | LabelledTexts | LabelledPairs):
+        rows = np.argsort(samples.labels, kind="stable")
+    return samples.select(np.sort(rows[spaced(len(samples), limit)]))
 
 
 def spaced(count: int, most: int) -> np.ndarray:

@@ -36,8 +36,20 @@ MOST_TOKENS = {"pair": 77, "text": 512}
 VOCABULARIES = ("vocab.txt", "merges.txt", tokenizer_files.NAME)
 """Of transformers' BertTokenizer and CLIPTokenizer; since version 5 the last alone."""
 Precision = Literal["fp32", "bf16"]
-Read = tuple[Config, dict[str, torch.Tensor], Described, Path | None, OwnHead | None]
-"""A model's configuration, weights and description, its run's folder, and its own head."""
+NO_WORDS = "no vocabulary"
+"""What stands for the vocabulary of a model without one."""
+
+
+@dataclass(frozen=True)
+class Read:
+    """A model as its files have it: `run_path` and so on are those of Opened."""
+
+    config: Config
+    weights: dict[str, torch.Tensor]
+    described: Described
+    run_path: Path | None = None
+    head: OwnHead | None = None
+    wordless: str = ""
 
 
 @dataclass(frozen=True)
@@ -50,6 +62,8 @@ class Opened:
     run_path: Path | None
     head: OwnHead | None = None
     """A head that its files bring, fine-tuned elsewhere."""
+    wordless: str = ""
+    """Why it cannot read texts, if its files lack a vocabulary; else empty."""
 
     @cached_property
     def weights(self) -> str:
@@ -57,13 +71,14 @@ class Opened:
         texts, and the weights of the detector whose regions the model reads.
         """
         model, config = self.config.model, self.config
-        words = (model.load_tokenizer(config).fingerprint(), most_tokens_of(config))
+        known = NO_WORDS if self.wordless else model.load_tokenizer(config).fingerprint()
+        words = (known, most_tokens_of(config))
         regions = None if getattr(model, "detector", None) is None else fingerprint_of_regions(model)
         return hash_of_weights(self.module, (model, *words, regions))
 
     def frozen(self, cache: FeatureCache | None = None, share: Share | None = None) -> FrozenModel:
         """Returns the model for evaluation."""
-        return freeze(self.config, self.module, self.described, share, cache, self.head)
+        return freeze(self.config, self.module, self.described, share, cache, self.head, self.wordless)
 
 
 def open_model(
@@ -87,16 +102,14 @@ def open_model(
     if precision not in (None, "fp32", "bf16"):
         raise UserError(f"precision {precision!r}: use 'fp32' or 'bf16'")
     if "://" in str(path):
-        config, weights, described, run_path, head = _read_storage(str(path))
+        read = _read_storage(str(path))
     else:
         path = Path(path)
-        read = _read_huggingface if is_huggingface(path) else _read
-        config, weights, described, run_path, head = read(path)
-    if regions is not None:
-        config = with_regions(config, regions)
+        read = _read_huggingface(path) if is_huggingface(path) else _read(path)
+    config = read.config if regions is None else with_regions(read.config, regions)
     module = config.model.build(config)
     try:
-        module.load_state_dict(weights)
+        module.load_state_dict(read.weights)
     except RuntimeError as error:
         raise CheckpointError(
             f"{path}: its weights do not fit the model in its config.json "
@@ -108,10 +121,11 @@ def open_model(
             "take an earlier checkpoint"
         )
     if precision is None:
-        precision = "bf16" if described.step is not None and config.training.precision == "bf16" else "fp32"
+        of_run = read.described.step is not None
+        precision = "bf16" if of_run and config.training.precision == "bf16" else "fp32"
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     module = module.to(device, dtype).eval().requires_grad_(False)
-    return Opened(config, module, described, run_path, head)
+    return Opened(config, module, read.described, read.run_path, read.head, read.wordless)
 
 
 def _read(path: Path) -> Read:
@@ -134,7 +148,7 @@ def _read(path: Path) -> Read:
             f"{path}: no checkpoint yet; one is written every checkpoint.every_steps and at the end"
         )
     described = Described(config.name, config.model.type, step_of(found.name))
-    return config, load_weights(found), described, run_path, None
+    return Read(config, load_weights(found), described, run_path)
 
 
 def _read_storage(url: str) -> Read:
@@ -144,7 +158,7 @@ def _read_storage(url: str) -> Read:
         raise CheckpointError(f"{url}: holds weights and no checkpoint; give a run's checkpoint")
     config = configuration.parse(found.read(CONFIG), f"{found / CONFIG}")
     described = Described(config.name, config.model.type, step_of(found.name))
-    return config, load_weights(found), described, None, None
+    return Read(config, load_weights(found), described)
 
 
 def with_regions(config: Config, folder: Path) -> Config:
@@ -172,9 +186,10 @@ def freeze(
     share: Share | None = None,
     cache: FeatureCache | None = None,
     head: OwnHead | None = None,
+    wordless: str = "",
 ) -> FrozenModel:
-    """Returns a model for evaluation, with its family's capabilities, its tokenizer and sizes, and the head
-    that its files bring.
+    """Returns a model for evaluation, with its family's capabilities, its tokenizer (or why it has none) and
+    sizes, and the head that its files bring.
 
     Raises: ConfigError if the vocabulary does not fit the model.
     """
@@ -191,7 +206,7 @@ def freeze(
     return FrozenModel(
         described,
         (parts, lacks),
-        config.model.load_tokenizer(config),
+        wordless or config.model.load_tokenizer(config),
         image_size=config.model.image_size,
         most_tokens=most_tokens_of(config),
         device=next(module.parameters()).device,
@@ -240,21 +255,22 @@ def _read_huggingface(path: Path) -> Read:
         names = config.model.build(config).state_dict()
     lacking = {name.split(".")[1] for name in names if name not in found.weights and "objectives." in name}
     kept = {name: own for name, own in config.objectives.items() if name not in lacking}
-    data = DataConfig(vocabulary=_vocabulary(path, config))
-    config = dataclasses.replace(config, objectives=kept, data=data)
+    vocabulary, wordless = _vocabulary(path, config)
+    config = dataclasses.replace(config, objectives=kept, data=DataConfig(vocabulary=vocabulary))
     if config.model.image_size:
         statistics = _pixel_statistics(path / "preprocessor_config.json")
         model: Any = config.model  # of any family: those that take images have `image`
         image = dataclasses.replace(model.image, **statistics)
         config = dataclasses.replace(config, model=dataclasses.replace(model, image=image))
-    return config, found.weights, Described(config.name, config.model.type), None, found.head
+    described = Described(config.name, config.model.type)
+    return Read(config, found.weights, described, head=found.head, wordless=wordless)
 
 
-def _vocabulary(path: Path, config: Config) -> str:
-    """Returns the vocabulary in a Hugging Face folder. Without one it is the default, if that has as many
-    words as the model, which a warning says.
+def _vocabulary(path: Path, config: Config) -> tuple[str, str]:
+    """Returns the vocabulary in a Hugging Face folder, and why the model cannot read texts, if it cannot.
+    Without a vocabulary it is the default, if that has as many words as the model, which a warning says.
 
-    Raises: CheckpointError without one that fits, or if two of them differ.
+    Raises: CheckpointError if two of them differ.
     """
     found = [path / name for name in VOCABULARIES if (path / name).is_file()]
     if len(found) > 1 and len({load_tokenizer(str(file)).fingerprint() for file in found}) > 1:
@@ -263,11 +279,11 @@ def _vocabulary(path: Path, config: Config) -> str:
             "one that the model was not trained with"
         )
     if found:
-        return str(found[0])
+        return str(found[0]), ""
     names, default = f"{', '.join(VOCABULARIES[:-1])} or {VOCABULARIES[-1]}", config.data.vocabulary
     if (words := config.model.text_vocab_size) != load_tokenizer(default).vocab_size:
-        raise CheckpointError(
-            f"{path}: has no {names}, and its {words:,} words are not those of {default}; copy the "
+        return default, (
+            f"{path} has no {names}, and its {words:,} words are not those of {default}; copy the "
             "tokenizer's files from where the model came from"
         )
     log.warning(
@@ -277,7 +293,7 @@ def _vocabulary(path: Path, config: Config) -> str:
         names,
         default,
     )
-    return default
+    return default, ""
 
 
 def _pixel_statistics(file: Path) -> dict[str, tuple[float, ...]]:

@@ -228,7 +228,8 @@ SPECIAL: dict[type, str] = {ObjectFinder: "boxes of objects"}
 """Those that only families with such a task can have."""
 OF_FILES: dict[type, str] = {OwnHead: "a head that was fine-tuned elsewhere"}
 """Those that a model's files may bring, whatever its family."""
-
+OF_PICTURES: frozenset[type] = frozenset({ImageFeatures, ImageStates, ObjectFinder})
+"""Those that read no texts, for which a model needs no vocabulary."""
 
 Unit = Literal["share", "nats", "correlation"]
 

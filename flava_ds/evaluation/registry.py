@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 from flava_ds.config.evaluation import OWN_FILE
-from flava_ds.errors import DataError, UserError
+from flava_ds.errors import DataError, UserError, first_of
 from flava_ds.evaluation import methods
 from flava_ds.evaluation import tasks as package
 from flava_ds.evaluation.protocols import Evaluator
@@ -87,10 +87,7 @@ def grouped(known: Mapping[str, Evaluator]) -> dict[str, list[str]]:
 
 def overview(known: Mapping[str, Evaluator]) -> str:
     """Names the groups of tasks in one line, each with its first ones."""
-    parts = [
-        f"{group}: {', '.join(names[:SHOWN])}{f' and {len(names) - SHOWN} more' if names[SHOWN:] else ''}"
-        for group, names in grouped(known).items()
-    ]
+    parts = [f"{group}: {first_of(names, SHOWN)}" for group, names in grouped(known).items()]
     return f"{'; '.join(parts)}; `flava-ds evaluate --list` describes all"
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ TELL_APART = (
     *("fingerprint", "fingerprints", "fine_tuning"),
 )
 """In what results of a task differ that are kept side by side. One that is alike in all of it is replaced."""
+OF_THE_WORK = ("seconds", "device", "versions")
+"""What a result says of how it was worked out."""
 PATIENCE_S = 60
 """How long a process waits for others that write their results."""
 
@@ -55,7 +57,8 @@ def write_results(run_path: Path, found: Mapping[str, dict[str, Any]]) -> Path:
         known = read_results(run_path)
         for task, result in found.items():
             others = [other for other in known.get(task, ()) if _apart(other) != _apart(result)]
-            known[task] = [result, *others]
+            before = [other for other in known.get(task, ()) if _apart(other) == _apart(result)]
+            known[task] = [_as_worked_out(result, before), *others]
         written = {task: first | ({OTHERS: rest} if rest else {}) for task, (first, *rest) in known.items()}
         write_json(file, written)
     return file
@@ -68,8 +71,22 @@ def samples_of(facts: Mapping[str, Any]) -> str:
     return f"{facts['samples']:,} of split {facts['split']} in {facts['folder']}"
 
 
+def _as_worked_out(result: dict[str, Any], before: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns a result with how it was worked out: a fine-tuning that has finished before is not done again,
+    and its scores are read in no time.
+    """
+    for known in before:
+        if "fine_tuning" in result and _text(known, ["scores"]) == _text(result, ["scores"]):
+            return result | {name: known[name] for name in OF_THE_WORK if name in known}
+    return result
+
+
 def _apart(result: Mapping[str, Any]) -> str:
-    return json.dumps([result.get(name) for name in TELL_APART], sort_keys=True)
+    return _text(result, TELL_APART)
+
+
+def _text(result: Mapping[str, Any], names: Sequence[str]) -> str:
+    return json.dumps([result.get(name) for name in names], sort_keys=True)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from flava_ds.data.decode import read_header
+from flava_ds.data.decode import read_whole
 from flava_ds.data.samples import printable
 from flava_ds.errors import DataError
 from flava_ds.prepare.annotations import Annotated, Dropped, clean
@@ -152,8 +152,11 @@ def _write_list(corpus: Corpus, annotations: Sequence[Path], out: Path) -> Count
 
 
 def image_suffix(data: bytes) -> str:
-    """Returns the member suffix for an image's format. Raises: SampleFault if not a JPEG, PNG or WebP."""
-    return _SUFFIX_OF[read_header(data).format]
+    """Returns the member suffix for an image's format.
+
+    Raises: SampleFault if it is not a JPEG, PNG or WebP, or cut off.
+    """
+    return _SUFFIX_OF[read_whole(data).format]
 
 
 def _write(writer: ShardWriter, entry: Annotated | Dropped, image: bytes | str) -> None:
@@ -258,7 +261,7 @@ def _captions(corpus: Corpus, members: dict[str, bytes]) -> tuple[str, ...]:
     image = next((members[suffix] for suffix in IMAGE_SUFFIXES if suffix in members), None)
     if image is None:
         raise SampleFault(faults.NO_IMAGE)
-    read_header(image)
+    read_whole(image)
     caption = clean(members.get("txt", b"").decode("utf-8-sig", "replace"))
     if not caption:
         raise SampleFault(faults.MISSING_CAPTION if "txt" not in members else faults.EMPTY_CAPTION)

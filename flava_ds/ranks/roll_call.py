@@ -23,6 +23,7 @@ from typing import Any, cast
 
 import torch.distributed as dist
 
+from flava_ds.errors import first_of
 from flava_ds.processes import machine, started, within
 from flava_ds.ranks.distributed import ASKED, STORE_S, World, gather_objects, has_ended, learn_first_end
 
@@ -177,9 +178,7 @@ def _position() -> str:
 
 def _told(missing: list[int], elsewhere: dict[int, str], seconds: str | None, where: str) -> str:
     """Composes the message."""
-    names = ", ".join(f"rank {rank} (host {_peers[rank].host})" for rank in missing[:NAMED])
-    if len(missing) > NAMED:
-        names += f" and {len(missing) - NAMED} more"
+    names = first_of([f"rank {rank} (host {_peers[rank].host})" for rank in missing], NAMED)
     again = "start the same command again to go on from the latest checkpoint"
     if missing and seconds is None:
         return (

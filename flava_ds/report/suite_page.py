@@ -174,12 +174,12 @@ def tables_as_markdown(report: Mapping[str, Any]) -> str:
     return "\n".join(text)
 
 
-def not_run(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Returns the tasks that were left out, and why."""
+def not_run(report: Mapping[str, Any], kinds: Sequence[str] = ("failed", "skipped")) -> list[tuple[str, str]]:
+    """Returns the tasks without numbers, and why: those that failed, and those that were skipped, as their
+    data are not there or the model lacks something.
+    """
     return [
-        (task, result.get("failed") or result.get("skipped"))
-        for task, result in report["tasks"].items()
-        if "scores" not in result
+        (task, result[kind]) for task, result in report["tasks"].items() for kind in kinds if kind in result
     ]
 
 
@@ -195,6 +195,7 @@ def write_pages(report: Mapping[str, Any], folder: Path) -> list[Path]:
         report=report,
         tables=tables(report),
         facts=facts(report),
-        not_run=not_run(report),
+        failed=not_run(report, ["failed"]),
+        skipped=not_run(report, ["skipped"]),
     )
     return [folder / MARKDOWN, write_page(folder / HTML, page)]

@@ -9,7 +9,7 @@ from typing import Any
 from flava_ds.report.charts import Line, draw, smooth
 from flava_ds.report.template import markup, render, write_page
 from flava_ds.scaling.results import course
-from flava_ds.scaling.sweep import FAILED, FINISHED, Sweep
+from flava_ds.scaling.sweep import FINISHED, Sweep
 from flava_ds.watching.run_log import read_log
 
 AXES = {"samples": "Samples", "flops": "FLOPs", "gpu_hours": "GPU-hours"}
@@ -29,8 +29,8 @@ def write_sweep_page(sweep: Sweep) -> Path:
         counts=Counter(row["state"] for row in rows),
         best=best_of(sweep, rows),
         charts=charts(sweep, rows),
-        tables=[("Runs", status_rows(sweep))],
-        failed=[(row["run"], row["reason"]) for row in rows if row["state"] == FAILED],
+        runs=status_rows(sweep, reasons=False),
+        reasons=[(row["run"], row["state"], row["reason"]) for row in rows if row["reason"]],
     )
     return write_page(sweep.folder / "sweep.html", page)
 
@@ -64,18 +64,20 @@ def charts(sweep: Sweep, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def status_rows(sweep: Sweep) -> list[list[str]]:
-    """Returns the runs as text, the lowest metric first, then those that are not finished."""
+def status_rows(sweep: Sweep, *, reasons: bool = True) -> list[list[str]]:
+    """Returns the runs as text, the lowest metric first, then those that are not finished. State and metric
+    come first, as a narrow window cuts off the last columns, and `reasons` last, as they are long.
+    """
     rows = sweep.rows()
     axes = [column for column in rows[0] if column.startswith("axis/")] if rows else []
-    columns = [*axes, *(name for name in SHOWN if any(row.get(name, "") != "" for row in rows)), sweep.metric]
-    found = [["run", *(column.removeprefix("axis/") for column in columns), "state"]]
+    more = (*SHOWN, "reason") if reasons else SHOWN
+    columns = [sweep.metric, *axes, *(name for name in more if any(row.get(name, "") != "" for row in rows))]
+    found = [["run", "state", *(column.removeprefix("axis/") for column in columns)]]
     unfinished = [row for row in rows if row.get(sweep.metric, "") == ""]
     finished = [row for row in rows if row.get(sweep.metric, "") != ""]
     for row in (*sorted(finished, key=lambda row: row[sweep.metric]), *unfinished):
         state = row["state"] + (", held out" if row["held_out"] else "")
-        state += f": {row['reason']}" if row["reason"] else ""
-        found.append([row["run"], *(_shown(row.get(column, "")) for column in columns), state])
+        found.append([row["run"], state, *(_shown(row.get(column, "")) for column in columns)])
     return found
 
 

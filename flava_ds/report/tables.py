@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from typing import Any
 
 from flava_ds.config import Config
@@ -12,21 +13,32 @@ from flava_ds.evaluation.table import result_rows
 from flava_ds.watching.run_log import RunLog
 
 
-def task_rows(results: dict[str, list[dict[str, Any]]]) -> list[tuple[str, ...]]:
-    """Returns task, number, value, samples, published, step and data of the results in evaluations.json: of a
-    task on one set of samples each number at every step, the latest result of each.
+@dataclass(frozen=True)
+class TaskTable:
+    """A task on one set of samples: rows of number, value, samples, published and step."""
+
+    task: str
+    samples: str
+    """Which they are; empty if that is not known."""
+    rows: tuple[tuple[str, ...], ...]
+
+
+def task_tables(results: dict[str, list[dict[str, Any]]]) -> list[TaskTable]:
+    """Returns the results in evaluations.json: of a task on one set of samples each number at every step, the
+    latest result of each.
     """
     sets: dict[tuple[str, str, Any], dict[int, dict[str, Any]]] = {}
     for task, found in results.items():
         for result in found:
             of_steps = sets.setdefault((task, samples_of(result), result.get("fingerprint")), {})
             of_steps.setdefault(result.get("step") or 0, result)
-    rows: list[tuple[str, ...]] = []
-    for (task, *_), of_steps in sets.items():
-        shown = [row for _, result in sorted(of_steps.items()) for row in _rows_of(task, result)]
-        numbers = list(dict.fromkeys(number for _, number, *_ in shown))
-        rows += sorted(shown, key=lambda row: numbers.index(row[1]))
-    return rows
+    tables = []
+    for (task, samples, _), of_steps in sets.items():
+        rows = [row for _, result in sorted(of_steps.items()) for row in _rows_of(task, result)]
+        numbers = list(dict.fromkeys(number for number, *_ in rows))
+        rows.sort(key=lambda row: numbers.index(row[0]))
+        tables.append(TaskTable(task, samples, tuple(rows)))
+    return tables
 
 
 def _rows_of(task: str, result: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -36,7 +48,7 @@ def _rows_of(task: str, result: dict[str, Any]) -> list[tuple[str, ...]]:
     }
     step = "" if result.get("step") is None else f"{result['step']:,}"
     family, departures = result.get("family", ""), result.get("departures", ())
-    return [(*row, step, samples_of(result)) for row in result_rows(task, scores, family, departures)]
+    return [(*row, step) for _, *row in result_rows(task, scores, family, departures)]
 
 
 def facts(config: Config, log: RunLog, held_out: list[tuple[str, str]]) -> dict[str, list[tuple[str, str]]]:

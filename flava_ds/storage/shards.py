@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from flava_ds.config.plain_files import read_small
-from flava_ds.errors import DataError
+from flava_ds.errors import DataError, first_of
 from flava_ds.storage.files import PipedShard, RemoteShard, Shard, StreamedShard
 from flava_ds.storage.parallel import AT_ONCE, ahead
 from flava_ds.storage.retry import DEFAULT, ReadPolicy, call, file_system
@@ -201,8 +201,7 @@ def _say_left_out(folder: str, names: tuple[str, ...]) -> None:
 
 def _named(names: tuple[str, ...]) -> str:
     """Names the first files and what to do."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{', '.join(names[:3])}{more}; unpack compressed ones, and name them .tar"
+    return f"{first_of(names, 3)}; unpack compressed ones, and name them .tar"
 
 
 def _label(name: str) -> str:

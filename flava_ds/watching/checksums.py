@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from flava_ds.errors import DesyncError
+from flava_ds.errors import DesyncError, first_of
 from flava_ds.ranks.distributed import World, gather_objects
 from flava_ds.training.engine import Engine
 from flava_ds.training.trainer import is_due
@@ -112,8 +112,7 @@ def describe(
     (usual, count), *others = Counter(values).most_common()
     tied = bool(others) and others[0][1] == count
     odd = [rank for rank, value in enumerate(values) if tied or value != usual]
-    more = f" and {len(odd) - 8} more" if len(odd) > 8 else ""
-    named = ", ".join(f"rank {rank} on {hosts[rank]}" for rank in odd[:8]) + more
+    named = first_of([f"rank {rank} on {hosts[rank]}" for rank in odd], 8)
     against = (
         "differ from each other"
         if tied

@@ -239,3 +239,15 @@ def test_progress_of_the_sources_is_what_was_drawn_against_the_weights(make_conf
             patch.setattr(loader_module, "COUNTED_STEPS", 0)
             by_weight = loader.steps_left(step)
         assert all(abs(by_weight[name] - left[name]) < 1 for name in left)
+
+
+def test_what_sources_say_in_the_same_words_is_one_line(make_config, make_shard, caplog):
+    make_shard("images/1.tar", [("bad.PNG.gz", b"no picture")])
+    StepLoader(make_config())
+    compared, left_out = caplog.messages
+    words = "ranks and resumed runs compare keys, sizes and places of its members, bytes of 8 of its samples"
+    assert compared.startswith(f"sources 'pairs', 'images', 'text', each: {words} (")
+    assert left_out.startswith("source 'images': 10 usable samples; left out: ")
+    caplog.clear()
+    StepLoader(make_config(), rank=1, world_size=2)
+    assert not caplog.messages

@@ -161,8 +161,8 @@ def test_what_a_stream_cannot_promise_is_said_once_and_too_few_shards_too(stream
         in said[0]
     )
     assert (
-        "'images': 1 shards are fewer than its 4 streams: each stream reads all shards and keeps every 4th"
-        in caplog.text
+        "sources 'images', 'text', each: 1 shards are fewer than its 4 streams: each stream reads all shards "
+        "and keeps every 4th" in caplog.text
     )
     caplog.clear()
     StepLoader(streams(2), 1, 2)

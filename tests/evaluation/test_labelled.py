@@ -34,9 +34,22 @@ def test_a_limit_takes_of_every_class_and_keeps_rows_together():
     again = limited(some, 3)  # a selection of a selection
     assert again.load(1) == png("red", int(again.keys[1].removesuffix(".png")))
     texts = LabelledTexts("t", ("x", "y", "z"), np.array([0, 1, 0]), ("n", "p"))
-    assert limited(texts, 2).texts == ("x", "z") and limited(texts, 2).labels.tolist() == [0, 0]
+    assert limited(texts, 2).texts == ("x", "y") and limited(texts, 2).labels.tolist() == [0, 1]
     captioned = CaptionedImages("c", ("1", "2", "3"), lambda row: b"", (("a",), ("b", "c"), ("d",)))
     assert limited(captioned, 2).captions == (("a",), ("d",)) and limited(captioned, None) is captioned
+
+
+@pytest.mark.parametrize("limit", [6, 8, 12])
+def test_a_limit_takes_of_each_class_its_share_in_any_order(limit):
+    """Every second sample of a set whose classes take turns would be of one class."""
+    turns, shuffled = np.arange(24) % 2, np.random.default_rng(0).permutation(24) // 6
+    for labels in (turns, np.sort(turns), shuffled):
+        keys = tuple(f"{n}.png" for n in range(24))
+        samples = LabelledImages("colors", keys, lambda row: b"", labels, ("a", "b", "c", "d"))
+        some = limited(samples, limit)
+        share = np.bincount(labels) * limit / len(labels)
+        assert len(some) == limit and np.all(np.abs(np.bincount(some.labels) - share) < 1)
+        assert some.keys == tuple(sorted(some.keys, key=keys.index)) == limited(samples, limit).keys
 
 
 def test_a_fingerprint_follows_samples_labels_and_order():

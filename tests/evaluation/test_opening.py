@@ -9,12 +9,20 @@ import pytest
 import torch
 from checkpoint_helpers import write_checkpoint
 from data.test_tokenizer_files import write_byte_pairs
+from evaluation.color_world import write_image_folder
+from evaluation.tuning.test_fine_tuning import QUICK
+from PIL import Image
 from sample_runs import write_run
 
 from flava_ds import config as configuration
+from flava_ds.api import Model
 from flava_ds.data.tokenizer import WordPieceTokenizer
 from flava_ds.errors import CheckpointError, ConfigError, DataError
+from flava_ds.evaluation.frozen_model import Lacking, Workplace
 from flava_ds.evaluation.opening import freeze, is_huggingface, most_tokens, open_model
+from flava_ds.evaluation.protocols import Embedder, Matcher, PairStates, TextFeatures
+from flava_ds.evaluation.registry import tasks
+from flava_ds.evaluation.runner import evaluate, find_all
 from flava_ds.families.flava.task import build_task
 
 TEXTS = ["a drawing of owl", "kite"]
@@ -114,10 +122,43 @@ def test_a_folder_whose_tokenizer_was_left_behind_is_refused(run, tmp_path):
 
     out = export(run, tmp_path / "hf")
     (out / "vocab.txt").unlink()
-    with pytest.raises(
-        CheckpointError, match="hf: has no vocab.txt, merges.txt or .*, and its .* words are not"
+    model = open_model(out).frozen()
+    reason = "hf has no vocab.txt, merges.txt or .*, and its .* words are not"
+    for capability in (TextFeatures, Embedder, Matcher, PairStates):
+        with pytest.raises(Lacking, match=f"a test needs {capability.__name__} .*: {tmp_path}/{reason}"):
+            model.need(capability, "a test")
+    with pytest.raises(Lacking, match=f"hf reads no texts: .*{reason}"):
+        _ = model.tokenizer
+
+
+def test_without_a_vocabulary_a_model_reads_pictures_alone(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    shape = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 16}
+    text = shape | {"vocab_size": 300, "max_position_embeddings": 16}
+    settings = transformers.CLIPConfig(
+        text_config=text, vision_config=shape | {"image_size": 32, "patch_size": 16}, projection_dim=8
+    )
+    transformers.CLIPModel(settings).save_pretrained(tmp_path / "clip")
+    write_image_folder(tmp_path / "image_folder", {"train": 6, "test": 3})
+    opened = open_model(tmp_path / "clip", device="cpu")
+    assert opened.weights == open_model(tmp_path / "clip", device="cpu").weights
+    place = Workplace(tmp_path / "kept", keep_weights=True)
+    model = opened.frozen().at(place)
+    tuned = dataclasses.replace(tasks()["image_folder_tuned"], recipe=QUICK)
+    asked = [tasks()["image_folder_probe"], tasks()["image_folder_neighbours"], tuned]
+    found = evaluate(asked, model, find_all(asked, tmp_path))
+    assert found["image_folder_tuned"].scores["accuracy"].value == 1
+    ours = Model(opened)
+    pictures = [Image.new("RGB", (40, 40), color) for color in ("red", "green")]
+    predict = ours.fine_tuned(tmp_path / "kept" / "image_folder_tuned.best.safetensors").predict
+    assert predict(images=pictures).shape == (2, 3) and ours.encode_images(pictures).shape == (2, 8)
+    zero_shot = tasks()["image_folder_zero_shot"]
+    for refused in (
+        lambda: evaluate([zero_shot], model, find_all([zero_shot], tmp_path)),
+        lambda: ours.encode_texts(TEXTS),
     ):
-        open_model(out)
+        with pytest.raises(Lacking, match="needs Embedder .* does not offer: .*clip has no vocab.txt"):
+            refused()
 
 
 def bert_folder(folder, vocab_size=30_522):

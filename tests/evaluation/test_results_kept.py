@@ -26,8 +26,8 @@ def test_results_are_kept_by_task_with_what_others_published(tmp_path):
     assert read_results(tmp_path) == {}
     write_results(tmp_path, {"cifar10_probe": result})
     write_results(tmp_path, {"other": {"scores": {}}})
-    write_results(tmp_path, {"cifar10_probe": result | {"seconds": 7}})
-    expected = json.loads(json.dumps(result | {"seconds": 7}))
+    write_results(tmp_path, {"cifar10_probe": result | {"folder": "/moved"}})
+    expected = json.loads(json.dumps(result | {"folder": "/moved"}))
     assert read_results(tmp_path) == {"cifar10_probe": [expected], "other": [{"scores": {}}]}
     assert json.loads((tmp_path / RESULTS).read_text()) == {
         "cifar10_probe": expected,
@@ -58,6 +58,30 @@ def test_results_of_other_checkpoints_and_samples_stay_beside_the_latest(tmp_pat
     assert read_results(tmp_path)["own_zero_shot"] == expected
     written = json.loads((tmp_path / RESULTS).read_text())["own_zero_shot"]
     assert written == expected[0] | {OTHERS: expected[1:]}
+
+
+def test_a_fine_tuning_that_had_finished_keeps_how_long_it_took(tmp_path):
+    def found(value, seconds, **facts):
+        facts |= {"device": "cuda:0" if seconds > 100 else "cpu"}
+        return {
+            "mine": TaskResult({"accuracy": Score(value, 100, 0.03, (0.8, 0.9))}, seconds, facts).to_json(
+                "mine"
+            )
+        }
+
+    trained, probed = {"fine_tuning": {"lr": 1e-5}}, {"fingerprint": "x"}
+    for value, seconds, facts in [
+        (0.9, 3600, trained),
+        (0.9, 0.1, trained),
+        (0.9, 50, probed),
+        (0.9, 2, probed),
+    ]:
+        write_results(tmp_path, found(value, seconds, **facts))
+    probe, tuned = read_results(tmp_path)["mine"]
+    assert (probe["seconds"], probe["device"]) == (2, "cpu")
+    assert (tuned["seconds"], tuned["device"]) == (3600, "cuda:0")
+    write_results(tmp_path, found(0.8, 5, **trained))  # trained again, to another end
+    assert read_results(tmp_path)["mine"][0]["seconds"] == 5
 
 
 def test_processes_that_write_at_once_lose_nothing(tmp_path, monkeypatch):

@@ -51,11 +51,15 @@ def written(config: Config, out) -> FlavaTask:
 
 
 @pytest.mark.parametrize("poolers", [False, True])
-def test_a_written_folder_computes_the_same(tmp_path, poolers):
+def test_a_written_folder_computes_the_same(tmp_path, poolers, caplog):
+    """What is read from it is told where it is lost: the poolers that a run trained, not those made up."""
     config = tiny_config()
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, poolers=poolers))
     module = written(config, tmp_path)
     assert 0 < verify_model(module, config, tmp_path) < 3e-6
+    caplog.clear()
+    assert len(open_folder(tmp_path).dropped) == 6
+    assert ("dropped 6 tensors that are not used here" in caplog.text) == poolers == bool(caplog.messages)
 
 
 def make_run(folder) -> Config:

@@ -150,19 +150,23 @@ def test_a_row_that_names_no_file_that_could_exist_is_counted(tmp_path):
 def test_the_first_entries_that_are_left_out_are_named_for_each_reason(tmp_path, caplog):
     (tmp_path / "there.jpg").write_bytes(encode(GREY, "jpeg"))
     (tmp_path / "bad.jpg").write_bytes(b"no picture")
+    (tmp_path / "cut.jpg").write_bytes(encode(GREY, "jpeg")[:-20])
     rows = [f"gone{number}.jpg,a dog" for number in range(7)] + [
         "bad.jpg,a cat",
+        "cut.jpg,a hen",
         "mute.jpg,",
         "there.jpg,a cow",
     ]
     (tmp_path / "a.csv").write_text("\n".join(["file_name,caption", *rows]))
     counts = write_shards(CORPORA["own"], [tmp_path / "a.csv"], tmp_path, tmp_path / "out")
-    assert counts.dropped == {NO_FILE: 7, faults.UNDECODABLE: 1, NO_CAPTION: 1}
+    assert counts.dropped == {NO_FILE: 7, faults.UNDECODABLE: 1, faults.TRUNCATED: 1, NO_CAPTION: 1}
     said = [line for line in caplog.messages if "left out" in line]
     assert said == [
         *(f"own: left out 'gone{number}.jpg': no image file" for number in range(5)),
         "own: left out 'bad.jpg': undecodable (begins with 6e6f207069637475; only JPEG, PNG and WebP are "
         "decoded)",
+        f"own: left out 'cut.jpg': truncated (JPEG of {len(encode(GREY, 'jpeg')) - 20} bytes, which end "
+        "before its pixels)",
         "own: left out 'mute.jpg': empty caption",
     ]
 

@@ -1,7 +1,7 @@
 """A suite's tables have the paper's rows, and averages over the same rows on both sides."""
 
 from flava_ds.evaluation.suite import versions
-from flava_ds.report.suite_page import facts, markdown, tables
+from flava_ds.report.suite_page import HTML, facts, markdown, tables, write_pages
 
 
 def result(numbers, **more):
@@ -66,3 +66,14 @@ def test_markdown_says_what_the_numbers_depend_on_and_what_was_not_run():
     assert page.count("| % |") == 2 and "| own_probe loss | test | 1.2500 nats |" in page
     named = dict(facts(REPORT))
     assert named["weights"] == "abc" and named["torch"] == versions()["torch"] and "limit" not in named
+
+
+def test_tasks_without_data_are_folded_and_counted_and_failures_are_not(tmp_path):
+    more = {f"other_{number}": {"skipped": f"/data/other_{number}: no such folder"} for number in range(3)}
+    write_pages(REPORT | {"tasks": REPORT["tasks"] | more}, tmp_path)
+    page = (tmp_path / HTML).read_text()
+    shown, folded = page.split("<details>")
+    assert "no pcam in /data" in shown and "no such folder" not in shown
+    assert "<summary>4 tasks whose data are not there" in folded and folded.count("no such folder") == 4
+    write_pages(REPORT | {"tasks": {"mnist_probe": REPORT["tasks"]["mnist_probe"]}}, tmp_path)
+    assert "Not run" not in (tmp_path / HTML).read_text()

@@ -45,10 +45,13 @@ def test_a_task_has_a_row_for_each_step_of_each_number():
         return facts | {"step": step, "scores": {"top_1": score, "top_5": score}}
 
     found = {"own": [result(9, 0.9), result(20, 0.2), result(9, 0.1), result(9, 0.3, samples=6)]}
-    rows = [(number, value, step, data) for _, number, value, _, _, step, data in tables.task_rows(found)]
-    first, other = "5 of split test in /d", "6 of split test in /d"
-    assert rows == [
-        *(("top 1", "90.00 %", "9", first), ("top 1", "20.00 %", "20", first)),
-        *(("top 5", "90.00 %", "9", first), ("top 5", "20.00 %", "20", first)),
-        *(("top 1", "30.00 %", "9", other), ("top 5", "30.00 %", "9", other)),
+    first, other = tables.task_tables(found)
+    assert (first.task, first.samples) == ("own", "5 of split test in /d")
+    assert [(number, value, step) for number, value, _, _, step in first.rows] == [
+        *(("top 1", "90.00 %", "9"), ("top 1", "20.00 %", "20")),
+        *(("top 5", "90.00 %", "9"), ("top 5", "20.00 %", "20")),
+    ]
+    assert (other.task, other.samples) == ("own", "6 of split test in /d")
+    assert [(number, value, step) for number, value, _, _, step in other.rows] == [
+        *(("top 1", "30.00 %", "9"), ("top 5", "30.00 %", "9")),
     ]

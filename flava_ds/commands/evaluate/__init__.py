@@ -62,7 +62,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--split", help="split to report on (default: the test split)")
     command.add_argument(
-        "--limit", type=int, metavar="N", help="use at most N samples per split, evenly spaced"
+        "--limit", type=int, metavar="N", help="use at most N samples per split, of each class its share"
     )
     command.add_argument("--device", help="device, e.g. cpu or cuda:1 (default: the GPU if there is one)")
     command.add_argument(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flava_ds.errors import DataError
+from flava_ds.errors import DataError, first_of
 from flava_ds.evaluation.labelled import DEFAULT_TEMPLATES, LabelledImages
 from flava_ds.evaluation.stored import Files
 from flava_ds.storage.members import IMAGE_SUFFIXES
@@ -59,20 +59,21 @@ def read_classes(name: str, root: Path, described_in: Path, classes: list[str]) 
 
     Raises: DataError.
     """
-    files, labels, others = [], [], []
+    files, labels, others, empty = [], [], [], []
     for number, folder in enumerate(classes):
         if not (root / folder).is_dir():
             continue
         there = [path for path in sorted((root / folder).rglob("*")) if not _is_hidden(path, root)]
         found = [path for path in there if _is_image(path)]
         others += [path for path in there if not (_is_image(path) or path.is_dir())]
-        if not found:
-            raise DataError(
-                f"{root / folder}: no images ({', '.join(IMAGE_SUFFIXES)}) in this class; add some, or "
-                "remove the folder"
-            )
+        empty += [] if found else [f"'{folder}'"]
         files += found
         labels += [number] * len(found)
+    if empty:
+        raise DataError(
+            f"{root}: no images ({', '.join(IMAGE_SUFFIXES)}) of class {first_of(empty)}; add some, or "
+            f"remove the folder{'s' * (len(empty) > 1)}"
+        )
     _tell_others(root, others)
     names, unnamed = class_names(described_in / CLASSES, classes)
     keys = tuple(path.relative_to(root).as_posix() for path in files)

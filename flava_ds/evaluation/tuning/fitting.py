@@ -21,7 +21,7 @@ from flava_ds.data.regions import SampleRegions
 from flava_ds.data.stored_regions import StoredRegions
 from flava_ds.data.transforms import ImageTransform
 from flava_ds.data.two_segments import joined
-from flava_ds.errors import DataError, UserError
+from flava_ds.errors import DataError, UserError, first_of
 from flava_ds.evaluation.frozen_model import FrozenModel, ahead
 from flava_ds.evaluation.labelled import LabelledImages, LabelledPairs, LabelledTexts, Seen
 from flava_ds.evaluation.shares import Share
@@ -77,6 +77,14 @@ class Inputs:
         images = None if self.pictures is None else self.pictures.batch(rows.tolist(), self.size)
         return [self.ids[row] for row in rows], images
 
+    def problem(self, row: int) -> str:
+        """Says why a sample cannot be read; empty if it can."""
+        try:
+            self.read(np.array([row]))
+        except DataError as error:
+            return str(error)
+        return ""
+
 
 @dataclass(frozen=True)
 class Augmented(Inputs):
@@ -115,17 +123,22 @@ class Augmented(Inputs):
 
 
 def check_pictures(inputs: Inputs, rows_at_once: int, share: Share) -> None:
-    """Reads the pictures of a split, shared among ranks. Raises: DataError naming one that cannot be used."""
+    """Reads a split's pictures, shared among ranks. Raises: DataError naming those that cannot be used."""
+    if inputs.pictures is None:
+        return
     places = np.arange(len(inputs.ids))
-    starts = share.mine(range(0, len(places), rows_at_once))
-    mine = [places[start : start + rows_at_once] for start in starts]
+    starts = range(0, len(places), rows_at_once)
 
-    def read() -> None:
-        for _ in ahead(inputs.read, mine) if mine else ():
-            pass
+    def are_broken(start: int) -> Tensor:
+        return torch.tensor([bool(inputs.problem(row)) for row in places[start : start + rows_at_once]])
 
-    if inputs.pictures is not None:
-        share.together(read)
+    mine = share.mine(starts)
+    found = torch.cat(share.join(starts, ahead(are_broken, mine) if mine else iter(())))
+    broken = found.nonzero().flatten().tolist()
+    if said := next(filter(None, map(inputs.problem, broken)), ""):
+        others = [f"'{inputs.samples.keys[row]}'" for row in broken[1:]]
+        more = f"; {len(others):,} more cannot be used: {first_of(others, 9)}" if others else ""
+        raise DataError(f"{said}{more}")
 
 
 def inputs_of(
@@ -198,6 +211,15 @@ class Fitting:
             self.restore(tensors, progress.update)
             self._keep(saved, progress)
             tell(f"{self.name}: resumes after update {progress.update:,}")
+        try:
+            self._train(progress, judge, saved, tell)
+        except KeyboardInterrupt as error:
+            raise KeyboardInterrupt(f"interrupted; {saved.goes_on()}") from error
+        return progress
+
+    def _train(
+        self, progress: Progress, judge: Callable[[Progress], str], saved: Saved, tell: Callable[[str], None]
+    ) -> None:
         clock, loss, since = time.monotonic(), torch.zeros((), device=self.device), 0
         for update, batches in self._updates(progress.update):
             loss, since = loss + self.step(update, batches), since + 1
@@ -215,7 +237,6 @@ class Fitting:
                     saved.save(self.tensors(), progress)
                 self._keep(saved, progress)
                 clock = time.monotonic()
-        return progress
 
     def _keep(self, saved: Saved, progress: Progress) -> None:
         """Keeps the weights if they are the best so far."""

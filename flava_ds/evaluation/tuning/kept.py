@@ -56,7 +56,7 @@ class Facts:
 
 def words_of(model: FrozenModel) -> str:
     """Identifies a model's vocabulary, and after how many tokens it truncates texts."""
-    return f"{model.tokenizer.fingerprint()} {sorted(model.most_tokens.items())}"
+    return f"{model.words} {sorted(model.most_tokens.items())}"
 
 
 def open_kept(path: Path) -> tuple[Facts, TensorFile]:

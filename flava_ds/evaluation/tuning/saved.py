@@ -143,6 +143,14 @@ class Saved:
         finally:
             file.close()
 
+    def goes_on(self) -> str:
+        """Says what becomes of this fine-tuning when the same command is given again."""
+        if self._running is None:
+            return "the same command starts again; with --keep DIR too, it would resume"
+        if not self._running.is_file():
+            return f"the same command starts again, as nothing was saved yet in {self._running}"
+        return f"the same command resumes from {self._running}"
+
     def save(self, tensors: Mapping[str, Tensor], progress: Progress) -> None:
         """Writes the state atomically.
 

@@ -71,8 +71,8 @@ class FlavaLayouts:
     ) -> Foreign:
         """Converts a FlavaForPreTraining or a FlavaModel, which has no heads.
 
-        `poolers` keeps the three poolers that no pre-training loss uses; otherwise they are dropped and
-        logged.
+        `poolers` keeps the three poolers that no pre-training loss uses; otherwise they are dropped, and
+        logged unless they are those that `write` makes up.
         """
         if settings is None:
             raise CheckpointError(f"{where}: a FLAVA needs its config.json; give the folder that holds both")
@@ -88,9 +88,10 @@ class FlavaLayouts:
             config = dataclasses.replace(config, objectives=without_heads(config.objectives))
         unused = tuple(f"{name}_head." for name, own in config.objectives.items() if own.weight == 0)
         no_use = [n for n in rest if n.startswith(unused) or (not poolers and "_model.pooler." in n)]
-        if dropped := [*dropped, *no_use]:
+        dropped, made_up = [*dropped, *no_use], _made_up_poolers(flava_of(config))
+        if lost := [n for n in dropped if n not in made_up or not torch.equal(rest[n].float(), made_up[n])]:
             told = "%s: dropped %d tensors that are not used here: %s"
-            log.warning(told, where, len(dropped), ", ".join(dropped))
+            log.warning(told, where, len(lost), ", ".join(lost))
         kept = {name: tensor for name, tensor in rest.items() if name not in no_use}
         weights = to_ours(kept, flava_entries(config), where)
         return Foreign(config.model, config.objectives, weights, config.codebook, codebook, tuple(dropped))
@@ -114,10 +115,8 @@ class FlavaLayouts:
         _require_representable(config)
         model = flava_of(config)
         theirs = to_theirs(weights, flava_entries(config), "the run's checkpoint")
-        for name in () if model.poolers else ENCODERS:
-            width = getattr(model, name).hidden_size
-            theirs[f"flava.{name}_model.pooler.dense.weight"] = torch.eye(width)
-            theirs[f"flava.{name}_model.pooler.dense.bias"] = torch.zeros(width)
+        if not model.poolers:
+            theirs |= _made_up_poolers(model)
         return transformers_settings(config), theirs
 
     def companions(self, config: Config) -> dict[str, Any]:
@@ -265,6 +264,16 @@ def without_heads(objectives: dict[str, ObjectiveConfig]) -> dict[str, Objective
         name: own if name == "global_contrastive" else dataclasses.replace(own, weight=0.0)
         for name, own in objectives.items()
     }
+
+
+def _made_up_poolers(model: FlavaConfig) -> dict[str, Tensor]:
+    """Returns the poolers of a model that keeps none, in transformers' names."""
+    made_up = {}
+    for name in ENCODERS:
+        width = getattr(model, name).hidden_size
+        made_up[f"flava.{name}_model.pooler.dense.weight"] = torch.eye(width)
+        made_up[f"flava.{name}_model.pooler.dense.bias"] = torch.zeros(width)
+    return made_up
 
 
 def _without_foreign_parts(

@@ -77,7 +77,13 @@ def test_a_class_without_images_is_named(tmp_path):
     write_image_folder(tmp_path, {"test": 1})
     (tmp_path / "test" / "empty").mkdir()
     (tmp_path / "test" / "empty" / "notes.md").write_text("none")
-    with pytest.raises(DataError, match="empty: no images"):
+    with pytest.raises(
+        DataError, match="test: no images .* of class 'empty'; add some, or remove the folder$"
+    ):
+        DATA.read(tmp_path, "test")
+    for number in range(12):
+        (tmp_path / "test" / f"empty_{number:02d}").mkdir()
+    with pytest.raises(DataError, match="'empty', 'empty_00', .*'empty_08' and 3 more; .* the folders$"):
         DATA.read(tmp_path, "test")
 
 

@@ -3,6 +3,7 @@ and after a kill.
 """
 
 import dataclasses
+import re
 from unittest import mock
 
 import numpy as np
@@ -147,14 +148,51 @@ def test_three_ranks_train_as_one_does(own, run_ranks):
         assert np.abs(found - alone).max() < 1e-4
 
 
-def test_a_broken_picture_to_report_on_is_named_before_the_training(tmp_path):
-    write_image_folder(tmp_path / "image_folder", {"train": 6, "test": 3})
-    broken = tmp_path / "image_folder" / "test" / "red" / "1.png"
-    broken.write_bytes(broken.read_bytes()[:60])
+def test_broken_pictures_to_report_on_are_named_before_the_training(tmp_path):
+    write_image_folder(tmp_path / "image_folder", {"train": 6, "test": 12})
     task = dataclasses.replace(tasks()["image_folder_tuned"], recipe=QUICK)
     updates = mock.patch.object(fitting.Fitting, "step", side_effect=AssertionError("it trains"))
-    with updates, pytest.raises(DataError, match="picture 'red/1.png' cannot be used"):
-        task.run(frozen(tmp_path), find_data(task.data, tmp_path))
+
+    def told(cut):
+        for name in cut:
+            broken = tmp_path / "image_folder" / "test" / "red" / f"{name}.png"
+            broken.write_bytes(broken.read_bytes()[:60])
+        with updates, pytest.raises(DataError) as raised:
+            task.run(frozen(tmp_path), find_data(task.data, tmp_path))
+        return str(raised.value)
+
+    assert "picture 'red/1.png' cannot be used" in (one := told([1])) and "more" not in one
+    every = told(range(12))
+    assert (
+        "picture 'red/0.png' cannot be used" in every and "; 11 more cannot be used: 'red/1.png', " in every
+    )
+    assert every.endswith("'red/7.png' and 2 more"), every
+
+
+@pytest.mark.parametrize(
+    ("states", "after", "said"),
+    [
+        (None, 12, "starts again; with --keep DIR too, it would resume"),
+        ("kept", 5, "starts again, as nothing was saved yet in .*image_folder_tuned.safetensors"),
+        ("kept", 12, "resumes from .*kept/image_folder_tuned.safetensors"),
+    ],
+)
+def test_an_interrupt_says_what_the_same_command_does(tmp_path, states, after, said):
+    write_image_folder(tmp_path / "image_folder", {"train": 6, "test": 3})
+    task = dataclasses.replace(
+        tasks()["image_folder_tuned"], recipe=dataclasses.replace(QUICK, judged_every=10)
+    )
+    step = fitting.Fitting.step
+
+    def interrupted(self, update, batches):
+        if update == after:
+            raise KeyboardInterrupt
+        return step(self, update, batches)
+
+    model = frozen(tmp_path, workplace=Workplace(states and tmp_path / states))
+    with mock.patch.object(fitting.Fitting, "step", interrupted), pytest.raises(KeyboardInterrupt) as raised:
+        task.run(model, find_data(task.data, tmp_path))
+    assert re.fullmatch(f"interrupted; the same command {said}", str(raised.value))
 
 
 @pytest.mark.parametrize(("begun", "other"), [(CROPS, None), (None, CROPS)])

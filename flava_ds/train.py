@@ -139,6 +139,7 @@ def run(words: list[str]) -> int:
 
     Raises: UserError when no recipe is given, or the run cannot be built or continued.
     """
+    from flava_ds.config.run_folder import check_home
     from flava_ds.recipes import RECIPES, WAYS, check_code, resolve
     from flava_ds.recipes.outside import import_plugins, take_plugins
 
@@ -148,6 +149,7 @@ def run(words: list[str]) -> int:
         raise UserError(f"the first argument must be a recipe ({', '.join(RECIPES)}), {WAYS}")
     config = resolve(words[0], words[1:])
     check_code(words[0], config, words[1:], plugins)
+    check_home(words[0], config, words[1:])
     from flava_ds.build import build
 
     return build(config).fit()

@@ -9,6 +9,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from flava_ds.config import Config
+from flava_ds.config.run_folder import check_home
 from flava_ds.errors import UserError
 from flava_ds.ranks import launch
 from flava_ds.recipes import check_code
@@ -48,6 +49,7 @@ def run(config: Config, options: argparse.Namespace, overrides: list[str]) -> in
     """
     check_options(options)
     check_code(options.recipe, config, overrides, options.plugin)
+    check_home(options.recipe, config, overrides)
     ranks = check_run(options, config)
     command = compose(options, options.recipe, overrides, ranks, options.plugin)
     if not options.dry_run:

@@ -5,6 +5,7 @@ The name may come from somebody else's config.json and must not lead out of eith
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flava_ds.errors import ConfigError
@@ -44,6 +45,33 @@ def check_run_folder(config: Config) -> None:
             raise ConfigError(
                 f"{field} is {folder!r}, which names no folder; give one, '.' for the working directory"
             )
+
+
+def check_home(recipe: str, config: Config, overrides: list[str]) -> None:
+    """Refuses a config.json that lies in a run's folder and stands for another, as of a run that was copied
+    or moved, unless an option says which folder is meant.
+
+    Raises: ConfigError.
+    """
+    home, run = Path(recipe).parent, config.run_path
+    options = {word.partition("=")[0].replace("_", "-") for word in overrides}
+    if (
+        Path(recipe).name != "config.json"
+        or not (home / "checkpoints").is_dir()
+        or options & {"--name", "--logging.run-directory"}
+        or home.resolve() == run.resolve()
+    ):
+        return
+    home = home.resolve() if home.name in ("", "..") else home
+    where = (
+        ""
+        if home.parent.resolve() == Path(config.logging.run_directory).resolve()
+        else (f" --logging.run-directory {home.parent}")
+    )
+    raise ConfigError(
+        f"{recipe}: lies in {home}, but is of the run in {run}; to go on in {home}, give --name "
+        f"{home.name}{where}; for a run in {run}, --name {config.name}"
+    )
 
 
 def _check_text(field: str, text: str) -> None:

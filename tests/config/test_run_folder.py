@@ -1,11 +1,13 @@
 """A run's folder: no name leads out of it, wherever the name comes from."""
 
 import json
+import shutil
 
 import pytest
 
 from flava_ds import config as configuration
 from flava_ds.checkpoints.files import place_of
+from flava_ds.config.run_folder import check_home
 from flava_ds.errors import ConfigError
 from flava_ds.recipes import resolve
 
@@ -70,3 +72,48 @@ def test_other_names_are_folders_below_the_runs(name, tmp_path):
         config.run_path == tmp_path / name
         and place_of(config.run_path, config).local == tmp_path / "saved" / name
     )
+
+
+def run_in(folder, name):
+    """A run's folder with its config.json; returns the latter."""
+    config = resolve("flava_debug", ["--name", name, "--logging.run-directory", str(folder)])
+    (config.run_path / "checkpoints").mkdir(parents=True)
+    file = config.run_path / "config.json"
+    file.write_text(json.dumps(configuration.to_dict(config)))
+    return file
+
+
+def check(file, *overrides):
+    check_home(str(file), resolve(str(file), list(overrides)), list(overrides))
+
+
+def test_a_run_that_was_copied_or_moved_is_not_taken_for_another(tmp_path, monkeypatch):
+    file = run_in(tmp_path, "group/first")
+    check(file)
+    copy = file.parent.with_name("copy")
+    shutil.copytree(file.parent, copy)
+    with pytest.raises(
+        ConfigError, match="lies in .*/group/copy, but is of the run in .*/group/first; to go"
+    ):
+        check(copy / "config.json")
+    with pytest.raises(ConfigError, match="give --name copy --logging.run-directory .*/group; for a run"):
+        check(copy / "config.json", "--seed", "1")
+    check(copy / "config.json", "--name", "copy", f"--logging.run_directory={copy.parent}")
+    check(copy / "config.json", "--name=another")
+    monkeypatch.chdir(copy)
+    with pytest.raises(ConfigError, match="config.json: lies in .*/group/copy, but .* give --name copy "):
+        check("config.json")
+    (copy / "checkpoints").rmdir()  # settings that were saved elsewhere are those of the run that they name
+    check(copy / "config.json")
+
+
+def test_a_run_below_a_relative_folder_is_its_own_wherever_that_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = run_in("runs", "first")
+    check(file)
+    check(tmp_path / file)
+    monkeypatch.chdir(tmp_path / "runs")
+    with pytest.raises(
+        ConfigError, match="but is of the run in runs/first; to go on in first, give --name f"
+    ):
+        check("first/config.json")

@@ -34,15 +34,25 @@ def preview(config: Config, task: Task, loader: StepLoader, ranks: int, device_t
 
 
 def parameters(task: Task) -> str:
-    """Counts the trainable parameters of the model's parts and of the objectives' heads."""
+    """Counts the trainable parameters of the model's parts and of the objectives' heads, and those among them
+    that no objective trains.
+    """
+    users = task.users()
+    sizes = {name: _numel(own) for name, own in task.named_parameters() if own.requires_grad}
+    idle = {name: size for name, size in sizes.items() if not users[name]}
+    told = f"; of these no objective trains {_by_part(idle)}" if idle else ""
+    return f"parameters: {_by_part(sizes)}{told}"
+
+
+def _by_part(sizes: dict[str, int]) -> str:
+    """Adds up parameters by their names, in all and of each part."""
     parts: dict[str, int] = {}
-    for name, parameter in task.named_parameters():
-        if parameter.requires_grad:
-            words = name.split(".")
-            part = words[1] if words[0] == "model" else f"head of {words[1]}"
-            parts[part] = parts.get(part, 0) + _numel(parameter)
+    for name, size in sizes.items():
+        words = name.split(".")
+        part = words[1] if words[0] == "model" else f"head of {words[1]}"
+        parts[part] = parts.get(part, 0) + size
     listed = ", ".join(f"{name} {_millions(count)}" for name, count in sorted(parts.items(), key=_largest))
-    return f"parameters: {_millions(sum(parts.values()))} ({listed})"
+    return f"{_millions(sum(sizes.values()))} ({listed})"
 
 
 def data(config: Config, loader: StepLoader) -> str:

@@ -4,7 +4,14 @@ import dataclasses
 
 import pytest
 
-from flava_ds.preview import bytes_of_activations, bytes_of_state, meta_task, own_batches, unused_evaluation
+from flava_ds.preview import (
+    bytes_of_activations,
+    bytes_of_state,
+    meta_task,
+    own_batches,
+    parameters,
+    unused_evaluation,
+)
 from flava_ds.recipes import resolve
 
 
@@ -60,6 +67,19 @@ def test_a_family_of_two_towers_has_no_masked_passes():
     assert config.training.activation_checkpointing  # the inputs of 12 blocks, in bf16
     expected = 8 * 2 * 12 * (197 * 768 + 77 * 512)
     assert bytes_of_activations(config, meta_task(config), "pairs", 1, "cuda") == expected
+
+
+def test_parameters_that_no_objective_trains_are_named(monkeypatch):
+    task = meta_task(resolve("demo_clip", []))
+    assert "no objective" not in parameters(task)
+    objective, text = task.objectives["global_contrastive"], "text_encoder."
+    used = {name for name in objective.model_parameters(task.model) if not name.startswith(text)}
+    monkeypatch.setattr(type(objective), "model_parameters", lambda self, model: used - {"logit_scale"})
+    count = sum(own.numel() for name, own in task.model.named_parameters() if name.startswith(text))
+    size = f"{count / 1e6:.1f} M"
+    assert parameters(task).endswith(
+        f"; of these no objective trains {size} (text_encoder {size}, logit_scale 1)"
+    )
 
 
 def test_a_batch_size_that_no_source_takes_is_named():

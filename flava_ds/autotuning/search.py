@@ -2,7 +2,9 @@
 
 Every trial is processes of its own (trial.py), so running out of memory ends no more than the trial. A value
 is kept if it makes the mean step at least 2 % shorter, or trains at all where the others do not fit; the next
-setting is tried on top of it. None of them changes what a run learns: global batches stay as they are.
+setting is tried on top of it. What other work on the machine does to a step is no gain: before a value is
+kept, the best so far and it are measured again in turn, and of each the shortest time counts. None of them
+changes what a run learns: global batches stay as they are.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import signal
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +64,16 @@ class Trial:
     """What came of a configuration with some choices, by setting; a missing one is as configured."""
 
     choices: Mapping[str, Choice]
-    step_ms: float | None = None
-    """Mean over the run's sources; None if the trial failed."""
+    times_ms: tuple[float, ...] = ()
+    """The mean step over the run's sources in each measurement; none if the trial failed."""
     peak_memory_gib: float | None = None
     reason: str = ""
     """Why it failed."""
+
+    @property
+    def step_ms(self) -> float | None:
+        """The mean step, disturbed least; None if the trial failed."""
+        return min(self.times_ms, default=None)
 
     @property
     def words(self) -> list[str]:
@@ -98,24 +105,40 @@ class Tuner:
 
     def search(self) -> Iterator[Trial]:
         """Yields trials as they end: the configuration first, then every setting on top of the best so far.
+        One that is measured again comes again.
 
         Raises: ConfigError if the configuration does not train for another reason than memory; StoppedError
         when a signal ends a trial.
         """
-        best = self.measure({})
-        yield best
-        if best.step_ms is None and best.reason != OUT_OF_MEMORY:
-            raise ConfigError(f"{self.recipe} does not train here as it is configured: {best.reason}")
+        first = best = self.measure({})
+        yield first
+        if first.step_ms is None and first.reason != OUT_OF_MEMORY:
+            raise ConfigError(f"{self.recipe} does not train here as it is configured: {first.reason}")
         for name, values in SETTINGS:
             for choice in values(self, self.config(best.choices)):
                 trial = self.measure({**best.choices, name: choice})
                 yield trial
+                if better(best, trial) is trial and best.times_ms:
+                    yield (best := self.again(best))
+                    first = first if best.choices else best
+                    yield (trial := self.again(trial))
                 best = better(best, trial)
+        if best.choices and first.times_ms:  # under the same load, for what the gain is
+            yield self.again(first)
+            yield self.again(best)
 
-    def measure(self, choices: Mapping[str, Choice]) -> Trial:
-        """Runs a trial, unless its result is there from before. Raises: StoppedError."""
+    def again(self, trial: Trial) -> Trial:
+        """Measures a trial once more; one that fails now has failed. Raises: StoppedError."""
+        other = self.measure(trial.choices, len(trial.times_ms))
+        return replace(other, times_ms=(*trial.times_ms, *other.times_ms) if other.times_ms else ())
+
+    def measure(self, choices: Mapping[str, Choice], before: int = 0) -> Trial:
+        """Runs a trial that was measured `before` times, unless its result is there from before.
+
+        Raises: StoppedError.
+        """
         words, config = [*self.overrides, *Trial(choices).words], self.config(choices)
-        told = json.dumps([dumps(config), self.ranks, self.device, git_state()])
+        told = json.dumps([dumps(config), self.ranks, self.device, git_state(), *[before] * (before > 0)])
         name = hashlib.sha256(told.encode()).hexdigest()[:10]
         file, log, run = (self.folder / f"{name}{suffix}" for suffix in (".json", ".log", ""))
         if not file.is_file():
@@ -137,7 +160,7 @@ class Tuner:
                 lost = signal_of(status) == signal.SIGKILL or "ran out of memory" in said
                 return Trial(choices, reason=OUT_OF_MEMORY if lost else said)
         found = read_trial(file)
-        return Trial(choices, step_ms(found["steps"], shares_of(config)), found["peak_memory_gib"])
+        return Trial(choices, (step_ms(found["steps"], shares_of(config)),), found["peak_memory_gib"])
 
 
 def better(best: Trial, trial: Trial) -> Trial:

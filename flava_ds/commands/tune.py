@@ -6,6 +6,7 @@ import argparse
 import os
 import platform
 import shlex
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from flava_ds.config import Config
@@ -52,20 +53,21 @@ def tune(options: argparse.Namespace, config: Config, overrides: list[str]) -> i
     if card is not None and not gpus:
         rate = f"{card.flops / 1e9:.0f} GFLOP/s of its matrix products"
         print(f"  planned by FLOPs: at {cpu_shares()} of the {rate}, then at the first trial's rate")
-    trials, expected = [], []
+    found: dict[str, tuple[Trial, Estimate | None]] = {}
     try:
         for trial in tuner.search():
-            trials.append(trial)
-            expected.append(None if guess is None else guess.expected(trial))
-            print(told(trial, expected[-1]), flush=True)
+            _, plan = found.get(trial.title) or (trial, None if guess is None else guess.expected(trial))
+            found[trial.title] = trial, plan
+            print(told(trial, plan), flush=True)
     except StoppedError as stopped:
         print(f"  {stopped}; the same command goes on with the trials that are left")
         return stopped.status
-    found = fastest(trials)
-    print(f"\n{said(trials[0], found)}\nall trials: {tuned_file(config)}")
+    trials, expected = zip(*found.values(), strict=True)
+    best = fastest(trials)
+    print(f"\n{said(trials[0], best)}\nall trials: {tuned_file(config)}")
     if gpus and card is not None:
         print(f"later plans of this recipe with --gpu {card.name} follow them")
-    result = as_json(tuner, trials, expected, found, card.name if gpus and card is not None else None)
+    result = as_json(tuner, trials, expected, best, card.name if gpus and card is not None else None)
     for file in filter(None, [tuned_file(config), options.json]):
         from flava_ds.storage.atomic import write_json
 
@@ -113,10 +115,12 @@ def told(trial: Trial, expected: Estimate | None) -> str:
     if trial.step_ms is None:
         return f"  {trial.title}: {trial.reason}"
     plan = "" if expected is None else f", planned {expected.text()}"
-    return f"  {trial.title}: {trial.step_ms:.0f} ms a step{plan}, {trial.peak_memory_gib:.2f} GiB"
+    times = [f"{own:.0f}" for own in trial.times_ms]
+    again = f" (again: {', '.join(times)})" if len(times) > 1 else ""
+    return f"  {trial.title}: {trial.step_ms:.0f} ms a step{again}{plan}, {trial.peak_memory_gib:.2f} GiB"
 
 
-def fastest(trials: list[Trial]) -> Trial:
+def fastest(trials: Sequence[Trial]) -> Trial:
     """Returns the trial that the search ended with. Raises: UserError if none has trained."""
     from flava_ds.autotuning.search import better
 
@@ -137,7 +141,7 @@ def said(first: Trial, best: Trial) -> str:
 
 
 def as_json(
-    tuner: Tuner, trials: list[Trial], expected: list[Estimate | None], best: Trial, gpu: str | None
+    tuner: Tuner, trials: Sequence[Trial], expected: Sequence[Estimate | None], best: Trial, gpu: str | None
 ) -> dict[str, Any]:
     """Returns all trials and the options of the best one as plain values."""
     return {
@@ -150,6 +154,7 @@ def as_json(
                 "settings": trial.title,
                 "options": trial.words,
                 "step_ms": trial.step_ms,
+                "times_ms": list(trial.times_ms),
                 "planned_ms": plan and plan.middle,
                 "planned_range_ms": plan and [plan.low, plan.high],
                 "peak_memory_gib": trial.peak_memory_gib,

@@ -9,6 +9,7 @@ import pytest
 from flava_ds.autotuning import search
 from flava_ds.autotuning.search import OUT_OF_MEMORY, Choice, Trial, Tuner, better, step_ms
 from flava_ds.cli import main
+from flava_ds.commands.tune import fastest
 from flava_ds.errors import ConfigError
 from flava_ds.ranks.launch import Launch
 
@@ -22,10 +23,35 @@ def test_a_mean_step_is_of_the_shares_and_leaves_first_steps_out():
 
 
 def test_better_is_clearly_faster_or_fits_at_all():
-    lost, slow = Trial({}, reason=OUT_OF_MEMORY), Trial({}, 100.0, 1.0)
-    close, fast = Trial({"a": ONE}, 98.5, 1.0), Trial({"b": TWO}, 97.0, 1.0)
+    lost, slow = Trial({}, reason=OUT_OF_MEMORY), Trial({}, (100.0,), 1.0)
+    close, fast = Trial({"a": ONE}, (98.5,), 1.0), Trial({"b": TWO}, (99.0, 97.0), 1.0)
     assert better(lost, slow) is slow and better(slow, lost) is slow
     assert better(slow, close) is slow and better(slow, fast) is fast
+
+
+@pytest.mark.parametrize(
+    ("times", "lines", "kept"),
+    [
+        # without TWO, with it, then again in turn, and at the end, if it is kept
+        ({0: [100, 60], 2: [70, 65]}, [100, 70, 60, 65], {}),
+        ({0: [100, 95, 96], 2: [70, 65, 66]}, [100, 70, 95, 65, 95, 65], {"workers": TWO}),
+        ({0: [100], 2: [99]}, [100, 99], {}),
+        ({0: [100, 99], 2: [70, None]}, [100, 70, 99, None], {}),
+        ({0: [None], 2: [70]}, [None, 70], {"workers": TWO}),
+    ],
+    ids=["a busy moment", "a gain", "noise", "fails the second time", "fits alone"],
+)
+def test_a_gain_is_measured_again_before_it_is_kept(tuner, monkeypatch, times, lines, kept):
+    def trial(choices, before=0):
+        found = times[2 if choices else 0][before]
+        return Trial(choices, reason=OUT_OF_MEMORY) if found is None else Trial(choices, (found,), 1.0)
+
+    monkeypatch.setattr(Tuner, "measure", lambda self, *given: trial(*given))
+    monkeypatch.setattr(search, "SETTINGS", (("workers", lambda *_: [TWO]),))
+    trials = [*tuner.search()]
+    assert [own.step_ms for own in trials] == lines
+    best = fastest([*{own.title: own for own in trials}.values()])
+    assert best.choices == kept
 
 
 @pytest.fixture
@@ -78,11 +104,11 @@ def test_real_steps_with_and_without_recomputation(tmp_path, monkeypatch, capsys
     said = capsys.readouterr().out
     assert said.startswith("1 rank on a CPU\n  planned by FLOPs: at 5% to 35% of the ")
     first, gelu, blocks = found["trials"]
-    assert f"{first['step_ms']:.0f} ms a step, planned " in said
+    assert f"{first['times_ms'][0]:.0f} ms a step, planned " in said
     low, high = first["planned_range_ms"]
     assert 0 < low < first["planned_ms"] < high, "a wide guess, until a trial has shown a rate"
-    assert gelu["planned_ms"] == pytest.approx(first["step_ms"]), "GELU is no product"
-    assert 1.1 * first["step_ms"] < blocks["planned_ms"] < 4 / 3 * first["step_ms"]
+    assert gelu["planned_ms"] == pytest.approx(first["times_ms"][0]), "GELU is no product"
+    assert 1.1 * gelu["planned_ms"] < blocks["planned_ms"] < 4 / 3 * gelu["planned_ms"]
     monkeypatch.setattr(search, "plan_launch", None)  # results are there: nothing starts again
     assert main(command) == 0
 

@@ -61,11 +61,13 @@ def varlen_attention(
         returns     [T h e]   under autocast in its dtype
 
     `equal_lengths` promises that every sequence is max_seqlen long (images), which saves the reference a
-    padded copy. Raises ValueError for a qkv of another shape, and where the sequences can be read and do not
-    fit (checks.py).
+    padded copy. Raises ValueError for a qkv or qkv_bias of another shape, and where the sequences can be read
+    and do not fit (checks.py).
     """
     if qkv.dim() != 4 or qkv.shape[1] != 3:
         raise ValueError(f"varlen_attention: qkv has shape {list(qkv.shape)}, but [T 3 h e] is wanted")
+    if qkv_bias is not None:
+        checks.shape("varlen_attention", "qkv_bias", qkv_bias, (qkv.shape[1:].numel(),))
     (qkv,) = autocast.like_linear(qkv)
     if dispatch.needs_custom_operator(qkv):
         return _attention(qkv, cu_seqlens, max_seqlen, equal_lengths, causal, qkv_bias)[0]

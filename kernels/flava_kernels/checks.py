@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 VARIABLE = "FLAVA_KERNELS_CHECK"
+INTEGERS = (torch.int32, torch.int64)
 
 
 class _Passed:
@@ -43,6 +44,12 @@ def shape(op: str, name: str, tensor: Tensor, wanted: tuple[int, ...]) -> None:
         raise ValueError(f"{op}: {name} {told}, but {list(wanted)} is wanted")
 
 
+def not_negative(op: str, name: str, value: float) -> None:
+    """Raises ValueError for a number below zero, or for none."""
+    if not value >= 0:
+        raise ValueError(f"{op}: {name} is {value}; it must be at least 0")
+
+
 def readable(tensor: Tensor) -> bool:
     """Returns True if a tensor's values may be read: they are on the host, or FLAVA_KERNELS_CHECK is 1."""
     return tensor.device.type == "cpu" or os.environ.get(VARIABLE) == "1"
@@ -51,10 +58,14 @@ def readable(tensor: Tensor) -> bool:
 def sequences(
     op: str, cu_seqlens: Tensor, rows: int, max_seqlen: int | None, *, equal_lengths: bool = False
 ) -> None:
-    """Raises ValueError if cu_seqlens [b+1] does not cut `rows` into sequences of at most max_seqlen.
+    """Raises ValueError if cu_seqlens [b+1] is no tensor of integers, or does not cut `rows` into sequences
+    of at most max_seqlen.
 
     Reads a tensor once while it stays the same. Writing to it through NumPy goes unnoticed.
     """
+    if getattr(cu_seqlens, "dtype", None) not in INTEGERS:
+        found = getattr(cu_seqlens, "dtype", f"{cu_seqlens!r:.40}")
+        raise ValueError(f"{op}: cu_seqlens is {found}; a tensor of int32 is wanted")
     if not readable(cu_seqlens):
         return
     # A tensor made in inference mode has no version, so nobody can tell whether it has changed.

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from flava_kernels import checks, dispatch
 from flava_kernels.cases.contrastive import cases
-from flava_kernels.eager import without_autocast
+from flava_kernels.eager import once_differentiable, without_autocast
 from flava_kernels.op import DTYPES, Limits, Op
 
 CHUNK_BYTES = 2**23
@@ -59,8 +59,10 @@ def info_nce(
         row_mask   [b]    1 if the pair is a positive, else 0
         returns    scalar (fp32, or fp64 for fp64 features) with gradient, scalar fp32 without
 
-    Raises ValueError for shapes that do not belong together on this rank.
+    Raises ValueError for shapes or dtypes that do not belong together on this rank.
     """
+    if text.dtype != image.dtype:
+        raise ValueError(f"info_nce: text is {text.dtype} and image {image.dtype}; both must be the same")
     checks.shape("info_nce", "text", text, image.shape)
     checks.shape("info_nce", "row_mask", row_mask, image.shape[:1])
     return _InfoNCE.apply(image, text, log_scale, row_mask, group)
@@ -274,6 +276,7 @@ class _InfoNCE(torch.autograd.Function):
         return (mask * ((row_lse + column_lse) / 2 - own)).sum(), correct
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
         image_all, text_all, scale, row_vectors, column_vectors, exchanged = ctx.saved_tensors
         gradients = _backward if dispatch.needs_custom_operator(image_all) else _gradients

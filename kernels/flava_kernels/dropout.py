@@ -63,10 +63,12 @@ def dropout(x: Tensor, keys: Tensor, stream: int, p: float) -> Tensor:
         keys     [T]    int64, see `row_keys`
         stream          from 0 to 2^31 - 1, another one for each place of the model
         returns  [T d]
-    Raises: ValueError for a p outside [0, 1), or keys of another number than rows.
+    Raises: ValueError for a p outside [0, 1), another stream, or keys of another number than rows.
     """
     if not 0 <= p < 1:
         raise ValueError(f"dropout: p is {p}; it must be at least 0 and less than 1")
+    if not 0 <= stream < 2**31:
+        raise ValueError(f"dropout: stream is {stream}; it must be at least 0 and less than 2^31")
     if keys.shape != x.shape[:1] or keys.dtype != torch.int64:
         raise ValueError(
             f"dropout: keys are {keys.dtype} {tuple(keys.shape)}, but int64 ({x.shape[0]},) is wanted, "

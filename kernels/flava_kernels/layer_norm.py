@@ -36,8 +36,9 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         weight, bias  [d]    in x's dtype or fp32
         returns       [T d]  in x's dtype; under autocast on a GPU in fp32, like torch's
 
-    Raises ValueError for parameters of another shape.
+    Raises ValueError for parameters of another shape, or an eps below 0.
     """
+    checks.not_negative("layer_norm", "eps", eps)
     checks.shape("layer_norm", "weight", weight, x.shape[-1:])
     checks.shape("layer_norm", "bias", bias, x.shape[-1:])
     x, weight, bias = autocast.like_layer_norm(x, weight, bias)
@@ -59,11 +60,14 @@ def add_layer_norm(
         x_bias        [d]    which x's layer has added detached: only its gradient is computed here
         returns       [T d] normalised, [T d] sum
 
-    Raises ValueError for shapes that differ from these.
+    Raises ValueError for shapes that differ from these, or an eps below 0.
     """
+    checks.not_negative("add_layer_norm", "eps", eps)
     checks.shape("add_layer_norm", "residual", residual, x.shape)
     checks.shape("add_layer_norm", "weight", weight, x.shape[-1:])
     checks.shape("add_layer_norm", "bias", bias, x.shape[-1:])
+    if x_bias is not None:
+        checks.shape("add_layer_norm", "x_bias", x_bias, x.shape[-1:])
     x, residual = autocast.like_cat(x, residual)
     x, residual, weight, bias = autocast.like_layer_norm(x, residual, weight, bias)
     if dispatch.needs_custom_operator(x):

@@ -65,7 +65,7 @@ def classes(*size: int) -> torch.Tensor:
 
 NORM, SUM, LOSS = "layer_norm", "add_layer_norm", "linear_cross_entropy"
 X, D, FEW = of_shape(6, 8), of_shape(8), of_shape(3)
-HEAD = of_shape(5, 8), of_shape(5)
+HEAD, QKV = (of_shape(5, 8), of_shape(5)), of_shape(6, 3, 1, 8)
 WRONG_SHAPES = [
     (NORM, (X, FEW, D, 1e-5), "weight has shape \\[3], but \\[8] is wanted"),
     (NORM, (X, of_shape(1), D, 1e-5), "weight has shape \\[1]"),
@@ -92,6 +92,12 @@ WRONG_SHAPES = [
     ("varlen_attention", (of_shape(6, 2, 1, 8), bounds(0, 6), 6), "qkv has shape"),
     ("info_nce", (X, X[:4], of_shape(1), of_shape(6)), "text has shape"),
     ("info_nce", (X, X, of_shape(1), of_shape(3)), "row_mask has shape"),
+    ("info_nce", (X, X.double(), of_shape(1), of_shape(6)), "text is torch.float64 and image torch.float32"),
+    (NORM, (X, D, D, -1e-5), "eps is -1e-05; it must be at least 0"),
+    (SUM, (X, X, D, D, float("nan")), "eps is nan"),
+    (SUM, (X, X, D, D, 1e-5, FEW), "x_bias has shape"),
+    ("varlen_attention", (QKV, bounds(0, 6).float(), 6), "cu_seqlens is torch.float32; a tensor of int32"),
+    ("varlen_attention", (QKV, [0, 6], 6), r"cu_seqlens is \[0, 6]; a tensor of int32 is wanted"),
     ("pack", (of_shape(2, 4, 8), bounds(0, 2, 3, 6), 6), "cu_seqlens has shape \\[4], but \\[3] is wanted"),
 ]
 
@@ -101,6 +107,11 @@ def test_shapes_that_do_not_belong_together(op, arguments, message):
     """torch would broadcast some of them, and the kernels would read beyond others."""
     with pytest.raises(ValueError, match=f"{op}: {message}"):
         OPS[op].function(*arguments)
+
+
+def test_a_bias_that_is_only_differentiated_has_the_shape_of_its_layer():
+    with pytest.raises(ValueError, match="varlen_attention: qkv_bias has shape \\[7], but \\[24] is wanted"):
+        varlen_attention(QKV, bounds(0, 6), 6, qkv_bias=of_shape(7))
 
 
 @BOTH

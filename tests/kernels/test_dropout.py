@@ -147,16 +147,18 @@ def test_says_what_the_kernels_do_not_take():
 
 
 @pytest.mark.parametrize(
-    ("keys", "p", "words"),
+    ("keys", "stream", "p", "words"),
     [
-        (torch.arange(4), 1.0, "p is 1.0; it must be at least 0 and less than 1"),
-        (torch.arange(5), P, r"keys are torch.int64 \(5,\), but int64 \(4,\) is wanted"),
-        (torch.arange(4).int(), P, "keys are torch.int32"),
+        (torch.arange(4), 0, 1.0, "p is 1.0; it must be at least 0 and less than 1"),
+        (torch.arange(5), 0, P, r"keys are torch.int64 \(5,\), but int64 \(4,\) is wanted"),
+        (torch.arange(4).int(), 0, P, "keys are torch.int32"),
+        (torch.arange(4), -1, P, "stream is -1; it must be at least 0"),
+        (torch.arange(4), 2**31, P, "stream is 2147483648; it must be at least 0 and less than 2.31"),
     ],
 )
-def test_bad_arguments_are_one_line(keys, p, words):
+def test_bad_arguments_are_one_line(keys, stream, p, words):
     with pytest.raises(ValueError, match=words):
-        dropout(torch.zeros(4, 6), keys, 0, p)
+        dropout(torch.zeros(4, 6), keys, stream, p)
 
 
 @pytest.mark.aot

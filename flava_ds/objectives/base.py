@@ -132,7 +132,7 @@ def check_loss(name: str, objective: Objective, loss: Any) -> None:
     Raises: ConfigError that names the objective unless it is a Loss whose sum can train something, with the
     metrics that the objective declares.
     """
-    told = f"objective '{name}' ({_place(objective)})"
+    told = _named(name, objective)
     if not isinstance(loss, Loss):
         raise ConfigError(f"{told} returns {_described(loss)}; its forward() returns a Loss(sum, count)")
     check_sum(told, loss.sum)
@@ -160,9 +160,9 @@ def check_sum(told: str, found: Any) -> None:
         )
 
 
-def _place(objective: Objective) -> str:
-    """Names the class of an objective."""
-    return f"{type(objective).__module__}.{type(objective).__qualname__}"
+def _named(name: str, objective: Objective) -> str:
+    """Names an objective and its class."""
+    return f"objective '{name}' ({type(objective).__module__}.{type(objective).__qualname__})"
 
 
 def _described(found: Any) -> str:
@@ -267,10 +267,10 @@ class PooledObjective(Objective):
         return Loss(gradients.loss + (pulled - pulled.detach()), self.count(batch), gradients.metrics)
 
     @torch.enable_grad()
-    def step_gradients(self, parts: Sequence[Features]) -> list[FeatureGradients]:
+    def step_gradients(self, name: str, parts: Sequence[Features]) -> list[FeatureGradients]:
         """Computes the loss over all micro-batches and ranks, and its gradients for each of ours.
 
-        Raises: ConfigError for a loss that is no scalar or has no gradient.
+        Raises: ConfigError with the objective's `name` for a loss that is no scalar or has no gradient.
         """
 
         def joined(values: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -282,7 +282,7 @@ class PooledObjective(Objective):
         shared = {name: value.detach().requires_grad_() for name, value in parts[0].shared.items()}
         constants = joined([part.constants for part in parts])
         loss, metrics = self.pooled_loss(Features(samples, shared, constants))
-        check_sum(f"objective {_place(self)}", loss)
+        check_sum(_named(name, self), loss)
         found = torch.autograd.grad(loss, [*samples.values(), *shared.values()])
         own, common = found[: len(samples)], found[len(samples) :]
         # Shared parameters get their gradient once per step, so each micro-batch contributes an equal share.

@@ -192,9 +192,9 @@ def check_optimizer(built: Any) -> Gated:
     kind = type(built).__name__
     if not isinstance(built, Gated):
         raise ConfigError(
-            f"optimizer: its config built a {kind}, which cannot skip an update on the device; build a Gated "
-            "of flava_ds/optimizers/base.py, such as a TensorByTensor with moments and move() of its own "
-            "(docs/extending.md)"
+            f"optimizer: its config built an object of {kind}, which cannot skip an update on the device; "
+            "build a Gated of flava_ds/optimizers/base.py, such as a TensorByTensor with moments and move() "
+            "of its own (docs/extending.md)"
         ).everywhere()
     moves = not isinstance(built, TensorByTensor) or type(built).move is not TensorByTensor.move
     if not moves or not hasattr(built, "moments"):

@@ -75,7 +75,7 @@ def test_an_optimizer_that_the_engine_cannot_use_says_what_it_lacks():
     for built, told in (
         (
             torch.optim.SGD(weights),
-            "optimizer: its config built a SGD, which cannot skip an update on the dev",
+            "optimizer: its config built an object of SGD, which cannot skip an update on the dev",
         ),
         (Still(weights, {}), r"optimizer: Still lacks move\(\), which updates one tensor; define it"),
         (

@@ -201,7 +201,8 @@ def test_two_passes_are_the_loss_of_the_whole_step():
     )
     assert list(task.pooled("b")) == ["pool"] and task.pooled("a") == {}
     with torch.no_grad():
-        parts = task.objectives["pool"].step_gradients([task("features", batch)["pool"] for batch in batches])
+        features = [task("features", batch)["pool"] for batch in batches]
+        parts = task.objectives["pool"].step_gradients("pool", features)
     outputs = [
         task("step", batch, {"pool": torch.tensor(8.0)}, {"pool": part})
         for batch, part in zip(batches, parts, strict=True)
@@ -261,6 +262,6 @@ def test_a_pooled_loss_without_gradient_names_its_objective():
     task.objectives["pool"].pooled_loss = lambda features: (features.samples["left"].detach().sum(), {})
     with (
         torch.no_grad(),
-        pytest.raises(ConfigError, match="objective test_task.Pool has a loss without gradie"),
+        pytest.raises(ConfigError, match="objective .pool. .test_task.Pool. has a loss without gradie"),
     ):
-        task.objectives["pool"].step_gradients([task("features", batch_of("b"))["pool"]] * 2)
+        task.objectives["pool"].step_gradients("pool", [task("features", batch_of("b"))["pool"]] * 2)

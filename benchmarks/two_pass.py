@@ -150,7 +150,8 @@ def accumulate(task: FlavaTask, batches: list[Batch], *, exact: bool) -> None:
     if exact and len(batches) > 1:
         with torch.no_grad():
             features = [task("features", batch)[CONTRASTIVE] for batch in batches]
-        parts = [{CONTRASTIVE: part} for part in task.objectives[CONTRASTIVE].step_gradients(features)]
+        pulls = task.objectives[CONTRASTIVE].step_gradients(CONTRASTIVE, features)
+        parts = [{CONTRASTIVE: part} for part in pulls]
     for batch, part in zip(batches, parts, strict=True):
         task("step", batch, denominators, part).loss.backward()
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from flava_ds.config.places import alternatives, places, without_none
+from flava_ds.config.places import alternatives, check_sections, places, without_none
 from flava_ds.config.strict_json import convert
 from flava_ds.errors import ConfigError
 
@@ -95,7 +95,10 @@ Steps = Annotated[int, AtLeast(0), AtMost(10**9)]
 
 
 def check_bounds(tree: Any, name: str = "") -> None:
-    """Raises ConfigError for the first value of a tree (or section `name`) of wrong type or out of bounds."""
+    """Raises ConfigError for the first section or value of a tree (or section `name`) of wrong type or out of
+    bounds.
+    """
+    check_sections(tree)
     for place in places(tree, None, (name,) if name else ()):
         if place.base is None:
             check_value(place.name, place.hint, place.value)

@@ -68,6 +68,12 @@ def check_evaluation(config: EvaluationConfig, best_metric: str, objectives: Col
         )
     if config.tasks and config.data_root is None:
         raise ConfigError("evaluation.tasks needs evaluation.data_root, the folder with their data sets")
+    for name in config.tasks:
+        if "." in name and OWN_FILE.fullmatch(name) is None:  # no task's name has a dot
+            raise ConfigError(
+                f"evaluation.tasks: '{name}' is no task; give a module of your own as its file, FILE.py, "
+                "which defines TASKS"
+            )
     if best_metric not in ("", "grad_norm"):
         check_logged("checkpoint.best_metric", best_metric, config, objectives)
 

@@ -138,12 +138,20 @@ class FamilyConfig(Variant, built_in=BUILT_IN):
 
     def _module(self, name: str) -> Any:
         if self.folder is None:
-            raise NotImplementedError
+            raise NotImplementedError(
+                f"{type(self).__name__} has no `folder`, so it has to define build, plan and offers itself"
+            )
         return importlib.import_module(f"{self.folder}.{name}")
 
     def shape_of(self, view: str) -> Any:
-        """Returns the configuration of the encoder behind a view: hidden_size, layer_norm_eps and so on."""
-        raise NotImplementedError
+        """Returns the configuration of the encoder behind a view: hidden_size, layer_norm_eps and so on.
+
+        Raises: ConfigError for a family that has not said so, which some objectives of the package ask for.
+        """
+        raise ConfigError(
+            f"an objective asks the family '{self.type}' for the size of its view '{view}', and "
+            f"{type(self).__name__} defines no shape_of(view); define it, or leave that objective out"
+        ).everywhere()
 
     def check_view(self, view: str, asked_by: str = "an objective") -> None:
         """Raises ConfigError for a view that is not among `views`."""

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, NamedTuple
 
 from flava_ds.config.field_docs import field_hints
-from flava_ds.config.variants import NONE, Variant, choices, is_position
+from flava_ds.config.variants import NONE, Variant, check_class, choices, is_position
+from flava_ds.errors import ConfigError
 
 
 class Place(NamedTuple):
@@ -49,6 +50,25 @@ def places(node: Any, hint: Any = None, path: tuple[str | int, ...] = ()) -> Ite
         yield Place(path, hint, base, type(None) in parts, node)
     for name, below, value in entries or ():
         yield from places(value, below, (*path, name))
+
+
+def check_sections(node: Any, hint: Any = None, path: tuple[str | int, ...] = ()) -> None:
+    """Raises ConfigError for the first section that is not of its annotated class, or whose class cannot be
+    one: code can put anything there, and JSON cannot.
+    """
+    parts = alternatives(hint)
+    kinds = tuple(part for part in parts if isinstance(part, type))
+    if path and is_section(hint):
+        if not isinstance(node, kinds):
+            found = "None" if node is None else f"of the class {type(node).__name__}"
+            tags = f" ({', '.join(choices(kinds[0]))})" if is_position(kinds[0]) else ""
+            raise ConfigError(
+                f"{'.'.join(map(str, path))} is {found}; give it an object of {kinds[0].__name__}{tags}"
+            )
+        if isinstance(node, Variant):
+            check_class(type(node))
+    for name, below, value in _entries(node, parts) or ():
+        check_sections(value, below, (*path, name))
 
 
 def plain(hint: Any) -> Any:

@@ -37,7 +37,7 @@ class Variant:
     _built_in: ClassVar[Mapping[str, str]] = {}
     _defined: ClassVar[dict[str, Any]]
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
-    """Every variant is a dataclass; `_import` checks it."""
+    """Every variant is a dataclass; `check_class` checks it."""
 
     def __init_subclass__(
         cls, *, type: str | None = None, built_in: Mapping[str, str] | None = None, **others: Any
@@ -92,18 +92,35 @@ def find(base: type[Chosen], tag: Any, label: str, otherwise: str = "") -> type[
 
 
 def _import(base: type[Chosen], tag: str) -> type[Chosen]:
-    """Returns the class of a known tag, and checks it: __init_subclass__ runs too early for the decorator."""
+    """Returns the class of a known tag, checked."""
     if tag not in base._defined:
         importlib.import_module(base._built_in[tag].split(":")[0])
     kind = base._defined[tag]
-    if not ("__dataclass_params__" in vars(kind) and kind.__dataclass_params__.frozen):
-        raise ConfigError(
-            f"{_place(kind)}, the type '{tag}', is not a frozen dataclass; write @dataclass(frozen=True, "
-            "kw_only=True) above it"
-        )
-    if any(field.name == "type" for field in dataclasses.fields(kind)):
-        raise ConfigError(f"{_place(kind)}: the key 'type' is reserved for the tag '{tag}'; rename its field")
+    check_class(kind)
     return kind
+
+
+def check_class(kind: type[Variant]) -> None:
+    """Checks the class of a variant where it is used: __init_subclass__ runs too early for the decorator.
+
+    Raises: ConfigError unless it is a frozen dataclass that leaves 'type' to the tag and gives a value to all
+    class variables that its bases declare without one.
+    """
+    told = f"{_place(kind)}, the type '{kind.type}',"
+    parameters = vars(kind).get("__dataclass_params__")
+    if parameters is None or not parameters.frozen:
+        raise ConfigError(
+            f"{told} is not a frozen dataclass; write @dataclass(frozen=True, kw_only=True) above it"
+        )
+    fields = {field.name for field in dataclasses.fields(kind)}
+    if "type" in fields:
+        raise ConfigError(
+            f"{_place(kind)}: the key 'type' is reserved for the tag '{kind.type}'; rename its field"
+        )
+    # dataclass notes class variables among the fields of a class, and fields() leaves them out
+    for name in kind.__dataclass_fields__.keys() - fields:
+        if not hasattr(kind, name):
+            raise ConfigError(f"{told} has no `{name}`, which is declared in a base class; give it a value")
 
 
 def _place(kind: type) -> str:
@@ -114,13 +131,15 @@ def _place(kind: type) -> str:
 def tag_of(value: Variant) -> str:
     """Returns the tag for JSON.
 
-    Raises: ConfigError for an instance of the class that annotates the position.
+    Raises: ConfigError for an instance of the class that annotates the position, or of one without a type.
     """
     if value.type is None:
-        known = ", ".join(choices(type(value)))
+        kind = type(value)
+        known = ", ".join(choices(kind))
+        own = f'define it with one: class {kind.__name__}({kind.__mro__[1].__name__}, type="NAME")'
         raise ConfigError(
-            f"{type(value).__name__} has no type, so JSON could not name it; use one of its variants "
-            f"({known})"
+            f"{_place(kind)} has no type, so JSON could not name it; "
+            f"{f'use one of its variants ({known})' if known else own}"
         )
     return value.type
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -12,10 +12,11 @@ import torch
 from flava_ds.batch import Batch
 from flava_ds.config import Config
 from flava_ds.data.collate import Collator, mismatch
-from flava_ds.data.samples import Sample, seeds_of, tags_of
+from flava_ds.data.samples import Sample, amiss, seeds_of, tags_of
 from flava_ds.data.skip_log import SkipLog
-from flava_ds.data.sources import Draws, Lane, Source
+from flava_ds.data.sources import Draws, Lane, Source, with_parts
 from flava_ds.data.transforms import CHUNK, CHUNK_BYTES, Empty
+from flava_ds.errors import DataError, UserError
 
 
 class BatchReader:
@@ -35,7 +36,8 @@ class BatchReader:
     def draws(self, lane: int = 0) -> Draws:
         """Returns the source, opened for one of the lanes."""
         if lane not in self._opened:
-            self._opened[lane] = self.source.open(replace(self.lane, number=lane))
+            opened = self.source.open(replace(self.lane, number=lane))
+            self._opened[lane] = with_parts(self.source.name, opened, Draws)
         return self._opened[lane]
 
     def batch(self, positions: np.ndarray, empty: Empty = torch.empty, lane: int = 0) -> Batch:
@@ -46,9 +48,9 @@ class BatchReader:
 
         Shapes:
             positions  [b]  int64, consecutive
-        Raises: DataError when too many samples are unusable.
+        Raises: DataError when too many samples are unusable, or one is missing or has another form.
         """
-        drawn = self.draws(lane).samples(positions, self.skips)
+        drawn = self._drawn(positions, lane)
         samples: list[Sample] = []
         views = self.collator.empty_views(len(positions), empty)
         while chunk := _chunk(drawn, min(CHUNK, len(positions) - len(samples))):
@@ -61,6 +63,27 @@ class BatchReader:
         tags = self._borrowed_tags(self.draws(lane), positions, samples)
         batch = self.collator(samples, self.skips.take_counts(), borrowed, masked_rows, views, tags)
         return replace(batch, read=replace(batch.read, unusable=self.skips.take()))
+
+    def _drawn(self, positions: np.ndarray, lane: int) -> Iterator[Sample]:
+        """Yields the source's sample for each position, after a look at it. What the code of a reader raises
+        is passed on with a note of whose it is.
+
+        Raises: DataError for a position without a sample, or with one that no batch can hold.
+        """
+        drawn: Iterator[Sample] | None = None
+        for position in positions:
+            at = f"its reader {type(self.source).__qualname__} at position {position}"
+            try:
+                drawn = iter(self.draws(lane).samples(positions, self.skips)) if drawn is None else drawn
+                sample = next(drawn, None)
+            except UserError:
+                raise
+            except Exception as error:
+                error.add_note(f"source '{self.source.name}': raised by {at}")
+                raise
+            if (told := amiss(sample, self.source.source)) is not None:
+                raise DataError(f"source '{self.source.name}': {at} yields {told}")
+            yield cast(Sample, sample)
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_opened": {}}

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from flava_ds.config import Config, SourceConfig
@@ -54,6 +55,22 @@ class Sample:
     metadata: dict[str, Any] | None = None
     identity: int | None = None
     """What the image shows, hashed to 63 bits, if the source tells it."""
+
+
+def amiss(sample: object, source: SourceConfig) -> str | None:
+    """Says what keeps batches of a source from a sample that its reader has given; None if nothing does."""
+    if not isinstance(sample, Sample):
+        found = f"an object of the class {type(sample).__name__}, not a Sample"
+        return found if sample is not None else "no sample; it has to yield one for each position"
+    image, text = sample.image, sample.text
+    if source.kind != "text" and not source.regions_key:
+        if not isinstance(image, Tensor):
+            return f"an image of the class {type(image).__name__}, not a tensor [3 H W] of uint8"
+        if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
+            return f"an image of shape {list(image.shape)} and {image.dtype}, not [3 H W] of torch.uint8"
+    if source.kind != "image" and not isinstance(text, str):
+        return f"a text of the class {type(text).__name__}, not a str"
+    return None
 
 
 class SampleDecoder:

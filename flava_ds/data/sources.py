@@ -11,6 +11,7 @@ import numpy as np
 
 from flava_ds.config import Config, SourceConfig
 from flava_ds.data.samples import Sample
+from flava_ds.errors import ConfigError
 
 if TYPE_CHECKING:
     from flava_ds.data.skip_log import SkipLog
@@ -139,7 +140,7 @@ def open_source(config: Config, name: str, table: Path | None = None) -> Source:
     """
     own = config.data.sources[name].reader
     if own is not None:
-        return own.build(config, name)
+        return with_parts(name, own.build(config, name), Source)
     if config.data.sources[name].reading == "stream":
         from flava_ds.data.stream import StreamedShards  # here, because webdataset takes a while to import
 
@@ -147,6 +148,20 @@ def open_source(config: Config, name: str, table: Path | None = None) -> Source:
     from flava_ds.data.indexed import IndexedShards
 
     return IndexedShards(config, name, table=table)
+
+
+def with_parts(name: str, found: Any, protocol: type) -> Any:
+    """Returns what a reader of one's own has built for source `name`, once it has all parts of a protocol.
+
+    Raises: ConfigError that names those it lacks.
+    """
+    parts = [*protocol.__annotations__, *(part for part in vars(protocol) if not part.startswith("_"))]
+    if lacking := [part for part in parts if not hasattr(found, part)]:
+        raise ConfigError(
+            f"source '{name}': its reader's {type(found).__name__} lacks {', '.join(lacking)}; "
+            f"{protocol.__name__} in flava_ds/data/sources.py says what each is"
+        )
+    return found
 
 
 def changed_content(name: str, before: object, now: Mapping[str, str | None] | None) -> list[str]:

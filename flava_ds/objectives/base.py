@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flava_ds.batch import Batch
+from flava_ds.errors import ConfigError
 from flava_ds.layers.transformer import at_least_fp32
 
 
@@ -125,6 +126,52 @@ class Objective(nn.Module, ABC):
         return set().union(*(model.parameters_of(view, read_directly=True) for view in self.needs))
 
 
+def check_loss(name: str, objective: Objective, loss: Any) -> None:
+    """Looks at what an objective returns, on the host alone: nothing here waits for the device.
+
+    Raises: ConfigError that names the objective unless it is a Loss whose sum can train something, with the
+    metrics that the objective declares.
+    """
+    told = _named(name, objective)
+    if not isinstance(loss, Loss):
+        raise ConfigError(f"{told} returns {_described(loss)}; its forward() returns a Loss(sum, count)")
+    check_sum(told, loss.sum)
+    if loss.metrics.keys() != objective.metrics.keys():
+        found, declared = (", ".join(keys) or "none" for keys in (loss.metrics, objective.metrics))
+        raise ConfigError(
+            f"{told} returns the metrics {found} and declares {declared}; name in its `metrics` those that "
+            "it returns, which is what is logged"
+        )
+
+
+def check_sum(told: str, found: Any) -> None:
+    """Raises ConfigError, beginning with `told`, unless a loss is a scalar tensor, with a gradient where
+    gradients are computed. A batch without terms gives a zero that has one, too: of other rows times 0.
+    """
+    if not isinstance(found, Tensor) or found.ndim or not found.is_floating_point():
+        raise ConfigError(
+            f"{told} has as its loss {_described(found)}; sum its terms into a floating-point tensor of "
+            "shape []"
+        )
+    if torch.is_grad_enabled() and not found.requires_grad:
+        raise ConfigError(
+            f"{told} has a loss without gradient, so it trains nothing; compute it from rows or parameters "
+            "that are trained, without detach(), no_grad() or argmax in between"
+        )
+
+
+def _named(name: str, objective: Objective) -> str:
+    """Names an objective and its class."""
+    return f"objective '{name}' ({type(objective).__module__}.{type(objective).__qualname__})"
+
+
+def _described(found: Any) -> str:
+    """Says what a value is, without reading a tensor."""
+    if isinstance(found, Tensor):
+        return f"a tensor of shape {list(found.shape)} and {found.dtype}"
+    return f"an object of the class {type(found).__name__}"
+
+
 class OfCrops(Objective):
     """Encodes crops of images itself, with the family's image encoder, and reads none of its views."""
 
@@ -220,8 +267,11 @@ class PooledObjective(Objective):
         return Loss(gradients.loss + (pulled - pulled.detach()), self.count(batch), gradients.metrics)
 
     @torch.enable_grad()
-    def step_gradients(self, parts: Sequence[Features]) -> list[FeatureGradients]:
-        """Computes the loss over all micro-batches and ranks, and its gradients for each of ours."""
+    def step_gradients(self, name: str, parts: Sequence[Features]) -> list[FeatureGradients]:
+        """Computes the loss over all micro-batches and ranks, and its gradients for each of ours.
+
+        Raises: ConfigError with the objective's `name` for a loss that is no scalar or has no gradient.
+        """
 
         def joined(values: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
             return {name: torch.cat([value[name] for value in values]) for name in values[0]}
@@ -232,6 +282,7 @@ class PooledObjective(Objective):
         shared = {name: value.detach().requires_grad_() for name, value in parts[0].shared.items()}
         constants = joined([part.constants for part in parts])
         loss, metrics = self.pooled_loss(Features(samples, shared, constants))
+        check_sum(_named(name, self), loss)
         found = torch.autograd.grad(loss, [*samples.values(), *shared.values()])
         own, common = found[: len(samples)], found[len(samples) :]
         # Shared parameters get their gradient once per step, so each micro-batch contributes an equal share.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flava_ds.config import OptimizerConfig
+from flava_ds.errors import ConfigError
 
 TOKENS_AND_POSITIONS = ("position_embeddings", "cls_token", "mask_token")
 """Parts of parameter names that decay_norm_and_bias=False exempts, besides logit_scale and everything else of
@@ -165,7 +166,7 @@ class TensorByTensor(Gated):
 
     def move(self, parameter: Tensor, group: dict[str, Any]) -> None:
         """Updates one tensor."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not implement move")
 
     def taken(self, parameter: Tensor, average: Tensor) -> tuple[Tensor, Any]:
         """Returns a parameter's gradient without its scale, and what share of the update is taken, 1 or 0.
@@ -181,3 +182,22 @@ class TensorByTensor(Gated):
         # a scalar, so it does not widen the other operands
         taken = 1.0 - self.found_inf.to(gradient.device, torch.float64)
         return torch.where(taken > 0, gradient, average), taken
+
+
+def check_optimizer(built: Any) -> Gated:
+    """Returns what an optimizer's config has built, once the engine can use it.
+
+    Raises: ConfigError on all ranks for another optimizer than a Gated, or one that lacks a part.
+    """
+    kind = type(built).__name__
+    if not isinstance(built, Gated):
+        raise ConfigError(
+            f"optimizer: its config built an object of {kind}, which cannot skip an update on the device; "
+            "build a Gated of flava_ds/optimizers/base.py, such as a TensorByTensor with moments and move() "
+            "of its own (docs/extending.md)"
+        ).everywhere()
+    moves = not isinstance(built, TensorByTensor) or type(built).move is not TensorByTensor.move
+    if not moves or not hasattr(built, "moments"):
+        lacking = "`moments`, which names what it keeps" if moves else "move(), which updates one tensor"
+        raise ConfigError(f"optimizer: {kind} lacks {lacking}; define it (docs/extending.md)").everywhere()
+    return built

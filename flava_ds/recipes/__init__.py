@@ -195,6 +195,7 @@ def load_recipe(recipe: str, depth: int = 0, checked: bool = True) -> Config:
             else f"is a folder, not a recipe; give {WAYS}"
         )
         raise ConfigError(f"{recipe}: {how}")
+    outside.check_module(recipe)
     suggestion = (
         did_you_mean(recipe, [*RECIPES, *SEQUENCES])
         or f"; choose one of {', '.join(RECIPES)}, or give {WAYS}"

@@ -14,11 +14,13 @@ import shlex
 import sys
 import traceback
 from collections.abc import Collection, Iterable
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 
 from flava_ds.config import Config
 from flava_ds.config.evaluation import files_of
+from flava_ds.config.places import check_sections
 from flava_ds.errors import ConfigError, did_you_mean
 from flava_ds.recipes.stages import Stages
 
@@ -42,9 +44,7 @@ def call(recipe: str) -> Config | Stages:
     """
     place, _, name = recipe.rpartition(":") if ":" in recipe else (recipe, "", "")
     if not name:
-        file = recipe.removesuffix(":")
-        names = ", ".join(_functions_in(Path(file)))
-        raise ConfigError(f"{file}: name its function too, as {file}:FUNCTION{names and f'; it has {names}'}")
+        raise ConfigError(_without_function(recipe.removesuffix(":")))
     module = import_code(place)
     function = getattr(module, name, None)
     if not callable(function):
@@ -72,7 +72,32 @@ def call(recipe: str) -> Config | Stages:
         raise ConfigError(
             f"{recipe} returned {type(config).__name__}; a recipe returns a flava_ds.config.Config"
         )
+    check_sections(config)  # before options look for their fields
     return config
+
+
+def check_module(recipe: str) -> None:
+    """Raises ConfigError if `recipe` is only the dotted name of a module, without importing it."""
+    if "." in recipe and _file_of(recipe) is not None:
+        raise ConfigError(_without_function(recipe))
+
+
+def _without_function(place: str) -> str:
+    """Asks for the function of a file or module, and lists those that it defines."""
+    file = Path(place) if place.endswith(".py") else _file_of(place)
+    names = ", ".join(_functions_in(file)) if file else ""
+    return f"{place}: name its function too, as {place}:FUNCTION{names and f'; it has {names}'}"
+
+
+def _file_of(module: str) -> Path | None:
+    """Finds the file of a module by its dotted name without running any code; None if there is none."""
+    places: list[str] = [*sys.path, str(Path.cwd())]
+    *packages, last = module.split(".")
+    for package in packages:
+        found = PathFinder.find_spec(package, places)
+        places = [*(found.submodule_search_locations or ())] if found else []
+    found = PathFinder.find_spec(last, places)
+    return Path(found.origin) if found and found.origin else None
 
 
 def take_plugins(words: Iterable[str]) -> tuple[list[str], list[str]]:
@@ -135,6 +160,8 @@ def import_code(place: str) -> ModuleType:
             f"{place}: no such file; give a recipe as FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION"
         )
     path, name = path.resolve(), path.stem
+    if name == "__init__":
+        raise ConfigError(f"{place} is a package, not a file; {_by_its_module(path)}")
     if not name.isidentifier():
         raise ConfigError(
             f"{place}: '{name}' is not a module name; rename the file, using letters, digits and _"
@@ -170,7 +197,19 @@ def _import_module(name: str, folder: Path, what: str) -> ModuleType:
             ) from error
         raise ConfigError(f"{what} does not import: {_told(error)}") from error
     except (Exception, SystemExit) as error:
-        raise ConfigError(f"{what} does not import: {_told(error)}") from error
+        of_package = what.endswith(".py") and (folder / "__init__.py").is_file()
+        relative = of_package and isinstance(error, ImportError)
+        hint = f"; {_by_its_module(folder / f'{name}.py')}" if relative else ""
+        raise ConfigError(f"{what} does not import: {_told(error)}{hint}") from error
+
+
+def _by_its_module(path: Path) -> str:
+    """Says how to give a file of a package instead of by its path."""
+    parts = [] if path.stem == "__init__" else [path.stem]
+    folder = path.parent
+    while (folder / "__init__.py").is_file():
+        parts, folder = [folder.name, *parts], folder.parent
+    return f"give it by its module, {'.'.join(parts)}, with {folder} on PYTHONPATH"
 
 
 def _told(error: BaseException, module: ModuleType | None = None) -> str:

@@ -14,7 +14,7 @@ from flava_ds.config import Config
 from flava_ds.layers.one_node import layered
 from flava_ds.layers.transformer import Block
 from flava_ds.objectives.base import FeatureGradients, Features
-from flava_ds.optimizers.base import activate, parameter_groups
+from flava_ds.optimizers.base import activate, check_optimizer, parameter_groups
 from flava_ds.ranks.distributed import DEVICE_LATER_S, World
 from flava_ds.training import deepspeed_fixes, fragments
 from flava_ds.training.compiling import compile_blocks
@@ -55,7 +55,7 @@ class Engine:
         if config.training.compile_blocks:
             compile_blocks(module, self.stage)
         groups = parameter_groups(module, module.users(), config.optimizer, module.first_steps())
-        optimizer = config.optimizer.build(groups)
+        optimizer = check_optimizer(config.optimizer.build(groups))
         import deepspeed
 
         self.deepspeed, *_ = deepspeed.initialize(

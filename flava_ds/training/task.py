@@ -18,7 +18,15 @@ from flava_ds.layers.positioned import PositionedTransformer
 from flava_ds.layers.transformer import Block, Transformer
 from flava_ds.layers.two_streams import CoAttentionLayer, TwoStreams
 from flava_ds.objectives.balance import Balance
-from flava_ds.objectives.base import FeatureGradients, Features, Loss, Objective, PooledObjective, Rows
+from flava_ds.objectives.base import (
+    FeatureGradients,
+    Features,
+    Loss,
+    Objective,
+    PooledObjective,
+    Rows,
+    check_loss,
+)
 from flava_ds.objectives.state import TrainingState
 
 Encodings = Mapping[str, Rows]
@@ -192,7 +200,10 @@ class Task(nn.Module):
         gradients: Mapping[str, FeatureGradients] | None = None,
         only: Collection[str] | None = None,
     ) -> dict[str, Loss]:
-        """Encodes the rows that are read of the needed views, then calls the active objectives or `only`."""
+        """Encodes the rows that are read of the needed views, then calls the active objectives or `only`.
+
+        Raises: ConfigError for an objective whose loss cannot train (check_loss).
+        """
         active, losses = self.active(batch.kind), {}
         if only is not None:
             active = {name: objective for name, objective in active.items() if name in only}
@@ -200,6 +211,7 @@ class Task(nn.Module):
         for name, objective in active.items():
             of_step = (gradients[name],) if gradients and name in gradients else ()
             losses[name] = objective(self.model, _hidden(encoded, reads[name]), batch, *of_step)
+            check_loss(name, objective, losses[name])
         return losses
 
     def weighted(self, losses: Mapping[str, Loss], denominators: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -201,7 +201,9 @@ class Trainer:
         if len(update.batches) == 1 or not pooled:
             return [None] * len(update.batches)
         features = [self.engine.features(batch) for batch in update.batches]
-        by_name = {name: o.step_gradients([part[name] for part in features]) for name, o in pooled.items()}
+        by_name = {
+            name: own.step_gradients(name, [part[name] for part in features]) for name, own in pooled.items()
+        }
         return [{name: parts[number] for name, parts in by_name.items()} for number in range(len(features))]
 
     def _follow(self, update: Update) -> None:

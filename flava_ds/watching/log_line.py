@@ -21,7 +21,7 @@ def console_line(record: dict[str, Any], total_steps: int) -> str:
     shares = {name: value for name, value in under(record, "source_share/") if value}
     parts = [
         f"step {record['step'] + 1}/{total_steps}",
-        " ".join(f"{name} {value:.3f}" for name, value in under(record, "loss/") if value is not None),
+        " ".join(f"{name} {_number(value)}" for name, value in under(record, "loss/")),
         f"{record['samples_per_second']:.1f} samples/s",
         f"data wait {100 * record['data_wait']:.0f}%",
         f"{flop_rate(record['flops_per_second'])} = {100 * record['mfu']:.0f}% of GEMM rate",
@@ -32,6 +32,11 @@ def console_line(record: dict[str, Any], total_steps: int) -> str:
         skipped(record),
     ]
     return " | ".join(part for part in parts if part)
+
+
+def _number(value: float | None) -> str:
+    """Formats a loss; a record has None for one that is not finite."""
+    return "not finite" if value is None else f"{value:.3f}"
 
 
 def under(record: dict[str, Any], prefix: str) -> list[tuple[str, Any]]:

@@ -125,8 +125,7 @@ class Metrics(Watcher):
         """Adds one optimizer step."""
         for output in update.outputs:
             for name, value in output.sums.items():
-                if name in self._sums:
-                    self._sums[name] += value
+                self._sums[name] += value
         self._counts.update(update.counts)
         window, source = self._window, update.source
         for batch in update.batches:
@@ -264,12 +263,21 @@ class Metrics(Watcher):
         return dict(zip(self._sums, values[: len(self._sums)], strict=True)), values[len(self._sums) :]
 
     def _means(self, totals: dict[str, float]) -> dict[str, float]:
-        """Turns sums into means, under their names in the log, for objectives that had terms."""
+        """Turns sums into means, under their names in the log, for objectives that had terms.
+
+        Raises: UserError on all ranks for a loss over no terms, which no mean belongs to.
+        """
         found = {}
         for key, shown in self._fields.items():
-            count = self._counts[key.rsplit("/", 1)[0]]
-            if count > 0:
+            name, what = key.rsplit("/", 1)
+            if (count := self._counts[name]) > 0:
                 found[shown] = totals[key] / count
+            elif what == "loss" and totals[key] != 0:
+                raise UserError(
+                    f"objective '{name}' has a loss of {totals[key]:.4g} over no terms: its count() has "
+                    "found none in these batches; it has to count the terms that forward() sums, by which "
+                    "the trainer divides"
+                ).everywhere()
         return found
 
     def _compare_ranks(self, windows: list[Window], steps: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from flava_ds.config import TrainingConfig
-from flava_ds.ranks.distributed import World, log
+from flava_ds.ranks.distributed import World, gather_objects, log
 from flava_ds.training.engine import Engine
 from flava_ds.training.watcher import DivergedError, Update, Watcher
 
@@ -100,7 +100,7 @@ class DivergenceWatch(Watcher):
     """Rolls back or ends a run after too many spikes or skipped updates; checks once per record."""
 
     def __init__(self, engine: Engine, training: TrainingConfig) -> None:
-        self.engine, self.limit = engine, training.stop_on_nonfinite
+        self.engine, self.limit, self.all = engine, training.stop_on_nonfinite, training.total_steps
         self.spikes = SpikeWatch(training, engine.world)
 
     def after_update(self, update: Update) -> None:
@@ -110,11 +110,44 @@ class DivergenceWatch(Watcher):
     def on_record(self, step: int, record: Mapping[str, Any]) -> None:
         longest = int(self.engine.longest_skip)
         self.engine.longest_skip.copy_(self.engine.skipped_in_a_row)
-        told = "updates in a row were skipped because a loss or a gradient was not finite"
-        if longest and longest < self.limit:
-            log.warning("step %d: up to %d %s", step, longest, told)
-        if longest >= self.limit:
-            raise DivergedError(
-                f"step {step}: {longest} {told} (training.stop_on_nonfinite is {self.limit})", step
-            )
+        if longest:
+            self._judge(step, longest, record)
         self.spikes.look()
+
+    def _judge(self, step: int, longest: int, record: Mapping[str, Any]) -> None:
+        """Warns of `longest` skipped updates in a row.
+
+        Raises: DivergedError when they are too many, or all of the run, or when the weights are not finite,
+        because then all later ones will be skipped, too.
+        """
+        if (broken := self._broken_weights()) is not None:
+            optimizer = type(self.engine.optimizer).__name__
+            raise DivergedError(
+                f"step {step}: weights are not finite, such as {broken}: an update by {optimizer} has made "
+                "them so, and all later ones are skipped",
+                step,
+            )
+        told = f"{longest} updates in a row were skipped because {_not_finite(record)} not finite"
+        if longest >= self.limit:
+            raise DivergedError(f"step {step}: {told} (training.stop_on_nonfinite is {self.limit})", step)
+        if longest == self.all:
+            raise DivergedError(f"step {step}: {told}, and the run has no others", step)
+        log.warning("step %d: up to %s", step, told)
+
+    def _broken_weights(self) -> str | None:
+        """Returns a parameter that is not finite on some rank, if any. Collective; waits for the device."""
+        broken = (own.name for own in self.engine.held() if not own.tensors["weight"].isfinite().all())
+        found = gather_objects(self.engine.world, next(broken, None))
+        return next((name for name in found if name is not None), None)
+
+
+def _not_finite(record: Mapping[str, Any]) -> str:
+    """Names the losses of a record that are not finite, or else the gradient, before `not finite`."""
+    losses = [
+        name.removeprefix("loss/")
+        for name, value in record.items()
+        if name.startswith("loss/") and not math.isfinite(value)
+    ]
+    if not losses:
+        return "a gradient was"
+    return f"the loss of {losses[0]} was" if len(losses) == 1 else f"the losses of {', '.join(losses)} were"

@@ -39,6 +39,11 @@ def test_the_best_metric_may_be_of_a_plain_method():
     [
         (EvaluationConfig(every_steps=5), "", "evaluation.tasks is empty"),
         (EvaluationConfig(every_steps=5, tasks=("a",)), "", "needs evaluation.data_root"),
+        (
+            EvaluationConfig(every_steps=5, tasks=("lab.mine",), data_root="d"),
+            "",
+            "'lab.mine' is no task; give a module of your own as its file, FILE.py",
+        ),
         (EvaluationConfig(every_steps=-1), "", "evaluation.every_steps"),
         (EvaluationConfig(limit=0), "", "evaluation.limit"),
         (

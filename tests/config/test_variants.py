@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from variant_toys import (
@@ -22,7 +23,8 @@ from variant_toys import (
 
 from flava_ds.config import ObjectiveConfig, OptimizerConfig, ScheduleConfig, from_dict, to_dict
 from flava_ds.config.family import FamilyConfig
-from flava_ds.config.variants import Variant, choices, find, switched, tag_of
+from flava_ds.config.places import check_sections
+from flava_ds.config.variants import Variant, check_class, choices, find, switched, tag_of
 from flava_ds.errors import ConfigError
 
 
@@ -153,6 +155,15 @@ def test_a_class_that_annotates_a_position_is_no_value_for_json():
     assert tag_of(Contrast()) == "contrast"
 
 
+def test_a_class_without_a_type_is_told_how_to_get_one():
+    @dataclass(frozen=True, kw_only=True)
+    class Untagged(Loss):
+        pass
+
+    with pytest.raises(ConfigError, match=r'define it with one: class Untagged\(Loss, type="NAME"\)'):
+        tag_of(Untagged())
+
+
 def test_a_tag_belongs_to_one_class():
     with pytest.raises(
         ConfigError, match=r"cannot have the type 'adam': variant_toys:Adam has it; choose another"
@@ -196,6 +207,50 @@ def test_a_variant_is_a_frozen_dataclass_without_a_field_named_type():
             find(Base, tag, "x")
     with pytest.raises(ConfigError, match="the key 'type' is reserved for the tag 'typed'"):
         find(Base, "typed", "x")
+
+
+def test_a_variant_gives_a_value_to_what_its_base_declares():
+    @dataclass(frozen=True, kw_only=True)
+    class Base(Variant):
+        kinds: ClassVar[frozenset[str]]
+
+    @dataclass(frozen=True, kw_only=True)
+    class Good(Base, type="good"):
+        kinds = frozenset({"pair"})
+
+    @dataclass(frozen=True, kw_only=True)
+    class Kindless(Base, type="kindless"):
+        weight: float
+
+    check_class(Good)
+    with pytest.raises(
+        ConfigError, match=r"Kindless, the type 'kindless', has no `kinds`, .* give it a value"
+    ):
+        check_class(Kindless)
+
+
+def test_a_tree_that_code_has_built_is_checked_class_by_class():
+    class Plain(Loss, type="plain_in_a_tree"):
+        share: float = 0.5
+
+    try:
+        with pytest.raises(
+            ConfigError, match="'plain_in_a_tree', is not a frozen dataclass; write @dataclass"
+        ):
+            check_sections(Tree(name="x", losses={"one": Plain()}))
+    finally:
+        del Loss._defined["plain_in_a_tree"]
+    for tree, told in (
+        (Tree(name="x", mover=None), r"mover is None; give it an object of Mover \(adam, late, momentum\)"),
+        (Tree(name="x", mover={"type": "adam"}), "mover is of the class dict; give it an object of Mover "),
+        (
+            Tree(name="x", losses={"one": Mover()}),
+            "losses.one is of the class Mover; give it an object of Loss ",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            check_sections(tree)
+    check_sections(Tree(name="x"))
 
 
 def test_a_class_that_is_defined_again_takes_its_own_place():

@@ -13,6 +13,7 @@ from data.shard_files import picture
 from flava_ds.data.collate import Collator
 from flava_ds.data.indexed import IndexedShards
 from flava_ds.data.reader import BatchReader, is_masked
+from flava_ds.errors import DataError
 from flava_ds.objectives.itm import ImageTextMatchingConfig
 
 WORDS = "red green blue small large cat dog bird house tree over under".split()
@@ -56,6 +57,65 @@ def texts_of(reader, positions):
         reader.collator.plan.tokenizer.decode(batch["input_ids"][a:b].tolist())
         for a, b in zip(cu, cu[1:], strict=False)
     ], batch
+
+
+class Mistaken:
+    """Draws of a reader with a mistake in its samples."""
+
+    def __init__(self, draws, mistake) -> None:
+        self.draws, self.mistake, self.partners = draws, mistake, draws.partners
+
+    def samples(self, positions, skips):
+        return self.mistake(self.draws.samples(positions, skips))
+
+
+def gone(drawn):
+    yield next(drawn)
+    raise ValueError("the database is gone")
+
+
+@pytest.mark.parametrize(
+    ("mistake", "told"),
+    [
+        (
+            lambda drawn: [*drawn][:-1],
+            "at position 5 yields no sample; it has to yield one for each position",
+        ),
+        (
+            lambda drawn: [sample.text for sample in drawn],
+            "at position 0 yields an object of the class str, not a",
+        ),
+        (
+            lambda drawn: (replace(sample, text=None) for sample in drawn),
+            "yields a text of the class NoneType, ",
+        ),
+        (
+            lambda drawn: (replace(sample, image=None) for sample in drawn),
+            "yields an image of the class NoneType",
+        ),
+        (
+            lambda drawn: (replace(sample, image=sample.image.permute(1, 2, 0)) for sample in drawn),
+            r"yields an image of shape \[\d+, \d+, 3\] and torch.uint8, not \[3 H W\] of torch.uint8",
+        ),
+        (
+            lambda drawn: (replace(sample, image=sample.image / 255) for sample in drawn),
+            "and torch.float32, not ",
+        ),
+    ],
+)
+def test_a_sample_that_no_batch_can_hold_names_its_source_and_position(reader_of, mistake, told):
+    reader = reader_of(WORDS)
+    reader._opened[0] = Mistaken(reader.draws(), mistake)
+    with pytest.raises(DataError, match=f"source 'pairs': its reader IndexedShards .*{told}"):
+        reader.batch(np.arange(6))
+
+
+def test_an_error_of_a_readers_own_code_says_whose_it_is(reader_of):
+    reader = reader_of(WORDS)
+    reader._opened[0] = Mistaken(reader.draws(), gone)
+    with pytest.raises(ValueError, match="the database is gone") as caught:
+        reader.batch(np.arange(6, 12))
+    assert caught.value.__notes__ == ["source 'pairs': raised by its reader IndexedShards at position 7"]
 
 
 def test_every_other_position_of_the_steps_global_batch_lends_equally_and_nothing_beyond_it(reader_of):

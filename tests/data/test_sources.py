@@ -1,14 +1,17 @@
 """Both kinds of source keep the contract, shuffled and in the order of the shards."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from data.shard_files import pair_members
 from data.source_contract import assert_contract
 
 from flava_ds.data.indexed import IndexedShards
+from flava_ds.data.reader import BatchReader
 from flava_ds.data.sources import open_source
 from flava_ds.data.stream import StreamedShards
+from flava_ds.errors import ConfigError
 
 KEYS = {
     "pairs": [f"{n:09d}" for n in range(23)],
@@ -44,3 +47,19 @@ def test_reading_chooses_the_implementation(make_config):
     config = make_config()
     assert isinstance(open_source(config, "pairs"), IndexedShards)
     assert isinstance(open_source(reading(config, "stream"), "pairs"), StreamedShards)
+
+
+def test_a_reader_of_ones_own_is_told_what_it_lacks(make_config):
+    config = make_config()
+    whole = IndexedShards(config, "pairs")
+    own = SimpleNamespace(build=lambda config, name: SimpleNamespace(name=name, kind="pair", open=None))
+    lacking = config.with_sources({"pairs": replace(config.data.sources["pairs"], reader=own)})
+    with pytest.raises(
+        ConfigError, match="'pairs': .* lacks source, seed, promises, length, state, seen, notes;"
+    ):
+        open_source(lacking, "pairs")
+    whole.open = lambda lane: SimpleNamespace(samples=None)
+    with pytest.raises(
+        ConfigError, match="'pairs': .* lacks partners; Draws in flava_ds/data/sources.py says"
+    ):
+        BatchReader(config, whole).draws()

@@ -6,8 +6,9 @@ import pytest
 import torch
 from toy import Toy
 
+from flava_ds.errors import ConfigError
 from flava_ds.optimizers.adamw import AdamWConfig
-from flava_ds.optimizers.base import Gated, parameter_groups
+from flava_ds.optimizers.base import Gated, TensorByTensor, check_optimizer, parameter_groups
 
 
 def test_groups_are_kinds_by_decay_and_cover_every_parameter_once():
@@ -58,3 +59,29 @@ def test_a_state_is_whole_or_not_there(monkeypatch):
         with pytest.raises(torch.OutOfMemoryError):
             optimizer.create_state(weight)
     assert set(optimizer.create_state(weight)) == {"step", "velocity"}
+
+
+def test_an_optimizer_that_the_engine_cannot_use_says_what_it_lacks():
+    class Still(TensorByTensor):
+        moments = ("velocity",)
+
+    class Forgetful(TensorByTensor):
+        def move(self, parameter, group) -> None:
+            pass
+
+    weights = [torch.nn.Parameter(torch.ones(2))]
+    good = Both(weights, {})
+    assert check_optimizer(good) is good
+    for built, told in (
+        (
+            torch.optim.SGD(weights),
+            "optimizer: its config built an object of SGD, which cannot skip an update on the dev",
+        ),
+        (Still(weights, {}), r"optimizer: Still lacks move\(\), which updates one tensor; define it"),
+        (
+            Forgetful(weights, {}),
+            "optimizer: Forgetful lacks `moments`, which names what it keeps; define it",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            check_optimizer(built)

@@ -49,6 +49,14 @@ def with_default(size=1):
     return mine()
 
 
+def unfinished():
+    return replace(mine(), model=None)
+
+
+def mapped():
+    return replace(mine(), optimizer={"type": "tiger"})
+
+
 def nothing():
     pass
 
@@ -75,6 +83,7 @@ def folder(tmp_path) -> Path:
     (place / "package" / "inner.py").write_text(
         "from flava_ds.recipes.flava_debug import flava_debug as recipe\n"
     )
+    (place / "package" / "relative.py").write_text("from .inner import recipe\n")
     (place / "bad_syntax.py").write_text("x = 1\n\ndef f(:\n    pass\n")
     (place / "bad_import.py").write_text("import os\nimport no_such_thing_at_all\n")
     (place / "bad_line.py").write_text("def g():\n    return {}['key']\n\nVALUE = g()\n")
@@ -126,6 +135,15 @@ def run(capfd, *words: str) -> tuple[int, str, str]:
             ),
         ),
         ("tiger_recipe.py:", "name its function too"),
+        ("package.inner", "package.inner: name its function too, as package.inner:FUNCTION"),
+        ("package.outer", "no recipe named 'package.outer'"),
+        ("package/__init__.py:f", "is a package, not a file; give it by its module, package, with "),
+        ("package/relative.py:f", "package; give it by its module, package.relative, with "),
+        ("tiger_recipe.py:unfinished", "model is None; give it an object of FamilyConfig (flava, clip, "),
+        (
+            "tiger_recipe.py:mapped",
+            "optimizer is of the class dict; give it an object of OptimizerConfig (adamw",
+        ),
         ("tiger_recipe.py:mime", "tiger_recipe.py has no function 'mime'; did you mean 'mine'?"),
         ("tiger_recipe.py:zzz", "tiger_recipe.py has no function 'zzz'; it has mine, with_size"),
         ("tiger_recipe.py:LATER", "tiger_recipe.py has no function 'LATER'"),
@@ -134,8 +152,8 @@ def run(capfd, *words: str) -> tuple[int, str, str]:
             "tiger_recipe.py:nothing",
             "tiger_recipe.py:nothing returned NoneType; a recipe returns a flava_ds.config.Config",
         ),
-        ("tiger_recipe.py:broken", "tiger_recipe.py:36: ZeroDivisionError: division by zero"),
-        ("tiger_recipe.py:refused", "tiger_recipe.py:42: no data here"),
+        ("tiger_recipe.py:broken", "tiger_recipe.py:44: ZeroDivisionError: division by zero"),
+        ("tiger_recipe.py:refused", "tiger_recipe.py:50: no data here"),
         ("bad_syntax.py:f", "bad_syntax.py:3: SyntaxError: invalid syntax"),
         ("bad_import.py:f", "bad_import.py does not import: "),
         ("bad_import.py:f", "bad_import.py:2: ModuleNotFoundError: No module named 'no_such_thing_at_all'"),

@@ -19,6 +19,7 @@ from flava_ds.config.family import FamilyConfig
 from flava_ds.config.objectives import in_use
 from flava_ds.data.plan import BatchPlan
 from flava_ds.data.tokenizer import WordPieceTokenizer
+from flava_ds.errors import ConfigError
 from flava_ds.evaluation.opening import open_model
 from flava_ds.evaluation.protocols import ImageFeatures
 from flava_ds.layers.transformer import at_least_fp32
@@ -156,3 +157,8 @@ def test_a_family_of_two_other_towers(run_ranks, tmp_path):
     frozen = open_model(split(config, "zero3_whole", "zero1", 1).run_path, device="cpu").frozen()
     pictures = torch.zeros(2, 3, frozen.image_size, frozen.image_size, dtype=torch.uint8)
     assert frozen.need(ImageFeatures, "this test").image_features(pictures).shape == (2, config.model.width)
+
+
+def test_what_a_built_in_head_asks_of_a_family_without_shapes_is_said():
+    with pytest.raises(ConfigError, match="'conv_and_words' for the size of its view 'text'"):
+        TowersConfig().shape_of("text")

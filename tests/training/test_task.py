@@ -5,7 +5,8 @@ rows are shared.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -52,6 +53,7 @@ class Reader(Objective):
     """Sums what it reads of its views."""
 
     kinds = frozenset({"a"})
+    metrics: ClassVar[Mapping[str, str]] = {"seen": "seen"}
 
     def __init__(
         self, needs: set[str], rows: list[int], weight: float = 1.0, kinds: set[str] = frozenset({"a"})
@@ -86,6 +88,7 @@ class Pool(PooledObjective):
     """Everything times everything."""
 
     kinds, needs = frozenset({"b"}), frozenset({"left"})
+    metrics: ClassVar[Mapping[str, str]] = {}
 
     def count(self, batch: Batch) -> int:
         return batch.size
@@ -187,7 +190,7 @@ def test_work_and_encoders():
     assert {name: len(own) for name, own in task.encoders().items()} == {"left": 1, "right": 2}, (
         "parts of more than one layer"
     )
-    assert task.kinds == ("a", "b") and task.metrics["one"] == {"correct": "accuracy"}
+    assert task.kinds == ("a", "b") and task.metrics["one"] == {"seen": "seen"}
 
 
 def test_two_passes_are_the_loss_of_the_whole_step():
@@ -198,7 +201,8 @@ def test_two_passes_are_the_loss_of_the_whole_step():
     )
     assert list(task.pooled("b")) == ["pool"] and task.pooled("a") == {}
     with torch.no_grad():
-        parts = task.objectives["pool"].step_gradients([task("features", batch)["pool"] for batch in batches])
+        features = [task("features", batch)["pool"] for batch in batches]
+        parts = task.objectives["pool"].step_gradients("pool", features)
     outputs = [
         task("step", batch, {"pool": torch.tensor(8.0)}, {"pool": part})
         for batch, part in zip(batches, parts, strict=True)
@@ -216,3 +220,48 @@ def test_an_objective_cannot_have_the_name_of_a_method_of_the_dict_that_holds_it
         config = Config(name="run", objectives={name: MaskedTextConfig()})
         with pytest.raises(ConfigError, match=f"objectives: '{name}' cannot name an objective, as torch's"):
             built_objectives(config)
+
+
+@pytest.mark.parametrize(
+    ("mistake", "told"),
+    [
+        (
+            lambda loss: replace(loss, sum=loss.sum.detach()),
+            "has a loss without gradient, so it trains nothing",
+        ),
+        (
+            lambda loss: replace(loss, sum=loss.sum * torch.ones(4, 2)),
+            r"a tensor of shape \[4, 2\] and torch.fl",
+        ),
+        (lambda loss: replace(loss, sum=loss.sum.long()), r"a tensor of shape \[\] and torch.int64; sum its"),
+        (lambda loss: replace(loss, sum=1.0), "has as its loss an object of the class float; sum its terms"),
+        (lambda loss: loss.sum, "returns a tensor of shape .*; its forward.* returns a Loss"),
+        (lambda loss: replace(loss, metrics={}), "returns the metrics none and declares seen; name in its"),
+        (
+            lambda loss: replace(loss, metrics={"hits": loss.sum.detach()}),
+            "returns the metrics hits and declares",
+        ),
+    ],
+)
+def test_a_loss_that_cannot_train_or_be_logged_names_its_objective(mistake, told):
+    task = two_readers()
+    forward = task.objectives["two"].forward
+    task.objectives["two"].forward = lambda *arguments: mistake(forward(*arguments))
+    with pytest.raises(ConfigError, match=rf"objective 'two' \(test_task.Reader\) .*{told}"):
+        task.losses(batch_of("a"))
+
+
+def test_a_loss_needs_no_gradient_where_none_is_computed():
+    task = two_readers()
+    with torch.no_grad():
+        assert not task.losses(batch_of("a"))["one"].sum.requires_grad
+
+
+def test_a_pooled_loss_without_gradient_names_its_objective():
+    task = Task(Model(), {"pool": Pool(1.0)})
+    task.objectives["pool"].pooled_loss = lambda features: (features.samples["left"].detach().sum(), {})
+    with (
+        torch.no_grad(),
+        pytest.raises(ConfigError, match="objective .pool. .test_task.Pool. has a loss without gradie"),
+    ):
+        task.objectives["pool"].step_gradients("pool", [task("features", batch_of("b"))["pool"]] * 2)

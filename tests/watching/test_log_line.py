@@ -18,8 +18,8 @@ RECORD = {
 
 def test_shows_what_a_person_watches():
     expected = (
-        "step 10/100 | mlm 2.500 mim 3.250 | 12.3 samples/s | data wait 7% | 2.5 GFLOP/s = 31% of GEMM "
-        "rate | 1.50 GiB | ETA 1:02:03"
+        "step 10/100 | mlm 2.500 mim 3.250 itm not finite | 12.3 samples/s | data wait 7% | "
+        "2.5 GFLOP/s = 31% of GEMM rate | 1.50 GiB | ETA 1:02:03"
     )
     assert console_line(RECORD, 100) == expected
     assert console_line({**RECORD, "source_share/pair": 1.0, "source_share/text": 0.0}, 100) == expected

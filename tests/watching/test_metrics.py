@@ -106,7 +106,7 @@ def write_two_lines(folder: str) -> list[dict]:
     first = metrics.write(update_of(step=1))
     photos = {"source": "photos", "kind": "image", "waited_s": 0.01 + world.rank}
     read = ReadReport(skipped={"undecodable": 1})
-    metrics.after_update(update([{"mim/loss": torch.tensor(mine)}], {"mim": 0}, read, **photos))
+    metrics.after_update(update([{"mim/loss": torch.tensor(0.0)}], {"mim": 0}, read, **photos))
     metrics.engine.skipped = torch.tensor(3)
     second = metrics.write(update_of(step=2, grad_norm=torch.tensor(float("nan")), **photos))
     metrics.close()
@@ -186,6 +186,19 @@ def paused_rate(folder: str) -> float:
 
 def test_pauses_are_left_out_of_rates(run_ranks, tmp_path):
     assert run_ranks(paused_rate, 1, str(tmp_path)) == [0.5]
+
+
+def loss_over_no_terms(folder: str) -> str:
+    metrics = metrics_in(config_in(folder), start(30))
+    metrics.after_update(update([{"mim/loss": torch.tensor(2.5)}], {"mim": 0}))
+    with pytest.raises(UserError) as caught:
+        metrics.write(update_of())
+    return str(caught.value) if caught.value.on_all_ranks else "one rank alone"
+
+
+def test_a_loss_over_no_terms_ends_the_run(run_ranks, tmp_path):
+    (said,) = run_ranks(loss_over_no_terms, 1, str(tmp_path))
+    assert said.startswith("objective 'mim' has a loss of 2.5 over no terms: its count() has found none")
 
 
 def test_peak_memory_of_a_process_is_what_the_system_counts():

@@ -63,10 +63,10 @@ def test_accumulation_gives_the_gradients_of_the_whole_batch():
             dataclasses.replace(whole, size=2, tensors=tensors, numbers={"max_seqlen": int(lengths.max())})
         )
     again = build_task(config).double()
-    [objective] = again.pooled("pair").values()
+    [(name, objective)] = again.pooled("pair").items()
     with torch.no_grad():
         features = [again("features", part)["global_contrastive"] for part in parts]
-    pulls = objective.step_gradients(features)
+    pulls = objective.step_gradients(name, features)
     for part, pull in zip(parts, pulls, strict=True):
         again(
             "step", part, {"global_contrastive": torch.tensor(4.0)}, {"global_contrastive": pull}

@@ -234,7 +234,7 @@ def test_two_passes_give_the_contrastive_gradient_of_the_whole_step():
 
     with torch.no_grad():
         features = [two("features", batch)[CONTRASTIVE] for batch in batches]
-    gradients = two.objectives[CONTRASTIVE].step_gradients(features)
+    gradients = two.objectives[CONTRASTIVE].step_gradients(CONTRASTIVE, features)
     outputs = [
         two("step", batch, whole, {CONTRASTIVE: part}) for batch, part in zip(batches, gradients, strict=True)
     ]

@@ -12,6 +12,7 @@ import inspect
 import re
 import shlex
 import sys
+import sysconfig
 import traceback
 from collections.abc import Collection, Iterable
 from importlib.machinery import PathFinder
@@ -221,8 +222,9 @@ def _told(error: BaseException, module: ModuleType | None = None) -> str:
         for frame in traceback.extract_tb(error.__traceback__)
         if not frame.filename.startswith("<frozen")
     ]
-    package = str(Path(__file__).parents[1])
-    own = [frame for frame in frames if not frame.filename.startswith(package)] or frames
+    places = sysconfig.get_paths()
+    others = (str(Path(__file__).parents[1]), *(places[kind] for kind in ("stdlib", "purelib", "platlib")))
+    own = [frame for frame in frames if not frame.filename.startswith(others)] or frames
     words = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
     return f"{own[-1].filename}:{own[-1].lineno}: {words}"
 

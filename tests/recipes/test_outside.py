@@ -87,6 +87,7 @@ def folder(tmp_path) -> Path:
     (place / "bad_syntax.py").write_text("x = 1\n\ndef f(:\n    pass\n")
     (place / "bad_import.py").write_text("import os\nimport no_such_thing_at_all\n")
     (place / "bad_line.py").write_text("def g():\n    return {}['key']\n\nVALUE = g()\n")
+    (place / "bad_call.py").write_text("import json\nVALUE = json.loads('{')\n")
     (place / "leaves.py").write_text("import sys\nsys.exit(3)\n")
     (place / "not-a-name.py").touch()
     (place / "taken").mkdir()
@@ -158,6 +159,7 @@ def run(capfd, *words: str) -> tuple[int, str, str]:
         ("bad_import.py:f", "bad_import.py does not import: "),
         ("bad_import.py:f", "bad_import.py:2: ModuleNotFoundError: No module named 'no_such_thing_at_all'"),
         ("bad_line.py:f", "bad_line.py:2: KeyError: 'key'"),
+        ("bad_call.py:f", "bad_call.py:2: JSONDecodeError: "),  # not the line of the library
         ("leaves.py:f", "leaves.py:2: SystemExit: 3"),
         ("not-a-name.py:f", "'not-a-name' is not a module name; rename the file"),
         ("taken/json.py:f", "taken/json.py: another module is named json ("),

@@ -181,7 +181,11 @@ def count_gpus() -> int:
 
 
 def check_batches(config: Config, ranks: int) -> None:
-    """Raises ConfigError that names a source whose batch is not divisible over `ranks`."""
+    """Raises UserError for less than one rank, ConfigError that names a source whose batch is not divisible
+    over `ranks`.
+    """
+    if ranks < 1:
+        raise UserError(f"--ranks {ranks}: use at least 1")
     for name in config.drawn_sources:
         config.micro_batch_size(name, ranks)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -165,7 +166,7 @@ class StepLoader:
                 **self._place(name, step),
                 **source.state(),
                 "source_seed": source.seed,
-                "weight": ", ".join(f"{share[name]} from step {first}" for first, share in self.stages),
+                "weight": _listed((share[name], first) for first, share in self.stages),
                 "global_batch_size": self.config.global_batch_size(name),
                 "seed": self.config.seed,
                 "block_steps": self.config.data.block_steps,
@@ -199,13 +200,15 @@ class StepLoader:
         return {name: max(0.0, n - self.round_robin.draws_before(name, drawn)) for name, n in counts.items()}
 
     def check_state(self, saved: dict[str, dict[str, Any]]) -> None:
-        """Compares a saved state with this loader and adopts its jumps.
+        """Compares a saved state with this loader, up to the step at which it begins, and adopts its jumps.
+        Weights from that step on, and sources that no step before could draw, may differ.
 
         Raises: CheckpointError that names every difference that would change the data or their order.
         """
         saved = {name: _renamed(state) for name, state in saved.items()}
         self.jumps = [tuple(jump) for jump in next(iter(saved.values()), {}).get("jumps", [])]
-        current = self.state(self.start_step)  # after adopting the jumps, which are part of it
+        drawn = self._drawn(self.start_step)  # after adopting the jumps, which are part of the state
+        saved, current = drawn_before(drawn, saved), drawn_before(drawn, self.state(self.start_step))
         differences = [f"source '{name}' is gone" for name in saved if name not in current]
         differences += [f"source '{name}' is new" for name in current if name not in saved]
         changed: list[str] = []
@@ -220,10 +223,12 @@ class StepLoader:
                     keep = option if field == "source_seed" else ""
                     differences.append(f"source '{name}': {field} was {before}{keep}, is {value}")
         if differences:
+            following = -(-drawn // self.config.data.block_steps) * self.config.data.block_steps
             raise CheckpointError(
                 "the data order would change on resume: "
                 + "; ".join(differences)
-                + ". Restore these settings, or start another run from its weights: "
+                + f". Restore these settings (from step {following} on, data.weight_changes may change "
+                "weights and begin sources of weight 0), or start another run from its weights: "
                 "--name OTHER --initial-weights RUN"
             )
         if changed:
@@ -269,6 +274,22 @@ class StepLoader:
         """Returns how many samples of a source all ranks have read or jumped over before a step."""
         draws = self.round_robin.draws_before(source, self._drawn(step))
         return draws * self.config.global_batch_size(source)
+
+
+def drawn_before(step: int, states: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Returns the states of the sources that a step before `step` could draw, without later weights."""
+    found = {}
+    for name, state in states.items():
+        weights = re.findall(r"(\S+) from step (\d+)", str(state.get("weight")))
+        until = [(share, first) for share, first in weights if int(first) < step]
+        if any(share != "0" for share, _ in until):
+            found[name] = state | {"weight": _listed(until)}
+    return found
+
+
+def _listed(weights: Iterable[tuple[object, object]]) -> str:
+    """Formats (share, first step) as a state keeps them."""
+    return ", ".join(f"{share} from step {first}" for share, first in weights)
 
 
 def unusable_in(result: Batch | UserError) -> tuple[dict[str, Any], ...]:

@@ -127,9 +127,9 @@ def test_a_run_that_went_back_jumps_the_data_that_it_met(streams):
 
 def test_another_topology_goes_on_with_a_word_and_other_settings_are_refused(streams, caplog):
     saved = StepLoader(streams(2)).state(9)
-    StepLoader(streams(2)).check_state(saved)
+    StepLoader(streams(2), start_step=9).check_state(saved)
     assert "is now read by" not in caplog.text
-    StepLoader(streams(1), 0, 2).check_state(saved)
+    StepLoader(streams(1), 0, 2, 9).check_state(saved)
     assert (
         "read by 1 ranks x 2 loader processes x 1 micro-steps and is now read by 2 ranks x 1 loader "
         "processes x 1 micro-steps"
@@ -139,7 +139,7 @@ def test_another_topology_goes_on_with_a_word_and_other_settings_are_refused(str
     with pytest.raises(
         CheckpointError, match="order was stream through a buffer of 4, is stream through a buffer of 5"
     ):
-        StepLoader(reading(streams(2), "stream", shuffle_buffer=5)).check_state(saved)
+        StepLoader(reading(streams(2), "stream", shuffle_buffer=5), start_step=9).check_state(saved)
 
 
 def test_what_ranks_compare_of_a_stream_does_not_grow_with_its_shards(streams, make_shard):

@@ -20,17 +20,19 @@ from flava_ds.data.quarantine import Quarantine
 from flava_ds.data.reader import BatchReader
 from flava_ds.data.round_robin import RoundRobin, steps_of, weight_stages
 from flava_ds.data.slots import SlotPool
-from flava_ds.data.sources import CONTENT, Lane, changed_content, open_source
+from flava_ds.data.sources import CONTENT, SHARDS, Lane, changed_content, open_source
 from flava_ds.data.workers import start_worker, watched
 from flava_ds.errors import CheckpointError, ConfigError, UserError
 
 log = logging.getLogger(__name__)
 
 
-MOVED_LANES = (
-    "source '%s' is a stream that was read by %s and is now read by %s: the rest of its epoch comes in "
+MOVED_STREAM = (
+    "source '%s' is a stream that was read %s and is now read %s: the rest of its epoch comes in "
     "another order, with some samples repeated and some missing"
 )
+MAY_MOVE = {"lanes": "by", SHARDS: "from"}
+"""What may change of a stream, and how messages say it."""
 
 COUNTED_STEPS = 4096
 """Most steps whose draws are counted ahead; the schedule of a million takes seconds."""
@@ -215,10 +217,10 @@ class StepLoader:
         for name in (name for name in current if name in saved):
             changed += changed_content(name, saved[name].get(CONTENT), current[name].get(CONTENT))
             for field, value in current[name].items():
-                if field == "lanes" and saved[name].get(field) not in (None, value):
-                    log.warning(MOVED_LANES, name, saved[name][field], value)
-                elif field not in ("epoch", "position", "lanes", CONTENT) and saved[name].get(field) != value:
-                    before = saved[name].get(field)
+                before = saved[name].get(field)
+                if field in MAY_MOVE and before not in (None, value):
+                    log.warning(MOVED_STREAM, name, *(f"{MAY_MOVE[field]} {way}" for way in (before, value)))
+                elif field not in ("epoch", "position", *MAY_MOVE, CONTENT) and before != value:
                     option = f" (--data.sources.{name}.seed {before} keeps it)"
                     keep = option if field == "source_seed" else ""
                     differences.append(f"source '{name}': {field} was {before}{keep}, is {value}")

@@ -21,7 +21,7 @@ from flava_ds.config import Config
 from flava_ds.config.encoders import DETECTORS
 from flava_ds.errors import ConfigError, DataError, UserError
 from flava_ds.ranks import safe_path
-from flava_ds.storage.shards import list_streamed
+from flava_ds.storage.shards import list_streamed, unexpanded
 
 MODULE = "flava_ds.train"
 LAUNCHER = "flava_ds.ranks.deepspeed_launcher"
@@ -199,6 +199,7 @@ def require_shards(name: str, shards: str, *, pipes: bool = False) -> None:
     if is_plain_path and not Path(shards).expanduser().exists():
         label = f"source '{name}': " if name else ""
         how = f" with --data.sources.{name}.shards" if name else ""
+        how += unexpanded(shards)
         raise DataError(f"{label}no folder or .tar at '{shards}'; give the location of the shards{how}")
     list_streamed(shards, name, pipes=pipes)
 

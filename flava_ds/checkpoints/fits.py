@@ -71,6 +71,17 @@ def check_model(engine: Engine, reader: CheckpointReader) -> None:
             )
 
 
+def check_moments(engine: Engine, reader: CheckpointReader) -> None:
+    """Raises CheckpointError if this run's optimizer keeps moments that the checkpoint's did not."""
+    for moment in engine.optimizer.moments:
+        if not any(reader.holds(moment, name) for name in reader.shapes):
+            raise CheckpointError(
+                f"{reader.folder} has no '{moment}', which {engine.layout()['optimizer']} keeps and its "
+                f"optimizer, {reader.state['layout'].get('optimizer')}, does not; go on with that one, or "
+                "start another run from its weights: --name OTHER --initial-weights RUN"
+            )
+
+
 SETTINGS = {"codebook": "codebook_weights", "vocabulary": "data.vocabulary"}
 """What a run takes as it is, and the setting that names its file."""
 

@@ -188,6 +188,15 @@ def add_training(add: Callable[..., argparse.ArgumentParser]) -> None:
         action="store_true",
         help="look for what one run reads too, as `flava-ds train` does, and unpack the demo's data",
     )
+    command.add_argument(
+        "--ranks",
+        type=int,
+        action="append",
+        default=[],
+        metavar="N",
+        help="refuse batches of one run that cannot be divided among N ranks on any machines; can be "
+        "repeated",
+    )
     add_plugin(command)
     command = add(
         "plan",
@@ -270,7 +279,8 @@ def show_config(options: argparse.Namespace, overrides: list[str]) -> int:
     from flava_ds.config import to_dict
     from flava_ds.recipes import load_sequence
 
-    if not options.check_inputs and (sequence := load_sequence(options.recipe)) is not None:
+    checks = options.check_inputs or options.ranks
+    if not checks and (sequence := load_sequence(options.recipe)) is not None:
         from flava_ds.commands.stages import described, help_of
 
         print(help_of(sequence) if options.help else described(sequence, overrides))
@@ -278,10 +288,13 @@ def show_config(options: argparse.Namespace, overrides: list[str]) -> int:
     config = resolve_or_help(options, overrides)
     if config is None:
         return 0
-    if options.check_inputs:
-        from flava_ds.ranks.launch import check_inputs
+    if checks:
+        from flava_ds.ranks.launch import check_batches, check_inputs
 
-        check_inputs(config)
+        for ranks in options.ranks:
+            check_batches(config, ranks)
+        if options.check_inputs:
+            check_inputs(config)
     print(json.dumps(to_dict(config), indent=2))
     return 0
 

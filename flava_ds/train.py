@@ -42,7 +42,10 @@ def main(arguments: list[str] | None = None, take: Callable[[list[str]], int] | 
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     with ExitStack() as leaving:
         try:
-            return (take or run)(words)
+            try:
+                return (take or run)(words)
+            finally:
+                leave_folder()
         except KeyboardInterrupt:  # before training listens to signals; later ones save first
             return end("interrupted", 130, debug, leaving)
         except UserError as error:
@@ -67,10 +70,16 @@ def main(arguments: list[str] | None = None, take: Callable[[list[str]], int] | 
         finally:
             if "torch" in sys.modules:
                 from flava_ds.ranks.distributed import stop
-                from flava_ds.ranks.run_lock import release_all
 
-                release_all()
                 stop()
+
+
+def leave_folder() -> None:
+    """Releases the run's folder, before this rank waits for others: the launcher may end it while it does."""
+    if "torch" in sys.modules:  # otherwise it has not come so far
+        from flava_ds.ranks.run_lock import release_all
+
+        release_all()
 
 
 def explain(error: RuntimeError) -> str | None:

@@ -32,12 +32,37 @@ handed_over() {
     fi
 }
 
+# Reads HOSTFILE as DeepSpeed does: sets FIRST, its first machine, and RANKS, the sum of the slots.
+read_hostfile() {
+    local line number=0 seen=" "
+    RANKS=0 FIRST=
+    while IFS= read -r line || [ -n "$line" ]; do
+        number=$((number + 1))
+        if [[ $line =~ ^[[:space:]]*(#|$) ]]; then
+            continue
+        fi
+        if ! [[ $line =~ ^[[:space:]]*([^[:space:]]+)[[:space:]]+slots=([1-9][0-9]{0,5})[[:space:]]*$ ]]; then
+            refuse "HOSTFILE '$HOSTFILE', line $number: '$line' is no machine; write e.g. 'node1 slots=8'"
+        fi
+        if [[ $seen == *" ${BASH_REMATCH[1]} "* ]]; then
+            refuse "HOSTFILE '$HOSTFILE', line $number: '${BASH_REMATCH[1]}' occurs twice; add up its slots"
+        fi
+        seen+="${BASH_REMATCH[1]} " FIRST=${FIRST:-${BASH_REMATCH[1]}}
+        RANKS=$((RANKS + BASH_REMATCH[2]))
+    done <"$HOSTFILE"
+}
+
 read_arguments "$@"
-HOSTFILE=${HOSTFILE:-hostfile} LAUNCHER=${LAUNCHER:-pdsh} PORT=${PORT:-29500}
+HOSTFILE=${HOSTFILE:-hostfile} LAUNCHER=${LAUNCHER:-pdsh}
 if [ ! -s "$HOSTFILE" ]; then
     refuse "HOSTFILE '$HOSTFILE' is missing or empty; write one line for each machine, e.g. 'node1 slots=8'"
 fi
-HEAD=${HEAD:-$(awk '!/^#/ && NF { print $1; exit }' "$HOSTFILE")}
+read_hostfile
+if [ "$RANKS" = 0 ]; then
+    refuse "HOSTFILE '$HOSTFILE' names no machine; write one line for each, e.g. 'node1 slots=8'"
+fi
+check_run "$RANKS"
+HEAD=${HEAD:-$FIRST}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 if [ -n "${INTERFACE:-}" ]; then
     export GLOO_SOCKET_IFNAME=$INTERFACE NCCL_SOCKET_IFNAME=$INTERFACE

@@ -6,6 +6,8 @@
 #   NAME   of the job (default: flava-ds)
 #   NODES  pods (default: 2)          GPUS  of each pod (default: 8)
 #   PORT   of the rendezvous (default: 29500)
+#   RESTARTS  attempts of the ranks after the first one (default: 2)
+#   GRACE     seconds that they have for a last checkpoint when a pod is stopped (default: 280)
 # Paths in the overrides are those inside the pods:
 # --data.sources.pmd.shards /data/pmd --logging.run-directory /data/runs ...
 set -euo pipefail
@@ -31,7 +33,7 @@ containers:
     args:
 POD
         local word
-        for word in "--nnodes=$NODES" "--nproc_per_node=$GPUS" "--max_restarts=${RESTARTS:-2}" \
+        for word in "--nnodes=$NODES" "--nproc_per_node=$GPUS" "--max_restarts=$RESTARTS" \
             --rdzv_backend=c10d "--rdzv_endpoint=$2" "--rdzv_id=$NAME" --module "$MODULE"; do
             echo "      - $word"
         done
@@ -113,7 +115,10 @@ MANIFEST
 ELSEWHERE=yes # the volume with the shards is not mounted here
 read_arguments "$@"
 KIND=${KIND:-Job} IMAGE=${IMAGE:-flava-ds:latest} CLAIM=${CLAIM:-flava-ds} NAME=${NAME:-flava-ds}
-NODES=${NODES:-2} GPUS=${GPUS:-8} PORT=${PORT:-29500}
+NODES=${NODES:-2} GPUS=${GPUS:-8}
+require_number NODES 1
+require_number GPUS 1
+check_run $((NODES * GPUS))
 case $KIND in
 Job) manifest=$(job) ;;
 PyTorchJob)

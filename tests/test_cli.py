@@ -120,6 +120,12 @@ def test_recipe_help_lists_fields_without_torch():
             "data.vocabulary 'nope' is neither a vocab.txt nor one of bert_base_uncased",
         ),
         (["train", "flava_debug", "--ranks", "0"], "--ranks 0: use at least 1"),
+        (["config", "flava_debug", "--ranks", "0"], "--ranks 0: use at least 1"),
+        (
+            ["config", "flava_debug", "--ranks", "8", "--ranks", "12"],
+            "source 'pair': global_batch_size 16 is not divisible by 12 ranks",
+        ),
+        (["config", "demo_full", "--ranks", "1"], "'demo_full' is several runs in a row"),
         (
             ["train", "flava_debug", "--ranks", "3"],
             (

@@ -11,8 +11,10 @@ import torch
 from flava_kernels.dispatch import UnsupportedInputError
 
 from flava_ds import train
-from flava_ds.ranks import roll_call
+from flava_ds.errors import UserError
+from flava_ds.ranks import roll_call, run_lock
 from flava_ds.ranks.distributed import barrier, start
+from flava_ds.ranks.lock_files import NAME
 
 
 def test_user_errors_are_one_line_with_status_2(capsys, monkeypatch):
@@ -55,6 +57,22 @@ def test_what_the_launcher_appends_is_swallowed_and_debug_shows_the_traceback(ca
     assert train.main(["--local_rank=3", "nothing", "--no_local_rank", "--debug"]) == 2
     error = capsys.readouterr().err
     assert "no recipe named 'nothing'" in error and "Traceback" in error
+
+
+@pytest.mark.parametrize("error", [UserError, RuntimeError, ZeroDivisionError, KeyboardInterrupt])
+def test_the_runs_folder_is_free_before_rank_0_waits_for_the_others(tmp_path, monkeypatch, error):
+    """Whose launcher ends it when they have ended: the next start took the lock over from a dead process."""
+    monkeypatch.setattr(train, "keep_store", lambda: seen.append((tmp_path / NAME).exists()))
+    seen = []
+
+    def fail(words):
+        run_lock.hold(tmp_path)
+        assert (tmp_path / NAME).exists()
+        raise error("ends")
+
+    with contextlib.suppress(RuntimeError, ZeroDivisionError):
+        train.main([], fail)
+    assert seen == [False]
 
 
 def test_stack_traces_of_lost_connections_are_left_to_debug(monkeypatch):

@@ -13,7 +13,13 @@ import torch
 from flava_ds import config as configuration
 from flava_ds.checkpoints import files
 from flava_ds.checkpoints.contents import verify
-from flava_ds.checkpoints.fits import changed_settings, check_family, check_frozen, check_model
+from flava_ds.checkpoints.fits import (
+    changed_settings,
+    check_family,
+    check_frozen,
+    check_model,
+    check_moments,
+)
 from flava_ds.checkpoints.place import Place
 from flava_ds.checkpoints.reader import CheckpointReader
 from flava_ds.config import Config
@@ -200,6 +206,7 @@ def restore(engine: Engine, reader: CheckpointReader) -> Resumed:
     world = engine.world
     with together(world):
         check_model(engine, reader)
+        check_moments(engine, reader)
         check_frozen(reader, engine.module.fingerprints)
     fragments.begin_loading(engine)
     with together(world):  # no collectives inside: one rank's damaged file must not leave others waiting

@@ -71,6 +71,17 @@ def check_model(engine: Engine, reader: CheckpointReader) -> None:
             )
 
 
+def check_moments(engine: Engine, reader: CheckpointReader) -> None:
+    """Raises CheckpointError if this run's optimizer keeps moments that the checkpoint's did not."""
+    for moment in engine.optimizer.moments:
+        if not any(reader.holds(moment, name) for name in reader.shapes):
+            raise CheckpointError(
+                f"{reader.folder} has no '{moment}', which {engine.layout()['optimizer']} keeps and its "
+                f"optimizer, {reader.state['layout'].get('optimizer')}, does not; go on with that one, or "
+                "start another run from its weights: --name OTHER --initial-weights RUN"
+            )
+
+
 SETTINGS = {"codebook": "codebook_weights", "vocabulary": "data.vocabulary"}
 """What a run takes as it is, and the setting that names its file."""
 
@@ -92,18 +103,28 @@ def check_frozen(reader: CheckpointReader, fingerprints: Mapping[str, str]) -> N
             )
 
 
+def settings_of(found: Place | Path) -> Place:
+    """Returns where the config.json of a checkpoint, or of a file of weights, lies if there is one."""
+    return (found if isinstance(found, Place) else Place(found.parent)) / files.CONFIG
+
+
+def family_of(found: Place | Path) -> str | None:
+    """Returns the family that wrote `found`, by its config.json; None for bare tensors, another program's
+    file, or one from before families existed.
+    """
+    settings = settings_of(found)
+    try:
+        return str(json.loads(settings.parent.read(settings.name))["model"]["type"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def check_family(found: Place | Path, family: str | None) -> None:
-    """Compares the family that wrote `found` with `family`, if a config.json next to it tells.
+    """Compares the family that wrote `found` with `family`, if that is known; else names and shapes decide.
 
     Raises: CheckpointError when they differ.
     """
-    beside = found if isinstance(found, Place) else Place(found.parent)
-    try:
-        written_by = json.loads(beside.read(files.CONFIG))["model"]["type"]
-    except (OSError, ValueError, KeyError, TypeError):
-        # bare tensors, another program's file, or from before families existed: names and shapes decide
-        return
-    if written_by != family:
+    if (written_by := family_of(found)) not in (None, family):
         raise CheckpointError(
             f"{found} was written by family '{written_by}', this configuration is '{family}'; start a new "
             "run with another --name, or give --initial-weights bare tensors, from `flava-ds convert FROM "

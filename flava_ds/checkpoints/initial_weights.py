@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 
 from torch import Tensor, nn
 
 from flava_ds.checkpoints import files
-from flava_ds.checkpoints.fits import changed_settings, check_family, lacked
+from flava_ds.checkpoints.fits import changed_settings, check_family, family_of, lacked, settings_of
 from flava_ds.checkpoints.place import Place
 from flava_ds.checkpoints.reader import check_shapes, load_weights, locate
 from flava_ds.config import Config
@@ -32,10 +34,8 @@ def warn_of_other_settings(path: str, config: Config) -> None:
     """Warns of settings that the model of initial weights had otherwise, and that no tensor shows, if a
     config.json beside them tells.
     """
-    found = locate(path)
-    beside = found if isinstance(found, Place) else Place(found.parent)
     try:
-        changes = changed_settings(beside, config)
+        changes = changed_settings(settings_of(locate(path)).parent, config)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return  # bare tensors, or another program's file
     others = [
@@ -90,13 +90,28 @@ def load_initial_weights(module: nn.Module, path: str, family: str) -> None:
     )
 
 
+@contextmanager
+def of_that_shape(found: Place | Path) -> Iterator[None]:
+    """Adds to an error inside which recipe has the shape of the weights, if a file beside them tells."""
+    try:
+        yield
+    except CheckpointError as error:
+        base = settings_of(found)
+        if family_of(found) is None or base.local is None:
+            raise
+        raise CheckpointError(
+            f"{error}; {base} has their shape: train a YAML file with `base: {base}` and what differs"
+        ) from error
+
+
 def initial_weights(module: nn.Module, path: str, family: str) -> tuple[dict[str, Tensor], list[str]]:
     """Reads the tensors of `path` that the module has, and names the others. Warns of those that a module of
     their name here lacks.
 
     Raises: CheckpointError as load_initial_weights.
     """
-    check_family(locate(path), family)
+    found = locate(path)
+    check_family(found, family)
     weights, own = load_weights(path), module.state_dict()
     known = {name: tensor for name, tensor in weights.items() if name in own}
     if not known:
@@ -106,7 +121,8 @@ def initial_weights(module: nn.Module, path: str, family: str) -> tuple[dict[str
             "`flava-ds convert FROM --to flava_ds OUT` first"
         )
     shapes = {name: tuple(tensor.shape) for name, tensor in known.items()}
-    check_shapes(shapes, {name: tuple(own[name].shape) for name in known}, f"initial_weights '{path}'")
+    with of_that_shape(found):
+        check_shapes(shapes, {name: tuple(own[name].shape) for name in known}, f"initial_weights '{path}'")
     if broken := [name for name, tensor in known.items() if not tensor.isfinite().all()]:
         raise CheckpointError(
             f"initial_weights '{path}': '{broken[0]}' holds infinities or no numbers; the model has diverged "

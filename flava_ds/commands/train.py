@@ -68,8 +68,6 @@ def run(config: Config, options: argparse.Namespace, overrides: list[str]) -> in
 
 def check_options(options: argparse.Namespace) -> None:
     """Raises UserError for options of `flava-ds train` that cannot work."""
-    if options.ranks is not None and options.ranks < 1:
-        raise UserError(f"--ranks {options.ranks}: use at least 1")
     if options.max_restarts < 0:
         raise UserError(f"--max-restarts {options.max_restarts}: use at least 0")
     if options.max_restarts and options.master_port is not None:

@@ -180,7 +180,9 @@ class DataConfig:
     in the same number of steps.
     """
     weight_changes: tuple[WeightChange, ...] = ()
-    """Changes of the weights during the run, by ascending step."""
+    """Changes of the weights during the run, by ascending step, which a file or a recipe names. A run that
+    goes on may have other ones from its checkpoint's step on.
+    """
     block_steps: Annotated[int, AtLeast(1), AtMost(10**6)] = 1
     """Consecutive optimizer steps that draw the same source; use 6 or more with ZeRO-3 (see ds_configs)."""
     shuffle: bool = True

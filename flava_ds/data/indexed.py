@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,16 @@ from flava_ds.errors import DataError
 from flava_ds.storage import faults
 from flava_ds.storage.faults import SampleFault, counted
 from flava_ds.storage.retry import policy_of
-from flava_ds.storage.sample_table import SampleTable, prepare_table, short_hash
+from flava_ds.storage.sample_table import Damaged, SampleTable, prepare_table, short_hash
 from flava_ds.storage.shard_reader import ShardReader
 from flava_ds.storage.shards import list_shards
-from flava_ds.storage.unfinished import warn_of_unfinished
+from flava_ds.storage.small_objects import read_beside
+from flava_ds.storage.unfinished import record_of, successes_in, warn_of_unfinished
 
 COUNTED = 2**26
 """Samples whose keys are looked for in a skip list at the start, which takes some ten seconds."""
+NAMED = 5
+"""Damaged shards that are named at the start."""
 SAMPLED = 8
 """Samples that are read at the start to tell one content from another."""
 
@@ -136,7 +140,9 @@ class IndexedShards:
         }
 
     def notes(self, lane: Lane) -> list[str]:
-        """Returns log lines: what is compared, what the skip list's keys take out, and samples left out."""
+        """Returns log lines: what is compared, what the skip list's keys take out, what else is left out, and
+        damaged shards.
+        """
         lines = [self._compared(), *self._taken_out()]
         if self.table.faults:
             damaged = faults.lossy(self.table.faults).keys() & set(faults.OF_A_SHARD)
@@ -145,7 +151,7 @@ class IndexedShards:
                 f"source '{self.name}': {len(self)} usable samples; left out: "
                 f"{counted(self.table.faults)}{named}"
             )
-        return lines
+        return [*lines, *self._damaged()]
 
     def read(self, index: int, only: Sequence[str] | None = None) -> dict[str, bytes]:
         """Returns the raw bytes of a sample's fields that the source needs and the sample has.
@@ -208,6 +214,25 @@ class IndexedShards:
             f"source '{self.name}': the keys of its skip list take out {count or 'none'} of its {first}{seen}"
             f" samples{doubt if 2 * count > seen else ''}"
         ]
+
+    def _damaged(self) -> list[str]:
+        """Names some of the damaged shards, and what they have lost where a record beside them tells."""
+        if not (damaged := self.table.damaged):
+            return []
+        named = [self._damage(found) for found in damaged[:NAMED]]
+        more = f" and {len(damaged) - NAMED} more" if damaged[NAMED:] else ""
+        return [
+            f"source '{self.name}': {len(damaged)} of {len(self.table.shards)} shards are damaged: "
+            f"{', '.join(named)}{more}; replace them: max_skipped_share counts none of the lost samples"
+        ]
+
+    def _damage(self, found: Damaged) -> str:
+        """Names a damaged shard, its faults, and the samples that are left of those that were written."""
+        shard, left = self.table.shards[found.shard], ""
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            written = successes_in(read_beside(shard, record_of(shard)) or b"{}")
+            left = f", {found.samples} of {written} samples left" if type(written) is int else ""
+        return f"{shard} ({counted(found.faults)}{left})"
 
     def _compared(self) -> str:
         """Says what ranks, and a run that goes on, compare of the data."""

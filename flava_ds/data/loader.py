@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,17 +20,19 @@ from flava_ds.data.quarantine import Quarantine
 from flava_ds.data.reader import BatchReader
 from flava_ds.data.round_robin import RoundRobin, steps_of, weight_stages
 from flava_ds.data.slots import SlotPool
-from flava_ds.data.sources import CONTENT, Lane, changed_content, open_source
+from flava_ds.data.sources import CONTENT, SHARDS, Lane, changed_content, open_source
 from flava_ds.data.workers import start_worker, watched
 from flava_ds.errors import CheckpointError, ConfigError, UserError
 
 log = logging.getLogger(__name__)
 
 
-MOVED_LANES = (
-    "source '%s' is a stream that was read by %s and is now read by %s: the rest of its epoch comes in "
+MOVED_STREAM = (
+    "source '%s' is a stream that was read %s and is now read %s: the rest of its epoch comes in "
     "another order, with some samples repeated and some missing"
 )
+MAY_MOVE = {"lanes": "by", SHARDS: "from"}
+"""What may change of a stream, and how messages say it."""
 
 COUNTED_STEPS = 4096
 """Most steps whose draws are counted ahead; the schedule of a million takes seconds."""
@@ -175,7 +178,7 @@ class StepLoader:
                 **self._place(name, step),
                 **source.state(),
                 "source_seed": source.seed,
-                "weight": ", ".join(f"{share[name]} from step {first}" for first, share in self.stages),
+                "weight": _listed((share[name], first) for first, share in self.stages),
                 "global_batch_size": self.config.global_batch_size(name),
                 "seed": self.config.seed,
                 "block_steps": self.config.data.block_steps,
@@ -209,31 +212,35 @@ class StepLoader:
         return {name: max(0.0, n - self.round_robin.draws_before(name, drawn)) for name, n in counts.items()}
 
     def check_state(self, saved: dict[str, dict[str, Any]]) -> None:
-        """Compares a saved state with this loader and adopts its jumps.
+        """Compares a saved state with this loader, up to the step at which it begins, and adopts its jumps.
+        Weights from that step on, and sources that no step before could draw, may differ.
 
         Raises: CheckpointError that names every difference that would change the data or their order.
         """
         saved = {name: _renamed(state) for name, state in saved.items()}
         self.jumps = [tuple(jump) for jump in next(iter(saved.values()), {}).get("jumps", [])]
-        current = self.state(self.start_step)  # after adopting the jumps, which are part of it
+        drawn = self._drawn(self.start_step)  # after adopting the jumps, which are part of the state
+        saved, current = drawn_before(drawn, saved), drawn_before(drawn, self.state(self.start_step))
         differences = [f"source '{name}' is gone" for name in saved if name not in current]
         differences += [f"source '{name}' is new" for name in current if name not in saved]
         changed: list[str] = []
         for name in (name for name in current if name in saved):
             changed += changed_content(name, saved[name].get(CONTENT), current[name].get(CONTENT))
             for field, value in current[name].items():
-                if field == "lanes" and saved[name].get(field) not in (None, value):
-                    log.warning(MOVED_LANES, name, saved[name][field], value)
-                elif field not in ("epoch", "position", "lanes", CONTENT) and saved[name].get(field) != value:
-                    before = saved[name].get(field)
+                before = saved[name].get(field)
+                if field in MAY_MOVE and before not in (None, value):
+                    log.warning(MOVED_STREAM, name, *(f"{MAY_MOVE[field]} {way}" for way in (before, value)))
+                elif field not in ("epoch", "position", *MAY_MOVE, CONTENT) and before != value:
                     option = f" (--data.sources.{name}.seed {before} keeps it)"
                     keep = option if field == "source_seed" else ""
                     differences.append(f"source '{name}': {field} was {before}{keep}, is {value}")
         if differences:
+            following = -(-drawn // self.config.data.block_steps) * self.config.data.block_steps
             raise CheckpointError(
                 "the data order would change on resume: "
                 + "; ".join(differences)
-                + ". Restore these settings, or start another run from its weights: "
+                + f". Restore these settings (from step {following} on, data.weight_changes may change "
+                "weights and begin sources of weight 0), or start another run from its weights: "
                 "--name OTHER --initial-weights RUN"
             )
         if changed:
@@ -279,6 +286,22 @@ class StepLoader:
         """Returns how many samples of a source all ranks have read or jumped over before a step."""
         draws = self.round_robin.draws_before(source, self._drawn(step))
         return draws * self.config.global_batch_size(source)
+
+
+def drawn_before(step: int, states: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Returns the states of the sources that a step before `step` could draw, without later weights."""
+    found = {}
+    for name, state in states.items():
+        weights = re.findall(r"(\S+) from step (\d+)", str(state.get("weight")))
+        until = [(share, first) for share, first in weights if int(first) < step]
+        if any(share != "0" for share, _ in until):
+            found[name] = state | {"weight": _listed(until)}
+    return found
+
+
+def _listed(weights: Iterable[tuple[object, object]]) -> str:
+    """Formats (share, first step) as a state keeps them."""
+    return ", ".join(f"{share} from step {first}" for share, first in weights)
 
 
 def unusable_in(result: Batch | UserError) -> tuple[dict[str, Any], ...]:

@@ -21,6 +21,8 @@ MAX_ATTEMPTS = 200
 """Unusable samples in a row after which a reader gives up."""
 MAX_PARTNERS = 16
 """Other samples that are asked for a mismatched caption, at most."""
+SHARDS = "shards"
+"""The part of a stream's state that names its shards, which may change: a resume says so and goes on."""
 CONTENT = "content"
 """The part of a source's state that does not fix the order of its samples, but tells what they are."""
 
@@ -121,8 +123,9 @@ class Source(Protocol):
     def state(self) -> dict[str, Any]:
         """Returns everything that determines the order of samples, as plain JSON.
 
-        Checkpoints keep it, and a resume that would change it is refused. The entry CONTENT tells the samples
-        from others with the same keys, by the words of messages; None for what is not known.
+        Checkpoints keep it, and a resume that would change it is refused, unless only SHARDS differ. The
+        entry CONTENT tells the samples from others with the same keys, by the words of messages; None for
+        what is not known.
         """
 
     def seen(self) -> dict[str, Any]:

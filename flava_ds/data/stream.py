@@ -11,7 +11,7 @@ import numpy as np
 from flava_ds.config import Config
 from flava_ds.data.order import hash64, permuted, source_seed
 from flava_ds.data.samples import SampleDecoder, member_fields
-from flava_ds.data.sources import Lane, Promises
+from flava_ds.data.sources import SHARDS, Lane, Promises
 from flava_ds.data.stream_draws import StreamDraws, hash_text
 from flava_ds.data.stream_pipeline import Part
 from flava_ds.errors import ConfigError
@@ -59,7 +59,7 @@ class StreamedShards:
             shuffled = f"stream through a buffer of {self.source.shuffle_buffer}"
         return {
             "samples": None,
-            "keys": self._named,
+            SHARDS: f"{len(self.shards)} shards ({self._named})",
             "order": shuffled + (f" by {self.source.pipeline}" if self.source.pipeline else ""),
             "skip_list": skip_list.fingerprint if skip_list is not None else None,
         }

@@ -14,7 +14,7 @@ from flava_ds.data.samples import printable
 from flava_ds.storage.files import Shard
 from flava_ds.storage.shard_index import ShardIndex
 from flava_ds.storage.small_objects import read_beside
-from flava_ds.storage.unfinished import record_of
+from flava_ds.storage.unfinished import record_of, successes_in
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +59,8 @@ def left_out(shards: Iterable[Shard]) -> dict[str, int]:
 def _compare_count(shard: Shard, index: ShardIndex, stats: bytes) -> list[str]:
     """Compares the number of samples with the number of successes."""
     try:
-        successes = json.loads(stats)["successes"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        successes = successes_in(stats)
+    except (ValueError, KeyError, TypeError) as error:
         return [f"{shard}: its _stats.json cannot be read ({type(error).__name__}: {error})"]
     if successes == len(index):
         return []

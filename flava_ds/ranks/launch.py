@@ -21,7 +21,7 @@ from flava_ds.config import Config
 from flava_ds.config.encoders import DETECTORS
 from flava_ds.errors import ConfigError, DataError, UserError
 from flava_ds.ranks import safe_path
-from flava_ds.storage.shards import list_streamed
+from flava_ds.storage.shards import list_streamed, unexpanded
 
 MODULE = "flava_ds.train"
 LAUNCHER = "flava_ds.ranks.deepspeed_launcher"
@@ -181,7 +181,11 @@ def count_gpus() -> int:
 
 
 def check_batches(config: Config, ranks: int) -> None:
-    """Raises ConfigError that names a source whose batch is not divisible over `ranks`."""
+    """Raises UserError for less than one rank, ConfigError that names a source whose batch is not divisible
+    over `ranks`.
+    """
+    if ranks < 1:
+        raise UserError(f"--ranks {ranks}: use at least 1")
     for name in config.drawn_sources:
         config.micro_batch_size(name, ranks)
 
@@ -195,6 +199,7 @@ def require_shards(name: str, shards: str, *, pipes: bool = False) -> None:
     if is_plain_path and not Path(shards).expanduser().exists():
         label = f"source '{name}': " if name else ""
         how = f" with --data.sources.{name}.shards" if name else ""
+        how += unexpanded(shards)
         raise DataError(f"{label}no folder or .tar at '{shards}'; give the location of the shards{how}")
     list_streamed(shards, name, pipes=pipes)
 

@@ -23,6 +23,10 @@ MOST_BASES = 8
 _MOST_BYTES = 2**20
 
 
+class EndlessBasesError(ConfigError):
+    """Files that stand on one another without end, or on too many."""
+
+
 def is_yaml(path: Path) -> bool:
     """Says whether a recipe's place is a YAML file, by its name."""
     return path.suffix.lower() in YAML
@@ -48,11 +52,16 @@ def read(
             f"{BASE}: flava_tiny"
         )
     if depth == MOST_BASES:
-        raise ConfigError(f"{path}: stands on more than {MOST_BASES} files; one may name itself by '{BASE}'")
+        raise EndlessBasesError(
+            f"{path}: its key '{BASE}' leads back to the file itself, or to more than {MOST_BASES} files; "
+            "name a recipe of the package there, or a file that stands on one"
+        )
     changes = {"name": path.stem} | {key: value for key, value in data.items() if key != BASE}
     try:
         config = load_base(base_of(path, data), depth + 1, False)
         return configuration.rebuild(_merged(config, Config, changes, ""), checked)
+    except EndlessBasesError:  # each of the files would add its name
+        raise
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
 
@@ -106,6 +115,9 @@ def _merged(value: Any, hint: Any, changes: Any, where: str) -> Any:
     elif isinstance(value, Mapping):
         inner = typing.get_args(plain(alternatives(hint)[0]))[1]
         below = {key: (value[key], inner) for key in changes if key in value}
+        for key, (own, _) in below.items():
+            if changes[key] is None and hasattr(own, "weight"):
+                raise ConfigError(f"{where}{key} is null; to leave it out, set its weight to 0")
     else:
         return changes
     return configuration.to_dict(value) | {

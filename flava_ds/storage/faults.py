@@ -62,6 +62,8 @@ OF_A_SHARD = (
     DOTTED,
 )
 """Found while a shard is indexed; counted per shard or per member when a run starts."""
+ENDING = frozenset({TRUNCATED_SHARD, BROKEN_HEADER, COMPRESSED_SHARD})
+"""What leaves the rest of a shard unread, however many samples that had."""
 HARMLESS = frozenset({DUPLICATE, PICKLED, PACKED, DOTTED})
 """Members that are skipped and, as far as can be known, lose no sample: they never stop a run."""
 

@@ -13,13 +13,13 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from flava_ds.errors import DataError
 from flava_ds.processes import sign_of_life
-from flava_ds.storage import table_files
+from flava_ds.storage import faults, table_files
 from flava_ds.storage.files import Shard, Stamp
 from flava_ds.storage.index import index_missing, load_indexes, stamps_of
 from flava_ds.storage.index_files import VERSION, index_states
@@ -30,12 +30,22 @@ log = logging.getLogger(__name__)
 
 STORED_FROM = 256
 """Shards from which on a table is stored: the indexes of fewer are read in a second or two."""
-_VERSION = 2
+_VERSION = 3
 _AT_A_TIME = 2**17
 """Keys that are hashed at a time."""
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 Suffixes = Mapping[str, Sequence[str]]
+
+
+class Damaged(NamedTuple):
+    """A shard whose rest is unread, as its index says."""
+
+    shard: int
+    """Its number."""
+    samples: int
+    """Those that the index has, usable or not."""
+    faults: dict[str, int]
 
 
 class SampleTable:
@@ -76,6 +86,7 @@ class SampleTable:
         self.first = np.concatenate([np.zeros(1, dtype=np.int64), arrays["shard_ends"]])
         self.columns = {field: (arrays[f"{field}.offset"], arrays[f"{field}.size"]) for field in fields}
         self.faults: Counter[str] = Counter(said["faults"])
+        self.damaged = [Damaged(*found) for found in said["damaged"]]
         self.fingerprint: str = said["fingerprint"]
         """Hash of the keys, shard by shard: if equal, the same sample numbers mean the same samples."""
         self.layout: str = said["layout"]
@@ -202,15 +213,19 @@ class _Builder:
         self._shards, self._stamps, self._fields, self._required = shards, stamps, fields, required
         self._unwritten = unwritten
         self._faults: Counter[str] = Counter()
+        self._damaged: list[Damaged] = []
         self._layouts: list[str] = []
         self._checksums: list[str | None] = []
 
     def parts(self) -> Iterator[Arrays]:
         """Yields the arrays of every shard, with ends counted from the start of the table."""
         samples = length = 0
-        for index in load_indexes(self._shards, self._stamps, unwritten=self._unwritten):
+        indexes = load_indexes(self._shards, self._stamps, unwritten=self._unwritten)
+        for shard, index in enumerate(indexes):
             sign_of_life()
             self._faults.update(index.faults)
+            if ended := {reason: n for reason, n in index.faults.items() if reason in faults.ENDING}:
+                self._damaged.append(Damaged(shard, len(index), ended))
             self._checksums.append(index.checksum)
             self._layouts.append(_layout(index))
             columns, usable = self._usable(index)
@@ -233,6 +248,7 @@ class _Builder:
         known = [checksum for checksum in self._checksums if checksum is not None]
         return {
             "faults": dict(self._faults),
+            "damaged": self._damaged,
             "fingerprint": digest.hexdigest()[:16],
             "layout": short_hash("".join(self._layouts)),
             "contents": short_hash("".join(known)) if len(known) == len(self._shards) else None,

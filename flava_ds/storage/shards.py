@@ -152,11 +152,18 @@ def _expand_path(entry: str, shards: str, name: str, known: bool) -> list[Path]:
         if stat.S_ISDIR(mode) or shard.suffix != ".tar":
             raise DataError(
                 f"{label}'{shard}' is not a .tar file; name a folder, one .tar, a .txt list or a pattern "
-                f"such as '/data/{{00000..00099}}.tar'"
+                f"such as '/data/{{00000..00099}}.tar'{unexpanded(shards)}"
             )
         if not stat.S_ISREG(mode):
-            raise DataError(f"{label}shard '{shard}' does not exist; check {_option(name)} '{shards}'")
+            raise DataError(
+                f"{label}shard '{shard}' does not exist; check {_option(name)} '{shards}'{unexpanded(shards)}"
+            )
     return found
+
+
+def unexpanded(shards: str) -> str:
+    """Returns what to add to an error about a place that has a $, as of a shell's variable; else nothing."""
+    return "; variables are not expanded, so write the path in full" if "$" in shards else ""
 
 
 def _mode(path: Path) -> int:

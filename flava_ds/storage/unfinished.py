@@ -28,6 +28,14 @@ def record_of(shard: Path | Shard) -> str:
     return f"{shard.name.removesuffix('.tar')}_stats.json"
 
 
+def successes_in(record: bytes) -> object:
+    """Returns how many samples a shard's record counts, ours or img2dataset's.
+
+    Raises: ValueError, KeyError or TypeError for what is no record.
+    """
+    return loads(record)["successes"]
+
+
 def warn_of_unfinished(shards: Iterable[StreamedShard]) -> None:
     """Warns of each folder of shards whose preparation has not come to its end; of a machine's ranks, the
     first does.

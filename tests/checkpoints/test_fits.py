@@ -10,7 +10,7 @@ from torch import nn
 
 from flava_ds import config as configuration
 from flava_ds.checkpoints import files
-from flava_ds.checkpoints.fits import changed_settings, check_model
+from flava_ds.checkpoints.fits import changed_settings, check_model, check_moments
 from flava_ds.checkpoints.place import Place
 from flava_ds.config import Config, TrainingConfig
 from flava_ds.errors import CheckpointError
@@ -47,3 +47,21 @@ def test_a_checkpoint_without_the_teacher_says_when_its_own_settings_help(tmp_pa
     )
     assert f"{tmp_path / 'config.json'} keeps them too, the checkpoint is damaged" in said
     assert "\n" not in said
+
+
+def test_an_optimizer_whose_moments_the_checkpoint_lacks_is_named_with_the_one_that_wrote_it(tmp_path):
+    def check(moments, holds):
+        engine = SimpleNamespace(
+            optimizer=SimpleNamespace(moments=moments), layout=lambda: {"optimizer": "GatedAdamW"}
+        )
+        state = {"layout": {"optimizer": "Lion"}}
+        reader = SimpleNamespace(folder=tmp_path, shapes={"a": (1,), "b": (1,)}, state=state, holds=holds)
+        check_moments(engine, reader)
+
+    check(("exp_avg",), lambda key, name: (key, name) == ("exp_avg", "b"))  # "a" is frozen
+    with pytest.raises(CheckpointError) as caught:
+        check(("exp_avg", "exp_avg_sq"), lambda key, name: key == "exp_avg")
+    assert str(caught.value) == (
+        f"{tmp_path} has no 'exp_avg_sq', which GatedAdamW keeps and its optimizer, Lion, does not; go on "
+        "with that one, or start another run from its weights: --name OTHER --initial-weights RUN"
+    )

@@ -24,8 +24,13 @@ def test_initial_weights_replace_what_they_name(tmp_path):
         module.mlm.dense.weight, other.mlm.dense.weight
     )
     save_file({"mim.dense.weight": torch.ones(3, 3)}, tmp_path / "wrong.safetensors")
-    with pytest.raises(CheckpointError, match=r"'mim.dense.weight' is \[3, 3\]"):
-        initial_weights.load_initial_weights(module, str(tmp_path / "wrong.safetensors"), "flava")
+    wrong = str(tmp_path / "wrong.safetensors")
+    with pytest.raises(CheckpointError, match=r"'mim.dense.weight' is \[3, 3\].* has \[12, 12\]$"):
+        initial_weights.load_initial_weights(module, wrong, "flava")
+    (tmp_path / files.CONFIG).write_text('{"model": {"type": "flava"}}')
+    with pytest.raises(CheckpointError, match=f"with `base: {tmp_path}/config.json` and what differs"):
+        initial_weights.load_initial_weights(module, wrong, "flava")
+    (tmp_path / files.CONFIG).unlink()
     save_file({"vision.weight": torch.ones(3, 3)}, tmp_path / "foreign.safetensors")
     with pytest.raises(CheckpointError, match="none of its 1 tensors"):
         initial_weights.load_initial_weights(module, str(tmp_path / "foreign.safetensors"), "flava")

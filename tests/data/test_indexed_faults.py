@@ -131,6 +131,27 @@ def test_keys_with_dots_are_counted_and_an_empty_source_says_why(source_of):
         source_of(dotted)
 
 
+def test_the_start_names_damaged_shards_and_what_they_have_lost(make_config, make_shard, caplog):
+    """Once, by rank 0. Of what is no record of a shard nothing is said."""
+    for number in range(8):
+        path = make_shard(f"case/{number}.tar", pair_members(range(10 * number, 10 * number + 10)))
+        if number not in (1, 2):
+            path.write_bytes(path.read_bytes()[:2000])
+    (path.parent / "0_stats.json").write_text('{"successes": 10}')
+    (path.parent / "3_stats.json").write_text('{"successes": "many"}')
+    source = SourceConfig(kind="pair", shards=str(path.parent), max_skipped_share=0.9)
+    config = make_config().with_sources({"case": source})
+    StepLoader(config, 1, 2)
+    assert "damaged" not in caplog.text
+    StepLoader(config, 0, 2)
+    (said,) = [line for line in caplog.messages if "shards are damaged" in line]
+    assert said.startswith(
+        f"source 'case': 6 of 8 shards are damaged: {path.parent}/0.tar (truncated shard 1, 1 of 10 samples "
+        f"left), {path.parent}/3.tar (truncated shard 1), {path.parent}/4.tar"
+    )
+    assert f"{path.parent}/6.tar (truncated shard 1) and 1 more; replace them" in said and "2.tar" not in said
+
+
 def test_a_shard_cut_after_indexing_is_reported_as_truncated(source_of):
     source = source_of(pair_members(range(4)))
     decode(source, 0)

@@ -57,6 +57,7 @@ def loader_of(tmp_path_factory):
 def test_state_is_json_and_accepts_itself_at_any_step(make_config):
     loader = StepLoader(make_config())
     for step in (0, 7, 12):
+        loader.start_step = step
         state = json.loads(json.dumps(loader.state(step)))
         loader.check_state(state)
         draws = [loader.round_robin.source_at(s) for s in range(step)].count("pairs")
@@ -66,7 +67,7 @@ def test_state_is_json_and_accepts_itself_at_any_step(make_config):
 CHANGES = {
     "seed": "seed was 0, is 3",
     "weight": "source 'pairs': weight was 3/5 from step 0, is 7/11 from step 0",
-    "schedule": "source 'text': weight was 1/5 from step 0, is 1/5 from step 0, 0 from step 9",
+    "schedule": "source 'text': weight was 1/5 from step 0, is 1/5 from step 0, 0 from step 4",
     "kinds": "source 'images': weight was 1/5 from step 0, is 1/2 from step 0",
     "global_batch_size": "global_batch_size was 8, is 4",
     "block_steps": "block_steps was 1, is 2",
@@ -96,7 +97,7 @@ def test_a_resume_that_would_change_the_data_order_is_refused(make_config, make_
         "shuffle": lambda: replace(config, data=replace(config.data, shuffle=False)),
         "block": lambda: replace(config, data=replace(config.data, shuffle_block_size=4)),
         "schedule": lambda: replace(
-            config, data=replace(config.data, weight_changes=(WeightChange(step=9, weights={"text": 0.0}),))
+            config, data=replace(config.data, weight_changes=(WeightChange(step=4, weights={"text": 0.0}),))
         ),
         "kinds": lambda: replace(
             config, data=replace(config.data, kind_weights={"pair": 0.25, "image": 0.5, "text": 0.25})
@@ -107,7 +108,47 @@ def test_a_resume_that_would_change_the_data_order_is_refused(make_config, make_
         "source_seed": lambda: config.with_sources(sources | {"pairs": replace(sources["pairs"], seed=None)}),
     }[change]()
     with pytest.raises(CheckpointError, match=CHANGES[change]):
-        StepLoader(changed).check_state(saved)
+        StepLoader(changed, start_step=5).check_state(saved)
+
+
+def test_weights_may_change_and_sources_begin_from_the_step_of_the_checkpoint_on(make_config, make_shard):
+    """Nothing that the run has drawn is another: a whole run of the new plan is the same until then."""
+    config = make_config(training={"total_steps": 20})
+    make_shard("more/0.tar", pair_members(range(60, 80)))
+    sources = config.data.sources
+    more = replace(
+        sources["pairs"], shards=sources["pairs"].shards.replace("pairs", "more"), weight=0.0, seed=7
+    )
+    changes = (WeightChange(step=6, weights={"text": 0.0, "more": 1.0}),)
+    data = replace(config.data, sources={**sources, "more": more}, weight_changes=changes)
+    changed = replace(config, data=data)
+    before, after = StepLoader(config), StepLoader(changed)
+    keys = [batch.keys for (batch,) in before][:6] + [batch.keys for (batch,) in after][6:]
+    assert [batch.keys for (batch,) in StepLoader(changed)] == keys
+    resumed = StepLoader(changed, start_step=6)
+    resumed.check_state(json.loads(json.dumps(before.state(6))))
+    assert [batch.keys for (batch,) in resumed] == keys[6:]
+    assert any("more" == batch.source for (batch,) in StepLoader(changed, start_step=6))
+    StepLoader(config, start_step=6).check_state(after.state(6))  # planned, and not begun
+    for saved, late in ((before, changed), (after, config)):
+        loader = StepLoader(late, start_step=7)
+        with pytest.raises(CheckpointError, match="'text': weight was .*from step 7 on, data.weight_changes"):
+            loader.check_state(saved.state(7))
+
+
+def test_a_run_that_jumped_over_data_counts_what_it_has_passed(make_config):
+    """Three steps back, the data of seven steps on: weights may change from there."""
+    config = make_config(training={"total_steps": 30})
+    saved = StepLoader(config)
+    saved.go_back(5, 12)
+
+    def with_change(step):
+        changes = (WeightChange(step=step, weights={"text": 0.0}),)
+        return StepLoader(replace(config, data=replace(config.data, weight_changes=changes)), start_step=8)
+
+    with_change(15).check_state(saved.state(8))
+    with pytest.raises(CheckpointError, match="from step 15 on"):
+        with_change(14).check_state(saved.state(8))
 
 
 def rewritten(make_shard, checksum, changed):
@@ -136,9 +177,9 @@ def test_other_contents_under_the_same_keys_are_refused(make_config, make_shard,
     rewritten(make_shard, checksum, lambda name, data: (name, data))
     before = StepLoader(config)
     saved = json.loads(json.dumps(before.state(5)))
-    StepLoader(config).check_state(saved)
+    StepLoader(config, start_step=5).check_state(saved)
     rewritten(make_shard, checksum, changed)
-    now = StepLoader(config)
+    now = StepLoader(config, start_step=5)
     with pytest.raises(CheckpointError, match=f"not those that the checkpoint was trained on: .*{words}"):
         now.check_state(saved)
     assert before.sources["pairs"].seen() != now.sources["pairs"].seen()
@@ -150,7 +191,7 @@ def test_what_one_side_does_not_know_of_the_contents_is_no_difference(make_confi
     saved = json.loads(json.dumps(StepLoader(config).state(5)))
     assert "places of its members, bytes of 8 of its samples (`flava-ds prepare index` adds" in caplog.text
     rewritten(make_shard, True, lambda name, data: (name, data))
-    with_checksums = StepLoader(config)
+    with_checksums = StepLoader(config, start_step=5)
     with_checksums.check_state(saved)
     assert "sha256 of its shards, bytes" in caplog.text
     for state in saved.values():
@@ -161,7 +202,7 @@ def test_what_one_side_does_not_know_of_the_contents_is_no_difference(make_confi
 def test_accumulation_and_world_size_may_change_on_resume(make_config):
     saved = StepLoader(make_config()).state(5)
     loader = StepLoader(
-        make_config(data={"num_workers": 3}, training={"gradient_accumulation_steps": 2}), 1, 2
+        make_config(data={"num_workers": 3}, training={"gradient_accumulation_steps": 2}), 1, 2, start_step=5
     )
     loader.check_state(saved)
     assert loader.state(5) == saved

@@ -1,8 +1,10 @@
 """Streams in the loader: ranks, loader processes, uneven ends, resume, faults, and what may run code."""
 
 import json
+import re
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -127,9 +129,9 @@ def test_a_run_that_went_back_jumps_the_data_that_it_met(streams):
 
 def test_another_topology_goes_on_with_a_word_and_other_settings_are_refused(streams, caplog):
     saved = StepLoader(streams(2)).state(9)
-    StepLoader(streams(2)).check_state(saved)
+    StepLoader(streams(2), start_step=9).check_state(saved)
     assert "is now read by" not in caplog.text
-    StepLoader(streams(1), 0, 2).check_state(saved)
+    StepLoader(streams(1), 0, 2, 9).check_state(saved)
     assert (
         "read by 1 ranks x 2 loader processes x 1 micro-steps and is now read by 2 ranks x 1 loader "
         "processes x 1 micro-steps"
@@ -139,7 +141,33 @@ def test_another_topology_goes_on_with_a_word_and_other_settings_are_refused(str
     with pytest.raises(
         CheckpointError, match="order was stream through a buffer of 4, is stream through a buffer of 5"
     ):
-        StepLoader(reading(streams(2), "stream", shuffle_buffer=5)).check_state(saved)
+        StepLoader(reading(streams(2), "stream", shuffle_buffer=5), start_step=9).check_state(saved)
+
+
+@pytest.mark.parametrize("change", ["added", "deleted"])
+def test_a_stream_goes_on_from_changed_shards_with_a_word_and_exactly_from_then_on(
+    streams, make_shard, caplog, change
+):
+    """From the same count of samples, as a run that has read the new shards from its start would."""
+    config = streams(2)
+    saved = json.loads(json.dumps(StepLoader(config).state(9)))
+    if change == "added":
+        make_shard("pairs/8.tar", pair_members(range(900, 911)))
+    else:
+        Path(config.data.sources["pairs"].shards, "3.tar").unlink()
+    whole = run(config)
+    loader = StepLoader(config, start_step=9)
+    loader.check_state(saved)
+    hashed = re.sub(r"\(\w+\)", "(HASH)", caplog.text)
+    now = f"from {9 if change == 'added' else 7} shards (HASH): the rest of its epoch comes in another order"
+    assert f"source 'pairs' is a stream that was read from 8 shards (HASH) and is now read {now}" in hashed
+    assert equal(list(loader), whole[9:])
+    read = {key for batch in sum(whole[9:], []) if batch.source == "pairs" for key in batch.keys}
+    assert ("000000900" in read) == (change == "added") and ("000000031" in read) == (change == "added")
+    caplog.clear()
+    again = StepLoader(config, start_step=15)
+    again.check_state(loader.state(15))
+    assert "is now read" not in caplog.text and equal(list(again), whole[15:])
 
 
 def test_what_ranks_compare_of_a_stream_does_not_grow_with_its_shards(streams, make_shard):

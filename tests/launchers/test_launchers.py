@@ -8,19 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from dry_runs import FOLDER, ROOT, STARTED, dry_run, hostfile, printed, refused
 
 from flava_ds.recipes import resolve
 
-ROOT = Path(__file__).parents[2]
-FOLDER = ROOT / "launchers"
 SCRIPTS = sorted(
     path for path in [*FOLDER.iterdir(), *(ROOT / ".ci").iterdir()] if path.suffix in (".sh", ".sbatch", "")
 )
-STARTED = ["torchrun.sh", "deepspeed.sh", "slurm.sbatch", "kubernetes.sh"]
-SETTINGS = (
-    "RANKS RESTARTS NODES HEAD PORT HOSTFILE LAUNCHER INTERFACE KIND IMAGE CLAIM NAME GPUS GRACE "
-    "OMP_NUM_THREADS PDSH_SSH_ARGS_APPEND"
-).split()
 SAFE = "PYTHONSAFEPATH=1"
 TORCHRUN = f"env {SAFE} " + (
     "OMP_NUM_THREADS={threads} TORCH_ELASTIC_SHUTDOWN_TIMEOUT=280 python3 -m flava_ds.ranks.supervise"
@@ -28,36 +22,11 @@ TORCHRUN = f"env {SAFE} " + (
 SSH = "'PDSH_SSH_ARGS_APPEND=-o ServerAliveInterval=15 -o ServerAliveCountMax=4'"
 
 
-def dry_run(script: str, *words: str, **variables: str) -> subprocess.CompletedProcess:
-    """Runs a launcher with --dry-run, without the variables of a surrounding job."""
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("SLURM_", "NCCL_", "GLOO_")) and name not in SETTINGS
-    }
-    command = ["bash", str(FOLDER / script), "--dry-run", *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, env={**kept, **variables})
-
-
-def printed(script: str, *words: str, **variables: str) -> str:
-    """Returns what a successful dry run prints."""
-    done = dry_run(script, *words, **variables)
-    assert done.returncode == 0 and done.stderr == "", done.stderr
-    return done.stdout.removesuffix("\n")
-
-
 def words_of(command: str) -> list[str]:
     """Returns the arguments that a shell makes of a printed command."""
     return subprocess.run(
         ["bash", "-c", f"printf '%s\\0' {command}"], capture_output=True, text=True, check=True
     ).stdout.split("\0")[:-1]
-
-
-def hostfile(folder: Path, *lines: str) -> Path:
-    """Writes a hostfile."""
-    path = folder / "hosts"
-    path.write_text("\n".join(lines or ("# ours", "node1 slots=8", "node2 slots=8")) + "\n")
-    return path
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
@@ -111,8 +80,7 @@ def test_torchrun_on_several_machines():
         "--rdzv_id flava_ds "
         f"--nproc_per_node 8 --max_restarts 5 --module flava_ds.train flava_base"
     )
-    done = dry_run("torchrun.sh", "flava_base", NODES="2")
-    assert done.returncode == 2 and "NODES=2 needs HEAD" in done.stderr
+    assert "NODES=2 needs HEAD" in refused("torchrun.sh", "flava_base", NODES="2")
 
 
 def test_deepspeed_over_pdsh(tmp_path):
@@ -237,33 +205,6 @@ def test_slurm_is_asked_for_a_signal_and_a_requeue():
     assert text.index("#SBATCH") < text.index("\nset -euo"), (
         "Slurm reads options only before the first command"
     )
-
-
-@pytest.mark.parametrize("script", STARTED)
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ([], "error: no recipe; usage:"),
-        (["flava_bose"], "did you mean 'flava_base'?"),
-        (["flava_base", "--optimizer.lrr=1"], "did you mean '--optimizer.lr'?"),
-    ],
-)
-def test_slips_stop_before_the_launch(script, words, message):
-    done = dry_run(script, *words)
-    assert done.returncode == 2 and message in done.stderr and done.stdout == ""
-
-
-@pytest.mark.parametrize("script", ["torchrun.sh", "deepspeed.sh", "slurm.sbatch"])
-def test_missing_inputs_stop_before_the_launch(tmp_path, script):
-    """torchrun would try again. kubernetes.sh does not look: the shards are elsewhere."""
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    variables = {"PATH": path, "HOSTFILE": str(hostfile(tmp_path)), "FLAVA_DS_CLONE": str(ROOT)}
-    command = ["bash", str(FOLDER / script), "flava_base", "--data.sources.pmd.shards", "gone"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=60, cwd=tmp_path, env=os.environ | variables
-    )
-    assert done.returncode == 2 and done.stderr.startswith("error: source 'pmd': no folder or .tar at 'gone'")
-    assert done.stderr.count("\n") == 1 and done.stdout == ""
 
 
 OVERRIDES = [

@@ -92,7 +92,12 @@ def test_a_file_may_stand_on_another_beside_it(tmp_path):
         ("- a\n", "key 'base' is missing"),
         ("base: flava_tinny\n", "no recipe named 'flava_tinny'; did you mean 'flava_tiny'?"),
         ("base: code.py:mine\n", "base 'code.py:mine' is code, which a file cannot name"),
-        ("base: mine.yaml\n", "stands on more than 8 files"),
+        ("base: mine.yaml\n", "mine.yaml: its key 'base' leads back to the file itself, or to more than 8"),
+        (
+            "base: flava_tiny\nobjectives: {mim: null}\n",
+            "objectives.mim is null; to leave it out, set its we",
+        ),
+        ("base: flava_tiny\ndata: {sources: {pairs: null}}\n", "data.sources.pairs is null; to leave it out"),
         ("base: flava_tiny\ntrainning: {}\n", "unknown key 'trainning'; did you mean 'training'?"),
         (
             "base: flava_tiny\ndata: {sources: {pairs: {shard: x}}}\n",
@@ -127,6 +132,7 @@ def test_slips_are_one_line(tmp_path, text, message):
         resolve(str(file), [])
     told = str(caught.value)
     assert told.startswith(str(file)) and message in told and "\n" not in told
+    assert told.count(str(file)) == 1
 
 
 def test_code_that_a_base_names_is_not_imported(tmp_path, monkeypatch):

@@ -96,7 +96,7 @@ def test_training_reads_the_same_from_a_web_server_as_from_disk(server, make_con
     assert server.asked["GET", "0.tar"] == 2, (
         "once to index, once for the only part, whatever the number of samples"
     )
-    StepLoader(from_web).check_state(StepLoader(config).state(3))
+    StepLoader(from_web, start_step=3).check_state(StepLoader(config).state(3))
 
 
 def test_object_storage_keeps_the_index_beside_the_shard(tmp_path):

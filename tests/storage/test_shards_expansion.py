@@ -70,6 +70,8 @@ def test_what_is_missing_empty_or_refused_is_named(tmp_path):
         str(tmp_path / "gone.txt"): "list of shards '.*gone.txt' cannot be read",
         str(tmp_path / "c.jpg"): "not a .tar file",
         str(tmp_path / "{3..1}.tar"): "runs backwards",
+        "$DATA/{0..3}.tar": "does not exist; .*variables are not expanded, so write the path in full",
+        "${DATA}/pairs": "is not a .tar file; .*variables are not expanded",
         "simplecache::https://example.org/0.tar": "chains protocols",
         "nothing://example.org/x": "protocol 'nothing' cannot be used",
         "zip:///": "protocol 'zip' cannot be used",

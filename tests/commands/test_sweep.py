@@ -208,6 +208,26 @@ def test_an_installed_package_has_no_launchers_and_says_so_before_anything_is_wr
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("metric", ["loss/global_contrastive", "accuracy/itm"])
+def test_optuna_goes_to_where_the_metric_is_better(tmp_path, metric):
+    pytest.importorskip("optuna")
+    data = {"base": "flava_debug", "metric": metric, "search": {"by": "optuna", "runs": 16, "fields": {
+        "optimizer.lr": {"from": 1e-3, "to": 1e-1}}}}  # fmt: skip
+    spec = parse(data, "s", "s")
+    sweep = Sweep(tmp_path, "flava_debug", metric, "c", {})
+    (tmp_path / "states").mkdir()
+    for _ in range(16):
+        sweep, name = sweep_jobs.asked(sweep, spec)
+        state = {
+            "state": "finished",
+            "attempts": 1,
+            "results": {metric: sweep.runs[name].overrides["optimizer.lr"]},
+        }
+        (tmp_path / "states" / f"{name}.json").write_text(json.dumps(state))
+    late = [run.overrides["optimizer.lr"] for run in sweep.runs.values()][10:]
+    assert (sum(late) / 6 > 0.06) == metric.startswith("accuracy/"), late
+
+
 def test_optuna_asks_by_what_has_finished(tmp_path, capsys, monkeypatch):
     pytest.importorskip("optuna")
     data = {"base": "flava_debug", "search": {"by": "optuna", "runs": 12, "fields": {

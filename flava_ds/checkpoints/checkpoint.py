@@ -13,7 +13,13 @@ import torch
 from flava_ds import config as configuration
 from flava_ds.checkpoints import files
 from flava_ds.checkpoints.contents import verify
-from flava_ds.checkpoints.fits import changed_settings, check_family, check_frozen, check_model
+from flava_ds.checkpoints.fits import (
+    changed_settings,
+    check_family,
+    check_frozen,
+    check_model,
+    check_optimizer,
+)
 from flava_ds.checkpoints.place import Place
 from flava_ds.checkpoints.reader import CheckpointReader
 from flava_ds.config import Config
@@ -111,7 +117,7 @@ def resume(engine: Engine, config: Config) -> Resumed | None:
     it: each rank reads the elements that it holds now.
 
     Raises: CheckpointError on every rank when all checkpoints are damaged, or the newest undamaged one
-    belongs to another model.
+    belongs to another model or optimizer.
     """
     world, place = engine.world, files.place_of(config.run_path, config)
     with together(world):
@@ -124,6 +130,7 @@ def resume(engine: Engine, config: Config) -> Resumed | None:
     with closing(reader):
         with together(world):  # first, because its error is clearer than one about missing tensors
             check_family(reader.folder, config.model.type)
+            check_optimizer(reader.folder, config.optimizer.type)
         resumed = restore(engine, reader)
     if world.is_main and (changed := changed_settings(reader.folder, config)):
         log.info("settings that differ from the checkpoint's: %s", "; ".join(changed))

@@ -111,6 +111,21 @@ def check_family(found: Place | Path, family: str | None) -> None:
         )
 
 
+def check_optimizer(folder: Place, optimizer: str | None) -> None:
+    """Compares the kind of optimizer that wrote a checkpoint with `optimizer`, by its configuration's type:
+    what one keeps means something else to another, though it may have the same name and shape.
+
+    Raises: CheckpointError when they differ.
+    """
+    written_by = modernised(loads(folder.read(files.CONFIG)))["optimizer"]["type"]
+    if written_by != optimizer:
+        raise CheckpointError(
+            f"{folder} was written with {written_by}, and {optimizer} cannot go on from what it keeps; go on "
+            f"with --optimizer {written_by}, or start a new run from the weights: --name NEW "
+            f"--initial-weights {folder}"
+        )
+
+
 def lacked(names: Iterable[str], own: Collection[str], module: nn.Module) -> list[str]:
     """Returns the tensors whose module is here and has none of that name, so that it computes something else
     than it did with them.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -10,10 +11,12 @@ from torch import nn
 
 from flava_ds import config as configuration
 from flava_ds.checkpoints import files
-from flava_ds.checkpoints.fits import changed_settings, check_model
+from flava_ds.checkpoints.fits import changed_settings, check_model, check_optimizer
 from flava_ds.checkpoints.place import Place
 from flava_ds.config import Config, TrainingConfig
 from flava_ds.errors import CheckpointError
+from flava_ds.optimizers.adamw import AdamWConfig
+from flava_ds.optimizers.lion import LionConfig
 
 
 def test_settings_that_changed_since_a_checkpoint_are_listed(tmp_path):
@@ -47,3 +50,20 @@ def test_a_checkpoint_without_the_teacher_says_when_its_own_settings_help(tmp_pa
     )
     assert f"{tmp_path / 'config.json'} keeps them too, the checkpoint is damaged" in said
     assert "\n" not in said
+
+
+def test_another_kind_of_optimizer_does_not_go_on(tmp_path):
+    """Lion would take AdamW's average for its momentum; AdamW would lack the squares. Vendors of AdamW may
+    replace each other.
+    """
+    place = Place(tmp_path)
+    for written, other in ((AdamWConfig(name="apex_fused_adam"), "lion"), (LionConfig(), "adamw")):
+        configuration.save(Config(name="run", optimizer=written), tmp_path / files.CONFIG)
+        check_optimizer(place, written.type)
+        said = (
+            rf"was written with {written.type}, and {other} cannot go on .* --optimizer {written.type}, or .*"
+        )
+        with pytest.raises(CheckpointError, match=said + re.escape(f"--initial-weights {tmp_path}")):
+            check_optimizer(place, other)
+    (tmp_path / files.CONFIG).write_text('{"model": {}, "optimizer": {"lr": 0.1}}')  # from before there was another
+    check_optimizer(place, "adamw")

@@ -89,12 +89,17 @@ def published_digest(folder: Place) -> str | None:
     return digest if name == folder.name and digest else None
 
 
+def digest_of(folder: Place) -> str:
+    """Returns the SHA-256 of a checkpoint's manifest, which has those of all its files."""
+    return hashlib.sha256(folder.read(MANIFEST)).hexdigest()
+
+
 def point(place: Place, name: str) -> None:
     """Makes a checkpoint the latest one.
 
     Writes its name together with the SHA-256 of its manifest, so that neither can be exchanged alone.
     """
-    digest = hashlib.sha256((place / name).read(MANIFEST)).hexdigest()
+    digest = digest_of(place / name)
     place.write(LATEST, f"{name} {digest}\n")
 
 

@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
     names = waiting(sweep, options)
     check_start({name: configs[name] for name in names}, options)
     sweep = with_facts(sweep, configs)
-    for line in estimate(sweep, configs, names, options):
+    for line in estimate(*with_asked(sweep, spec, configs, names, options), options):
         print(line)
     if options.dry_run:
         for name in names:
@@ -220,6 +220,29 @@ def waiting(sweep: Sweep, options: argparse.Namespace) -> list[str]:
         if sweep.state(name)["state"] != FINISHED and (options.part is None or options.part in run.parts)
     ]
     return names[: options.most]
+
+
+def with_asked(
+    sweep: Sweep, spec: Spec | None, configs: dict[str, Config], names: list[str], options: argparse.Namespace
+) -> tuple[Sweep, dict[str, Config], list[str]]:
+    """Returns sweep, configurations and waiting runs together with those that Optuna is still to choose, each
+    like the base, as nobody knows more before: for the estimate.
+
+    Raises: ConfigError when the base lacks what a run needs.
+    """
+    if spec is None or spec.asked is None:
+        return sweep, configs, names
+    from flava_ds.scaling.spec import Run
+
+    room = spec.asked.runs - len(sweep.runs)
+    coming = range(min(room, options.most - len(names)) if options.most else room)
+    if not coming:
+        return sweep, configs, names
+    like = Run(spec.fixed, {})
+    config = config_of(sweep, like)
+    more = {f"asked {number}": config for number in coming}
+    grown = dataclasses.replace(sweep, runs={**sweep.runs, **dict.fromkeys(more, like)})
+    return with_facts(grown, more), configs | more, [*names, *more]
 
 
 def check_start(configs: dict[str, Config], options: argparse.Namespace) -> None:

@@ -246,6 +246,12 @@ def test_optuna_asks_by_what_has_finished(tmp_path, capsys, monkeypatch):
     assert next(iter(sweep.facts.values()))["parameters"] == 1_124_675
     path = tmp_path / "asked.yaml"
     path.write_text(json.dumps(data | {"name": "asked"}))
+    assert cli.main(["sweep", str(path), "--folder", str(tmp_path / "new"), "--dry-run"]) == 0
+    assert ": 12 runs, 12 of them now" in (told := capsys.readouterr().out) and "12 runs: " in told, told
+    words = ["--folder", str(tmp_path / "new"), "--dry-run", "--gpu", "h100", "--most", "2"]
+    assert cli.main(["sweep", str(path), *words]) == 0
+    assert "2 runs: " in (told := capsys.readouterr().out) and "GPU-hours" in told, told
+    assert not (tmp_path / "new").exists()
     assert cli.main(["sweep", str(path), "--folder", str(tmp_path / "new"), "--slurm", "--yes"]) == 2
     assert "asks for runs one by one" in capsys.readouterr().err
     begun: list[str] = []

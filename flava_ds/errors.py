@@ -50,6 +50,11 @@ class DesyncError(UserError):
     """Ranks whose values differ although they must be equal."""
 
 
+def number_of(count: int, thing: str) -> str:
+    """Returns '1 shard', '2 shards'."""
+    return f"{count} {thing}{'s' * (count != 1)}"
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Returns '; did you mean ...?' for the closest known word, or an empty string."""
     near = difflib.get_close_matches(word, list(known), n=1)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flava_ds.config import Config
-from flava_ds.errors import ConfigError, UserError, did_you_mean
+from flava_ds.errors import ConfigError, UserError, did_you_mean, number_of
 
 if TYPE_CHECKING:
     from flava_ds.scaling.hardware import Cluster
@@ -275,7 +275,9 @@ def estimate(sweep: Sweep, configs: dict[str, Config], names: list[str], options
 
     chosen = {name: configs[name] for name in names}
     flops = sum(sweep.facts[name]["planned_flops"] for name in names)
-    counts = [f"{sweep.folder}: {len(sweep.runs)} runs, {len(names)} of them now, compared by {sweep.metric}"]
+    runs = number_of(len(names), "run")
+    every = number_of(len(sweep.runs), "run")
+    counts = [f"{sweep.folder}: {every}, {len(names)} of them now, compared by {sweep.metric}"]
     if not names:
         return counts
     if options.gpu is not None:
@@ -284,9 +286,12 @@ def estimate(sweep: Sweep, configs: dict[str, Config], names: list[str], options
         how = f"on {machines.gpus} x {machines.gpu.title} for each run, a forecast"
         return [*counts, sweep_cost.sentence(len(names), flops, hours, "GPU-hours", how)]
     if options.slurm or options.hostfile is not None:
-        return [*counts, f"{len(names)} runs: {flops:.3g} FLOPs; --gpu NAME forecasts the GPU-hours"]
+        return [
+            *counts,
+            f"{runs}: {flops:.3g} FLOPs; --gpu NAME forecasts the GPU-hours",
+        ]
     if launch.count_gpus():
-        return [*counts, f"{len(names)} runs: {flops:.3g} FLOPs; --gpu NAME forecasts the hours"]
+        return [*counts, f"{runs}: {flops:.3g} FLOPs; --gpu NAME forecasts the hours"]
     done = [sweep.state(name).get("results", {}) for name in sweep.runs]
     seconds = sum(3600 * own.get("gpu_hours", 0.0) for own in done) / (options.ranks or 1)
     rate = min(map(sweep_cost.cpu_rate, {own.training.precision for own in chosen.values()}))

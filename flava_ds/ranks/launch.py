@@ -19,7 +19,7 @@ from pathlib import Path
 
 from flava_ds.config import Config
 from flava_ds.config.encoders import DETECTORS
-from flava_ds.errors import ConfigError, DataError, UserError
+from flava_ds.errors import ConfigError, DataError, UserError, number_of
 from flava_ds.ranks import safe_path
 from flava_ds.ranks.stop_signals import STOP_SIGNALS
 from flava_ds.storage.shards import list_streamed
@@ -132,12 +132,12 @@ def check_ranks(ranks: int, gpus: int) -> None:
     cores = len(os.sched_getaffinity(0))
     if not gpus and ranks > MOST_RANKS_PER_CORE * cores:
         raise UserError(
-            f"--ranks {ranks}, but this machine has {cores} core{'s' * (cores > 1)} and no GPU; use "
+            f"--ranks {ranks}, but this machine has {number_of(cores, 'core')} and no GPU; use "
             f"--ranks {cores}, or at most {MOST_RANKS_PER_CORE * cores}"
         )
     if gpus and ranks > gpus:
         raise UserError(
-            f"--ranks {ranks}, but this machine has {gpus} GPU{'s' * (gpus > 1)}; use --ranks {gpus}, or "
+            f"--ranks {ranks}, but this machine has {number_of(gpus, 'GPU')}; use --ranks {gpus}, or "
             "launchers/slurm.sbatch for several machines"
         )
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from flava_ds.config.evaluation import higher_is_better
 from flava_ds.config.plain_files import loads, read_small
-from flava_ds.errors import ConfigError, UserError
+from flava_ds.errors import ConfigError, UserError, number_of
 from flava_ds.ranks.lock_files import NAME as LOCK
 from flava_ds.ranks.stop_signals import is_stop, signal_of
 from flava_ds.scaling.results import results
@@ -195,9 +195,8 @@ def merged(old: Sweep | None, new: Sweep, where: str, other_commit: bool) -> Swe
         return new
     lost = [name for name in old.runs if name not in new.runs]
     if old.base != new.base or lost:
-        what = (
-            f"of {old.base}" if old.base != new.base else f"with {len(lost)} runs that {where} does not have"
-        )
+        lacking = number_of(len(lost), "run")
+        what = f"of {old.base}" if old.base != new.base else f"with {lacking} that {where} does not have"
         raise ConfigError(
             f"{new.folder}: holds another sweep, {what}, e.g. {next(iter(lost or old.runs))}; give this one "
             "another name or --folder"

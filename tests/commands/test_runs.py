@@ -22,9 +22,7 @@ def test_the_folder_of_a_sequence_of_stages_names_the_stages(tmp_path):
         require_model(tmp_path / "full")
     said = f"{tmp_path / 'full'}: holds no config.json, so it is not a run; there are "
     assert str(caught.value) == said + ", ".join(map(str, stages))
-    with pytest.raises(
-        UserError, match=f"no such folder, .* there are {tmp_path}/unrelated"
-    ):
+    with pytest.raises(UserError, match=f"no such folder, .* there are {tmp_path}/unrelated"):
         require_model(tmp_path / "fulll")
 
 

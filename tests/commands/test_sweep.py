@@ -84,7 +84,7 @@ def test_two_runs_interrupted_and_continued(tmp_path, capsys, monkeypatch):
     assert "0 of them now" in shown and shown.count("finished") == 2
     spec.write_text(SPEC.replace("[1e-3, 1e-9]", "[2e-3, 1e-9]"))
     assert cli.main(words) == 2
-    assert "holds another sweep, with 1 runs that" in capsys.readouterr().err
+    assert "holds another sweep, with 1 run that" in capsys.readouterr().err
 
 
 def options_of(*words):

@@ -85,7 +85,7 @@ def test_a_folder_may_grow_but_holds_one_sweep_of_one_commit(tmp_path):
     old = sweep_in(tmp_path, 1, 2)
     assert len(merged(old, sweep_in(tmp_path, 1, 2, 3), "s.yaml", False).runs) == 3
     for new, message in (
-        (sweep_in(tmp_path, 1), "holds another sweep, with 1 runs that s.yaml does not have"),
+        (sweep_in(tmp_path, 1), "holds another sweep, with 1 run that s.yaml does not have"),
         (sweep_in(tmp_path, 1, 2, base="clip"), "holds another sweep, of demo"),
         (sweep_in(tmp_path, 1, 2, commit="b" * 40), "was begun at commit aaaaaaaaaa, this is bbbbbbbbbb"),
     ):

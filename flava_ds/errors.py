@@ -56,6 +56,11 @@ def first_of(names: Sequence[str], most: int = 10) -> str:
     return f"{', '.join(names[:most])}{more}"
 
 
+def number_of(count: int, thing: str) -> str:
+    """Returns '1 shard', '2 shards'."""
+    return f"{count} {thing}{'s' * (count != 1)}"
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Returns '; did you mean ...?' for the closest known word, or an empty string."""
     near = difflib.get_close_matches(word, list(known), n=1)

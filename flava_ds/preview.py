@@ -15,7 +15,7 @@ import torch
 from flava_ds.config import Config
 from flava_ds.data.loader import StepLoader
 from flava_ds.data.round_robin import steps_of
-from flava_ds.errors import ConfigError
+from flava_ds.errors import ConfigError, number_of
 from flava_ds.training.engine_config import merged_settings, zero_stage
 from flava_ds.training.task import Task
 
@@ -115,9 +115,7 @@ def memory(config: Config, task: Task, ranks: int, device_type: str) -> str:
         (bytes_of_activations(config, task, name, ranks, device_type) for name in config.drawn_sources),
         default=0,
     )
-    about = (
-        f"{_size(held)} of weights, gradients and optimizer (ZeRO {stage}, {ranks} rank{'s' * (ranks > 1)})"
-    )
+    about = f"{_size(held)} of weights, gradients and optimizer (ZeRO {stage}, {number_of(ranks, 'rank')})"
     if not activations:
         return f"memory of a rank: {about}; activations are not estimated for this family"
     return (

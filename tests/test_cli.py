@@ -129,7 +129,7 @@ def test_recipe_help_lists_fields_without_torch():
         (
             ["train", "flava_debug", "--ranks", "3"],
             (
-                "global_batch_size 16 is not divisible by 3 ranks x 1 accumulation steps; set "
+                "global_batch_size 16 is not divisible by 3 ranks x 1 accumulation step; set "
                 "--data.sources.pair.global-batch-size to a multiple of 3"
             ),
         ),

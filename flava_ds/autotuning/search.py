@@ -24,7 +24,7 @@ from typing import Any
 
 from flava_ds.config import Config, dumps
 from flava_ds.config.plain_files import loads
-from flava_ds.errors import ConfigError
+from flava_ds.errors import ConfigError, number_of
 from flava_ds.ranks.launch import plan_launch
 from flava_ds.ranks.stop_signals import is_stop, signal_of
 from flava_ds.recipes import resolve
@@ -261,7 +261,7 @@ def workers(tuner: Tuner, config: Config) -> Iterator[Choice]:
     now, cores = config.data.num_workers, len(os.sched_getaffinity(0))
     for number in sorted({max(1, now // 2), max(1, 2 * now)} - {now}):
         if number * tuner.ranks <= max(cores, tuner.ranks):
-            yield Choice(f"{number} worker{'s' * (number > 1)}", ("--data.num-workers", str(number)))
+            yield Choice(f"{number_of(number, 'worker')}", ("--data.num-workers", str(number)))
 
 
 SETTINGS: tuple[tuple[str, Callable[[Tuner, Config], Iterator[Choice]]], ...] = (

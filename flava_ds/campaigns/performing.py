@@ -36,6 +36,7 @@ def perform(run: Run) -> None:
     from flava_ds.ranks.launch import provide_demo_data
     from flava_ds.recipes.demo import DATA
     from flava_ds.scaling.results import results
+    from flava_ds.watching.run_log import read_log
 
     settings, begun = run.settings, time.monotonic()
     unpack(DATA)
@@ -55,7 +56,7 @@ def perform(run: Run) -> None:
         launch = cpu_launch([], RANKS, str(file))
         follow_training(launch, config.run_path, config.training.total_steps)
     trained = time.monotonic()
-    logged = [results(stage.config.run_path) for stage in run.sequence.stages]
+    logged = [results(read_log(stage.config.run_path / "log.jsonl")) for stage in run.sequence.stages]
     result = {
         "row": run.row,
         "seed": run.seed,

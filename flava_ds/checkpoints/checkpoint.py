@@ -18,7 +18,7 @@ from flava_ds.checkpoints.fits import (
     check_family,
     check_frozen,
     check_model,
-    check_moments,
+    check_optimizer,
 )
 from flava_ds.checkpoints.place import Place
 from flava_ds.checkpoints.reader import CheckpointReader
@@ -117,7 +117,7 @@ def resume(engine: Engine, config: Config) -> Resumed | None:
     it: each rank reads the elements that it holds now.
 
     Raises: CheckpointError on every rank when all checkpoints are damaged, or the newest undamaged one
-    belongs to another model.
+    belongs to another model or optimizer.
     """
     world, place = engine.world, files.place_of(config.run_path, config)
     with together(world):
@@ -130,6 +130,7 @@ def resume(engine: Engine, config: Config) -> Resumed | None:
     with closing(reader):
         with together(world):  # first, because its error is clearer than one about missing tensors
             check_family(reader.folder, config.model.type)
+            check_optimizer(reader.folder, config.optimizer.type)
         resumed = restore(engine, reader)
     if world.is_main and (changed := changed_settings(reader.folder, config)):
         log.info("settings that differ from the checkpoint's: %s", "; ".join(changed))
@@ -206,7 +207,6 @@ def restore(engine: Engine, reader: CheckpointReader) -> Resumed:
     world = engine.world
     with together(world):
         check_model(engine, reader)
-        check_moments(engine, reader)
         check_frozen(reader, engine.module.fingerprints)
     fragments.begin_loading(engine)
     with together(world):  # no collectives inside: one rank's damaged file must not leave others waiting

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from flava_ds.checkpoints.place import Place
 from flava_ds.config import CheckpointConfig, Config
+from flava_ds.config.evaluation import higher_is_better
 from flava_ds.config.plain_files import loads
 from flava_ds.errors import CheckpointError
 from flava_ds.storage.atomic import PARTIAL, sync
@@ -88,12 +89,17 @@ def published_digest(folder: Place) -> str | None:
     return digest if name == folder.name and digest else None
 
 
+def digest_of(folder: Place) -> str:
+    """Returns the SHA-256 of a checkpoint's manifest, which has those of all its files."""
+    return hashlib.sha256(folder.read(MANIFEST)).hexdigest()
+
+
 def point(place: Place, name: str) -> None:
     """Makes a checkpoint the latest one.
 
     Writes its name together with the SHA-256 of its manifest, so that neither can be exchanged alone.
     """
-    digest = hashlib.sha256((place / name).read(MANIFEST)).hexdigest()
+    digest = digest_of(place / name)
     place.write(LATEST, f"{name} {digest}\n")
 
 
@@ -288,11 +294,14 @@ def _costs(place: Place, names: list[str], metric: str, seen: Seen) -> dict[str,
 
 
 def _cost(state: bytes, name: str) -> float | None:
-    """Returns the metric in a state.json as a cost (negated where higher is better); None if it has none."""
+    """Returns the metric in a state.json as a cost (negated where higher is better); None if it has none.
+
+    States of earlier versions say which it is of evaluations only.
+    """
     try:
         metric = loads(state)["metric"]
         if metric["name"] != name or not math.isfinite(metric["value"]):
             return None
-        return -metric["value"] if metric.get("higher_is_better", False) else metric["value"]
+        return -metric["value"] if metric.get("higher_is_better", higher_is_better(name)) else metric["value"]
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None

@@ -71,17 +71,6 @@ def check_model(engine: Engine, reader: CheckpointReader) -> None:
             )
 
 
-def check_moments(engine: Engine, reader: CheckpointReader) -> None:
-    """Raises CheckpointError if this run's optimizer keeps moments that the checkpoint's did not."""
-    for moment in engine.optimizer.moments:
-        if not any(reader.holds(moment, name) for name in reader.shapes):
-            raise CheckpointError(
-                f"{reader.folder} has no '{moment}', which {engine.layout()['optimizer']} keeps and its "
-                f"optimizer, {reader.state['layout'].get('optimizer')}, does not; go on with that one, or "
-                "start another run from its weights: --name OTHER --initial-weights RUN"
-            )
-
-
 SETTINGS = {"codebook": "codebook_weights", "vocabulary": "data.vocabulary"}
 """What a run takes as it is, and the setting that names its file."""
 
@@ -129,6 +118,21 @@ def check_family(found: Place | Path, family: str | None) -> None:
             f"{found} was written by family '{written_by}', this configuration is '{family}'; start a new "
             "run with another --name, or give --initial-weights bare tensors, from `flava-ds convert FROM "
             "--to safetensors OUT`"
+        )
+
+
+def check_optimizer(folder: Place, optimizer: str | None) -> None:
+    """Compares the kind of optimizer that wrote a checkpoint with `optimizer`, by its configuration's type:
+    what one keeps means something else to another, though it may have the same name and shape.
+
+    Raises: CheckpointError when they differ.
+    """
+    written_by = modernised(loads(folder.read(files.CONFIG)))["optimizer"]["type"]
+    if written_by != optimizer:
+        raise CheckpointError(
+            f"{folder} was written with {written_by}, and {optimizer} cannot go on from what it keeps; go on "
+            f"with --optimizer {written_by}, or start a new run from the weights: --name NEW "
+            f"--initial-weights {folder}"
         )
 
 

@@ -9,12 +9,14 @@ from typing import Any
 from flava_ds.checkpoints import rollback
 from flava_ds.checkpoints.saver import Saver
 from flava_ds.config import Config
+from flava_ds.config.evaluation import higher_is_better
 from flava_ds.errors import UserError
 from flava_ds.ranks.distributed import log
 from flava_ds.training.engine import Engine
 from flava_ds.training.trainer import Loader, is_due
 from flava_ds.training.watcher import DivergedError, Note, Watcher
 from flava_ds.watching.metrics import Metrics
+from flava_ds.watching.run_log import lower_in
 from flava_ds.watching.spikes import SpikeWatch
 
 
@@ -103,7 +105,9 @@ class CheckpointKeeper(Watcher):
             log.warning("checkpoint.best_metric '%s' has not been logged yet; the log has %s", name, seen)
         if name not in self._logged:
             return None
-        return {"name": name, "value": self._logged[name], "step": self._logged["step"]}
+        higher = higher_is_better(name, lower_in(self._logged))
+        value, step = self._logged[name], self._logged["step"]
+        return {"name": name, "value": value, "step": step, "higher_is_better": higher}
 
     def _minutes_are_over(self) -> bool:
         """Returns whether checkpoint.every_minutes have passed since the last save, by rank 0's clock."""

@@ -221,8 +221,9 @@ class Saver:
             staged.remove(_receipt_name(rank))
         final = files.publish(self.place, staged, self._step, described)
         self._seen.forget([final.name])  # it may replace one from before a rollback
-        rolls_back = self.config.training.max_rollbacks
-        good = next(good_checkpoints(self.place, self._seen), None) if rolls_back else None
+        training = self.config.training
+        judged = training.spike_factor or training.max_rollbacks
+        good = next(good_checkpoints(self.place, self._seen), None) if judged else None
         gone = files.prune(self.place, self.config.checkpoint, good.name if good else None, self._seen)
         gib = sum(entry["size"] for entry in described.values()) / 2**30
         took = time.perf_counter() - self._begun

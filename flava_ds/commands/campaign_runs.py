@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flava_ds.commands.local_path import local_path
-from flava_ds.errors import UserError
+from flava_ds.errors import UserError, number_of
 from flava_ds.storage.atomic import check_writable
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def run_left(options: argparse.Namespace, table: Table) -> Path:
     if todo[: options.most]:
         check_writable(options.out / options.work, "--out")
     for number, each in enumerate(todo[: options.most]):
-        print(f"{len(todo) - number} runs are left", flush=True)
+        print(f"{number_of(len(todo) - number, 'run')} left", flush=True)
         try:
             perform(each)
         except KeyboardInterrupt:

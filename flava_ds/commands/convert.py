@@ -17,7 +17,7 @@ RUN = (files.CONFIG, "environment.json")
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
     kinds = (
-        "hf: a run's folder, or a checkpoint by URL; safetensors: a run or a checkpoint, also by URL; "
+        "hf, safetensors: a run or a checkpoint, also by URL; "
         "flava_ds: a folder of Hugging Face or open_clip, or a file of open_clip, a ViT or BEiT"
     )
     command.add_argument("source", metavar="FROM", help=kinds)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flava_ds.commands.local_path import report_path
-from flava_ds.errors import DataError, UserError
+from flava_ds.errors import DataError, UserError, number_of
 
 COLUMNS = {
     "loss": "loss/global_contrastive",
@@ -127,10 +127,10 @@ def describe(runs: Any, options: argparse.Namespace) -> tuple[list[str], dict[st
     main = findings.of_main_batch(runs)
     fitted, rest = runs.at(main & ~runs.held_out), runs.at(main & runs.held_out)
     if len(fitted.names) < NEEDED_RUNS:
+        left = number_of(len(fitted.names), "run")
         raise UserError(
-            f"{options.runs}: {len(fitted.names)} runs of one batch besides the {len(rest.names)} of most "
-            f"FLOPs, or named, that are held out; a law of size and data needs at least {NEEDED_RUNS}, "
-            "better a dozen"
+            f"{options.runs}: {left} of one batch besides the {len(rest.names)} of most FLOPs, or named, "
+            f"that are held out; a law of size and data needs at least {NEEDED_RUNS}, better a dozen"
         )
     findings.refuse_one_size(fitted, str(options.runs))
     lines, found = [], {"fitted_to": fitted.names, "held_out": rest.names, "laws": []}

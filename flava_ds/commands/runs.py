@@ -10,9 +10,13 @@ from flava_ds.errors import UserError
 
 def require_model(path: Path) -> None:
     """Raises UserError unless `path` is a folder with the config.json of a model or run."""
-    if (path / "config.json").is_file():
+    file = path / "config.json"
+    if file.is_file():
         return
-    known = sorted(str(found.parent) for found in path.parent.glob("*/config.json"))
+    if file.exists() and not file.is_dir():
+        raise UserError(f"{file}: is not a regular file; name the folder of a run or model")
+    inside, beside = (sorted(at.glob("*/config.json")) for at in (path, path.parent))
+    known = [str(found.parent) for found in inside or beside if found.is_file()]
     there = "no such folder" if not path.is_dir() else "holds no config.json"
     hint = f"there are {', '.join(known[:8])}" if known else "train one with `flava-ds train RECIPE`"
     raise UserError(f"{path}: {there}, so it is not a run; {hint}")

@@ -7,19 +7,26 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flava_ds import config as configuration
 from flava_ds.commands import train as train_command
 from flava_ds.config import Config
 from flava_ds.config.evaluation import files_of
+from flava_ds.config.plain_files import loads
 from flava_ds.errors import ConfigError
 from flava_ds.recipes.outside import is_outside
 from flava_ds.recipes.stages import Stage, Stages, resolve_stages
 
+if TYPE_CHECKING:
+    from flava_ds.checkpoints.place import Place
+
 FOLDER = "stages"
 """Where a sequence's folder keeps each stage's configuration and the weights that it begins with."""
+SOURCES = "stages"
+"""Key in the metadata of those weights: JSON of stage -> SHA-256 of its checkpoint's manifest."""
 
 
 def train(sequence: Stages, options: argparse.Namespace, overrides: list[str]) -> int:
@@ -46,6 +53,7 @@ def train(sequence: Stages, options: argparse.Namespace, overrides: list[str]) -
             print(f"{where}: finished, {stage.config.run_path} is left as it is", flush=True)
             for setting in changed:
                 print(f"  it was trained with another setting: {setting}", flush=True)
+            tell_of_others(sequence, stage)
             continue
         config = stage.config if options.dry_run else with_inherited(sequence, stage)
         file = folder_of(config) / f"{stage.name}.json"
@@ -98,20 +106,59 @@ def with_inherited(sequence: Stages, stage: Stage) -> Config:
 
     Raises: CheckpointError when those are of another family or cannot be read.
     """
-    from flava_ds.checkpoints.inheritance import begun, passed_on, to_pass_on
+    from flava_ds.checkpoints.files import digest_of
+    from flava_ds.checkpoints.inheritance import begun, passed_on
     from flava_ds.storage.tensor_files import save_tensors
 
     if not stage.inherits:
         return stage.config
-    out = folder_of(stage.config) / f"{stage.name}.safetensors"
-    if not (out.is_file() and begun(stage.config)):
-        configs, weights = {own.name: own.config for own in sequence.stages}, _own_weights(stage.config)
+    out = inherited_file(stage)
+    if out.is_file() and begun(stage.config):
+        tell_of_others(sequence, stage)
+    else:
+        folders, weights = sources_of(sequence, stage), _own_weights(stage.config)
         for inherited in stage.inherits:
-            folder = to_pass_on(configs[inherited.stage])
+            folder = folders[inherited.stage]
             print(f"  it begins with {', '.join(inherited.prefixes)} of {folder}", flush=True)
             weights |= passed_on(folder, inherited.prefixes, inherited.average)
-        save_tensors(weights, out)
+        digests = json.dumps({name: digest_of(folder) for name, folder in folders.items()})
+        save_tensors(weights, out, {"format": "pt", SOURCES: digests})
     return dataclasses.replace(stage.config, initial_weights=str(out))
+
+
+def inherited_file(stage: Stage) -> Path:
+    """Returns the file of the weights that a stage begins with."""
+    return folder_of(stage.config) / f"{stage.name}.safetensors"
+
+
+def sources_of(sequence: Stages, stage: Stage) -> dict[str, Place]:
+    """Returns the checkpoints that finished stages pass on to this one, by stage. Raises: CheckpointError."""
+    from flava_ds.checkpoints.inheritance import to_pass_on
+
+    configs = {own.name: own.config for own in sequence.stages}
+    return {inherited.stage: to_pass_on(configs[inherited.stage]) for inherited in stage.inherits}
+
+
+def tell_of_others(sequence: Stages, stage: Stage) -> None:
+    """Says which stages have been trained again since this one began from their weights.
+
+    Files of earlier versions do not tell. Raises: CheckpointError when the file cannot be read.
+    """
+    from flava_ds.checkpoints.files import digest_of
+    from flava_ds.storage.files import LocalFile
+    from flava_ds.storage.tensor_files import TensorFile
+
+    if not stage.inherits or not (file := inherited_file(stage)).is_file():
+        return
+    with closing(TensorFile(lambda: LocalFile(file), str(file))) as opened:
+        began: dict[str, str] = loads(opened.metadata.get(SOURCES, "{}"))
+    for name, folder in sources_of(sequence, stage).items():
+        if began.get(name, now := digest_of(folder)) != now:
+            print(
+                f"  it began from another checkpoint of stage '{name}' than {folder}; remove "
+                f"{stage.config.run_path} to train it again",
+                flush=True,
+            )
 
 
 def _own_weights(config: Config) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flava_ds.config import Config
-from flava_ds.errors import ConfigError, UserError, did_you_mean
+from flava_ds.errors import ConfigError, UserError, did_you_mean, number_of
 
 if TYPE_CHECKING:
     from flava_ds.scaling.hardware import Cluster
@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
     names = waiting(sweep, options)
     check_start({name: configs[name] for name in names}, options)
     sweep = with_facts(sweep, configs)
-    for line in estimate(sweep, configs, names, options):
+    for line in estimate(*with_asked(sweep, spec, configs, names, options), options):
         print(line)
     if options.dry_run:
         for name in names:
@@ -222,6 +222,29 @@ def waiting(sweep: Sweep, options: argparse.Namespace) -> list[str]:
     return names[: options.most]
 
 
+def with_asked(
+    sweep: Sweep, spec: Spec | None, configs: dict[str, Config], names: list[str], options: argparse.Namespace
+) -> tuple[Sweep, dict[str, Config], list[str]]:
+    """Returns sweep, configurations and waiting runs together with those that Optuna is still to choose, each
+    like the base, as nobody knows more before: for the estimate.
+
+    Raises: ConfigError when the base lacks what a run needs.
+    """
+    if spec is None or spec.asked is None:
+        return sweep, configs, names
+    from flava_ds.scaling.spec import Run
+
+    room = spec.asked.runs - len(sweep.runs)
+    coming = range(min(room, options.most - len(names)) if options.most else room)
+    if not coming:
+        return sweep, configs, names
+    like = Run(spec.fixed, {})
+    config = config_of(sweep, like)
+    more = {f"asked {number}": config for number in coming}
+    grown = dataclasses.replace(sweep, runs={**sweep.runs, **dict.fromkeys(more, like)})
+    return with_facts(grown, more), configs | more, [*names, *more]
+
+
 def check_start(configs: dict[str, Config], options: argparse.Namespace) -> None:
     """Raises UserError when runs cannot start as asked for, or nobody can be asked."""
     from flava_ds.commands.train import check_run
@@ -252,7 +275,9 @@ def estimate(sweep: Sweep, configs: dict[str, Config], names: list[str], options
 
     chosen = {name: configs[name] for name in names}
     flops = sum(sweep.facts[name]["planned_flops"] for name in names)
-    counts = [f"{sweep.folder}: {len(sweep.runs)} runs, {len(names)} of them now, compared by {sweep.metric}"]
+    runs = number_of(len(names), "run")
+    every = number_of(len(sweep.runs), "run")
+    counts = [f"{sweep.folder}: {every}, {len(names)} of them now, compared by {sweep.metric}"]
     if not names:
         return counts
     if options.gpu is not None:
@@ -261,9 +286,12 @@ def estimate(sweep: Sweep, configs: dict[str, Config], names: list[str], options
         how = f"on {machines.gpus} x {machines.gpu.title} for each run, a forecast"
         return [*counts, sweep_cost.sentence(len(names), flops, hours, "GPU-hours", how)]
     if options.slurm or options.hostfile is not None:
-        return [*counts, f"{len(names)} runs: {flops:.3g} FLOPs; --gpu NAME forecasts the GPU-hours"]
+        return [
+            *counts,
+            f"{runs}: {flops:.3g} FLOPs; --gpu NAME forecasts the GPU-hours",
+        ]
     if launch.count_gpus():
-        return [*counts, f"{len(names)} runs: {flops:.3g} FLOPs; --gpu NAME forecasts the hours"]
+        return [*counts, f"{runs}: {flops:.3g} FLOPs; --gpu NAME forecasts the hours"]
     done = [sweep.state(name).get("results", {}) for name in sweep.runs]
     seconds = sum(3600 * own.get("gpu_hours", 0.0) for own in done) / (options.ranks or 1)
     rate = min(map(sweep_cost.cpu_rate, {own.training.precision for own in chosen.values()}))

@@ -142,7 +142,8 @@ def asked(sweep: Sweep, spec: Spec) -> tuple[Sweep, str]:
         else:
             distributions[name] = optuna.distributions.FloatDistribution(own.low, own.high, log=own.log)
     sampler = optuna.samplers.TPESampler(seed=spec.asked.seed + len(sweep.runs))
-    study = optuna.create_study(sampler=sampler)
+    higher = sweep.higher_is_better()
+    study = optuna.create_study(sampler=sampler, direction="maximize" if higher else "minimize")
     for name, run in sweep.runs.items():
         value = sweep.state(name).get("results", {}).get(spec.metric)
         if value is not None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from flava_ds.config import Config
-from flava_ds.errors import UserError
+from flava_ds.errors import UserError, number_of
 from flava_ds.ranks import launch
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def tune(options: argparse.Namespace, config: Config, overrides: list[str]) -> i
     )
     card = this_gpu() if gpus else this_cpu(config.training.precision)
     guess = Guess(tuner, card, options.captions) if card is not None else None
-    print(f"{ranks} rank{'s' * (ranks > 1)} on {'GPUs' if card is None else card.title}")
+    print(f"{number_of(ranks, 'rank')} on {'GPUs' if card is None else card.title}")
     if card is not None and not gpus:
         rate = f"{card.flops / 1e9:.0f} GFLOP/s of its matrix products"
         print(f"  planned by FLOPs: at {cpu_shares()} of the {rate}, then at the first trial's rate")

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from flava_ds.config.bounds import Above, AtLeast, AtMost, Below, Between, Range, Share
 from flava_ds.config.readers import ReaderConfig
-from flava_ds.errors import ConfigError
+from flava_ds.errors import ConfigError, number_of
 
 Portion = Annotated[float, Range(0, 1, open_least=True)]
 """A share above zero."""
@@ -271,10 +271,10 @@ def micro_batch(
     """
     parts = world_size * accumulation
     if size % parts:
+        split = f"{number_of(world_size, 'rank')} x {number_of(accumulation, 'accumulation step')}"
         raise ConfigError(
-            f"source '{name}': global_batch_size {size} is not divisible by {world_size} ranks x "
-            f"{accumulation} accumulation steps; set --data.sources.{name}.global-batch-size to a multiple "
-            f"of {parts}"
+            f"source '{name}': global_batch_size {size} is not divisible by {split}; set "
+            f"--data.sources.{name}.global-batch-size to a multiple of {parts}"
         )
     if size // parts % together:
         raise ConfigError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -113,12 +114,23 @@ def _check_source(name: str, source: SourceConfig, max_tokens: int) -> None:
             f"source '{name}': a source with regions reads no images, and one of texts no regions; leave out "
             f"{unread}"
         )
-    if source.image_codes_key and source.transform != UNCHANGED:
+    changing = _unchanging(f"--data.sources.{name}.transform", source.transform)
+    if source.image_codes_key and changing:
         raise ConfigError(
-            f"source '{name}': precomputed image codes need an unchanging transform (config.UNCHANGED); set "
-            f"--data.sources.{name}.transform.crop-scale 1 1 --data.sources.{name}.transform.crop-ratio 1 "
-            "1 and its other fields to 0"
+            f"source '{name}': precomputed image codes need a transform that changes nothing; set "
+            f"{' '.join(changing)}"
         )
+
+
+def _unchanging(option: str, transform: ImageTransformConfig) -> list[str]:
+    """Returns the options that make a transform change nothing, of the fields that now change something."""
+    inert = ("jitter_probability", "blur_sigma")  # they only say how other fields change an image
+    words = []
+    for name, still in dataclasses.asdict(UNCHANGED).items():
+        if name not in inert and getattr(transform, name) != still:
+            values = still if isinstance(still, tuple) else (still,)
+            words += [f"{option}.{name.replace('_', '-')}", *(f"{value:g}" for value in values)]
+    return words
 
 
 def check_labels(name: str, source: SourceConfig, objective: Any) -> None:

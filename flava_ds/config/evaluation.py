@@ -46,6 +46,8 @@ OWN_FILE = re.compile(r"(?P<file>.+\.py)(:(?P<task>.*))?")
 """A task's name that is a Python file with TASKS, or one of them."""
 EVALUATED = "evaluation/"
 """How the names of the tasks' numbers begin in the log: evaluation/<task>/<number>."""
+ACCURATE = "accuracy/"
+"""How the names of the objectives' accuracies begin in the log."""
 OF_OBJECTIVES = {"loss": 2, "accuracy": 2, "gradient_norm": 2, "metric": 3}
 """How numbers of objectives begin in the log, and of how many parts their names are; the last one is the
 objective.
@@ -55,6 +57,13 @@ objective.
 def files_of(tasks: Iterable[str]) -> list[str]:
     """Returns the Python files among the names of tasks."""
     return [found["file"] for name in tasks if (found := OWN_FILE.fullmatch(name)) is not None]
+
+
+def higher_is_better(name: str, lower: Collection[str] = ()) -> bool:
+    """Returns whether more of a logged number is better: of accuracies, and of tasks' numbers except those in
+    `lower`, of which their task says otherwise.
+    """
+    return name.startswith(ACCURATE) or (name.startswith(EVALUATED) and name not in lower)
 
 
 def check_evaluation(config: EvaluationConfig, best_metric: str, objectives: Collection[str]) -> None:

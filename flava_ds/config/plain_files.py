@@ -48,7 +48,9 @@ def read_small(path: Path, most: int = MOST_BYTES) -> bytes:
     """
     with open(open_regular(path), "rb") as file:
         size = os.fstat(file.fileno()).st_size
-        data = b"" if size > most else file.read(most + 1)  # it may grow meanwhile
+        data = b"" if size > most else file.read(size + 1)
+        if size < len(data):  # it has grown meanwhile, or has no size, as under /proc
+            data += file.read(most + 1 - len(data))
     if max(size, len(data)) > most:
         raise OSError(errno.EFBIG, f"has more than {most} bytes", str(path))
     return data

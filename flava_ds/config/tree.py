@@ -120,7 +120,8 @@ class CheckpointConfig:
     """Number of checkpoints with the best best_metric to keep."""
     best_metric: str = ""
     """Logged number that keep_best compares, e.g. loss/global_contrastive: its last value before the
-    checkpoint. Lower is better; for a task's number (evaluation/<task>/<number>), the task decides.
+    checkpoint. Lower is better, except of accuracy/<objective>; of evaluation/<task>/<number>, the task
+    decides.
     """
     resume: bool = True
     """Continue from `latest` in the run directory if there is one."""

@@ -17,7 +17,7 @@ from flava_ds.data.order import Order, source_seed
 from flava_ds.data.samples import Sample, SampleDecoder, member_fields
 from flava_ds.data.skip_log import MIN_SEEN, where
 from flava_ds.data.sources import CONTENT, Lane, Promises
-from flava_ds.errors import DataError
+from flava_ds.errors import DataError, number_of
 from flava_ds.storage import faults
 from flava_ds.storage.faults import SampleFault, counted
 from flava_ds.storage.retry import policy_of
@@ -271,7 +271,8 @@ class IndexedShards:
 
     def _counts(self) -> str:
         """Says how many samples are usable, and how many are not for which reason."""
+        shards = number_of(len(self.table.shards), "shard")
         return (
-            f"source '{self.name}': {len(self)} usable samples in {len(self.table.shards)} shards; not "
-            f"usable: {counted(self.table.faults)}"
+            f"source '{self.name}': {len(self)} usable samples in {shards}; not usable: "
+            f"{counted(self.table.faults)}"
         )

@@ -12,7 +12,7 @@ from typing import Any
 from flava_ds.demo.phases import page_of, phases, trained_steps
 from flava_ds.demo.state import SUMMARY, Demo, Plan, open_demo
 from flava_ds.demo.works import WORKS, expected_seconds
-from flava_ds.errors import UserError, did_you_mean
+from flava_ds.errors import UserError, did_you_mean, number_of
 from flava_ds.ranks.launch import check_batches, check_ranks
 from flava_ds.recipes import resolve
 from flava_ds.storage.atomic import write_json
@@ -29,7 +29,7 @@ def run(plan: Plan, *, ranks: int, new: bool = False) -> int:
     check(plan, ranks)
     demo = open_demo(plan, ranks, new=new)
     cores = len(os.sched_getaffinity(0))
-    machine = f"{cores} core{'s' * (cores > 1)}, {ranks} rank{'s' * (ranks > 1)}"
+    machine = f"{number_of(cores, 'core')}, {number_of(ranks, 'rank')}"
     print(f"FLAVA demo in {demo.run_path}: {describe(plan)}, on {machine}", flush=True)
     if demo.state["interruptions"]:
         minutes = f"{demo.used_s() / 60:.1f} minutes"

@@ -26,7 +26,7 @@ from flava_ds.data.samples import MAX_CHARACTERS, Sample
 from flava_ds.data.skip_list import differing_bits, perceptual_hash
 from flava_ds.data.skip_log import MIN_SEEN
 from flava_ds.data.targets import TARGETS_SUFFIX
-from flava_ds.errors import DataError
+from flava_ds.errors import DataError, number_of
 from flava_ds.prepare.img2dataset import left_out
 from flava_ds.recipes import resolve
 from flava_ds.storage import faults
@@ -365,16 +365,12 @@ def _check_read(found: Check, limit: float) -> None:
         )
 
 
-def number_of(count: int, thing: str) -> str:
-    """Returns '1 shard', '2 shards'."""
-    return f"{count} {thing}{'s' * (count != 1)}"
-
-
 def describe(found: Check) -> str:
     """Formats the check for a terminal."""
     per_shard = sorted(found.samples_per_shard)
     lines = [
-        f"{found.place}: {found.samples:,} {found.kind} samples in {found.shards} shards, {found.volume}; "
+        f"{found.place}: {found.samples:,} {found.kind} samples in {number_of(found.shards, 'shard')}, "
+        f"{found.volume}; "
         f"{per_shard[0]:,} to {per_shard[-1]:,} samples per shard, median {per_shard[len(per_shard) // 2]:,}",
         f"members: {counted(found.members)}",
         f"read {found.read:,} samples; formats: {counted(found.formats)}",

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flava_ds.errors import DataError
+from flava_ds.errors import DataError, number_of
 from flava_ds.plain_text import escaped
 from flava_ds.prepare.img2dataset import compare
 from flava_ds.storage import faults
@@ -110,10 +110,9 @@ def _summary(shards: Sequence[_Held]) -> str:
     for own in shards:
         members.update(own.members)
         damage.update(own.faults)
-    return (
-        f"{len(shards)} shards, {sum(own.samples for own in shards)} samples; members: {counted(members)}; "
-        f"damage: {counted(damage)}"
-    )
+    samples = number_of(sum(own.samples for own in shards), "sample")
+    held = f"{number_of(len(shards), 'shard')}, {samples}"
+    return f"{held}; members: {counted(members)}; damage: {counted(damage)}"
 
 
 def _name_some(lines: Sequence[str]) -> None:
@@ -133,7 +132,7 @@ def _verify(paths: Sequence[Shard], processes: int | None) -> int:
     changed = [str(path) for path, result in zip(paths, results, strict=True) if result is False]
     if changed:
         raise DataError(
-            f"{len(changed)} shards differ from their checksum, though not in size and time: "
+            f"{number_of(len(changed), 'shard')} of another checksum, though of the same size and time: "
             f"{', '.join(changed[:_NAMED])}{' ...' * (len(changed) > _NAMED)}; restore them, or delete their "
             ".index.npz to accept them as they are"
         )

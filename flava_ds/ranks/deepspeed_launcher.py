@@ -1,7 +1,7 @@
-"""DeepSpeed's launcher of one machine's ranks, in which Ctrl-C ends in one line.
+"""DeepSpeed's launcher of one machine's ranks, in which Ctrl-C ends in one line, and SIGUSR1 stops the ranks.
 
-The `deepspeed` command starts the same launcher as a process of its own and is not prepared for Ctrl-C: it
-ends with a traceback, before the ranks have written their checkpoint.
+The `deepspeed` command starts the same launcher as a process of its own and is prepared for neither: Ctrl-C
+ends it with a traceback, before the ranks have written their checkpoint, and SIGUSR1 at once, without them.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, _leave)  # DeepSpeed's import takes seconds; its launcher then listens itself
     from deepspeed.launcher import launch
 
+    signal.signal(signal.SIGUSR1, lambda *_: signal.raise_signal(signal.SIGTERM))
     received, told = socket.socketpair()
     for end in (received, told):
         end.setblocking(False)

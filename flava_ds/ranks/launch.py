@@ -19,8 +19,9 @@ from pathlib import Path
 
 from flava_ds.config import Config
 from flava_ds.config.encoders import DETECTORS
-from flava_ds.errors import ConfigError, DataError, UserError
+from flava_ds.errors import ConfigError, DataError, UserError, number_of
 from flava_ds.ranks import safe_path
+from flava_ds.ranks.stop_signals import STOP_SIGNALS
 from flava_ds.storage.shards import list_streamed, unexpanded
 
 MODULE = "flava_ds.train"
@@ -47,7 +48,7 @@ class Launch:
         os.execvpe(self.arguments[0], self.arguments, {**os.environ, **self.environment})
 
     def wait(self, log: Path | None = None) -> int:
-        """Runs the command to its end, passing SIGTERM and SIGINT on; returns its exit status, 128 + signal
+        """Runs the command to its end, passing stop signals on; returns its exit status, 128 + signal
         where one ended it or asked this process to stop. What it says is appended to `log`, if that is given.
 
         On Ctrl-C a terminal has sent SIGINT to the command, too; StopRequest takes both for one.
@@ -63,7 +64,7 @@ class Launch:
             told = None if file is None else subprocess.STDOUT
             environment = {**os.environ, **self.environment}
             running = subprocess.Popen(self.arguments, env=environment, stdout=file, stderr=told)
-        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+        before = {number: signal.signal(number, note) for number in STOP_SIGNALS}
         try:
             status = running.wait()
         finally:
@@ -131,12 +132,12 @@ def check_ranks(ranks: int, gpus: int) -> None:
     cores = len(os.sched_getaffinity(0))
     if not gpus and ranks > MOST_RANKS_PER_CORE * cores:
         raise UserError(
-            f"--ranks {ranks}, but this machine has {cores} core{'s' * (cores > 1)} and no GPU; use "
+            f"--ranks {ranks}, but this machine has {number_of(cores, 'core')} and no GPU; use "
             f"--ranks {cores}, or at most {MOST_RANKS_PER_CORE * cores}"
         )
     if gpus and ranks > gpus:
         raise UserError(
-            f"--ranks {ranks}, but this machine has {gpus} GPU{'s' * (gpus > 1)}; use --ranks {gpus}, or "
+            f"--ranks {ranks}, but this machine has {number_of(gpus, 'GPU')}; use --ranks {gpus}, or "
             "launchers/slurm.sbatch for several machines"
         )
 

@@ -26,6 +26,7 @@ def write_sweep_page(sweep: Sweep) -> Path:
         base=sweep.base,
         commit=sweep.commit[:10],
         metric=sweep.metric,
+        higher=sweep.higher_is_better(),
         counts=Counter(row["state"] for row in rows),
         best=best_of(sweep, rows),
         charts=charts(sweep, rows),
@@ -36,9 +37,15 @@ def write_sweep_page(sweep: Sweep) -> Path:
 
 
 def best_of(sweep: Sweep, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Returns the finished run with the lowest metric; None when there is none."""
-    done = [row for row in rows if row["state"] == FINISHED and row.get(sweep.metric, "") != ""]
-    return min(done, key=lambda row: row[sweep.metric], default=None)
+    """Returns the finished run with the best metric; None when there is none."""
+    done = [row for row in rows if row["state"] == FINISHED]
+    return next(iter(best_first(sweep, done)), None)
+
+
+def best_first(sweep: Sweep, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the rows that have the metric, the best first."""
+    known = [row for row in rows if row.get(sweep.metric, "") != ""]
+    return sorted(known, key=lambda row: row[sweep.metric], reverse=sweep.higher_is_better())
 
 
 def charts(sweep: Sweep, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -65,7 +72,7 @@ def charts(sweep: Sweep, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def status_rows(sweep: Sweep, *, reasons: bool = True) -> list[list[str]]:
-    """Returns the runs as text, the lowest metric first, then those that are not finished. State and metric
+    """Returns the runs as text, the best metric first, then those that are not finished. State and metric
     come first, as a narrow window cuts off the last columns, and `reasons` last, as they are long.
     """
     rows = sweep.rows()
@@ -74,8 +81,7 @@ def status_rows(sweep: Sweep, *, reasons: bool = True) -> list[list[str]]:
     columns = [sweep.metric, *axes, *(name for name in more if any(row.get(name, "") != "" for row in rows))]
     found = [["run", "state", *(column.removeprefix("axis/") for column in columns)]]
     unfinished = [row for row in rows if row.get(sweep.metric, "") == ""]
-    finished = [row for row in rows if row.get(sweep.metric, "") != ""]
-    for row in (*sorted(finished, key=lambda row: row[sweep.metric]), *unfinished):
+    for row in (*best_first(sweep, rows), *unfinished):
         state = row["state"] + (", held out" if row["held_out"] else "")
         found.append([row["run"], state, *(_shown(row.get(column, "")) for column in columns)])
     return found

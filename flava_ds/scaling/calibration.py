@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flava_ds.config import Config
 from flava_ds.config.plain_files import loads, read_small
-from flava_ds.errors import ConfigError
+from flava_ds.errors import ConfigError, number_of
 from flava_ds.scaling.assumptions import BETTER, MIDDLE, WORSE, Assumptions
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ class Calibration:
     def text(self) -> str:
         """Says what was measured."""
         return (
-            f"Calibrated by {self.trials} trial{'s' * (self.trials > 1)} in {self.file}: steps took "
+            f"Calibrated by {number_of(self.trials, 'trial')} in {self.file}: steps took "
             f"{self.middle:.2f} times ({self.better:.2f} to {self.worse:.2f}) what was planned."
         )
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from flava_ds.config import Config
 from flava_ds.config.evaluation import check_logged
 from flava_ds.config.objectives import in_use
 from flava_ds.errors import ConfigError
-from flava_ds.watching.run_log import RunLog, read_log
+from flava_ds.watching.run_log import RunLog
 
 LAST_SHARE = 0.1
 """Share of a run's steps over which a training loss is averaged at its end."""
@@ -63,14 +62,13 @@ def course(log: RunLog) -> Course:
     return Course(steps, used)
 
 
-def results(run_path: Path) -> dict[str, Any]:
-    """Returns the numbers of a run's end by name; empty without a log.
+def results(log: RunLog) -> dict[str, Any]:
+    """Returns the numbers of a run's end by name; empty for a log without steps.
 
     `unique_samples` are those that it saw at least once: each source's samples over its passes. Training
     losses are means over the last tenth of the steps, or the last one if none of these had it; evaluations
     are the last ones.
     """
-    log = read_log(run_path / "log.jsonl")
     if not log.steps:
         return {}
     found, last = course(log), log.steps[-1]

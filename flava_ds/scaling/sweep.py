@@ -18,13 +18,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flava_ds.config.evaluation import higher_is_better
 from flava_ds.config.plain_files import loads, read_small
-from flava_ds.errors import ConfigError, UserError
+from flava_ds.errors import ConfigError, UserError, number_of
 from flava_ds.ranks.lock_files import NAME as LOCK
 from flava_ds.ranks.stop_signals import is_stop, signal_of
 from flava_ds.scaling.results import results
 from flava_ds.scaling.spec import Run
 from flava_ds.storage.atomic import write_json, write_whole
+from flava_ds.watching.run_log import lower_is_better, read_log
 
 MANIFEST = "sweep.json"
 PLANNED, RUNNING, FINISHED, FAILED = "planned", "running", "finished", "failed"
@@ -107,11 +109,18 @@ class Sweep:
             ]
             if wrong:
                 raise ValueError(f"result {wrong[0]!r:.60} is no number")
+            if not all(isinstance(each, str) for each in said.get("lower_is_better", [])):
+                raise ValueError("lower_is_better is no list of names")
             return said
         except FileNotFoundError:
             return {"state": PLANNED, "attempts": 0}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: cannot be read ({error}); remove it to plan the run again") from error
+
+    def higher_is_better(self) -> bool:
+        """Returns whether the highest metric is the best, by what the tasks of finished runs say."""
+        lower = {name for run in self.runs for name in self.state(run).get("lower_is_better", [])}
+        return higher_is_better(self.metric, lower)
 
     def begin(self, name: str) -> None:
         """Notes that a run is starting."""
@@ -124,7 +133,10 @@ class Sweep:
         """
         attempts = self.state(name)["attempts"]
         if status == 0:
-            own: dict[str, Any] = {"state": FINISHED, "results": results(self.path_of(name))}
+            log = read_log(self.path_of(name) / "log.jsonl")
+            own: dict[str, Any] = {"state": FINISHED, "results": results(log)}
+            if lower := lower_is_better(log):
+                own["lower_is_better"] = lower
             if not own["results"]:
                 own = {"state": FAILED, "reason": "it ended well, but its log has no steps"}
         elif is_stop(status):
@@ -183,9 +195,8 @@ def merged(old: Sweep | None, new: Sweep, where: str, other_commit: bool) -> Swe
         return new
     lost = [name for name in old.runs if name not in new.runs]
     if old.base != new.base or lost:
-        what = (
-            f"of {old.base}" if old.base != new.base else f"with {len(lost)} runs that {where} does not have"
-        )
+        lacking = number_of(len(lost), "run")
+        what = f"of {old.base}" if old.base != new.base else f"with {lacking} that {where} does not have"
         raise ConfigError(
             f"{new.folder}: holds another sweep, {what}, e.g. {next(iter(lost or old.runs))}; give this one "
             "another name or --folder"

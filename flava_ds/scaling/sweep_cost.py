@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flava_ds.config import Config
+from flava_ds.errors import number_of
 from flava_ds.scaling.captions import lengths_of
 from flava_ds.scaling.facts import Facts, seen, shares_of, without
 from flava_ds.scaling.hardware import Cluster
@@ -126,4 +127,4 @@ def sentence(count: int, flops: float, hours: Estimate, unit: str, how: str) -> 
         if unit.startswith("hours") and each * hours.high < 60:
             unit = unit.replace("hours", smaller, 1)
             hours = Estimate(each * hours.low, each * hours.middle, each * hours.high)
-    return f"{count} run{'s' * (count != 1)}: {flops:.3g} FLOPs, {hours.text()} {unit} {how}"
+    return f"{number_of(count, 'run')}: {flops:.3g} FLOPs, {hours.text()} {unit} {how}"

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from flava_ds.config import Config
-from flava_ds.errors import DataError
+from flava_ds.errors import DataError, number_of
 from flava_ds.plain_text import without_secrets
 from flava_ds.processes import within
 
@@ -89,7 +89,7 @@ def call(
             told = _told(error, policy.timeout_s)
             if number == attempts:
                 raise DataError(
-                    f"{name} cannot be read after {attempts} attempt{'s' * (attempts > 1)}: {told}; check "
+                    f"{name} cannot be read after {number_of(attempts, 'attempt')}: {told}; check "
                     "the network and the server, or raise data.read_retries or data.read_timeout_s"
                 ) from error
             wait = policy.wait_s(number, name)

@@ -109,9 +109,12 @@ def _expand(entry: str, shards: str, name: str, policy: ReadPolicy, known: bool)
     """Returns the shards of one folder, file or pattern."""
     label = _label(name)
     if entry.startswith("pipe:"):
+        way = "name a folder or a URL"
+        if name and entry == shards:  # lists cannot introduce commands
+            option = f"--data.sources.{name}"
+            way += f", or allow it with {option}.reading stream {option}.allow-code"
         raise DataError(
-            f"{label}shards '{entry}' would run a shell command, which is not allowed here; name a folder or "
-            "a URL"
+            f"{label}shards '{entry}' would run a shell command, which is not allowed here; {way}"
         )
     if "::" in entry:
         raise DataError(

@@ -15,15 +15,15 @@ ALLOWED = {
     "communication_data_type",
     "prescale_gradients",
     "gradient_predivide_factor",
-    "steps_per_print",
-    "wall_clock_breakdown",
     "memory_breakdown",
-    "dump_state",
-    "flops_profiler",
-    "comms_logger",
     "aio",
 }
 """Top-level keys that a file under ds_configs may set."""
+
+SILENT = {"wall_clock_breakdown", "flops_profiler", "comms_logger", "steps_per_print", "dump_state"}
+"""DeepSpeed's diagnostics that cannot work here: the first two need hooks on a forward pass that returns a
+plain loss, and the others speak through its logger, which only reports errors.
+"""
 
 OWNED = {
     "train_batch_size": "training.global_batch_size",
@@ -112,10 +112,15 @@ def zero_stage(settings: dict[str, Any]) -> int:
 
 
 def _check_keys(settings: dict[str, Any], path: str) -> None:
-    """Rejects unknown keys and keys that belong to the recipe."""
+    """Rejects unknown keys, keys that belong to the recipe, and diagnostics that do not work here."""
     for key in settings:
         if key in OWNED:
             raise ConfigError(f"{path}: '{key}' belongs to the recipe; remove it here and set {OWNED[key]}")
+        if key in SILENT:
+            raise ConfigError(
+                f"{path}: '{key}', a diagnostic of DeepSpeed, does not work here; remove it and use "
+                "--logging.profile-steps"
+            )
         if key not in ALLOWED:
             raise ConfigError(f"{path}: unknown key '{key}'{did_you_mean(key, ALLOWED | OWNED.keys())}")
 

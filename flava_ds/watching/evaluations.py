@@ -12,6 +12,7 @@ from flava_ds.config.evaluation import EVALUATED
 from flava_ds.errors import UserError, did_you_mean
 from flava_ds.ranks.distributed import World, log
 from flava_ds.training.watcher import Update, Watcher
+from flava_ds.watching.run_log import LOWER
 
 SECONDS = "evaluation_seconds"
 """Log field: seconds that training was paused."""
@@ -47,7 +48,7 @@ class EvaluationWatcher(Watcher):
         total_steps: int,
         world: World,
         evaluate: Callable[[], Results],
-        add_numbers: Callable[[dict[str, float]], None],
+        add_numbers: Callable[[dict[str, float | str]], None],
         paused: Callable[[], AbstractContextManager[None]],
         of_pixels: Callable[[], Results] = dict,
         best_metric: str = "",
@@ -74,7 +75,9 @@ class EvaluationWatcher(Watcher):
             results = self._evaluate()
         seconds = time.perf_counter() - begun
         self._latest, self._step = _named(EVALUATED, results), step
-        self._add_numbers({name: score.value for name, score in self._latest.items()} | {SECONDS: seconds})
+        lower = [name for name, score in self._latest.items() if not score.higher_is_better]
+        found: dict[str, float | str] = {name: score.value for name, score in self._latest.items()}
+        self._add_numbers(found | {SECONDS: seconds} | ({LOWER: ",".join(lower)} if lower else {}))
         if self.world.is_main:
             told = _told(EVALUATED, self._latest)
             log.info("evaluated after step %d; training was paused for %.1f s: %s", made, seconds, told)

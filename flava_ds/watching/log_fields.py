@@ -75,6 +75,12 @@ FIELDS = (
             "evaluation.references"
         ),
     ),
+    Field(
+        "evaluation_lower_is_better",
+        "",
+        "the names of those results of which lower is better, such as losses; of all others, higher is",
+        "text",
+    ),
     Field("evaluation_seconds", "s", "how long these tasks paused training"),
     Field(
         "samples_per_second",

@@ -103,7 +103,7 @@ class Metrics(Watcher):
         self._counts: Counter[str] = Counter()
         self._window = Window()
         self._norms: dict[str, Tensor] = {}
-        self._numbers: dict[str, float] = {}
+        self._numbers: dict[str, float | str] = {}
         self._states = StateReports(engine.module.states)
         self._watch = StragglerWatch(config.logging.straggler_lines)
         description = describe_start(config, world, gemm_rate)
@@ -146,7 +146,7 @@ class Metrics(Watcher):
         """Adds gradient norms by field; the next record contains the latest."""
         self._norms.update(norms)
 
-    def add_numbers(self, numbers: Mapping[str, float]) -> None:
+    def add_numbers(self, numbers: Mapping[str, float | str]) -> None:
         """Adds fields to the next record that are known on the host and equal on all ranks."""
         self._numbers.update(numbers)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 from flava_ds.config.plain_files import loads
 
 Kept = TypeVar("Kept")
+LOWER = "evaluation_lower_is_better"
+"""Log field: the names of the tasks' numbers of which lower is better, with commas between them."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,16 @@ def read_lines(
                 elif not header:
                     header = line
     return header, [steps[step] for step in sorted(steps)]
+
+
+def lower_is_better(log: RunLog) -> list[str]:
+    """Returns the tasks' numbers of which lower is better, as their tasks said during the run."""
+    return sorted({name for line in log.steps for name in lower_in(line)})
+
+
+def lower_in(record: Mapping[str, Any]) -> list[str]:
+    """Returns the names in a record's LOWER."""
+    return record[LOWER].split(",") if isinstance(record.get(LOWER), str) else []
 
 
 def _is_step(line: dict[str, Any]) -> bool:

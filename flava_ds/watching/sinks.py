@@ -96,7 +96,7 @@ class TensorBoard(Sink):
     def _open(self, first_step: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
 
-        return SummaryWriter(str(self._folder), purge_step=first_step or None)
+        return SummaryWriter(str(self._folder), purge_step=first_step)
 
     def go_back(self, step: int, rollback: dict[str, Any]) -> None:
         """Opens a new event file."""

@@ -185,6 +185,15 @@ def test_prune_keeps_the_highest_where_higher_is_better(place):
     assert files.complete(place) == [files.name_of(step) for step in (2, 3, 4)]
 
 
+def test_prune_keeps_the_highest_accuracy_also_of_states_that_do_not_say_which_is_better(place):
+    for step, value in ((1, 0.9375), (2, 0.8125), (3, 0.5)):
+        write_checkpoint(
+            place, step, small_weights(), metric={"name": "accuracy/itm", "value": value, "step": step}
+        )
+    files.prune(place, CheckpointConfig(keep_last=1, keep_best=1, best_metric="accuracy/itm"))
+    assert files.complete(place) == [files.name_of(step) for step in (1, 3)]
+
+
 def saved(place: Place, step: int, value: float, seen: files.Seen, rules: CheckpointConfig) -> list[str]:
     """Publishes and prunes as a run does; returns what was deleted."""
     metric = {"name": rules.best_metric, "value": value, "step": step}

@@ -10,6 +10,7 @@ import signal
 
 import pytest
 import torch
+from checkpoint_helpers import UNEVENTFUL
 from test_engine import everything
 from test_trainer import ToyLoader
 from toy import Toy, toy_config
@@ -133,6 +134,25 @@ def test_a_step_that_is_saved_again_counts_by_its_new_number(run_ranks, tmp_path
     assert run_ranks(save_again_after_a_rollback, 1, str(tmp_path)) == [
         [[1], [1, 2], [1, 2], [1, 3], [1, 3, 4]]
     ]
+
+
+def save_while_it_diverges(folder: str) -> list[int]:
+    """The checkpoints that are left when the loss spikes after the first, and no rollback is asked for."""
+    config = toy_config("zero1", spike_factor=5.0)
+    config = dataclasses.replace(
+        config, checkpoint=CheckpointConfig(keep_last=1), logging=LoggingConfig(run_directory=folder)
+    )
+    world = start(60)
+    checkpoint.prepare(config, world)
+    saver = Saver(Engine(Toy(), config, world), config)
+    for step in (1, 2, 3):
+        saver.save(step, {}, spikes={**UNEVENTFUL["spikes"], "calm": step == 1})
+        saver.finish()
+    return [files.step_of(name) for name in files.complete(saver.place)]
+
+
+def test_the_last_good_one_outlives_a_divergence_that_ends_the_run(run_ranks, tmp_path):
+    assert run_ranks(save_while_it_diverges, 1, str(tmp_path)) == [[1, 3]]
 
 
 def stop_and_go_on(folder: str) -> tuple[list[str], bool, bool]:

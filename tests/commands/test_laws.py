@@ -126,7 +126,7 @@ def test_what_is_no_table_is_one_line(tmp_path, capsys):
         assert message in capsys.readouterr().err
     for place, message in (
         (tmp_path / "gone.csv", "no such sweep or table"),
-        (few, "1 runs of one batch besides"),
+        (few, "1 run of one batch besides"),
     ):
         assert cli.main(["laws", str(place)]) == 2
         assert message in capsys.readouterr().err

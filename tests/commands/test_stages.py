@@ -111,6 +111,14 @@ def test_stages_go_on_where_they_were_and_pass_weights_on(launched, tmp_path, ca
     assert command.train(sequence, OPTIONS, [*still, "--text.optimizer.lr", "0.1"]) == 0 and len(started) == 4
     told = capsys.readouterr().out
     assert told.count("finished") == 3 and "another setting: optimizer.lr 0.0005 -> 0.1" in told
+    assert "it began from another checkpoint" not in told
+    text.run_path.rename(tmp_path / "aside")
+    assert command.train(sequence, OPTIONS, [*still, "--text.seed", "7"]) == 0 and len(started) == 5
+    told = capsys.readouterr().out
+    assert f"it began from another checkpoint of stage 'text' than {text.run_path}" in told
+    assert told.count("another checkpoint") == 1 and f"remove {joint.run_path} to train it again" in told
+    shutil.rmtree(text.run_path)
+    (tmp_path / "aside").rename(text.run_path)
     shutil.rmtree(joint.run_path)
     file, ones = tmp_path / "own.safetensors", torch.ones(2)
     save_file({"objectives.own": ones, patches: torch.zeros_like(passed[patches])}, file)

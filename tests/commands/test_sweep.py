@@ -84,7 +84,7 @@ def test_two_runs_interrupted_and_continued(tmp_path, capsys, monkeypatch):
     assert "0 of them now" in shown and shown.count("finished") == 2
     spec.write_text(SPEC.replace("[1e-3, 1e-9]", "[2e-3, 1e-9]"))
     assert cli.main(words) == 2
-    assert "holds another sweep, with 1 runs that" in capsys.readouterr().err
+    assert "holds another sweep, with 1 run that" in capsys.readouterr().err
 
 
 def options_of(*words):
@@ -208,6 +208,26 @@ def test_an_installed_package_has_no_launchers_and_says_so_before_anything_is_wr
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("metric", ["loss/global_contrastive", "accuracy/itm"])
+def test_optuna_goes_to_where_the_metric_is_better(tmp_path, metric):
+    pytest.importorskip("optuna")
+    data = {"base": "flava_debug", "metric": metric, "search": {"by": "optuna", "runs": 16, "fields": {
+        "optimizer.lr": {"from": 1e-3, "to": 1e-1}}}}  # fmt: skip
+    spec = parse(data, "s", "s")
+    sweep = Sweep(tmp_path, "flava_debug", metric, "c", {})
+    (tmp_path / "states").mkdir()
+    for _ in range(16):
+        sweep, name = sweep_jobs.asked(sweep, spec)
+        state = {
+            "state": "finished",
+            "attempts": 1,
+            "results": {metric: sweep.runs[name].overrides["optimizer.lr"]},
+        }
+        (tmp_path / "states" / f"{name}.json").write_text(json.dumps(state))
+    late = [run.overrides["optimizer.lr"] for run in sweep.runs.values()][10:]
+    assert (sum(late) / 6 > 0.06) == metric.startswith("accuracy/"), late
+
+
 def test_optuna_asks_by_what_has_finished(tmp_path, capsys, monkeypatch):
     pytest.importorskip("optuna")
     data = {"base": "flava_debug", "search": {"by": "optuna", "runs": 12, "fields": {
@@ -226,6 +246,12 @@ def test_optuna_asks_by_what_has_finished(tmp_path, capsys, monkeypatch):
     assert next(iter(sweep.facts.values()))["parameters"] == 1_124_675
     path = tmp_path / "asked.yaml"
     path.write_text(json.dumps(data | {"name": "asked"}))
+    assert cli.main(["sweep", str(path), "--folder", str(tmp_path / "new"), "--dry-run"]) == 0
+    assert ": 12 runs, 12 of them now" in (told := capsys.readouterr().out) and "12 runs: " in told, told
+    words = ["--folder", str(tmp_path / "new"), "--dry-run", "--gpu", "h100", "--most", "2"]
+    assert cli.main(["sweep", str(path), *words]) == 0
+    assert "2 runs: " in (told := capsys.readouterr().out) and "GPU-hours" in told, told
+    assert not (tmp_path / "new").exists()
     assert cli.main(["sweep", str(path), "--folder", str(tmp_path / "new"), "--slurm", "--yes"]) == 2
     assert "asks for runs one by one" in capsys.readouterr().err
     begun: list[str] = []

@@ -4,6 +4,7 @@ import pytest
 from sample_batches import tiny_config
 
 from flava_ds.config import CheckpointConfig, EvaluationConfig, check, from_dict, to_dict
+from flava_ds.config.evaluation import higher_is_better
 from flava_ds.config.tree import Config
 from flava_ds.errors import ConfigError
 
@@ -32,6 +33,14 @@ def test_the_best_metric_may_be_of_a_plain_method():
         checked(plain, keep_best=1, best_metric=f"evaluation/{task}/top1_accuracy")
     with pytest.raises(ConfigError, match="task 'own_retrieval' does not run"):
         checked(plain, keep_best=1, best_metric="evaluation/own_retrieval/recall")
+
+
+def test_more_is_better_of_accuracies_and_as_tasks_say():
+    lower = ["evaluation/held_out_losses/mim_loss"]
+    for name in ("accuracy/itm", "evaluation/food101_probe/top1_accuracy"):
+        assert higher_is_better(name, lower) and higher_is_better(name)
+    for name in ("loss/itm", "metric/giou/boxes", "grad_norm", "seconds", *lower):
+        assert not higher_is_better(name, lower)
 
 
 @pytest.mark.parametrize(

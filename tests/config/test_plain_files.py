@@ -1,6 +1,8 @@
 """Files and JSON of others: with limits."""
 
 import os
+import tracemalloc
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +22,24 @@ def test_a_regular_file_is_read_up_to_a_limit(tmp_path):
         read_small(tmp_path / "gone")
     with pytest.raises(IsADirectoryError):
         read_small(tmp_path)
+
+
+def test_a_small_file_takes_little_memory(tmp_path):
+    """A lock's heartbeat reads one every ten seconds, also when memory is short."""
+    path = tmp_path / "file"
+    path.write_bytes(b"12345")
+    tracemalloc.start()
+    try:
+        assert read_small(path) == b"12345"
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_file_without_a_size_is_read_whole():
+    assert read_small(Path("/proc/self/cmdline"))
+    with pytest.raises(OSError, match="has more than 2 bytes"):
+        read_small(Path("/proc/self/cmdline"), most=2)
 
 
 def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path):

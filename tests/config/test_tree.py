@@ -207,7 +207,7 @@ def test_run_path_is_directory_and_name():
         ),
         (
             {"data": DataConfig(sources={"pair": dataclasses.replace(PAIR, image_codes_key="codes.npy")})},
-            "precomputed image codes need an unchanging transform",
+            "precomputed image codes need a transform that changes nothing",
         ),
         ({"optimizer": AdamWConfig(lr=float("nan"))}, "optimizer.lr is nan; it must be at least 0"),
         ({"optimizer": AdamWConfig(lr=float("inf"))}, "optimizer.lr is inf; it must be at most 10"),
@@ -317,6 +317,18 @@ def test_cross_field_checks(changes, message):
 def test_precomputed_codes_are_accepted_with_an_unchanging_transform():
     source = dataclasses.replace(PAIR, image_codes_key="codes.npy", transform=UNCHANGED)
     assert check(a_config(data=DataConfig(sources={"pair": source}))).data.sources["pair"] == source
+
+
+def test_what_changes_an_image_of_precomputed_codes_is_named_and_nothing_else():
+    """The probability of a jitter that is none, and the width of a blur that is none, change nothing."""
+    inert = dataclasses.replace(UNCHANGED, jitter_probability=0.0, blur_sigma=(0.5, 1.0))
+    source = dataclasses.replace(PAIR, image_codes_key="codes.npy", transform=inert)
+    check(a_config(data=DataConfig(sources={"pair": source})))
+    changed = dataclasses.replace(inert, crop_scale=(0.9, 1.0), hue=0.1)
+    with pytest.raises(ConfigError) as caught:
+        check(a_config(data=DataConfig(sources={"pair": dataclasses.replace(source, transform=changed)})))
+    option = "--data.sources.pair.transform"
+    assert str(caught.value).endswith(f"; set {option}.crop-scale 1 1 {option}.hue 0")
 
 
 def test_codebook_grid_is_free_when_nothing_predicts_codes():

@@ -178,7 +178,7 @@ def test_incomplete_samples_never_enter_and_an_unusable_source_is_refused(source
     with pytest.raises(
         DataError,
         match=(
-            "0 usable samples in 1 shards; not usable: missing caption 2; kind 'pair' needs image and caption"
+            "0 usable samples in 1 shard; not usable: missing caption 2; kind 'pair' needs image and caption"
         ),
     ):
         source_of([("a.webp", picture(0)), ("b.webp", picture(1))])

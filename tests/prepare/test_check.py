@@ -142,7 +142,7 @@ def test_what_would_end_a_run_is_an_error(shards, tmp_path, monkeypatch, capsys)
         (
             "without",
             [b"a dog"] * 90 + [None] * 10,
-            "90 usable samples in 1 shards; not usable: missing caption 10",
+            "90 usable samples in 1 shard; not usable: missing caption 10",
         ),
     ):
         members = [

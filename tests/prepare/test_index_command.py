@@ -23,7 +23,7 @@ def test_counts_and_checksums_several_places_and_overlaps_once(shards, capsys):
     build_indexes([str(shards / "00000.tar"), str(shards), str(shards / "{00000..00001}.tar")])
     both = "2 shards, 5 samples; members: json 5, txt 5, webp 5; damage: none"
     assert capsys.readouterr().out.splitlines() == [
-        f"{shards}/00000.tar: 1 shards, 3 samples; members: json 3, txt 3, webp 3; damage: none",
+        f"{shards}/00000.tar: 1 shard, 3 samples; members: json 3, txt 3, webp 3; damage: none",
         f"{shards}: {both}",
         f"{shards}/{{00000..00001}}.tar: {both}",
         f"all, each shard once: {both}",
@@ -73,7 +73,7 @@ def test_verify_finds_content_that_changed_behind_its_time(shards, capsys):
         stream.write(b"rot")
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     build_indexes([str(shards)])
-    with pytest.raises(DataError, match="1 shards differ from their checksum.*00001.tar"):
+    with pytest.raises(DataError, match="1 shard of another checksum, .*00001.tar"):
         build_indexes([str(shards)], verify=True)
 
 

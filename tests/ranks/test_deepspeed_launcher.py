@@ -1,4 +1,4 @@
-"""Ctrl-C under DeepSpeed's launcher: no traceback, whenever it comes, and the ranks end first."""
+"""Signals to DeepSpeed's launcher: no traceback, whenever they come, and the ranks end first."""
 
 import os
 import signal
@@ -68,3 +68,16 @@ def test_while_ranks_train(tmp_path):
     said, errors = launcher.communicate()
     assert sorted(said.splitlines()) == ["saved 0", "saved 1"] and launcher.returncode == 130
     assert "Traceback" not in errors and "KeyboardInterrupt" not in errors
+
+
+@pytest.mark.distributed
+def test_sigusr1_to_the_launcher_alone_stops_the_ranks(tmp_path):
+    """As a sweep passes it on: the launcher waits for the checkpoint."""
+    stops = RANK.replace("signal.SIGTERM, lambda *_: None", "signal.SIGTERM, save")
+    (tmp_path / "rank.py").write_text(stops)
+    launcher = launched(tmp_path / "rank.py")
+    assert [launcher.stdout.readline() for _ in range(2)] == ["ready\n"] * 2
+    launcher.send_signal(signal.SIGUSR1)
+    said, errors = launcher.communicate(timeout=60)
+    assert sorted(said.splitlines()) == ["saved 0", "saved 1"]
+    assert launcher.returncode == 128 + signal.SIGUSR1 and "Traceback" not in errors, errors

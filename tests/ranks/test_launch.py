@@ -14,6 +14,7 @@ import pytest
 from flava_ds.config.readers import ReaderConfig
 from flava_ds.errors import ConfigError, DataError, UserError
 from flava_ds.ranks import launch
+from flava_ds.ranks.stop_signals import STOP_SIGNALS
 from flava_ds.recipes import resolve
 
 
@@ -124,9 +125,11 @@ def test_a_command_that_is_waited_for_ends_with_its_status_and_is_told_to_stop()
 
     assert status_of("import os, sys; sys.exit(int(os.environ['MARK']))") == 7
     assert status_of("import os, signal; os.kill(os.getpid(), signal.SIGKILL)") == 128 + signal.SIGKILL
-    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    before = [signal.getsignal(number) for number in STOP_SIGNALS]
     told = "import os, signal, time; os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)"
     assert status_of(told) == 128 + signal.SIGTERM
+    warned = "import os, signal, time; os.kill(os.getppid(), signal.SIGUSR1); time.sleep(60)"
+    assert status_of(warned) == 128 + signal.SIGUSR1, "as Slurm sends it before a time limit"
     failing = f"import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(1)); {told}"
     assert status_of(failing) == 128 + signal.SIGTERM, "it was asked to stop, whatever its status"
     alone = "import os, signal, sys, time; signal.signal(signal.SIGINT, lambda *_: sys.exit(0)); "
@@ -134,4 +137,4 @@ def test_a_command_that_is_waited_for_ends_with_its_status_and_is_told_to_stop()
     begun = time.monotonic()
     assert status_of(alone) == 128 + signal.SIGINT, "it was asked to stop, and comes to its end before"
     assert time.monotonic() - begun < 50, "the command was not told of SIGINT"
-    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+    assert [signal.getsignal(number) for number in STOP_SIGNALS] == before

@@ -22,7 +22,7 @@ def written(folder):
 
 def test_what_a_run_used_and_reached(tmp_path):
     written(tmp_path)
-    found = results(tmp_path)
+    found = results(read_log(tmp_path / "log.jsonl"))
     assert found["steps"] == 20 and found["samples"] == 160
     assert found["flops"] == pytest.approx(20 * 0.5 * 100)
     assert found["gpu_hours"] == pytest.approx(20 * 0.5 * 2 / 3600)
@@ -39,7 +39,7 @@ def test_numbers_of_sources_that_differ_in_batch_and_of_one_that_came_last_long_
     for line, rare in zip(lines, (8.0, 6.0, None), strict=True):
         line |= {} if rare is None else {"loss/rare": rare}
     (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, [header, *lines])))
-    found = results(tmp_path)
+    found = results(read_log(tmp_path / "log.jsonl"))
     # 15 steps of 10 samples, in four passes, and 5 of 34: 150 of 320 samples are of a
     assert found["unique_samples"] == pytest.approx(160 * (150 / 320 / 4 + 170 / 320))
     assert found["loss/rare"] == 6.0
@@ -53,7 +53,7 @@ def test_gpu_hours_are_of_the_ranks_that_a_run_went_on_with(tmp_path):
     (tmp_path / "log.jsonl").write_text("\n".join([header, *lines]))
     # step 15 was taken back: the start after it began at 5
     expected = 0.5 * (5 * 2 + 5 * 4 + 10 * 1) / 3600
-    assert results(tmp_path)["gpu_hours"] == pytest.approx(expected)
+    assert results(read_log(tmp_path / "log.jsonl"))["gpu_hours"] == pytest.approx(expected)
 
 
 def test_a_number_along_what_was_used(tmp_path):
@@ -70,4 +70,4 @@ def test_a_metric_is_one_that_results_have(tmp_path):
 
 
 def test_no_log_has_no_results(tmp_path):
-    assert results(tmp_path) == {}
+    assert results(read_log(tmp_path / "log.jsonl")) == {}

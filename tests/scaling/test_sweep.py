@@ -1,14 +1,17 @@
 """A sweep's folder: states and their reasons, two sweeps in one folder, tables."""
 
 import csv
+import dataclasses
 import json
 
 import pytest
 
 from flava_ds.commands.sweep import show
 from flava_ds.errors import ConfigError, UserError
+from flava_ds.report.sweep_page import best_of, status_rows, write_sweep_page
 from flava_ds.scaling.spec import Run
 from flava_ds.scaling.sweep import Sweep, merged, reason_in, write_tables
+from flava_ds.watching.run_log import LOWER
 
 
 def sweep_in(folder, *values, base="demo", commit="a" * 40):
@@ -53,11 +56,36 @@ def test_states_and_reasons(tmp_path):
     assert parquet.read_table(written[1]).column("loss/mim").to_pylist() == [None, 2.5]
 
 
+@pytest.mark.parametrize(
+    ("metric", "values", "lower", "best"),
+    [
+        ("loss/mim", (2.5, 1.5), "", 2),
+        ("accuracy/itm", (0.75, 0.5), "", 1),
+        ("evaluation/a/top1_accuracy", (0.75, 0.5), "evaluation/b/loss", 1),
+        ("evaluation/b/loss", (0.75, 0.5), "evaluation/b/loss", 2),
+    ],
+)
+def test_the_best_run_is_first_and_named_by_the_page(tmp_path, metric, values, lower, best):
+    sweep = dataclasses.replace(sweep_in(tmp_path, 1, 2), metric=metric)
+    for name, value in zip(sweep.runs, values, strict=True):
+        line = {"step": 0, "loss/mim": 2.5, metric: value, "seconds_per_step": 1.0} | {LOWER: lower or None}
+        sweep.path_of(name).mkdir()
+        (sweep.path_of(name) / "log.jsonl").write_text(json.dumps(line))
+        sweep.end(name, 0)
+    name = list(sweep.runs)[best - 1]
+    assert status_rows(sweep)[1][0] == name and best_of(sweep, sweep.rows())["run"] == name
+    word = "highest" if sweep.higher_is_better() else "lowest"
+    assert (
+        f"The {word} {metric} is {values[best - 1]:.4g}, of run {name}."
+        in write_sweep_page(sweep).read_text()
+    )
+
+
 def test_a_folder_may_grow_but_holds_one_sweep_of_one_commit(tmp_path):
     old = sweep_in(tmp_path, 1, 2)
     assert len(merged(old, sweep_in(tmp_path, 1, 2, 3), "s.yaml", False).runs) == 3
     for new, message in (
-        (sweep_in(tmp_path, 1), "holds another sweep, with 1 runs that s.yaml does not have"),
+        (sweep_in(tmp_path, 1), "holds another sweep, with 1 run that s.yaml does not have"),
         (sweep_in(tmp_path, 1, 2, base="clip"), "holds another sweep, of demo"),
         (sweep_in(tmp_path, 1, 2, commit="b" * 40), "was begun at commit aaaaaaaaaa, this is bbbbbbbbbb"),
     ):

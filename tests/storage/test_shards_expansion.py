@@ -145,3 +145,10 @@ def test_a_pattern_costs_one_look_at_each_shard(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="00040.tar' does not exist"):
         list_shards(f"{tmp_path}/{{00040..99999}}.tar")
     assert len(looked) < 100, "more names were asked for than until the first that is missing"
+
+
+def test_a_command_is_refused_with_the_options_that_allow_it():
+    with pytest.raises(DataError) as caught:
+        list_shards("pipe:cat 0.tar", "pmd")
+    option = "--data.sources.pmd"
+    assert str(caught.value).endswith(f"or allow it with {option}.reading stream {option}.allow-code")

@@ -17,6 +17,7 @@ from toy import KINDS, Toy, full_weights, objective_counts, partition_everything
 from flava_ds.families.flava.views import Kind
 from flava_ds.ranks.distributed import World, start
 from flava_ds.training.engine import Engine
+from flava_ds.training.engine_config import ALLOWED
 
 
 def stages_in(folder) -> tuple[str, ...]:
@@ -97,6 +98,26 @@ def compare_stages(stages: tuple[str, ...], cases: tuple[tuple[int, str], ...]) 
                 float((weights[name] - expected[name]).abs().max()) for name in expected
             )
     return errors
+
+
+@pytest.mark.distributed
+def test_every_key_that_a_file_may_set_trains_as_without_it(run_ranks, tmp_path):
+    values = {
+        "zero_optimization": {"stage": 1},
+        "communication_data_type": "fp32",
+        "prescale_gradients": True,
+        "gradient_predivide_factor": 2.0,
+        "memory_breakdown": True,
+        "aio": {},
+    }
+    assert values.keys() == ALLOWED
+    files = []
+    for key, value in values.items():
+        files.append(tmp_path / f"{key}.json")
+        files[-1].write_text(json.dumps({"zero_optimization": {"stage": 1}, key: value}))
+    for errors in run_ranks(compare_stages, 2, tuple(map(str, files)), ((2, "zeros"),)):
+        assert len(errors) == len(ALLOWED)
+        assert max(errors.values()) < 1e-6, errors
 
 
 @pytest.mark.distributed

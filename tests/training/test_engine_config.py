@@ -8,7 +8,7 @@ from toy import toy_config
 
 from flava_ds.errors import ConfigError
 from flava_ds.recipes import resolve
-from flava_ds.training.engine_config import merged_settings, shipped_settings
+from flava_ds.training.engine_config import SILENT, merged_settings, shipped_settings
 
 
 def settings_of(folder, content, **training):
@@ -58,6 +58,10 @@ def test_shipped_files_pass_and_always_carry_clipping(name):
         ({"bf16": {"enabled": True}, "zero_optimization": {"stage": 1}}, ["training.precision"]),
         ({"optimizer": {"type": "AdamW"}, "zero_optimization": {"stage": 1}}, ["optimizer NAME"]),
         ({"scheduler": {}, "zero_optimization": {"stage": 1}}, ["schedule.warmup_steps"]),
+        *(
+            ({key: True, "zero_optimization": {"stage": 1}}, [f"'{key}'", "--logging.profile-steps"])
+            for key in sorted(SILENT)
+        ),
         ({}, ["explicit", "stage"]),
         ({"zero_optimization": True}, ["explicit", "stage"]),
         ({"zero_optimization": {"stage": "2"}}, ["explicit", "stage"]),

@@ -11,6 +11,7 @@ from flava_ds.config import EvaluationConfig
 from flava_ds.errors import UserError
 from flava_ds.evaluation.protocols import Score
 from flava_ds.watching.evaluations import EvaluationWatcher
+from flava_ds.watching.run_log import LOWER, RunLog, lower_in, lower_is_better
 
 SETTINGS = EvaluationConfig(every_steps=4, tasks=("a",), data_root="x")
 
@@ -67,6 +68,8 @@ def test_numbers_are_log_fields_with_the_seconds():
     run.make(range(4))
     [numbers] = run.logged
     assert numbers.pop("evaluation_seconds") >= 0
+    assert lower_in(numbers) == lower_is_better(RunLog({}, [{}, numbers])) == ["evaluation/a/loss"]
+    del numbers[LOWER]
     assert numbers == {"evaluation/a/accuracy": 3.0, "evaluation/a/loss": 1.0}
 
 

@@ -138,6 +138,13 @@ def test_tensorboard_has_every_number_and_forgets_what_a_resumed_run_repeats(tmp
     ]
 
 
+def test_tensorboard_forgets_a_run_that_was_killed_and_starts_anew_in_its_folder(tmp_path):
+    write_all(TensorBoard(tmp_path, 0), *({"step": step, "loss/mlm": 9.0} for step in range(4)))
+    write_all(TensorBoard(tmp_path, 0), {"step": 0, "loss/mlm": 5.0})
+    (event,) = EventAccumulator(str(tmp_path)).Reload().Scalars("loss/mlm")
+    assert (event.step, event.value) == (0, 5.0)
+
+
 def test_tensorboard_has_a_record_as_soon_as_it_is_written(tmp_path):
     sink = TensorBoard(tmp_path, 0)
     sink.write({"step": 0, "loss/mlm": 9.0})

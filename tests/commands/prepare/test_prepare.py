@@ -35,7 +35,7 @@ def test_converts_and_prints_the_papers_count_beside_its_own(sbu, capsys):
         ["found", "1", "3.0"],
         ["paper,", "Table", "2", "1.0", "M", "12.1"],
     ]
-    assert status_of(["prepare", "index", "out"]) == 0 and "1 shards, 1 samples" in capsys.readouterr().out
+    assert status_of(["prepare", "index", "out"]) == 0 and "1 shard, 1 sample;" in capsys.readouterr().out
     assert (
         status_of(["prepare", "sbu", "--shards", "out"]) == 0
         and "nothing written; train on out as it is" in capsys.readouterr().out
@@ -108,7 +108,7 @@ def test_check_names_every_place(tmp_path, capsys, monkeypatch):
     assert status_of(words) == 1  # a step of the recipe draws 16
     printed = capsys.readouterr().out
     assert printed.count("STOP  a run of flava_debug would end with: source '") == 2
-    assert f"{places[0]}: 4 pair samples in 1 shards" in printed and f"{places[1]}: 2 text samples" in printed
+    assert f"{places[0]}: 4 pair samples in 1 shard," in printed and f"{places[1]}: 2 text samples" in printed
     assert [found["place"] for found in json.loads((tmp_path / "found.json").read_text())] == places
     assert status_of([*words, "--html", str(tmp_path / "page.html")]) == 2
     assert "--html is of one place; give one of" in capsys.readouterr().err

@@ -178,6 +178,7 @@ def test_a_slurm_array_notes_begin_and_end_of_its_tasks(tmp_path, capsys):
     (bin_folder / "srun").chmod(0o755)
     environment = os.environ | {"PATH": f"{bin_folder}:{os.environ['PATH']}", "SLURM_ARRAY_TASK_ID": "1"}
     environment["PATH"] = f"{bin_folder}:{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
+    environment |= {"SLURM_JOB_NUM_NODES": "2", "SLURM_GPUS_ON_NODE": "1"}
     done = subprocess.run(["bash", str(sweep.folder / "sweep.sbatch")], env=environment, timeout=600)
     assert done.returncode == 3
     first, second = sweep.runs

@@ -41,7 +41,7 @@ read_hostfile() {
         if [[ $line =~ ^[[:space:]]*(#|$) ]]; then
             continue
         fi
-        if ! [[ $line =~ ^[[:space:]]*([^[:space:]]+)[[:space:]]+slots=([1-9][0-9]{0,5})[[:space:]]*$ ]]; then
+        if ! [[ $line =~ ^[[:space:]]*([^[:space:]]+)[[:space:]]+slots=([1-9][0-9]{0,5})([[:space:]].*)?$ ]]; then
             refuse "HOSTFILE '$HOSTFILE', line $number: '$line' is no machine; write e.g. 'node1 slots=8'"
         fi
         if [[ $seen == *" ${BASH_REMATCH[1]} "* ]]; then

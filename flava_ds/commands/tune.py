@@ -121,7 +121,7 @@ def told(trial: Trial, expected: Estimate | None) -> str:
 
 
 def fastest(trials: Sequence[Trial]) -> Trial:
-    """Returns the trial that the search ended with. Raises: UserError if none has trained."""
+    """Returns the trial that is clearly the fastest, by all measurements. Raises: UserError if none is."""
     from flava_ds.autotuning.search import better
 
     best = trials[0]

@@ -5,6 +5,7 @@ The name may come from somebody else's config.json and must not lead out of eith
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,14 +64,12 @@ def check_home(recipe: str, config: Config, overrides: list[str]) -> None:
     ):
         return
     home = home.resolve() if home.name in ("", "..") else home
-    where = (
-        ""
-        if home.parent.resolve() == Path(config.logging.run_directory).resolve()
-        else (f" --logging.run-directory {home.parent}")
-    )
+    words = ["--name", home.name]
+    if home.parent.resolve() != Path(config.logging.run_directory).resolve():
+        words += ["--logging.run-directory", str(home.parent)]
     raise ConfigError(
-        f"{recipe}: lies in {home}, but is of the run in {run}; to go on in {home}, give --name "
-        f"{home.name}{where}; for a run in {run}, --name {config.name}"
+        f"{recipe}: lies in {home}, but is of the run in {run}; to go on in {home}, give "
+        f"{shlex.join(words)}; for a run in {run}, {shlex.join(['--name', config.name])}"
     )
 
 

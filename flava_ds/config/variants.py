@@ -106,6 +106,8 @@ def check_class(kind: type[Variant]) -> None:
     Raises: ConfigError unless it is a frozen dataclass that leaves 'type' to the tag and gives a value to all
     class variables that its bases declare without one.
     """
+    if kind.type is None:
+        raise _without_type(kind)
     told = f"{_place(kind)}, the type '{kind.type}',"
     parameters = vars(kind).get("__dataclass_params__")
     if parameters is None or not parameters.frozen:
@@ -119,7 +121,7 @@ def check_class(kind: type[Variant]) -> None:
         )
     # dataclass notes class variables among the fields of a class, and fields() leaves them out
     for name in kind.__dataclass_fields__.keys() - fields:
-        if not hasattr(kind, name):
+        if not hasattr(kind, name) and "InitVar" not in str(kind.__dataclass_fields__[name].type):
             raise ConfigError(f"{told} has no `{name}`, which is declared in a base class; give it a value")
 
 
@@ -134,14 +136,18 @@ def tag_of(value: Variant) -> str:
     Raises: ConfigError for an instance of the class that annotates the position, or of one without a type.
     """
     if value.type is None:
-        kind = type(value)
-        known = ", ".join(choices(kind))
-        own = f'define it with one: class {kind.__name__}({kind.__mro__[1].__name__}, type="NAME")'
-        raise ConfigError(
-            f"{_place(kind)} has no type, so JSON could not name it; "
-            f"{f'use one of its variants ({known})' if known else own}"
-        )
+        raise _without_type(type(value))
     return value.type
+
+
+def _without_type(kind: type[Variant]) -> ConfigError:
+    """Returns the error for the class that annotates a position, and for one of its own without a type."""
+    known = ", ".join(choices(kind))
+    own = f'define it with one: class {kind.__name__}({kind.__mro__[1].__name__}, type="NAME")'
+    return ConfigError(
+        f"{_place(kind)} has no type, so JSON could not name it; "
+        f"{f'use one of its variants ({known})' if known else own}"
+    )
 
 
 def switched(old: Variant | None, kind: type[Chosen], label: str) -> Chosen:

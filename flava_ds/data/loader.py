@@ -352,8 +352,13 @@ class _Schedule(Sampler):
 
 
 def _renamed(state: dict[str, Any]) -> dict[str, Any]:
-    """Renames 'number' in a source's saved state: earlier versions used the source's number as its seed."""
-    return {("source_seed" if field == "number" else field): value for field, value in state.items()}
+    """Brings a source's saved state up to date: earlier versions used the source's number as its seed, and
+    called the names of a stream's shards its keys.
+    """
+    renamed = {("source_seed" if field == "number" else field): value for field, value in state.items()}
+    if state.get("samples", 0) is None and "keys" in renamed:
+        renamed[SHARDS] = f"shards {renamed.pop('keys')}"
+    return renamed
 
 
 def _same(value: Any) -> Any:

@@ -56,9 +56,9 @@ def chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def has_all_pixels(data: bytes) -> bool:
-    """Returns whether the file holds all of its last chunk of pixels; which may be damaged."""
+    """Returns whether the file goes on behind its last chunk of pixels; which may be damaged."""
     ends = [end for kind, _, end in chunks(data) if kind == b"IDAT"]
-    return bool(ends) and ends[-1] <= len(data)
+    return bool(ends) and ends[-1] + 8 <= len(data)  # length and kind of the next one
 
 
 def transparency(data: bytes) -> bytes:

@@ -59,7 +59,7 @@ class StreamedShards:
             shuffled = f"stream through a buffer of {self.source.shuffle_buffer}"
         return {
             "samples": None,
-            SHARDS: f"{len(self.shards)} shards ({self._named})",
+            SHARDS: f"shards {self._named}",
             "order": shuffled + (f" by {self.source.pipeline}" if self.source.pipeline else ""),
             "skip_list": skip_list.fingerprint if skip_list is not None else None,
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, Self, TypeVar
 
@@ -71,6 +71,8 @@ class Workplace:
     tell: Progress = lambda _: None
     keep_weights: bool = False
     """Whether the weights that a task reports are kept there, too."""
+    read_again: set[str] = field(default_factory=set)
+    """Tasks that had finished before, whose numbers were read there."""
 
 
 class FrozenModel:

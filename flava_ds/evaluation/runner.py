@@ -15,6 +15,7 @@ from flava_ds.evaluation.frozen_model import FrozenModel
 from flava_ds.evaluation.labelled import limited, state_of_pictures
 from flava_ds.evaluation.protocols import EvaluationData, Evaluator, Progress, Score, Trained, Varied
 from flava_ds.evaluation.published import TEST_SAMPLES, as_many_as_published, published
+from flava_ds.evaluation.results import READ_AGAIN
 
 
 @dataclass(frozen=True)
@@ -193,6 +194,7 @@ def evaluate(
             "files": {split: state_of_pictures(read) for split, read in found.asked_for().items()},
             **({"splits": task.data.variant} if isinstance(task.data, Varied) else {}),
             **({"fine_tuning": task.settings(found)} if isinstance(task, Trained) else {}),
+            **({READ_AGAIN: True} if task.name in model.workplace.read_again else {}),
         }
         results[task.name] = TaskResult(scores, time.monotonic() - start, facts)
     return results

@@ -133,10 +133,11 @@ def check_loss(name: str, objective: Objective, loss: Any) -> None:
     metrics that the objective declares.
     """
     told = _named(name, objective)
-    if not isinstance(loss, Loss):
-        raise ConfigError(f"{told} returns {_described(loss)}; its forward() returns a Loss(sum, count)")
+    if not isinstance(loss, Loss) or not isinstance(loss.metrics, Mapping):
+        found = f"the metrics {loss.metrics!r:.40}" if isinstance(loss, Loss) else _described(loss)
+        raise ConfigError(f"{told} returns {found}; its forward() returns a Loss(sum, count, metrics)")
     check_sum(told, loss.sum)
-    if loss.metrics.keys() != objective.metrics.keys():
+    if loss.metrics.keys() != objective.metrics.keys() and (loss.count or loss.metrics):
         found, declared = (", ".join(keys) or "none" for keys in (loss.metrics, objective.metrics))
         raise ConfigError(
             f"{told} returns the metrics {found} and declares {declared}; name in its `metrics` those that "
@@ -156,7 +157,8 @@ def check_sum(told: str, found: Any) -> None:
     if torch.is_grad_enabled() and not found.requires_grad:
         raise ConfigError(
             f"{told} has a loss without gradient, so it trains nothing; compute it from rows or parameters "
-            "that are trained, without detach(), no_grad() or argmax in between"
+            "that are trained, without detach(), no_grad() or argmax in between; of a batch without terms it "
+            "is rows.sum() * 0"
         )
 
 

@@ -265,6 +265,8 @@ class Metrics(Watcher):
     def _means(self, totals: dict[str, float]) -> dict[str, float]:
         """Turns sums into means, under their names in the log, for objectives that had terms.
 
+        A sum over no terms that is not finite, of rows that are not, is noted as it is.
+
         Raises: UserError on all ranks for a loss over no terms, which no mean belongs to.
         """
         found = {}
@@ -272,6 +274,8 @@ class Metrics(Watcher):
             name, what = key.rsplit("/", 1)
             if (count := self._counts[name]) > 0:
                 found[shown] = totals[key] / count
+            elif what == "loss" and not math.isfinite(totals[key]):
+                found[shown] = totals[key]
             elif what == "loss" and totals[key] != 0:
                 raise UserError(
                     f"objective '{name}' has a loss of {totals[key]:.4g} over no terms: its count() has "

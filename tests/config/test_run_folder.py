@@ -100,6 +100,9 @@ def test_a_run_that_was_copied_or_moved_is_not_taken_for_another(tmp_path, monke
         check(copy / "config.json", "--seed", "1")
     check(copy / "config.json", "--name", "copy", f"--logging.run_directory={copy.parent}")
     check(copy / "config.json", "--name=another")
+    spaced = shutil.copytree(copy, tmp_path / "my runs" / "copy 1")
+    with pytest.raises(ConfigError, match="--name 'copy 1' --logging.run-directory '.*/my runs'; for a run"):
+        check(spaced / "config.json")
     monkeypatch.chdir(copy)
     with pytest.raises(ConfigError, match="config.json: lies in .*/group/copy, but .* give --name copy "):
         check("config.json")

@@ -72,7 +72,7 @@ def test_a_fine_tuning_that_had_finished_keeps_how_long_it_took(tmp_path):
     trained, probed = {"fine_tuning": {"lr": 1e-5}}, {"fingerprint": "x"}
     for value, seconds, facts in [
         (0.9, 3600, trained),
-        (0.9, 0.1, trained),
+        (0.9, 0.1, trained | {"read_again": True}),
         (0.9, 50, probed),
         (0.9, 2, probed),
     ]:
@@ -80,7 +80,8 @@ def test_a_fine_tuning_that_had_finished_keeps_how_long_it_took(tmp_path):
     probe, tuned = read_results(tmp_path)["mine"]
     assert (probe["seconds"], probe["device"]) == (2, "cpu")
     assert (tuned["seconds"], tuned["device"]) == (3600, "cuda:0")
-    write_results(tmp_path, found(0.8, 5, **trained))  # trained again, to another end
+    assert "read_again" not in tuned
+    write_results(tmp_path, found(0.9, 5, **trained))  # trained again, to the same end
     assert read_results(tmp_path)["mine"][0]["seconds"] == 5
 
 

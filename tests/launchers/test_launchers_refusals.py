@@ -73,7 +73,7 @@ def test_settings_that_are_no_numbers_are_refused(tmp_path, script, variables, m
     [
         ("torchrun.sh", {"RANKS": "3"}, 3),
         ("torchrun.sh", {"RANKS": "4", "NODES": "2:3", "HEAD": "a"}, 12),
-        ("deepspeed.sh", {"lines": "node1 slots=8\n\n# ours\nnode2 slots=4"}, 12),
+        ("deepspeed.sh", {"lines": "node1 slots=8  # rack 2\n\n# ours\nnode2 slots=4 max_slots=4"}, 12),
         ("kubernetes.sh", {"NODES": "3", "GPUS": "2"}, 6),
         ("slurm.sbatch", {"SLURM_JOB_NUM_NODES": "3", "SLURM_GPUS_ON_NODE": "8"}, 24),
     ],

@@ -237,6 +237,11 @@ def test_an_objective_cannot_have_the_name_of_a_method_of_the_dict_that_holds_it
         (lambda loss: replace(loss, sum=1.0), "has as its loss an object of the class float; sum its terms"),
         (lambda loss: loss.sum, "returns a tensor of shape .*; its forward.* returns a Loss"),
         (lambda loss: replace(loss, metrics={}), "returns the metrics none and declares seen; name in its"),
+        (lambda loss: replace(loss, metrics=None), "returns the metrics None; its forward.* returns a Loss"),
+        (
+            lambda loss: replace(loss, sum=loss.sum.new_zeros(()), count=0),
+            r"of a batch without terms it is rows.sum\(\) \* 0",
+        ),
         (
             lambda loss: replace(loss, metrics={"hits": loss.sum.detach()}),
             "returns the metrics hits and declares",
@@ -249,6 +254,13 @@ def test_a_loss_that_cannot_train_or_be_logged_names_its_objective(mistake, told
     task.objectives["two"].forward = lambda *arguments: mistake(forward(*arguments))
     with pytest.raises(ConfigError, match=rf"objective 'two' \(test_task.Reader\) .*{told}"):
         task.losses(batch_of("a"))
+
+
+def test_a_batch_without_terms_may_leave_metrics_out():
+    task = two_readers()
+    forward = task.objectives["two"].forward
+    task.objectives["two"].forward = lambda *own: replace(forward(*own), count=0, metrics={})
+    assert task.losses(batch_of("a"))["two"].count == 0
 
 
 def test_a_loss_needs_no_gradient_where_none_is_computed():

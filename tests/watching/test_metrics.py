@@ -201,6 +201,17 @@ def test_a_loss_over_no_terms_ends_the_run(run_ranks, tmp_path):
     assert said.startswith("objective 'mim' has a loss of 2.5 over no terms: its count() has found none")
 
 
+def zero_of_rows_that_are_no_numbers(folder: str) -> float:
+    metrics = metrics_in(config_in(folder), start(30))
+    rows = torch.tensor([math.nan])
+    metrics.after_update(update([{"mim/loss": (rows * 0).sum()}], {"mim": 0}))
+    return metrics.write(update_of())["loss/mim"]
+
+
+def test_a_zero_of_rows_that_are_no_numbers_is_left_to_the_divergence_watch(run_ranks, tmp_path):
+    assert math.isnan(run_ranks(zero_of_rows_that_are_no_numbers, 1, str(tmp_path))[0])
+
+
 def test_peak_memory_of_a_process_is_what_the_system_counts():
     def counted() -> int:
         lines = Path("/proc/self/status").read_text().splitlines()

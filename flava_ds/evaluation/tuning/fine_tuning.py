@@ -142,6 +142,7 @@ class FineTuning(ABC):
         if (known := model.share.from_main(saved.finished)) is not None:
             where = f"; its weights are {saved.weights}" if saved.weights is not None else ""
             tell(f"{self.name}: finished before with the same weights, samples and recipe{where}")
+            model.workplace.read_again.add(self.name)
             return known
         with saved:
             model.share.from_main(saved.begin)

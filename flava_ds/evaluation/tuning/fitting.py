@@ -126,19 +126,24 @@ def check_pictures(inputs: Inputs, rows_at_once: int, share: Share) -> None:
     """Reads a split's pictures, shared among ranks. Raises: DataError naming those that cannot be used."""
     if inputs.pictures is None:
         return
-    places = np.arange(len(inputs.ids))
-    starts = range(0, len(places), rows_at_once)
+    starts, said = range(0, len(inputs.ids), rows_at_once), dict[int, str]()
 
     def are_broken(start: int) -> Tensor:
-        return torch.tensor([bool(inputs.problem(row)) for row in places[start : start + rows_at_once]])
+        rows = range(start, min(start + rows_at_once, len(inputs.ids)))
+        said.update((row, problem) for row in rows if (problem := inputs.problem(row)))
+        return torch.tensor([row in said for row in rows])
 
     mine = share.mine(starts)
     found = torch.cat(share.join(starts, ahead(are_broken, mine) if mine else iter(())))
     broken = found.nonzero().flatten().tolist()
-    if said := next(filter(None, map(inputs.problem, broken)), ""):
-        others = [f"'{inputs.samples.keys[row]}'" for row in broken[1:]]
-        more = f"; {len(others):,} more cannot be used: {first_of(others, 9)}" if others else ""
-        raise DataError(f"{said}{more}")
+    others = [f"'{inputs.samples.keys[row]}'" for row in broken[1:]]
+    more = f"; {len(others):,} more cannot be used: {first_of(others, 9)}" if others else ""
+
+    def tell() -> None:
+        if broken and broken[0] in said:  # on the rank that has read it
+            raise DataError(f"{said[broken[0]]}{more}")
+
+    share.together(tell)
 
 
 def inputs_of(

@@ -259,7 +259,8 @@ def _unseen(
 
     Raises: CheckpointError for a setting that this model has not.
     """
-    if settings is None:
+    model = settings if settings is None or "vision_cfg" in settings else settings.get("model_cfg")
+    if model is None:
         heads = (
             max(1, image_width // LARGER_HEADS.get(image_width, HEAD_SIZE)),
             max(1, text_width // HEAD_SIZE),
@@ -274,11 +275,10 @@ def _unseen(
             *heads,
         )
         return "gelu", *heads
-    model = settings.get("model_cfg", {})
     image, text = (model.get(section, {}) for section in _OF_OPEN_CLIP)
     for section, only in _OF_OPEN_CLIP.items():
         for name, value in only.items():
-            if (found := model.get(section, {}).get(name, value)) != value:
+            if (found := model.get(section, {}).get(name, value)) != value and (found or value):
                 raise CheckpointError(
                     f"{where}: {section}.{name} is {json.dumps(found)}; this model has {json.dumps(value)}"
                 )

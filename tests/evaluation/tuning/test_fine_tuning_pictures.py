@@ -4,6 +4,7 @@ and after a kill.
 
 import dataclasses
 import re
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -167,6 +168,28 @@ def test_broken_pictures_to_report_on_are_named_before_the_training(tmp_path):
         "picture 'red/0.png' cannot be used" in every and "; 11 more cannot be used: 'red/1.png', " in every
     )
     assert every.endswith("'red/7.png' and 2 more"), every
+
+
+class BrokenOnOneHost(fitting.Inputs):
+    """Its fourth picture, which rank 1 reads, is broken on that rank's machine alone."""
+
+    def read(self, rows, epoch=0):
+        if 3 in rows and torch.distributed.get_rank() == 1:
+            raise DataError("picture 'd' cannot be used")
+        return [], None
+
+
+def told_of_a_broken_picture(_):
+    share = AmongRanks(start(60))
+    samples = SimpleNamespace(keys=tuple("abcdef"))
+    with pytest.raises(DataError) as raised:
+        fitting.check_pictures(BrokenOnOneHost(samples, [None] * 6, "pictures", 8), 1, share)
+    return str(raised.value)
+
+
+@pytest.mark.distributed
+def test_a_picture_that_one_rank_cannot_read_ends_all(run_ranks):
+    assert run_ranks(told_of_a_broken_picture, 2, None) == ["picture 'd' cannot be used"] * 2
 
 
 @pytest.mark.parametrize(

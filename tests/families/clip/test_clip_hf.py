@@ -165,6 +165,16 @@ def test_folders_of_open_clip_are_read_with_their_activation(run, tmp_path, quic
     )
 
 
+def test_a_model_configuration_alone_says_the_same_and_another_programs_nothing(caplog):
+    towers = {"vision_cfg": {"width": 1280, "head_width": 80}, "text_cfg": {"width": 1024, "heads": 16}}
+    assert _unseen({**towers, "quick_gelu": True}, 1280, 1024, "here") == ("quick_gelu", 16, 16)
+    assert not caplog.records
+    assert _unseen({"architectures": ["CLIPModel"]}, 1280, 1024, "here") == ("gelu", 16, 16)
+    assert "neither the activation nor the number of heads" in caplog.text
+    same = {"vision_cfg": {"act_kwargs": {}, "norm_kwargs": {}}}
+    assert _unseen({"model_cfg": same}, 128, 512, "here") == ("gelu", 2, 8)
+
+
 @pytest.mark.parametrize(
     ("section", "changes", "message"),
     [

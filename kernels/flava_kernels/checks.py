@@ -59,13 +59,16 @@ def sequences(
     op: str, cu_seqlens: Tensor, rows: int, max_seqlen: int | None, *, equal_lengths: bool = False
 ) -> None:
     """Raises ValueError if cu_seqlens [b+1] is no tensor of integers, or does not cut `rows` into sequences
-    of at most max_seqlen.
-
-    Reads a tensor once while it stays the same. Writing to it through NumPy goes unnoticed.
+    of at most max_seqlen, where it can be read.
     """
     if getattr(cu_seqlens, "dtype", None) not in INTEGERS:
         found = getattr(cu_seqlens, "dtype", f"{cu_seqlens!r:.40}")
         raise ValueError(f"{op}: cu_seqlens is {found}; a tensor of int32 is wanted")
+    _fit(op, cu_seqlens, rows, max_seqlen, equal_lengths)
+
+
+def _fit(op: str, cu_seqlens: Tensor, rows: int, max_seqlen: int | None, equal_lengths: bool) -> None:
+    """Reads a tensor once while it stays the same. Writing to it through NumPy goes unnoticed."""
     if not readable(cu_seqlens):
         return
     # A tensor made in inference mode has no version, so nobody can tell whether it has changed.

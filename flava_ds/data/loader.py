@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,20 +18,14 @@ from flava_ds.data.prefetch import largest_batch, prefetch_batches
 from flava_ds.data.quarantine import Quarantine
 from flava_ds.data.reader import BatchReader
 from flava_ds.data.round_robin import RoundRobin, steps_of, weight_stages
+from flava_ds.data.saved_state import compare_states, listed
 from flava_ds.data.slots import SlotPool
-from flava_ds.data.sources import CONTENT, SHARDS, Lane, changed_content, open_source
+from flava_ds.data.sources import Lane, open_source
 from flava_ds.data.workers import start_worker, watched
-from flava_ds.errors import CheckpointError, ConfigError, UserError
+from flava_ds.errors import ConfigError, UserError
 
 log = logging.getLogger(__name__)
 
-
-MOVED_STREAM = (
-    "source '%s' is a stream that was read %s and is now read %s: the rest of its epoch comes in "
-    "another order, with some samples repeated and some missing"
-)
-MAY_MOVE = {"lanes": "by", SHARDS: "from"}
-"""What may change of a stream, and how messages say it."""
 
 COUNTED_STEPS = 4096
 """Most steps whose draws are counted ahead; the schedule of a million takes seconds."""
@@ -178,7 +171,7 @@ class StepLoader:
                 **self._place(name, step),
                 **source.state(),
                 "source_seed": source.seed,
-                "weight": _listed((share[name], first) for first, share in self.stages),
+                "weight": listed((share[name], first) for first, share in self.stages),
                 "global_batch_size": self.config.global_batch_size(name),
                 "seed": self.config.seed,
                 "block_steps": self.config.data.block_steps,
@@ -217,38 +210,9 @@ class StepLoader:
 
         Raises: CheckpointError that names every difference that would change the data or their order.
         """
-        saved = {name: _renamed(state) for name, state in saved.items()}
         self.jumps = [tuple(jump) for jump in next(iter(saved.values()), {}).get("jumps", [])]
         drawn = self._drawn(self.start_step)  # after adopting the jumps, which are part of the state
-        saved, current = drawn_before(drawn, saved), drawn_before(drawn, self.state(self.start_step))
-        differences = [f"source '{name}' is gone" for name in saved if name not in current]
-        differences += [f"source '{name}' is new" for name in current if name not in saved]
-        changed: list[str] = []
-        for name in (name for name in current if name in saved):
-            changed += changed_content(name, saved[name].get(CONTENT), current[name].get(CONTENT))
-            for field, value in current[name].items():
-                before = saved[name].get(field)
-                if field in MAY_MOVE and before not in (None, value):
-                    log.warning(MOVED_STREAM, name, *(f"{MAY_MOVE[field]} {way}" for way in (before, value)))
-                elif field not in ("epoch", "position", *MAY_MOVE, CONTENT) and before != value:
-                    option = f" (--data.sources.{name}.seed {before} keeps it)"
-                    keep = option if field == "source_seed" else ""
-                    differences.append(f"source '{name}': {field} was {before}{keep}, is {value}")
-        if differences:
-            following = -(-drawn // self.config.data.block_steps) * self.config.data.block_steps
-            raise CheckpointError(
-                "the data order would change on resume: "
-                + "; ".join(differences)
-                + f". Restore these settings (from step {following} on, data.weight_changes may change "
-                "weights and begin sources of weight 0), or start another run from its weights: "
-                "--name OTHER --initial-weights RUN"
-            )
-        if changed:
-            raise CheckpointError(
-                f"the data are not those that the checkpoint was trained on: {'; '.join(changed)}. Restore "
-                "the shards, or start another run from its weights: "
-                "--name OTHER --initial-weights RUN"
-            )
+        compare_states(saved, self.state(self.start_step), drawn, self.config.data.block_steps)
 
     def _slots(self) -> SlotPool | None:
         """Reserves shared memory for the prefetched batches and those that the trainer holds.
@@ -286,22 +250,6 @@ class StepLoader:
         """Returns how many samples of a source all ranks have read or jumped over before a step."""
         draws = self.round_robin.draws_before(source, self._drawn(step))
         return draws * self.config.global_batch_size(source)
-
-
-def drawn_before(step: int, states: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Returns the states of the sources that a step before `step` could draw, without later weights."""
-    found = {}
-    for name, state in states.items():
-        weights = re.findall(r"(\S+) from step (\d+)", str(state.get("weight")))
-        until = [(share, first) for share, first in weights if int(first) < step]
-        if any(share != "0" for share, _ in until):
-            found[name] = state | {"weight": _listed(until)}
-    return found
-
-
-def _listed(weights: Iterable[tuple[object, object]]) -> str:
-    """Formats (share, first step) as a state keeps them."""
-    return ", ".join(f"{share} from step {first}" for share, first in weights)
 
 
 def unusable_in(result: Batch | UserError) -> tuple[dict[str, Any], ...]:
@@ -349,16 +297,6 @@ class _Schedule(Sampler):
         for number, request in enumerate(request for step in steps for request in loader.requests(step)):
             worker = number % max(1, loader.config.data.num_workers)
             yield request, None if self.slots is None else self.slots.take(worker)
-
-
-def _renamed(state: dict[str, Any]) -> dict[str, Any]:
-    """Brings a source's saved state up to date: earlier versions used the source's number as its seed, and
-    called the names of a stream's shards its keys.
-    """
-    renamed = {("source_seed" if field == "number" else field): value for field, value in state.items()}
-    if state.get("samples", 0) is None and "keys" in renamed:
-        renamed[SHARDS] = f"shards {renamed.pop('keys')}"
-    return renamed
 
 
 def _same(value: Any) -> Any:

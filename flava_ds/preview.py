@@ -7,7 +7,7 @@ A dry run prints them of a model without weights; rank 0 of a real run prints th
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ GIB = 2**30
 def preview(config: Config, task: Task, loader: StepLoader, ranks: int, device_type: str) -> list[str]:
     """Returns the lines; `task` may be on the meta device. The loader knows at which step the run begins."""
     return [
-        parameters(task),
+        parameters(task, _fed(config, loader)),
         data(config, loader),
         memory(config, task, ranks, device_type),
         first_line(config, task, loader),
@@ -33,14 +33,14 @@ def preview(config: Config, task: Task, loader: StepLoader, ranks: int, device_t
     ]
 
 
-def parameters(task: Task) -> str:
+def parameters(task: Task, fed: Set[str]) -> str:
     """Counts the trainable parameters of the model's parts and of the objectives' heads, and those among them
-    that no objective trains.
+    that no objective trains at the step kinds of drawn sources, `fed`.
     """
     users = task.users()
     sizes = {name: _numel(own) for name, own in task.named_parameters() if own.requires_grad}
-    idle = {name: size for name, size in sizes.items() if not users[name]}
-    told = f"; of these no objective trains {_by_part(idle)}" if idle else ""
+    idle = {name: size for name, size in sizes.items() if not users[name] & fed}
+    told = f"; of these nothing trains {_by_part(idle)}" if idle else ""
     return f"parameters: {_by_part(sizes)}{told}"
 
 
@@ -200,7 +200,7 @@ def first_line(config: Config, task: Task, loader: StepLoader) -> str:
     first = range(start, min(steps, start + 1000))
     sources = config.data.sources
     drawn = {sources[loader.round_robin.source_at(step)].step_kind for step in first}
-    fed = {sources[name].step_kind for name in loader.sources}
+    fed = _fed(config, loader)
     losses = [name for name, own in task.objectives.items() if own.kinds & drawn]
     idle = [name for name, own in task.objectives.items() if not own.kinds & fed]
     line = (
@@ -210,6 +210,11 @@ def first_line(config: Config, task: Task, loader: StepLoader) -> str:
     without = f"; {', '.join(idle)}: idle, as no source has {' or '.join(_kinds(task, idle))}" if idle else ""
     resumed = f"goes on after step {start} of {total}; " if start else ""
     return f"{resumed}the log begins with: {line}{without}"
+
+
+def _fed(config: Config, loader: StepLoader) -> set[str]:
+    """Returns the step kinds that the run draws at some step."""
+    return {config.data.sources[name].step_kind for name in loader.sources}
 
 
 def _kinds(task: Task, names: list[str]) -> list[str]:

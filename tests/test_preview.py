@@ -71,15 +71,22 @@ def test_a_family_of_two_towers_has_no_masked_passes():
 
 def test_parameters_that_no_objective_trains_are_named(monkeypatch):
     task = meta_task(resolve("demo_clip", []))
-    assert "no objective" not in parameters(task)
+    assert "nothing trains" not in parameters(task, {"pair"})
     objective, text = task.objectives["global_contrastive"], "text_encoder."
     used = {name for name in objective.model_parameters(task.model) if not name.startswith(text)}
     monkeypatch.setattr(type(objective), "model_parameters", lambda self, model: used - {"logit_scale"})
     count = sum(own.numel() for name, own in task.model.named_parameters() if name.startswith(text))
     size = f"{count / 1e6:.1f} M"
-    assert parameters(task).endswith(
-        f"; of these no objective trains {size} (text_encoder {size}, logit_scale 1)"
+    assert parameters(task, {"pair"}).endswith(
+        f"; of these nothing trains {size} (text_encoder {size}, logit_scale 1)"
     )
+
+
+def test_heads_that_no_drawn_source_feeds_are_named(task):
+    assert "nothing trains" not in parameters(task, {"image", "text", "pair"})
+    told = parameters(task, {"image"}).partition("; of these nothing trains ")[2]
+    assert "text_encoder" in told and "head of mlm" in told and "head of itm" in told
+    assert "image_encoder" not in told and "head of mim" not in told
 
 
 def test_a_batch_size_that_no_source_takes_is_named():

@@ -80,8 +80,9 @@ class CheckpointKeeper(Watcher):
             if most:
                 spent = f"it has gone back {done} times (training.max_rollbacks); "
                 often = spent if done >= most else "there is no good checkpoint; "
+            clip = " or" if self.config.training.gradient_clipping else ", set"
             raise UserError(
-                f"{diverged}; {often}lower optimizer.lr, set training.gradient_clipping, or look at the "
+                f"{diverged}; {often}lower optimizer.lr{clip} training.gradient_clipping, or look at the "
                 f"data; {self._where_to_continue()}"
             ).everywhere()
         self.loader.go_back(resumed.step, diverged.step + 1)

@@ -50,9 +50,9 @@ def compare_states(saved: States, current: States, drawn: int, block_steps: int)
         raise CheckpointError(
             "the data order would change on resume: "
             + "; ".join(differences)
-            + f". Restore these settings (from step {following} on, data.weight_changes may change "
-            "weights and begin sources of weight 0), or start another run from its weights: "
-            "--name OTHER --initial-weights RUN"
+            + f". Restore these settings (from step {following} on, a recipe's or a file's "
+            "data.weight_changes may change weights and begin sources of weight 0), or start another run "
+            "from its weights: --name OTHER --initial-weights RUN"
         )
     if changed:
         raise CheckpointError(

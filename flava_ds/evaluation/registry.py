@@ -107,6 +107,7 @@ def _pick(name: str, known: dict[str, Evaluator], also: Collection[str] = ()) ->
         close = " or ".join(f"'{own}'" for own in nearest(name, known, also))
         hint = f" (did you mean {close}?)" if close else ""
         hint = " (names of tasks are separated by spaces here)" if "," in name else hint
+        hint = hint or (" (tasks of your own are FILE.py or FILE.py:NAME)" if set(name) & set("./:") else "")
         there = overview(known) if len(known) > MOST_NAMED else ", ".join(known)
         plain = f"; on data of your own: {', '.join(also)}" if also else ""
         raise UserError(f"no task '{name}'{hint}; there are {there}{plain}")

@@ -136,7 +136,7 @@ def test_a_run_that_diverges_again_and_again_stops(tmp_path):
     (line,) = job.errors()
     assert (
         "more than 5 times its median" in line
-        and "it has gone back 2 times (training.max_rollbacks)" in line
+        and "it has gone back 2 times (training.max_rollbacks); lower optimizer.lr or training.gr" in line
         and "goes on from step 12" in line
     )
     assert complete(place_of(config.run_path)) == ["step_00000012"], "later checkpoints are not good ones"

@@ -63,6 +63,7 @@ def test_an_unknown_name_gets_the_known_ones_and_a_suggestion():
         ("cifar10_prob", "(did you mean 'cifar10_probe'?); there are vision probes: "),
         ("imagenet1k", "did you mean 'imagenet_neighbours' or 'imagenet_probe' or 'imagenet_zero_shot'?"),
         ("qqqq", "no task 'qqqq'; there are vision probes: "),
+        ("my_package.tasks", "'my_package.tasks' (tasks of your own are FILE.py or FILE.py:NAME); there are"),
     ):
         with pytest.raises(UserError) as caught:
             find([wrong])

@@ -10,7 +10,7 @@ translates configurations and tensors. flava_ds/hf reads and writes the files.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from flava_ds.errors import CheckpointError, did_you_mean
+from flava_ds.weightless import weightless
 
 
 @dataclass(frozen=True)
@@ -74,12 +75,6 @@ def renamed(name: str, renames: Iterable[tuple[str, str]]) -> str:
     for pattern, replacement in renames:
         name = re.sub(pattern, replacement, name)
     return name
-
-
-def shapes_of(build: Callable[[], nn.Module]) -> dict[str, tuple[int, ...]]:
-    """Returns names and shapes of the state dict of what `build` returns, without allocating memory."""
-    with torch.device("meta"):
-        return {name: tuple(tensor.shape) for name, tensor in build().state_dict().items()}
 
 
 @dataclass(frozen=True)
@@ -194,7 +189,7 @@ def tuned_head(
                 f"bias of {shapes[1]}{f' and the {width} numbers before it' if width else ''}"
             )
         width = shapes[0][0]
-        with torch.device("meta"):
+        with weightless():
             linear = weight.dim() == 2
             layer = nn.Linear(*weight.shape[::-1]) if linear else nn.LayerNorm(len(weight), eps=eps)
         layer.load_state_dict(own, assign=True)

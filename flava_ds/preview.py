@@ -18,6 +18,7 @@ from flava_ds.data.round_robin import steps_of
 from flava_ds.errors import ConfigError, number_of
 from flava_ds.training.engine_config import merged_settings, zero_stage
 from flava_ds.training.task import Task
+from flava_ds.weightless import weightless
 
 GIB = 2**30
 
@@ -240,5 +241,5 @@ def _millions(count: int) -> str:
 
 def meta_task(config: Config) -> Task:
     """Builds the model with its objectives without any weights: shapes alone."""
-    with torch.device("meta"):
+    with weightless():
         return config.model.build(config)

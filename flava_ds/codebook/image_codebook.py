@@ -87,19 +87,15 @@ class ImageCodebook(nn.Module):
     @functools.cached_property
     def flops_per_image(self) -> float:
         """FLOPs of the convolutions of `encode`; a multiply-add counts as 2."""
-        size, found = self.config.image_size, 0
-
-        def count(layer: nn.Conv2d, _: object, out: Tensor) -> None:
-            nonlocal found
-            found += 2 * layer.weight.numel() * out.shape[-2] * out.shape[-1]
-
-        with torch.device("meta"):
-            encoder = CodebookEncoder(self.config)
-            for layer in encoder.modules():
-                if isinstance(layer, nn.Conv2d):
-                    layer.register_forward_hook(count)
-            encoder(torch.empty(1, self.config.num_channels, size, size))
-        return float(found)
+        encoder, size = self.encoder, self.config.image_size
+        groups = list(enumerate(encoder.groups))  # each after the first halves the grid
+        parts = [(0, encoder.input), *groups, (len(groups) - 1, encoder.output)]
+        return sum(
+            2.0 * layer.weight.numel() * (size >> halvings) ** 2
+            for halvings, part in parts
+            for layer in part.modules()
+            if isinstance(layer, nn.Conv2d)
+        )
 
     @torch.no_grad()
     def encode(self, pixel_values: Tensor) -> Tensor:

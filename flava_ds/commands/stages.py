@@ -206,9 +206,9 @@ def _takes_part(sequence: Stages, stage: Stage) -> bool:
 
 def shapes_of(config: Config) -> dict[str, tuple[int, ...]]:
     """Returns the shape of every parameter of a configuration's task, without memory for any."""
-    import torch
+    from flava_ds.weightless import weightless
 
-    with torch.device("meta"):
+    with weightless():
         task = config.model.build(config)
     return {name: tuple(parameter.shape) for name, parameter in task.named_parameters()}
 

@@ -29,6 +29,7 @@ from flava_ds.evaluation.run_losses import RunLosses
 from flava_ds.evaluation.shares import Share
 from flava_ds.families.offers import fingerprint_of_regions
 from flava_ds.hf.foreign import config_of, open_folder
+from flava_ds.weightless import Undrawn, weightless
 
 log = logging.getLogger(__name__)
 MOST_TOKENS = {"pair": 77, "text": 512}
@@ -107,7 +108,8 @@ def open_model(
         path = Path(path)
         read = _read_huggingface(path) if is_huggingface(path) else _read(path)
     config = read.config if regions is None else with_regions(read.config, regions)
-    module = config.model.build(config)
+    with Undrawn():
+        module = config.model.build(config)
     try:
         module.load_state_dict(read.weights)
     except RuntimeError as error:
@@ -251,7 +253,7 @@ def _read_huggingface(path: Path) -> Read:
     class for one task. Objectives whose heads it lacks are left out."""
     found = open_folder(path)
     config = config_of(found, path.resolve().name)
-    with torch.device("meta"):
+    with weightless():
         names = config.model.build(config).state_dict()
     lacking = {name.split(".")[1] for name in names if name not in found.weights and "objectives." in name}
     kept = {name: own for name, own in config.objectives.items() if name not in lacking}

@@ -14,8 +14,9 @@ from flava_ds.config import Config
 from flava_ds.config.objectives import ObjectiveConfig, in_use
 from flava_ds.data.tokenizer import SPECIAL_TOKENS, WordPieceTokenizer
 from flava_ds.errors import CheckpointError
-from flava_ds.layouts import Entry, Foreign, renamed, shapes_of, to_ours, to_theirs, tuned_head
+from flava_ds.layouts import Entry, Foreign, renamed, to_ours, to_theirs, tuned_head
 from flava_ds.objectives.masked_text import MaskedTextConfig
+from flava_ds.weightless import shapes_of
 
 log = logging.getLogger(__name__)
 

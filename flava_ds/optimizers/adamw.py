@@ -6,6 +6,7 @@ Source: Loshchilov and Hutter 2019, algorithm 2; FLAVA, Table A.2.
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -79,7 +80,8 @@ class GatedAdamW(Gated, torch.optim.AdamW):
         everything = self.param_groups
         self.param_groups = self.active_groups()
         try:
-            return super().step(closure)
+            # gradients are off already; to turn them off, torch's own wrapper would load the compiler
+            return inspect.unwrap(torch.optim.AdamW.step)(self, closure)
         finally:
             self.param_groups = everything
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -104,6 +105,9 @@ class Gated(torch.optim.Optimizer):
     """What the optimizer keeps for each element of a parameter: keys of `state`."""
     found_inf: Tensor | None = None
     grad_scale: Tensor | None = None
+    # torch keeps these from its compiler, which a first call would load: one to two seconds of a rank's start
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
 
     def hold(self, places: Mapping[int, Places], add_up: Callable[[Tensor], Any] | None) -> None:
         """Is told, once, which parts of parameters each of its tensors has, by the tensor's id.

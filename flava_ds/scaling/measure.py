@@ -22,6 +22,7 @@ from flava_ds.scaling.synthetic import batch_of
 from flava_ds.scaling.trace import Call, Trace, trace_step
 from flava_ds.scaling.work import Amount, KindWork, ModelWork, Operator, ParameterGroup, fitted
 from flava_ds.training.task import Task, fold_biases
+from flava_ds.weightless import weightless
 
 SAMPLES = 64
 """Of the smaller batch; the larger one has each of them twice."""
@@ -43,7 +44,7 @@ def measure(
 
     Raises: ConfigError when the recipe cannot be built.
     """
-    with torch.device(device):
+    with weightless() if device == META else device:
         task = config.model.build(config)
         codebook = ImageCodebook(config.codebook, decoder=False) if config.computes_image_codes else None
     task.to(DTYPES[config.training.precision]).train()

@@ -11,6 +11,7 @@ from torch import nn
 from flava_ds.errors import ConfigError
 from flava_ds.objectives.state import EmaTeacher
 from flava_ds.training.engine import Engine
+from flava_ds.weightless import Undrawn
 
 GATHERED_TOGETHER = 32
 """Parameters gathered at a time."""
@@ -34,7 +35,9 @@ class WholeWeights:
         self._copy: nn.Module | None = None
         if engine.stage == 3:
             dtype = next(engine.module.parameters()).dtype
-            self._copy = build().to("cpu", dtype).requires_grad_(False).eval()
+            with Undrawn():
+                copy = build()
+            self._copy = copy.to("cpu", dtype).requires_grad_(False).eval()
 
     def _named(self, average: str | None) -> EmaTeacher | None:
         if average is None:

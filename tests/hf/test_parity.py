@@ -16,7 +16,8 @@ from flava_ds.families.flava.hf_names import flava_entries
 from flava_ds.families.flava.task import FlavaTask
 from flava_ds.families.flava.views import Kind
 from flava_ds.hf import parity
-from flava_ds.layouts import shapes_of, to_ours
+from flava_ds.layouts import to_ours
+from flava_ds.weightless import shapes_of
 
 CASES = [(Kind.IMAGE, ()), (Kind.TEXT, ()), (Kind.PAIR, ()), (Kind.PAIR, (1,)), (Kind.PAIR, (0, 2))]
 

@@ -25,8 +25,9 @@ from flava_ds.families.bert_layouts import (
     tokenizer_files,
 )
 from flava_ds.layers.efficientnet import EPS, SQUEEZE, STAGES, STEM
-from flava_ds.layouts import Entry, Foreign, renamed, shapes_of, take, to_ours, to_theirs
+from flava_ds.layouts import Entry, Foreign, renamed, take, to_ours, to_theirs
 from flava_ds.objectives.global_contrastive import GlobalContrastiveConfig
+from flava_ds.weightless import shapes_of
 
 _RENAMES = (
     (r"^model\.image_encoder\.stem_conv\.", "vision_model.embeddings.convolution."),

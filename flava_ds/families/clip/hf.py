@@ -17,8 +17,9 @@ from flava_ds.errors import CheckpointError
 from flava_ds.families.bert_layouts import pixel_settings, tokenizer_files
 from flava_ds.families.clip.config import ClipConfig, ImageTowerConfig, TextTowerConfig, clip_of
 from flava_ds.families.clip.model import Clip
-from flava_ds.layouts import Entry, Foreign, renamed, shapes_of, take, to_ours, to_theirs
+from flava_ds.layouts import Entry, Foreign, renamed, take, to_ours, to_theirs
 from flava_ds.objectives.global_contrastive import GlobalContrastiveConfig
+from flava_ds.weightless import shapes_of
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,8 @@ from flava_ds.config.encoders import VisionEncoderConfig
 from flava_ds.errors import CheckpointError
 from flava_ds.families.flava.config import flava_of
 from flava_ds.families.flava.task import FlavaTask
-from flava_ds.layouts import Entry, renamed, shapes_of
+from flava_ds.layouts import Entry, renamed
+from flava_ds.weightless import shapes_of
 
 HEADS = ("mim", "mlm", "mmm_image", "mmm_text")
 _HEADS = "|".join(HEADS)

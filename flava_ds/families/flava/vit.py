@@ -14,7 +14,8 @@ from flava_ds.config.encoders import VisionEncoderConfig
 from flava_ds.errors import CheckpointError
 from flava_ds.families.flava.hf_names import their_shape
 from flava_ds.families.flava.image_encoder import ImageEncoder
-from flava_ds.layouts import Entry, renamed, shapes_of, to_ours
+from flava_ds.layouts import Entry, renamed, to_ours
+from flava_ds.weightless import shapes_of
 
 log = logging.getLogger(__name__)
 

@@ -24,8 +24,9 @@ from flava_ds.families.bert_layouts import (
 )
 from flava_ds.families.vilt.config import StreamConfig, ViltConfig, WordsConfig, vilt_of
 from flava_ds.families.vilt.task import ViltTask
-from flava_ds.layouts import Entry, Foreign, renamed, shapes_of, take, to_ours, to_theirs, tuned_head
+from flava_ds.layouts import Entry, Foreign, renamed, take, to_ours, to_theirs, tuned_head
 from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig
+from flava_ds.weightless import shapes_of
 
 _RENAMES = (
     (r"^model\.", "vilt."),

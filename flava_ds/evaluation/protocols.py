@@ -232,7 +232,7 @@ OF_PICTURES: frozenset[type] = frozenset({ImageFeatures, ImageStates, ObjectFind
 """Those that read no texts, for which a model needs no vocabulary."""
 
 Unit = Literal["share", "nats", "correlation", "number"]
-"""Of a score: a share is shown in per cent, anything else as it is; "number" has no unit that is known here."""
+"""Of a score: a share is shown in per cent, all others as they are; "number" stands for any other unit."""
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,10 @@ class Towers(nn.Module):
         super().__init__()
         self.config, width = config, config.width
         self.image_tower = nn.Sequential(
-            nn.Conv2d(3, width, 4, stride=4), nn.GELU(), nn.Conv2d(width, width, 3), nn.Flatten()
+            nn.Conv2d(3, width, 4, stride=4),
+            nn.GELU(),
+            nn.Conv2d(width, width, config.image_size // 4),
+            nn.Flatten(),
         )
         self.text_tower = Words(config)
         self.image_projection = nn.Linear(width, config.projection_dim)
@@ -142,7 +145,8 @@ class TowersTask(Task):
 
     def passes(self, batch: Batch) -> Iterator[Pass]:
         config, width = self.model.config, self.model.config.width
-        yield Pass("image_tower", 2 * batch.size * width * (3 * config.image_size**2 + 9 * width))
+        grid = config.image_size // 4
+        yield Pass("image_tower", 2 * batch.size * width * grid**2 * (3 * 16 + width))
         yield Pass("text_tower and projections", 2 * batch.size * 2 * width * (width + config.projection_dim))
 
 
@@ -158,6 +162,11 @@ def test_a_family_of_two_other_towers(run_ranks, tmp_path):
     frozen = open_model(split(config, "zero3_whole", "zero1", 1).run_path, device="cpu").frozen()
     pictures = torch.zeros(2, 3, frozen.image_size, frozen.image_size, dtype=torch.uint8)
     assert frozen.need(ImageFeatures, "this test").image_features(pictures).shape == (2, config.model.width)
+
+
+def test_its_pictures_may_be_of_another_size():
+    pixels = torch.zeros(2, 3, 24, 24)
+    assert Towers(TowersConfig(image_size=24)).image_tower(pixels).shape == (2, TowersConfig.width)
 
 
 def test_the_demos_held_out_data_ask_the_family_for_its_vocabulary(tmp_path):

@@ -333,14 +333,17 @@ def write_weights(source: str | Path | Place, out: Path) -> None:
 
 
 def check_shapes(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]], where: str) -> None:
-    """Raises CheckpointError for the first expected tensor that `found` lacks or has in another shape."""
+    """Raises CheckpointError for the first expected tensor that `found` lacks or has in another shape.
+
+    A scalar may be found as [1]: that is how a run keeps it (`deepspeed_fixes.reshape_scalars`).
+    """
     for name, shape in expected.items():
         if name not in found:
             raise CheckpointError(
                 f"{where} has no tensor '{name}', which this configuration's model has; it was written "
                 "with another configuration"
             )
-        if found[name] != shape:
+        if found[name] != shape and (found[name], shape) != ((1,), ()):
             raise CheckpointError(
                 f"{where}: '{name}' is {list(found[name])}, but this configuration's model has {list(shape)}"
             )

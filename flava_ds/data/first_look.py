@@ -29,9 +29,13 @@ def look_over(config: Config, sources: Mapping[str, Any]) -> None:
     for name, source in sources.items():
         size = config.global_batch_size(name)
         if source.length is not None and source.length < size:
+            own = config.data.sources[name]
+            place, more = (
+                (f"in '{own.shards}'", "shards") if own.reader is None else ("of its reader", "samples")
+            )
             raise DataError(
-                f"source '{name}': {source.length} usable samples in '{source.source.shards}' are fewer than "
-                f"the {size} of one step over all ranks; add shards, or set "
+                f"source '{name}': {source.length} usable samples {place} are fewer than "
+                f"the {size} of one step over all ranks; add {more}, or set "
                 f"--data.sources.{name}.global-batch-size to at most {source.length}"
             )
         if isinstance(source, IndexedShards) and source.source.caption_key and source.kind != "image":

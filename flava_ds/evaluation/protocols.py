@@ -231,7 +231,8 @@ OF_FILES: dict[type, str] = {OwnHead: "a head that was fine-tuned elsewhere"}
 OF_PICTURES: frozenset[type] = frozenset({ImageFeatures, ImageStates, ObjectFinder})
 """Those that read no texts, for which a model needs no vocabulary."""
 
-Unit = Literal["share", "nats", "correlation"]
+Unit = Literal["share", "nats", "correlation", "number"]
+"""Of a score: a share is shown in per cent, all others as they are; "number" stands for any other unit."""
 
 
 @dataclass(frozen=True)
@@ -248,6 +249,7 @@ class Score:
     """None if the samples do not tell it: there are too few, or all are right, or all wrong."""
     unit: Unit = "share"
     higher_is_better: bool = True
+    """Which checkpoints `checkpoint.best_metric` keeps."""
     interval: tuple[float, float] | None = None
     """Of 95 %, by 1000 bootstrap resamples of the test samples; Wilson's for means over classes, and for
     samples that are all alike. None where there is none, or all resamples give the same.

@@ -139,9 +139,11 @@ def check_task_files(
     known = {absolute(place) for place in plugins}
     for file in files_of(config.evaluation.tasks):
         if absolute(file) not in known:
+            way = f"add --plugin {shlex.quote(file)}"
+            if not Path(absolute(file)).is_file():
+                way = "name all tasks after --evaluation.tasks, that file by its place seen from this folder"
             raise ConfigError(
-                f"evaluation.tasks names the code {file}, which a file cannot; if it is yours, add --plugin "
-                f"{shlex.quote(file)}"
+                f"evaluation.tasks names the code {file}, which a file cannot; if it is yours, {way}"
             )
 
 

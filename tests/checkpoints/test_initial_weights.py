@@ -36,6 +36,14 @@ def test_initial_weights_replace_what_they_name(tmp_path):
         initial_weights.load_initial_weights(module, str(tmp_path / "foreign.safetensors"), "flava")
 
 
+def test_a_scalar_comes_from_a_run_that_keeps_it_as_a_vector_of_one(tmp_path):
+    module = torch.nn.Module()
+    module.scale = torch.nn.Parameter(torch.tensor(2.0))
+    save_file({"scale": torch.tensor([3.0])}, tmp_path / "run.safetensors")
+    initial_weights.load_initial_weights(module, str(tmp_path / "run.safetensors"), "towers")
+    assert module.scale.shape == () and float(module.scale.detach()) == 3.0
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_no_numbers_are_refused(value, tmp_path):
     """A run with them would skip every update, and end as if it had trained if it is short."""

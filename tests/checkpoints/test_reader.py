@@ -175,6 +175,13 @@ def test_shapes_are_compared_by_name():
         reader.check_shapes({"a": (2,)}, {"c": (2,)}, "file")
 
 
+def test_a_scalar_may_be_kept_as_a_vector_of_one():
+    """A run keeps it so; a model that was just built has the scalar."""
+    reader.check_shapes({"scale": (1,)}, {"scale": ()}, "file")
+    with pytest.raises(CheckpointError, match=r"'scale' is \[2\], but this configuration's model has \[\]"):
+        reader.check_shapes({"scale": (2,)}, {"scale": ()}, "file")
+
+
 def test_the_newest_good_one_is_this_runs(tmp_path):
     """Not one that diverged, nor one behind which somebody has gone back by writing an older name into
     `latest`.

@@ -268,6 +268,13 @@ def test_a_saved_configuration_does_not_run_the_tasks_that_it_names(folder, monk
             assert command(["train", place]) == 2
             assert capfd.readouterr().err == complaint
     assert run(capfd, "config", "config.json")[0] == 0 and not (folder / "ran").exists()
+    (elsewhere := folder / "elsewhere").mkdir()
+    with monkeypatch.context() as moved:  # --plugin own_tasks.py would find no such file here
+        moved.chdir(elsewhere)
+        assert (
+            "if it is yours, name all tasks after --evaluation.tasks, that file by its place seen"
+            in (run(capfd, "train", "../config.json")[2])
+        )
     monkeypatch.setattr(launch, "check_inputs", lambda config: None)
     monkeypatch.setattr(train_command, "rehearse", lambda *_: [])  # it would want shards
     for trust in (("--plugin", "own_tasks.py"), ("--evaluation.tasks", "own_tasks.py")):

@@ -74,7 +74,10 @@ class Twins:
         margin = float(away[~same].mean() - away[same].mean())
         nearest = away.fill_diagonal_(torch.inf).argmin(1).numpy()
         hits = pictures.labels[nearest] == pictures.labels
-        return {"found": Score(float(hits.mean()), len(hits), None), "margin": Score(margin, len(hits), None)}
+        return {
+            "found": Score(float(hits.mean()), len(hits), None),
+            "margin": Score(margin, len(hits), None, unit="number"),
+        }
 
 
 TASKS = (Twins(),)
@@ -112,3 +115,17 @@ def test_an_evaluation_while_training_and_of_the_checkpoint(run_ranks, tmp_path)
         assert scores["margin"].value == pytest.approx(live[-1]["evaluation/twins/margin"], rel=1e-5)
     with pytest.raises(DataError, match=r"train\.npz: .*it holds SPLIT\.npz"):
         Patterns().read(tmp_path / "patterns", "train")
+
+
+def test_a_distance_is_not_shown_in_per_cent(tmp_path):
+    class Colours:
+        def image_features(self, seen: Seen, asked_by: str) -> torch.Tensor:
+            return torch.stack([seen.images.load(row) for row in range(12)]).float().mean((2, 3))
+
+    class Drawn:
+        def test(self) -> LabelledImages:
+            return Patterns().read(tmp_path / "patterns", "test")
+
+    draw(tmp_path / "patterns")
+    scores = Twins().run(Colours(), Drawn())
+    assert str(scores["margin"]) == f"{scores['margin'].value:.4f}" and str(scores["found"]).endswith(" %")

@@ -19,6 +19,7 @@ from flava_ds.config.family import FamilyConfig
 from flava_ds.config.objectives import in_use
 from flava_ds.data.plan import BatchPlan
 from flava_ds.data.tokenizer import WordPieceTokenizer
+from flava_ds.demo.evaluation.inputs import build_inputs
 from flava_ds.errors import ConfigError
 from flava_ds.evaluation.opening import open_model
 from flava_ds.evaluation.protocols import ImageFeatures
@@ -87,7 +88,10 @@ class Towers(nn.Module):
         super().__init__()
         self.config, width = config, config.width
         self.image_tower = nn.Sequential(
-            nn.Conv2d(3, width, 4, stride=4), nn.GELU(), nn.Conv2d(width, width, 3), nn.Flatten()
+            nn.Conv2d(3, width, 4, stride=4),
+            nn.GELU(),
+            nn.Conv2d(width, width, config.image_size // 4),
+            nn.Flatten(),
         )
         self.text_tower = Words(config)
         self.image_projection = nn.Linear(width, config.projection_dim)
@@ -141,7 +145,8 @@ class TowersTask(Task):
 
     def passes(self, batch: Batch) -> Iterator[Pass]:
         config, width = self.model.config, self.model.config.width
-        yield Pass("image_tower", 2 * batch.size * width * (3 * config.image_size**2 + 9 * width))
+        grid = config.image_size // 4
+        yield Pass("image_tower", 2 * batch.size * width * grid**2 * (3 * 16 + width))
         yield Pass("text_tower and projections", 2 * batch.size * 2 * width * (width + config.projection_dim))
 
 
@@ -157,6 +162,20 @@ def test_a_family_of_two_other_towers(run_ranks, tmp_path):
     frozen = open_model(split(config, "zero3_whole", "zero1", 1).run_path, device="cpu").frozen()
     pictures = torch.zeros(2, 3, frozen.image_size, frozen.image_size, dtype=torch.uint8)
     assert frozen.need(ImageFeatures, "this test").image_features(pictures).shape == (2, config.model.width)
+
+
+def test_its_pictures_may_be_of_another_size():
+    pixels = torch.zeros(2, 3, 24, 24)
+    assert Towers(TowersConfig(image_size=24)).image_tower(pixels).shape == (2, TowersConfig.width)
+
+
+def test_the_demos_held_out_data_ask_the_family_for_its_vocabulary(tmp_path):
+    """`evaluate RUN` and `report RUN` read them; the family has no `model.text`."""
+    config = stranger_config(
+        tmp_path, name="towers", model=TowersConfig(), objectives={"c": GlobalContrastiveConfig()}
+    )
+    inputs = build_inputs(config, tmp_path / "data")
+    assert inputs.tokenizer.vocab_size == config.model.load_tokenizer(config).vocab_size
 
 
 def test_what_a_built_in_head_asks_of_a_family_without_shapes_is_said():

@@ -12,12 +12,15 @@ import pytest
 import torch
 from stranger_runs import STEPS, prove, stranger_config
 
+from flava_ds.config import SourceConfig
 from flava_ds.config.bounds import AtLeast
 from flava_ds.config.readers import ReaderConfig
+from flava_ds.data.first_look import look_over
 from flava_ds.data.order import permuted, sample_seed, source_seed
 from flava_ds.data.samples import Sample
 from flava_ds.data.skip_log import SkipLog
-from flava_ds.data.sources import Lane, Promises
+from flava_ds.data.sources import Lane, Promises, open_source
+from flava_ds.errors import DataError
 from flava_ds.objectives.itm import ImageTextMatchingConfig
 
 WORDS = ("apple", "bear", "cloud", "daisy", "eagle", "flame", "grape", "house")
@@ -124,3 +127,13 @@ def test_a_source_that_draws_its_samples(run_ranks, tmp_path):
     source = SquaresConfig(count=20).build(config, "squares")
     epochs = [[source._sample(20 * epoch + place).key for place in range(20)] for epoch in range(2)]
     assert all(len(set(epoch)) == 20 for epoch in epochs) and epochs[0] != epochs[1]
+
+
+def test_too_few_samples_are_said_to_be_the_readers(tmp_path):
+    few = SourceConfig(kind="pair", shards="", reader=SquaresConfig(count=3))
+    config = stranger_config(tmp_path, name="squares", objectives={"matching": ImageTextMatchingConfig()})
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, sources={"squares": few}))
+    with pytest.raises(
+        DataError, match="'squares': 3 usable samples of its reader are fewer than the 8 .*; add samp"
+    ):
+        look_over(config, {"squares": open_source(config, "squares")})

@@ -152,14 +152,9 @@ class Inputs:
 def build_inputs(config: Config, root: Path) -> Inputs:
     """Loads the tokenizer and, if possible, the codebook.
 
-    Raises: DataError if the vocabulary does not fit the model.
+    Raises: ConfigError if the vocabulary does not fit the model, DataError if it cannot be read.
     """
-    tokenizer = WordPieceTokenizer(config.data.vocabulary)
-    if tokenizer.vocab_size > config.model.text_vocab_size:
-        raise DataError(
-            f"{tokenizer.file}: {tokenizer.vocab_size} entries, but model.text.vocab_size is "
-            f"{config.model.text_vocab_size}; use the run's vocabulary"
-        )
+    tokenizer = config.model.load_tokenizer(config)
     if config.codebook_weights is None:
         return Inputs(config, root, tokenizer, None, "the run's configuration names no codebook_weights")
     try:

@@ -8,7 +8,7 @@ from sample_runs import SEEN, UNSEEN_STYLES, WORDS, world, world_config
 
 from flava_ds.config import DataConfig
 from flava_ds.demo.evaluation.inputs import build_inputs
-from flava_ds.errors import DataError
+from flava_ds.errors import ConfigError, DataError
 from flava_ds.evaluation.opening import MOST_TOKENS
 from flava_ds.families.flava.config import FlavaTextConfig
 
@@ -59,7 +59,7 @@ def test_a_vocabulary_larger_than_the_models_is_refused(tmp_path):
     small = dataclasses.replace(
         config.model, text=FlavaTextConfig(vocab_size=10, hidden_size=24, num_attention_heads=3)
     )
-    with pytest.raises(DataError, match="vocab_size is 10"):
+    with pytest.raises(ConfigError, match="model.text.vocab_size 10 is smaller"):
         build_inputs(dataclasses.replace(config, model=small), tmp_path)
 
 

@@ -50,7 +50,9 @@ def run_command(words: list[str]) -> int:
     options, rest = parser.parse_known_args(words)
     overrides = (rest,) if options.run in takes_overrides else ()
     if rest and not overrides:
-        options.parser.error(f"unknown argument {rest[0]}{did_you_mean(rest[0], options.parser.options())}")
+        known = options.parser.options()
+        after = f"; give it after `{options.parser.prog}`" if rest[0] in known else ""
+        options.parser.error(f"unknown argument {rest[0]}{after or did_you_mean(rest[0], known)}")
     try:
         if places := getattr(options, "plugin", None):
             from flava_ds.recipes.outside import import_plugins

@@ -170,6 +170,7 @@ def test_recipe_help_lists_fields_without_torch():
         (["prepare", "index", "zip:///"], "'zip:///': protocol 'zip' cannot be used"),
         (["codebook", "encode", "gone", "--out", "x"], "required: --codebook"),
         (["evaluate", "gone", "--fast"], "unknown argument --fast"),
+        (["--debug", "evaluate", "x"], "unknown argument --debug; give it after `flava-ds evaluate`; see"),
         (["demo", "--minutes", "3", "--work", "hour"], "not allowed with argument --minutes"),
         (
             ["demo", "--work", "our"],

@@ -277,8 +277,8 @@ def _codebook_file(path: Path) -> Path:
             return candidate
     wanted = " or ".join(c.name for c in candidates)
     raise CheckpointError(
-        f"{path}: no image codebook there (looked for {wanted}); train one with `flava-ds codebook` or "
-        "give codebook_weights another path"
+        f"{path}: no image codebook there (looked for {wanted}); put it there, train one with `flava-ds "
+        "codebook`, or give codebook_weights another path"
     )
 
 

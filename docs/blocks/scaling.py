@@ -172,7 +172,8 @@ def plan_names(root: Path) -> str:
     """Lists the GPUs, networks, rates of failures and assumptions that plans know."""
     gpus = []
     for g in GPUS.values():
-        sizes = [f"{g.flops / 1e12:,.0f}", f"{g.memory_gib:g}", f"{g.memory_bandwidth / 1e12:g}"]
+        peaks = [f"{g.flops / 1e12:,.0f}", f"{g.fp32 / 1e12:g}"]
+        sizes = [*peaks, f"{g.memory_gib:g}", f"{g.memory_bandwidth / 1e12:g}"]
         gpus.append([f"`{g.name}`", g.title, *sizes, f"{g.best_gemm:.0%}", f"{g.link / 1e9:.0f}",
                      f"{g.host_gib:g}"])  # fmt: skip
     networks = [[f"`{n.name}`", n.title, f"{n.node / 1e9:.1f}"] for n in NETWORKS.values()]
@@ -190,7 +191,8 @@ def plan_names(root: Path) -> str:
                 [
                     "--gpu",
                     "",
-                    "bf16 TFLOP/s",
+                    "16-bit TFLOP/s",
+                    "fp32",
                     "GiB",
                     "TB/s",
                     "best GEMM",

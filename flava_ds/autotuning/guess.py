@@ -67,4 +67,5 @@ def this_cpu(precision: str) -> Gpu:
     """Returns this machine's cores in the place of a GPU, of which nothing but the rate counts: that of
     matrix products in the run's precision, measured now.
     """
-    return Gpu(CPU, "a CPU", cpu_rate(precision), 0.0, 0.0, 1, 1.0, 0.0, 0.0)
+    rate = cpu_rate(precision)
+    return Gpu(CPU, "a CPU", rate, 0.0, 0.0, rate, 1, 1.0, 0.0, 0.0)

@@ -6,7 +6,7 @@ A machine whose rates were measured takes a GPU's place as it is (`this_machine`
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from flava_ds.errors import ConfigError, did_you_mean
@@ -23,10 +23,12 @@ class Gpu:
     name: str
     title: str
     flops: float
-    """Dense bf16 peak in FLOP/s."""
+    """Dense peak of the tensor cores for 16-bit numbers, in FLOP/s; `at_precision` puts another there."""
     memory_gib: float
     memory_bandwidth: float
     """Peak in bytes/s."""
+    fp32: float
+    """Peak in FLOP/s of products that are fp32 to the last bit, as ours are: TF32 rounds their inputs."""
     units: int
     """Streaming multiprocessors or compute units."""
     best_gemm: float
@@ -39,6 +41,8 @@ class Gpu:
     module has 480 GB)."""
     multicast: float = 0.0
     """The same with the switch adding up (NVLS), 0 without; all_reduce only."""
+    bf16: bool = True
+    """Whether the tensor cores know bf16 besides fp16."""
     rates: HostRates | None = None
     """Measured rates of a core that is a rank's device, in place of all the others."""
 
@@ -46,14 +50,14 @@ class Gpu:
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        Gpu("v100", "NVIDIA V100 SXM 32 GB", 125e12, 32, 0.9e12, 80, 0.80, 130e9, 96),
-        Gpu("a100-40", "NVIDIA A100 SXM 40 GB", 312e12, 40, 1.555e12, 108, 0.87, 232e9, 144),
-        Gpu("a100", "NVIDIA A100 SXM 80 GB", 312e12, 80, 2.0e12, 108, 0.87, 232e9, 144),
-        Gpu("h100", "NVIDIA H100 SXM 80 GB", 989e12, 80, 3.35e12, 132, 0.80, 370e9, 256, 480e9),
-        Gpu("h200", "NVIDIA H200 SXM 141 GB", 989e12, 141, 4.8e12, 132, 0.80, 370e9, 256, 480e9),
-        Gpu("b200", "NVIDIA B200 180 GB", 2250e12, 180, 8.0e12, 148, 0.78, 700e9, 256, 850e9),
-        Gpu("gh200", "NVIDIA GH200 96 GB", 989e12, 96, 4.0e12, 132, 0.80, 376e9, 111),
-        Gpu("mi300x", "AMD MI300X 192 GB", 1307e12, 192, 5.3e12, 304, 0.51, 313e9, 231),
+        Gpu("v100", "NVIDIA V100 SXM 32 GB", 125e12, 32, 0.9e12, 15.7e12, 80, 0.80, 130e9, 96, bf16=False),
+        Gpu("a100-40", "NVIDIA A100 SXM 40 GB", 312e12, 40, 1.555e12, 19.5e12, 108, 0.87, 232e9, 144),
+        Gpu("a100", "NVIDIA A100 SXM 80 GB", 312e12, 80, 2.0e12, 19.5e12, 108, 0.87, 232e9, 144),
+        Gpu("h100", "NVIDIA H100 SXM 80 GB", 989e12, 80, 3.35e12, 67e12, 132, 0.80, 370e9, 256, 480e9),
+        Gpu("h200", "NVIDIA H200 SXM 141 GB", 989e12, 141, 4.8e12, 67e12, 132, 0.80, 370e9, 256, 480e9),
+        Gpu("b200", "NVIDIA B200 180 GB", 2250e12, 180, 8.0e12, 75e12, 148, 0.78, 700e9, 256, 850e9),
+        Gpu("gh200", "NVIDIA GH200 96 GB", 989e12, 96, 4.0e12, 67e12, 132, 0.80, 376e9, 111),
+        Gpu("mi300x", "AMD MI300X 192 GB", 1307e12, 192, 5.3e12, 163.4e12, 304, 0.51, 313e9, 231),
     )
 }
 
@@ -155,10 +159,28 @@ def cluster(gpu: str, gpus: int | None, nodes: int | None, network: str | None) 
     return Cluster(card, net, gpus, nodes)
 
 
+def at_precision(machines: Cluster, precision: str) -> Cluster:
+    """Returns the cluster with the peak that products of a precision have there; measured rates stay.
+
+    Raises: ConfigError for bf16 on GPUs that have no tensor cores for it.
+    """
+    gpu = machines.gpu
+    if gpu.rates is not None or precision == "fp16":
+        return machines
+    if precision == "fp32":
+        return replace(machines, gpu=replace(gpu, flops=gpu.fp32))
+    if not gpu.bf16:
+        raise ConfigError(
+            f"GPU {gpu.name} has no tensor cores for training.precision {precision}; add "
+            "--training.precision fp16"
+        )
+    return machines
+
+
 def this_machine(rates: HostRates, ranks: int, memory_gib: float) -> Cluster:
     """Returns a machine each of whose ranks has one core, with the rates that were measured of it."""
     best = 1 / min(rate.per_flop for rate in rates.operators.values() if rate.per_flop)
     size, seconds = rates.collectives["all_reduce"][-1]
-    core = Gpu("cpu", "a core of this machine", best, memory_gib, 1 / rates.others.per_byte, 1, 1.0,
+    core = Gpu("cpu", "a core of this machine", best, memory_gib, 1 / rates.others.per_byte, best, 1, 1.0,
                size / seconds, memory_gib, rates=rates)  # fmt: skip
     return Cluster(core, Network("loopback", "gloo over loopback", 1, size / seconds, tcp=True), ranks, 1)

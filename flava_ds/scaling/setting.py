@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from flava_ds.scaling import kept
 from flava_ds.scaling.captions import Lengths
 from flava_ds.scaling.facts import Facts, Run
-from flava_ds.scaling.hardware import Cluster
+from flava_ds.scaling.hardware import Cluster, at_precision
 from flava_ds.scaling.plan import Setting
 from flava_ds.scaling.work import ModelWork
 from flava_ds.scaling.zero import zero_of
@@ -66,14 +66,15 @@ class Measured:
 def setting_of(facts: Facts, cluster: Cluster, measured: Callable[[bool], ModelWork]) -> Setting:
     """Returns the setting of a run on a cluster; `measured` takes whether activations are recomputed.
 
-    Raises: ConfigError when a global batch does not divide by the GPUs, or the DeepSpeed JSON is unusable.
+    Raises: ConfigError when a global batch does not divide by the GPUs, these lack the precision, or the
+    DeepSpeed JSON is unusable.
     """
     for name in facts.drawn_sources:
         facts.micro_batch_size(name, cluster.gpus)
     settings, path = read_settings(facts.deepspeed_config)
     return Setting(
         model=measured(facts.checkpointing),
-        cluster=cluster,
+        cluster=at_precision(cluster, facts.precision),
         zero=zero_of(settings, Path(path), facts.precision, facts.accumulation),
         global_batches={name: source.global_batch for name, source in facts.drawn_sources.items()},
         own_batches=tuple(name for name, source in facts.drawn_sources.items() if source.own_batch),

@@ -89,6 +89,8 @@ def operator_seconds(
         rows, columns, inner = (
             edge.at(samples, pooled) for edge in (operator.rows, operator.columns, operator.inner)
         )
+        if operator.flops.pair:  # of each sample with those of all ranks, which were its own when measured
+            columns = flops / (2 * rows * inner)
         rate = (
             gpu.flops * gpu.best_gemm * assumed.product_share * product_share(rows, columns, inner, gpu.units)
         )

@@ -17,7 +17,7 @@ from flava_ds.evaluation.frozen_model import BATCH_ROWS, FrozenModel
 from flava_ds.evaluation.protocols import Predictions, Reading, Scorer
 from flava_ds.evaluation.samples import Samples
 from flava_ds.families.flava.capabilities import PREDICTS
-from flava_ds.families.flava.config import flava_of
+from flava_ds.families.flava.config import FlavaConfig
 from flava_ds.objectives.masked_image import mask_patches
 from flava_ds.objectives.masked_text import mask_tokens
 
@@ -139,7 +139,7 @@ def masked_image_fields(
     pixels = {"pixels": samples.pixels(inputs.config.model.image_size)[rows]}
     if (masking := inputs.masking(objective)) is None:  # a family that masks no images
         return pixels
-    mask = mask_patches(hash64(SEED, rows), flava_of(inputs.config).image.grid_size, masking)
+    mask = mask_patches(hash64(SEED, rows), FlavaConfig.of(inputs.config).image.grid_size, masking)
     return pixels | {
         "patches": torch.from_numpy(mask),
         "patch_rows": torch.from_numpy(np.flatnonzero(mask)),

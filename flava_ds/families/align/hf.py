@@ -12,7 +12,7 @@ from torch import Tensor
 from flava_ds.config import Config
 from flava_ds.config.encoders import BertTextConfig
 from flava_ds.errors import CheckpointError
-from flava_ds.families.align.config import AlignConfig, EfficientNetConfig, align_of
+from flava_ds.families.align.config import AlignConfig, EfficientNetConfig
 from flava_ds.families.align.model import LEAST_TEMPERATURE, Align
 from flava_ds.families.bert_layouts import (
     BLOCK,
@@ -102,7 +102,7 @@ class AlignLayouts:
         self, config: Config, weights: Mapping[str, Tensor]
     ) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Returns AlignConfig's JSON and AlignModel's tensors; those that it does not read are zeros."""
-        model = align_of(config)
+        model = AlignConfig.of(config)
         own = {name: tensor for name, tensor in weights.items() if name.startswith("model.")}
         # transformers divides by the temperature as it is
         own["model.temperature"] = own["model.temperature"].clamp(min=LEAST_TEMPERATURE)
@@ -119,7 +119,7 @@ class AlignLayouts:
 
     def companions(self, config: Config) -> dict[str, Any]:
         """Returns the files of EfficientNetImageProcessor and of the run's tokenizer."""
-        image = align_of(config).image
+        image = AlignConfig.of(config).image
         large, edge = round(image.image_size * _RESIZED), image.image_size
         pixels = pixel_settings(
             "EfficientNetImageProcessor",
@@ -130,7 +130,10 @@ class AlignLayouts:
             rescale_offset=False,
             include_top=False,
         )
-        return {"preprocessor_config.json": pixels, **tokenizer_files(config, align_of(config).max_tokens)}
+        return {
+            "preprocessor_config.json": pixels,
+            **tokenizer_files(config, AlignConfig.of(config).max_tokens),
+        }
 
 
 LAYOUTS = AlignLayouts()
@@ -141,7 +144,7 @@ def transformers_settings(config: Config) -> dict[str, Any]:
 
     transformers hands batch_norm_momentum to torch, for which it is the share of the newest moments.
     """
-    model = align_of(config)
+    model = AlignConfig.of(config)
     image = model.image
     return {
         "model_type": "align",

@@ -25,7 +25,7 @@ from flava_ds.families.offers import (
     for_pairs,
     images_of,
 )
-from flava_ds.families.single_stream.config import single_stream_of
+from flava_ds.families.single_stream.config import SingleStreamConfig
 from flava_ds.families.single_stream.model import SingleStream
 from flava_ds.layers.regions import JointLayout
 from flava_ds.layers.transformer import Encoded
@@ -47,7 +47,7 @@ LACKS = dict.fromkeys(
 
 def offers(module: Task, config: Any) -> tuple[tuple[object, ...], dict[str, str]]:
     """Returns the capabilities of a model with its objectives, and what it lacks: protocol -> reason."""
-    model = single_stream_of(config)
+    model = SingleStreamConfig.of(config)
     sep_id = model.load_tokenizer(config).sep_id
     texts = BertTexts(module.model, sep_id)
     if model.detector is None:

@@ -22,7 +22,7 @@ from flava_ds.families.bert_layouts import (
     text_settings,
     tokenizer_files,
 )
-from flava_ds.families.vilt.config import StreamConfig, ViltConfig, WordsConfig, vilt_of
+from flava_ds.families.vilt.config import StreamConfig, ViltConfig, WordsConfig
 from flava_ds.families.vilt.task import ViltTask
 from flava_ds.layouts import Entry, Foreign, renamed, shapes_of, take, to_ours, to_theirs, tuned_head
 from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig
@@ -121,12 +121,12 @@ class ViltLayouts:
             for name, own in weights.items()
             if name.startswith("model.") or (tied and name.startswith("objectives.mmm_text."))
         }
-        table = entries(vilt_of(config), heads)
+        table = entries(ViltConfig.of(config), heads)
         return transformers_settings(config, tied=tied), to_theirs(kept, table, "the run's checkpoint")
 
     def companions(self, config: Config) -> dict[str, Any]:
         """Returns the files of ViltImageProcessor and of the run's tokenizer."""
-        image = vilt_of(config).image
+        image = ViltConfig.of(config).image
         pixels = pixel_settings(
             "ViltImageProcessor",
             image,
@@ -134,7 +134,7 @@ class ViltLayouts:
             size_divisor=image.patch_size,
             do_pad=True,
         )
-        words = tokenizer_files(config, vilt_of(config).max_tokens)
+        words = tokenizer_files(config, ViltConfig.of(config).max_tokens)
         return {"preprocessor_config.json": pixels, **words}
 
 
@@ -143,7 +143,7 @@ LAYOUTS = ViltLayouts()
 
 def transformers_settings(config: Config, *, tied: bool) -> dict[str, Any]:
     """Translates a configuration into ViltConfig's JSON."""
-    model = vilt_of(config)
+    model = ViltConfig.of(config)
     image = text_settings(model.image)
     for ours in ("image_mean", "image_std", "max_patches"):
         del image[ours]

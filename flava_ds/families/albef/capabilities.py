@@ -55,7 +55,7 @@ class AlbefPart:
         """Encodes b arrays of ids with the states of an image each; with `first_only`, the last layer
         finishes only the texts' CLS.
         """
-        text = self.model.text_encoder(pack(texts, self.device)).packed
+        text = self.model.text_encoder.encode_texts(pack(texts, self.device)).packed
         return self.model.fusion(text, image, text.first_rows if first_only else None)
 
     def first(self, pixels: Tensor, pairings: Sequence[Sequence[np.ndarray]]) -> list[Tensor]:
@@ -81,7 +81,7 @@ class AlbefEmbedder(AlbefPart, Projector):
     def text_features(self, texts: Sequence[np.ndarray]) -> Tensor:
         """Encodes b arrays of ids, special tokens included: -> [b d], in the model's dtype."""
         packed = pack(texts, self.device)
-        return self.model.text_encoder(packed, packed.cu_seqlens[:-1].long()).first()
+        return self.model.text_encoder.encode_texts(packed, keep=packed.cu_seqlens[:-1].long()).first()
 
 
 class AlbefStates(AlbefPart):

@@ -29,9 +29,9 @@ def measure(model: FrozenModel, inputs: Inputs) -> dict[str, float]:
     ):
         images = model.image_embeddings(samples, ASKED_BY)
         texts = model.text_embeddings(samples.captions, ASKED_BY)
-        for direction, *sides in (("text_to_image", texts, images), ("image_to_text", images, texts)):
+        for direction, queries, keys in (("text_to_image", texts, images), ("image_to_text", images, texts)):
             what = f"retrieval/{set_name}/{direction}_recall_at_"
-            metrics |= recalls(what, *sides, samples.column("concept"))
+            metrics |= recalls(what, queries, keys, samples.column("concept"))
     return metrics
 
 

@@ -37,7 +37,7 @@ def offers(module: Task, config: Any) -> tuple[tuple[object, ...], dict[str, str
     """Returns the capabilities of an ALBEF with its objectives, and what it lacks: protocol -> reason."""
     part = AlbefPart(module.model)
     parts, lacks = for_pairs(module, config, HardMatchingConfig, part.first, part.read)
-    return (AlbefEmbedder(module.model), AlbefStates(module.model), *parts), LACKS | lacks
+    return (AlbefEmbedder(module.model), *parts), LACKS | lacks
 
 
 class AlbefPart:
@@ -70,7 +70,9 @@ class AlbefPart:
 
 
 class AlbefEmbedder(AlbefPart, Projector):
-    """Image and text vectors in the contrastive space, and the CLS states before the projection."""
+    """Image and text vectors in the contrastive space, the CLS states before the projection, and copies to
+    fine-tune.
+    """
 
     @torch.inference_mode()
     def image_features(self, pixels: Tensor) -> Tensor:
@@ -80,12 +82,7 @@ class AlbefEmbedder(AlbefPart, Projector):
     @torch.inference_mode()
     def text_features(self, texts: Sequence[np.ndarray]) -> Tensor:
         """Encodes b arrays of ids, special tokens included: -> [b d], in the model's dtype."""
-        packed = pack(texts, self.device)
-        return self.model.text_encoder.encode_texts(packed, keep=packed.cu_seqlens[:-1].long()).first()
-
-
-class AlbefStates(AlbefPart):
-    """Gives copies of the model, or of its image encoder, to fine-tune."""
+        return self.model.text_encoder.first_states(texts)
 
     def image_states(self, scale: float = 1.0) -> TunableImages:
         """Returns a copy of the image encoder for images `scale` times as large: their CLS."""

@@ -18,7 +18,6 @@ from flava_ds.families.align.model import Align
 from flava_ds.families.bert.model import BertEncoder
 from flava_ds.families.offers import Projector, TunableImages
 from flava_ds.layers.efficientnet import EfficientNet
-from flava_ds.layers.words import pack
 
 if TYPE_CHECKING:
     from flava_ds.training.task import Task
@@ -36,13 +35,6 @@ def offers(module: Task, config: Any) -> tuple[tuple[object, ...], dict[str, str
     return (AlignEmbedder(module.model),), dict(LACKS)
 
 
-def first_states(encoder: BertEncoder, texts: Sequence[np.ndarray]) -> Tensor:
-    """Returns the CLS states of b arrays of ids: [b d]."""
-    packed = pack(texts, encoder.embeddings.words.weight.device)
-    first = packed.cu_seqlens[:-1].long()
-    return encoder.encode_texts(packed, keep=first).rows(first)
-
-
 class AlignEmbedder(Projector):
     """Image and text vectors in the contrastive space, and the features before them."""
 
@@ -54,7 +46,7 @@ class AlignEmbedder(Projector):
     @torch.inference_mode()
     def text_features(self, texts: Sequence[np.ndarray]) -> Tensor:
         """Encodes b arrays of ids, special tokens included: -> [b d], in the model's dtype."""
-        return first_states(self.model.text_encoder, texts)
+        return self.model.text_encoder.first_states(texts)
 
     def text_states(self) -> TunableTexts:
         """Returns a copy of the text tower to fine-tune; the model stays unchanged."""
@@ -87,7 +79,7 @@ class TunableTexts(nn.Module):
         self.encoder: BertEncoder = copy.deepcopy(model.text_encoder).requires_grad_(True)
 
     def forward(self, texts: Sequence[np.ndarray], pixels: Tensor | None = None) -> Tensor:
-        return first_states(self.encoder, texts)
+        return self.encoder.first_states(texts)
 
 
 class TunablePairs(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from flava_ds.families.bert_layouts import (
     tokenizer_files,
 )
 from flava_ds.layers.efficientnet import EPS, SQUEEZE, STAGES, STEM
-from flava_ds.layouts import Entry, Foreign, renamed, shapes_of, take, to_ours, to_theirs
+from flava_ds.layouts import Entry, Foreign, Layouts, renamed, shapes_of, take, to_ours, to_theirs
 from flava_ds.objectives.global_contrastive import GlobalContrastiveConfig
 
 _RENAMES = (
@@ -75,12 +75,8 @@ def entries(model: AlignConfig) -> tuple[Entry, ...]:
     return tuple(found)
 
 
-class AlignLayouts:
+class AlignLayouts(Layouts):
     """Implements flava_ds/layouts.py for ALIGN."""
-
-    def recognizes(self, names: Collection[str]) -> bool:
-        """Returns False: without its configuration, a state dict does not tell its number of heads."""
-        return False
 
     def read(self, settings: Mapping[str, Any] | None, tensors: Mapping[str, Tensor], where: str) -> Foreign:
         """Converts an AlignModel, with its running moments; its text pooler, which it does not read, is

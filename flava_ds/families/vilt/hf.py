@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from flava_ds.families.bert_layouts import (
 )
 from flava_ds.families.vilt.config import StreamConfig, ViltConfig, WordsConfig
 from flava_ds.families.vilt.task import ViltTask
-from flava_ds.layouts import Entry, Foreign, renamed, shapes_of, take, to_ours, to_theirs, tuned_head
+from flava_ds.layouts import Entry, Foreign, Layouts, renamed, shapes_of, take, to_ours, to_theirs, tuned_head
 from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig
 
 _RENAMES = (
@@ -73,12 +73,8 @@ def entries(model: ViltConfig, heads: Mapping[str, ObjectiveConfig] | None = Non
     return tuple(found)
 
 
-class ViltLayouts:
+class ViltLayouts(Layouts):
     """Implements flava_ds/layouts.py for ViLT."""
-
-    def recognizes(self, names: Collection[str]) -> bool:
-        """Returns False: without its configuration, a state dict does not tell its number of heads."""
-        return False
 
     def read(self, settings: Mapping[str, Any] | None, tensors: Mapping[str, Tensor], where: str) -> Foreign:
         """Converts a ViltForMaskedLM, a ViltForQuestionAnswering, or a ViltModel.

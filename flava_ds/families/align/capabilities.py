@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from flava_ds.families.align.model import Align
 from flava_ds.families.bert.model import BertEncoder
-from flava_ds.families.offers import Projector, TunableImages
+from flava_ds.families.offers import Projector, StillNorms, TunableImages
 from flava_ds.layers.efficientnet import EfficientNet
 
 if TYPE_CHECKING:
@@ -82,23 +82,16 @@ class TunableTexts(nn.Module):
         return self.encoder.first_states(texts)
 
 
-class TunablePairs(nn.Module):
-    """The image's features beside the text's CLS: [b d_image + d_text], as for CLIP.
+class TunablePairs(StillNorms):
+    """The image's features beside the text's CLS: [b d_image + d_text], as for CLIP."""
 
-    Batch norms go on normalising by their running moments.
-    """
+    tower = "image"
 
     def __init__(self, model: Align, image_size: int) -> None:
         super().__init__()
         self.text, self.image_size = TunableTexts(model), image_size
         self.image = copy.deepcopy(model.image_encoder).requires_grad_(True)
         self.width = self.text.width + self.image.channels
-
-    def train(self, mode: bool = True) -> Self:
-        """Sets the mode of all parts but the image tower's norms."""
-        super().train(mode)
-        self.image.eval()
-        return self
 
     def forward(self, texts: Sequence[np.ndarray], pixels: Tensor | None = None) -> Tensor:
         assert pixels is not None  # these are pairs

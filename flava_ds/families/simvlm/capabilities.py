@@ -1,7 +1,6 @@
 """SimVLM's capabilities for evaluation: likelihoods of texts, texts about images, features, states to tune.
 
-Shapes follow flava_ds/evaluation/protocols.py, which this module does not import, since protocols are
-structural. Only states to fine-tune keep a graph.
+Shapes follow flava_ds/evaluation/protocols.py. Only states to fine-tune keep a graph.
 """
 
 from __future__ import annotations

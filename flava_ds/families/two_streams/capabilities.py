@@ -1,7 +1,7 @@
 """What LXMERT and ViLBERT offer evaluations: match log odds, masked predictions, states to fine-tune.
 
-Images go through the frozen detector of model.detector. Shapes follow flava_ds/evaluation/protocols.py, which
-this module does not import, since protocols are structural. Only states to fine-tune keep a graph.
+Images go through the frozen detector of model.detector. Shapes follow flava_ds/evaluation/protocols.py. Only
+states to fine-tune keep a graph.
 """
 
 from __future__ import annotations

@@ -37,7 +37,6 @@ from flava_ds.families.flava.config import (
     FlavaTextConfig,
     MultimodalEncoderConfig,
     flava_objectives,
-    flava_of,
 )
 from flava_ds.families.flava.task import FlavaTask, build_task
 from flava_ds.objectives.masked_image import MaskedImageConfig, MultimodalMaskedImageConfig
@@ -169,7 +168,7 @@ def peak(way: str, number: int) -> dict[str, float]:
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
     return {
         "peak_mib": grown,
-        "features_mib": 2 * number * BATCH * flava_of(config).projection_dim * 4 / 2**20,
+        "features_mib": 2 * number * BATCH * FlavaConfig.of(config).projection_dim * 4 / 2**20,
     }
 
 

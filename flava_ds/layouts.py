@@ -55,7 +55,10 @@ class Layouts(Protocol):
     """The methods with which a family supports the layouts of other programs."""
 
     def recognizes(self, names: Collection[str]) -> bool:
-        """Returns whether a state dict with these names, without a configuration, is of this family."""
+        """Returns whether a state dict with these names, without a configuration, is of this family. Most do
+        not tell, for lack of the number of heads.
+        """
+        return False
 
     def read(self, settings: Mapping[str, Any] | None, tensors: Mapping[str, Tensor], where: str) -> Foreign:
         """Translates another program's model; `settings` is its configuration, None for a bare state dict.

@@ -20,7 +20,7 @@ from flava_ds.campaigns.fine_tuned import (
     tuned_pairs,
 )
 from flava_ds.demo.evaluation.inputs import Inputs
-from flava_ds.demo.evaluation.linear_probe import LinearProbe
+from flava_ds.demo.evaluation.linear_probe import hits
 from flava_ds.demo.evaluation.matching import draw_mismatches
 from flava_ds.evaluation.frozen_model import FrozenModel
 from flava_ds.evaluation.labelled import LabelledPairs
@@ -42,9 +42,9 @@ Measure = Callable[[FrozenModel, Inputs], Hits]
 
 def vision(model: FrozenModel, inputs: Inputs) -> Hits:
     """Classifies drawings in unseen styles by linear probes."""
-    samples, probe = inputs.unseen_style, LinearProbe(inputs)
+    samples = inputs.unseen_style
     return {
-        f"vision/{field}": ("concepts", samples.column("concept"), probe.hits(model, field, [samples])[0])
+        f"vision/{field}": ("concepts", samples.column("concept"), hits(model, inputs, field, [samples])[0])
         for field in ("group", "subgroup")
     }
 

@@ -206,11 +206,9 @@ def _takes_part(sequence: Stages, stage: Stage) -> bool:
 
 def shapes_of(config: Config) -> dict[str, tuple[int, ...]]:
     """Returns the shape of every parameter of a configuration's task, without memory for any."""
-    from flava_ds.weightless import weightless
+    from flava_ds.preview import meta_task
 
-    with weightless():
-        task = config.model.build(config)
-    return {name: tuple(parameter.shape) for name, parameter in task.named_parameters()}
+    return {name: tuple(parameter.shape) for name, parameter in meta_task(config).named_parameters()}
 
 
 def described(sequence: Stages, overrides: list[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 from flava_ds.config.objectives import in_use
 from flava_ds.config.variants import Variant
@@ -63,6 +63,11 @@ class FamilyConfig(Variant, built_in=BUILT_IN):
     """Methods of the family's model that some objectives need beyond its views, e.g. "word_table", and what
     they need of its batches, e.g. "tags".
     """
+
+    @classmethod
+    def of(cls, config: Any) -> Self:
+        """Returns the model of `config`, a Config, for callers that need the family's own fields."""
+        return cast(Self, config.model)
 
     @property
     def max_tokens(self) -> int:

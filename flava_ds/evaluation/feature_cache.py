@@ -7,10 +7,10 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from flava_ds.evaluation.labelled import Seen
 from flava_ds.evaluation.protocols import Progress
 from flava_ds.evaluation.shares import Share
 from flava_ds.storage.tensor_files import save_tensors
@@ -20,19 +20,6 @@ PART_BATCHES = 64
 """Batches of a part: what an interruption loses at most."""
 MAKER = "flava_ds image features 1"
 """Changes when features of the same pictures would be others."""
-
-
-@runtime_checkable
-class Identified(Protocol):
-    """Pictures that can be told from others in a later process."""
-
-    @property
-    def identity(self) -> str:
-        """Hashes which pictures these are, in which order and through which transform."""
-
-    @property
-    def title(self) -> str:
-        """What a file's name begins with."""
 
 
 def hash_of_weights(module: nn.Module, settings: object) -> str:
@@ -52,7 +39,7 @@ class FeatureCache:
 
     def part(
         self,
-        pictures: Identified,
+        pictures: Seen,
         size: int,
         number: int,
         rows: range,

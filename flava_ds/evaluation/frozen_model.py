@@ -14,7 +14,8 @@ from torch import Tensor
 
 from flava_ds.data.tokenizer import WordPieceTokenizer
 from flava_ds.errors import DataError, UserError
-from flava_ds.evaluation.feature_cache import PART_BATCHES, FeatureCache, Identified
+from flava_ds.evaluation.feature_cache import PART_BATCHES, FeatureCache
+from flava_ds.evaluation.labelled import Seen
 from flava_ds.evaluation.protocols import (
     CAPABILITIES,
     OF_FILES,
@@ -172,7 +173,7 @@ class FrozenModel:
         """Returns how many batches ranks encode before they exchange them: those of a file if the cache keeps
         them, otherwise enough that every rank has some to decode ahead.
         """
-        if self._cache is not None and isinstance(pictures, Identified):
+        if self._cache is not None and isinstance(pictures, Seen):
             return PART_BATCHES
         return max(PART_BATCHES, DECODED_AHEAD * self._share.parts)
 
@@ -187,7 +188,7 @@ class FrozenModel:
             batches = ahead(lambda batch: pictures.batch(batch, self.image_size), mine)
             return self._encode(starts, (encode(pixels.to(self.device)) for pixels in batches))
 
-        if self._cache is None or not isinstance(pictures, Identified):
+        if self._cache is None or not isinstance(pictures, Seen):
             return encoded()
         found = self._cache.part(pictures, self.image_size, number, rows, encoded, self._share)
         return found.to(self.device)

@@ -197,12 +197,14 @@ class Seen:
 
     @property
     def title(self) -> str:
-        """What these are pictures of."""
+        """What these are pictures of; names of files begin with it."""
         return self.images.name
 
     @property
     def identity(self) -> str:
-        """Hashes which pictures these are, as they lie in their files, and how they are transformed."""
+        """Tells these pictures, as they lie in their files, and their transform from others, also in a later
+        process.
+        """
         return f"{self.images.fingerprint} {state_of(self.images.load)} {self.transform!r}"
 
     def batch(self, rows: Sequence[int], size: int) -> Tensor:

@@ -298,22 +298,6 @@ class EvaluationData(Protocol):
         """
 
 
-@runtime_checkable
-class Varied(Protocol):
-    """A data set that is split in one of several published ways."""
-
-    @property
-    def usual(self) -> str:
-        """The way that the paper's numbers are of."""
-
-    @property
-    def variant(self) -> str:
-        """The way in use."""
-
-    def with_variant(self, name: str) -> Any:
-        """Returns the data set split in another way. Raises: UserError with the known ways."""
-
-
 class Evaluator(Protocol):
     """One task: a method on a data set.
 

@@ -11,9 +11,10 @@ from typing import Any
 
 from flava_ds.errors import DataError
 from flava_ds.evaluation import registry
+from flava_ds.evaluation.datasets.published_images import PublishedImages
 from flava_ds.evaluation.frozen_model import FrozenModel
 from flava_ds.evaluation.labelled import limited, state_of_pictures
-from flava_ds.evaluation.protocols import EvaluationData, Evaluator, Progress, Score, Trained, Varied
+from flava_ds.evaluation.protocols import EvaluationData, Evaluator, Progress, Score, Trained
 from flava_ds.evaluation.published import TEST_SAMPLES, as_many_as_published, published
 from flava_ds.evaluation.results import READ_AGAIN
 
@@ -143,7 +144,7 @@ def departures(task: Evaluator, found: FoundData, samples: int) -> list[str]:
     these reasons, another number of them.
     """
     data, told = task.data, []
-    if isinstance(data, Varied) and data.variant != data.usual:
+    if isinstance(data, PublishedImages) and data.variant != data.usual:
         told.append(f"splits {data.variant}")
     if found.split not in getattr(data, "published_on", data.splits[:1]):
         told.append(f"split {found.split}")
@@ -192,7 +193,7 @@ def evaluate(
             "fingerprint": found.test().fingerprint,
             "fingerprints": {split: read.fingerprint for split, read in found.asked_for().items()},
             "files": {split: state_of_pictures(read) for split, read in found.asked_for().items()},
-            **({"splits": task.data.variant} if isinstance(task.data, Varied) else {}),
+            **({"splits": task.data.variant} if isinstance(task.data, PublishedImages) else {}),
             **({"fine_tuning": task.settings(found)} if isinstance(task, Trained) else {}),
             **({READ_AGAIN: True} if task.name in model.workplace.read_again else {}),
         }

@@ -14,9 +14,10 @@ from typing import Any
 from flava_ds.config.plain_files import loads, read_small
 from flava_ds.errors import DataError, UserError
 from flava_ds.evaluation import registry
+from flava_ds.evaluation.datasets.published_images import PublishedImages
 from flava_ds.evaluation.frozen_model import FrozenModel, Lacking
 from flava_ds.evaluation.labelled import state_of_pictures
-from flava_ds.evaluation.protocols import EvaluationData, Evaluator, Progress, Trained, Varied
+from flava_ds.evaluation.protocols import EvaluationData, Evaluator, Progress, Trained
 from flava_ds.evaluation.runner import FoundData, evaluate, expected, find_data
 from flava_ds.evaluation.shares import Alone, Share
 from flava_ds.evaluation.statistics import RESAMPLES, SEED
@@ -34,40 +35,34 @@ def members(suite: str) -> list[Evaluator]:
     return [task for _, task in known if suite in ("all", getattr(task, "suite", None))]
 
 
-def with_splits(tasks: Sequence[Evaluator], splits: str | None) -> list[Any]:
+def with_splits(tasks: Sequence[Any], splits: str | None) -> list[Any]:
     """Returns the tasks with data sets that offer these splits split that way.
 
     Raises: UserError when none of them does.
     """
     if splits is None:
         return list(tasks)
-    chosen, changed = [], 0
-    for task in tasks:
-        try:
-            data = task.data.with_variant(splits) if isinstance(task.data, Varied) else task.data
-        except UserError:
-            data = task.data
-        else:
-            changed += isinstance(task.data, Varied)
-        chosen.append(task if data is task.data else dataclasses.replace(task, data=data))  # type: ignore[type-var]  # tasks are dataclasses
-    if not changed:
-        offered = sorted({way for task in tasks for way in ways(task.data)})
+    offered = sorted({way for task in tasks for way in ways(task.data)})
+    if splits not in offered:
         raise UserError(
             f"--splits {splits}: no data set of these tasks is split so; there are "
             f"{', '.join(offered) or 'none'}"
         )
-    return chosen
+    return [
+        dataclasses.replace(task, data=task.data.with_variant(splits)) if splits in ways(task.data) else task
+        for task in tasks
+    ]
 
 
 def split_otherwise(tasks: Sequence[Evaluator], splits: str | None) -> list[str]:
     """Returns the data sets that have published ways to split them, and not this one."""
-    varied = {task.data.name: task.data for task in tasks if isinstance(task.data, Varied)}
+    varied = {task.data.name: task.data for task in tasks if isinstance(task.data, PublishedImages)}
     return sorted(name for name, data in varied.items() if splits not in (None, data.variant))
 
 
 def ways(data: EvaluationData) -> list[str]:
     """Returns the published ways to split a data set."""
-    return [variant.name for variant in getattr(data, "variants", ())]
+    return [variant.name for variant in data.variants] if isinstance(data, PublishedImages) else []
 
 
 def versions() -> dict[str, str]:

@@ -14,7 +14,7 @@ from flava_ds.config import Config
 from flava_ds.config.objectives import ObjectiveConfig, in_use
 from flava_ds.data.tokenizer import SPECIAL_TOKENS, WordPieceTokenizer
 from flava_ds.errors import CheckpointError
-from flava_ds.layouts import Entry, Foreign, renamed, to_ours, to_theirs, tuned_head
+from flava_ds.layouts import Entry, Foreign, Layouts, renamed, to_ours, to_theirs, tuned_head
 from flava_ds.objectives.masked_text import MaskedTextConfig
 from flava_ds.weightless import shapes_of
 
@@ -168,7 +168,7 @@ def cleaned(tensors: Mapping[str, Tensor], where: str, table: str) -> dict[str, 
     return found
 
 
-class BertLayouts:
+class BertLayouts(Layouts):
     """Implements flava_ds/layouts.py for a family with a class of transformers that has our heads, and one
     without.
     """
@@ -214,10 +214,6 @@ class BertLayouts:
             for name, shape in shapes.items()
             if heads or name.startswith("model.")
         )
-
-    def recognizes(self, names: Collection[str]) -> bool:
-        """Returns False: without its configuration, a state dict does not tell its number of heads."""
-        return False
 
     def read(self, settings: Mapping[str, Any] | None, tensors: Mapping[str, Tensor], where: str) -> Foreign:
         """Converts a model of the class with heads, or of the other, which brings none: a run that starts

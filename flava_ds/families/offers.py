@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -50,10 +50,23 @@ class Projector:
         return self.model.text_embeddings(features)
 
 
-class TunableImages(nn.Module):
-    """One state of each image, with a graph, of a copied encoder. Norms go on normalising by their running
-    moments.
-    """
+class StillNorms(nn.Module):
+    """What is fine-tuned with an image tower whose batch norms go on normalising by their running moments."""
+
+    tower: ClassVar[str]
+    """The tower's name among the submodules."""
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets the mode of all but the tower."""
+        super().train(mode)
+        self.get_submodule(self.tower).eval()
+        return self
+
+
+class TunableImages(StillNorms):
+    """One state of each image, with a graph, of a copied encoder."""
+
+    tower = "encoder"
 
     def __init__(
         self, encoder: Any, states: Callable[[Any, Tensor], Tensor], *, width: int, image_size: int
@@ -62,12 +75,6 @@ class TunableImages(nn.Module):
         super().__init__()
         self.encoder, self.states = encoder, states
         self.width, self.image_size = width, image_size
-
-    def train(self, mode: bool = True) -> Self:
-        """Sets the mode of all but the encoder."""
-        super().train(mode)
-        self.encoder.eval()
-        return self
 
     def forward(self, texts: Sequence[np.ndarray], pixels: Tensor | None = None) -> Tensor:
         assert pixels is not None  # the texts are empty

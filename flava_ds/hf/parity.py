@@ -18,7 +18,7 @@ from torch import Tensor
 
 from flava_ds.batch import IGNORE_INDEX, Batch
 from flava_ds.config import Config
-from flava_ds.families.flava.config import flava_of
+from flava_ds.families.flava.config import FlavaConfig
 from flava_ds.families.flava.task import FlavaTask
 from flava_ds.families.flava.views import Kind, View
 from flava_ds.objectives.global_contrastive import clamped
@@ -40,7 +40,7 @@ def random_batch(
 ) -> Batch:
     """Draws a micro-batch with captions of different lengths; needs no data, so it works for any model."""
     draw = torch.Generator().manual_seed(seed)
-    model, patches = flava_of(config), config.model.num_patches
+    model, patches = FlavaConfig.of(config), config.model.num_patches
     matched = torch.tensor([i for i in range(size) if kind != Kind.PAIR or i not in mismatched])
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, int] = {}
@@ -101,7 +101,7 @@ def huggingface_inputs(batch: Batch, config: Config, dtype: torch.dtype = torch.
     if "input_ids" in batch:
         labels = torch.full_like(batch["input_ids"], IGNORE_INDEX)
         labels[batch["mlm_rows"]] = batch["mlm_labels"]
-        pad = flava_of(config).text.pad_token_id
+        pad = FlavaConfig.of(config).text.pad_token_id
         inputs |= {
             "input_ids": padded(batch["input_ids"], batch, pad),
             "input_ids_masked": padded(batch["input_ids_masked"], batch, pad),
@@ -117,7 +117,7 @@ def normalized(pixel_values: Tensor, config: Config) -> Tensor:
     """Normalises uint8 pixels in fp64 with the plain formula; floats are taken as normalised: [b c H W]."""
     if pixel_values.dtype != torch.uint8:
         return pixel_values
-    image = flava_of(config).image
+    image = FlavaConfig.of(config).image
     mean, std = (
         torch.tensor(values, dtype=torch.float64)[:, None, None]
         for values in (image.image_mean, image.image_std)

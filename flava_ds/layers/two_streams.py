@@ -53,13 +53,7 @@ class CrossLayer(nn.Module):
 class CoAttentionLayer(CrossLayer):
     """The same, followed by an MLP, residual, LayerNorm."""
 
-    def __init__(
-        self,
-        shape: TransformerShape,
-        num_heads: int,
-        memory_size: int | None = None,
-        width: int | None = None,
-    ):
+    def __init__(self, shape: TransformerShape, num_heads: int, memory_size: int, width: int):
         super().__init__(shape, num_heads, memory_size, width)
         d = shape.hidden_size
         self.mlp_up = ACTIVATIONS["gelu"](d, shape.intermediate_size)

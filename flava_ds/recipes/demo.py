@@ -101,9 +101,8 @@ def demo_encoder(name: str, objectives: dict[str, ObjectiveConfig], source: str,
     sources alone, `changed`, without a codebook.
     """
     base = demo()
-    alone = dataclasses.replace(base.data.sources[source], weight=1.0, **changed)
     return dataclasses.replace(
-        base.with_sources({source: alone}),
+        base.with_sources({source: demo_source(source, **changed)}),
         name=name,
         objectives=objectives,
         codebook_weights=None,
@@ -117,8 +116,8 @@ def demo_regions() -> RegionsConfig:
     return RegionsConfig(feature_size=64, num_classes=97, image_size=96)
 
 
-def demo_stream(**changed: Any) -> BertTextConfig:
-    """Returns the BERT of the demo's models that read the words of a text and regions in one stream."""
+def demo_words(**changed: Any) -> BertTextConfig:
+    """Returns the BERT of the demo's baselines, which in some of them reads regions beside the words."""
     shape = {"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 3, "intermediate_size": 768}
     return BertTextConfig(vocab_size=VOCABULARY_SIZE, max_position_embeddings=64, **(shape | changed))
 
@@ -216,3 +215,8 @@ def demo_sources(
             kind="text", seed=2, shards=str(DATA / "text"), weight=0.15, global_batch_size=text, max_tokens=48
         ),
     }
+
+
+def demo_source(name: str, *, weight: float = 1.0, **changed: Any) -> SourceConfig:
+    """Returns one of these, `changed`."""
+    return dataclasses.replace(demo_sources()[name], weight=weight, **changed)

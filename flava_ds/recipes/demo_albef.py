@@ -8,7 +8,7 @@ from flava_ds.families.albef.config import AlbefConfig, AlbefImageConfig, AlbefT
 from flava_ds.objectives.distilled_text import DistilledTextConfig
 from flava_ds.objectives.hard_matching import HardMatchingConfig
 from flava_ds.objectives.momentum_contrastive import MomentumContrastiveConfig
-from flava_ds.recipes.demo import INITIALIZER_RANGE, VOCABULARY_SIZE, demo, demo_sources
+from flava_ds.recipes.demo import INITIALIZER_RANGE, VOCABULARY_SIZE, demo, demo_source
 
 STEPS = 258
 """By Task.flops and target_flops over 40 steps: 57.9 GFLOP per step (the demo: 24.9, 600 times)."""
@@ -26,9 +26,8 @@ def demo_albef() -> Config:
     """
     base = demo()
     shape = Shape(hidden_size=192, num_attention_heads=3, intermediate_size=768)
-    pairs = dataclasses.replace(demo_sources()["pair"], weight=1.0, masked_share=1.0, global_batch_size=64)
     return dataclasses.replace(
-        base.with_sources({"pair": pairs}),
+        base.with_sources({"pair": demo_source("pair", masked_share=1.0, global_batch_size=64)}),
         name="demo_albef",
         model=AlbefConfig(
             image=AlbefImageConfig(image_size=48, patch_size=12, num_hidden_layers=4, **shape),

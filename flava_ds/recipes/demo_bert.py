@@ -1,13 +1,10 @@
 """A small BERT on the demo's text, as a baseline for the demo's FLAVA on text."""
 
-import dataclasses
-
 from flava_ds.config import Config
-from flava_ds.config.encoders import BertTextConfig
 from flava_ds.families.bert.config import BertConfig
 from flava_ds.objectives.masked_text import MaskedTextConfig
 from flava_ds.objectives.next_sentence import NextSentenceConfig
-from flava_ds.recipes.demo import INITIALIZER_RANGE, VOCABULARY_SIZE, demo_sources, like_demo
+from flava_ds.recipes.demo import INITIALIZER_RANGE, demo_source, demo_words, like_demo
 
 
 def demo_bert() -> Config:
@@ -15,15 +12,7 @@ def demo_bert() -> Config:
 
     Optimizer, vocabulary and share of masked tokens are the demo's; only model and losses differ.
     """
-    text = BertTextConfig(
-        vocab_size=VOCABULARY_SIZE,
-        max_position_embeddings=64,
-        hidden_size=256,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        intermediate_size=1024,
-    )
-    source = dataclasses.replace(demo_sources()["text"], weight=1.0, global_batch_size=None)
+    text = demo_words(hidden_size=256, num_hidden_layers=4, num_attention_heads=4, intermediate_size=1024)
     return like_demo(
         "demo_bert",
         model=BertConfig(text=text, initializer_range=INITIALIZER_RANGE),
@@ -31,7 +20,7 @@ def demo_bert() -> Config:
             "mlm": MaskedTextConfig(mask_probability=0.3, tied_decoder=True),
             "nsp": NextSentenceConfig(),
         },
-        sources={"text": source},
+        sources={"text": demo_source("text", global_batch_size=None)},
         # By Task.flops over 40 steps: 51.8 GFLOP per step, the demo's 24.9 over its three kinds; both without
         # the codebook.
         steps=289,

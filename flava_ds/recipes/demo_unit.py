@@ -4,11 +4,11 @@ import dataclasses
 
 from flava_ds.config import WHOLE, Config, SourceConfig
 from flava_ds.config.data import SampleKind
-from flava_ds.config.encoders import BertTextConfig, ConvStemConfig
+from flava_ds.config.encoders import ConvStemConfig
 from flava_ds.families.unit.config import PositionedConfig, UnitConfig
 from flava_ds.objectives.classification import ClassificationConfig
 from flava_ds.objectives.detection import DetectionConfig
-from flava_ds.recipes.demo import INITIALIZER_RANGE, SCENES, VOCABULARY_SIZE, like_demo
+from flava_ds.recipes.demo import INITIALIZER_RANGE, SCENES, demo_words, like_demo
 
 CANVAS = 96
 CLASSES, ANSWERS, FITS = 97, 21, 3
@@ -22,7 +22,6 @@ def demo_unit() -> Config:
     tower is trained from random weights, so its norms are ghost batch norms.
     """
     layers = {"num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 512}
-    wide = {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768}
     sources = {
         "detection": _source("image", "detection", seed=0, weight=0.5, max_targets=10),
         "question": _source("pair", "question", seed=1, weight=0.3),
@@ -33,10 +32,10 @@ def demo_unit() -> Config:
         model=UnitConfig(
             image=ConvStemConfig(image_size=CANVAS, width=16, blocks=(1, 1, 2), norm_momentum=0.9),
             encoder=PositionedConfig(hidden_size=128, **layers),
-            text=BertTextConfig(
-                vocab_size=VOCABULARY_SIZE, max_position_embeddings=64, num_hidden_layers=2, **wide
+            text=demo_words(num_hidden_layers=2),
+            decoder=PositionedConfig(
+                hidden_size=192, num_hidden_layers=3, num_attention_heads=3, intermediate_size=768
             ),
-            decoder=PositionedConfig(num_hidden_layers=3, **wide),
             first_word_only=(),  # small texts are read whole
             initializer_range=INITIALIZER_RANGE,
         ),

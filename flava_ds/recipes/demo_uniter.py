@@ -7,7 +7,7 @@ from flava_ds.objectives.masked_region_classes import MaskedRegionClassesConfig
 from flava_ds.objectives.masked_region_features import MaskedRegionFeaturesConfig
 from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig
 from flava_ds.objectives.word_patch_alignment import WordPatchAlignmentConfig
-from flava_ds.recipes.demo import INITIALIZER_RANGE, demo_regions, demo_scenes, demo_stream, like_demo
+from flava_ds.recipes.demo import INITIALIZER_RANGE, demo_regions, demo_scenes, demo_words, like_demo
 
 
 def demo_uniter() -> Config:
@@ -19,7 +19,7 @@ def demo_uniter() -> Config:
     return like_demo(
         "demo_uniter",
         model=UniterConfig(
-            image=demo_regions(), text=demo_stream(), detector="demo", initializer_range=INITIALIZER_RANGE
+            image=demo_regions(), text=demo_words(), detector="demo", initializer_range=INITIALIZER_RANGE
         ),
         objectives={
             "itm": ImageTextMatchingConfig(weight=2 / 6, mismatch_probability=0.5),

@@ -3,12 +3,11 @@
 import dataclasses
 
 from flava_ds.config import Config
-from flava_ds.config.encoders import BertTextConfig
 from flava_ds.families.two_streams.config import VilbertConfig, VilbertRegionsConfig
 from flava_ds.objectives.itm import ImageTextMatchingConfig
 from flava_ds.objectives.masked_region_classes import MaskedRegionClassesConfig
 from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig
-from flava_ds.recipes.demo import INITIALIZER_RANGE, VOCABULARY_SIZE, demo_regions, demo_scenes, like_demo
+from flava_ds.recipes.demo import INITIALIZER_RANGE, demo_regions, demo_scenes, demo_words, like_demo
 
 
 def demo_vilbert() -> Config:
@@ -17,19 +16,16 @@ def demo_vilbert() -> Config:
     Half of four layers of words come first, as published; then two co-attention layers take turns with a
     layer of each stream. Optimizer and vocabulary are the demo's; model, data and losses differ.
     """
-    shape = {"hidden_size": 192, "num_attention_heads": 3}
     return like_demo(
         "demo_vilbert",
         model=VilbertConfig(
-            text=BertTextConfig(
-                vocab_size=VOCABULARY_SIZE,
-                max_position_embeddings=64,
-                num_hidden_layers=4,
-                intermediate_size=768,
-                **shape,
-            ),
+            text=demo_words(num_hidden_layers=4),
             image=VilbertRegionsConfig(
-                num_hidden_layers=2, intermediate_size=192, **shape, **dataclasses.asdict(demo_regions())
+                num_hidden_layers=2,
+                hidden_size=192,
+                num_attention_heads=3,
+                intermediate_size=192,
+                **dataclasses.asdict(demo_regions()),
             ),
             co_attention_layers=2,
             co_attention_heads=3,

@@ -1,13 +1,11 @@
 """A small ViLT on the demo's pairs, as a baseline for the demo's FLAVA."""
 
-import dataclasses
-
 from flava_ds.config import Config
 from flava_ds.families.vilt.config import StreamConfig, ViltConfig, WordsConfig
 from flava_ds.objectives.itm import ImageTextMatchingConfig
 from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig
 from flava_ds.objectives.word_patch_alignment import WordPatchAlignmentConfig
-from flava_ds.recipes.demo import INITIALIZER_RANGE, VOCABULARY_SIZE, demo_sources, like_demo
+from flava_ds.recipes.demo import INITIALIZER_RANGE, VOCABULARY_SIZE, demo_source, like_demo
 
 
 def demo_vilt() -> Config:
@@ -16,7 +14,6 @@ def demo_vilt() -> Config:
     Optimizer, augmentation and vocabulary are the demo's; model and losses differ, and batches are half as
     large for twice the steps, because a pair takes two passes through all layers.
     """
-    pairs = dataclasses.replace(demo_sources()["pair"], weight=1.0, masked_share=1.0, global_batch_size=64)
     return like_demo(
         "demo_vilt",
         model=ViltConfig(
@@ -36,7 +33,7 @@ def demo_vilt() -> Config:
             "itm": ImageTextMatchingConfig(mismatch_probability=0.5),
             "wpa": WordPatchAlignmentConfig(weight=0.1),
         },
-        sources={"pair": pairs},
+        sources={"pair": demo_source("pair", masked_share=1.0, global_batch_size=64)},
         # By Task.flops over 40 steps: 54.4 GFLOP per step (the demo: 24.9), both without the codebook.
         steps=275,
     )

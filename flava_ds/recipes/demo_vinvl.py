@@ -4,7 +4,7 @@ from flava_ds.config import Config
 from flava_ds.families.vinvl.config import VinvlConfig
 from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig
 from flava_ds.objectives.tag_contrast import TagContrastConfig
-from flava_ds.recipes.demo import INITIALIZER_RANGE, demo_regions, demo_scenes, demo_stream, like_demo
+from flava_ds.recipes.demo import INITIALIZER_RANGE, demo_regions, demo_scenes, demo_words, like_demo
 
 
 def demo_vinvl() -> Config:
@@ -16,7 +16,7 @@ def demo_vinvl() -> Config:
     return like_demo(
         "demo_vinvl",
         model=VinvlConfig(
-            image=demo_regions(), text=demo_stream(), detector="demo", initializer_range=INITIALIZER_RANGE
+            image=demo_regions(), text=demo_words(), detector="demo", initializer_range=INITIALIZER_RANGE
         ),
         objectives={
             "mmm_text": MultimodalMaskedTextConfig(whole_word=False, tied_decoder=True),

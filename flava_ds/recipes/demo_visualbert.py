@@ -4,7 +4,7 @@ from flava_ds.config import Config
 from flava_ds.families.visualbert.config import VisualBertConfig
 from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig
 from flava_ds.objectives.next_sentence import SentenceImageConfig
-from flava_ds.recipes.demo import INITIALIZER_RANGE, demo_regions, demo_scenes, demo_stream, like_demo
+from flava_ds.recipes.demo import INITIALIZER_RANGE, demo_regions, demo_scenes, demo_words, like_demo
 
 
 def demo_visualbert() -> Config:
@@ -15,7 +15,7 @@ def demo_visualbert() -> Config:
     return like_demo(
         "demo_visualbert",
         model=VisualBertConfig(
-            image=demo_regions(), text=demo_stream(), detector="demo", initializer_range=INITIALIZER_RANGE
+            image=demo_regions(), text=demo_words(), detector="demo", initializer_range=INITIALIZER_RANGE
         ),
         objectives={
             "mmm_text": MultimodalMaskedTextConfig(whole_word=False, tied_decoder=True),

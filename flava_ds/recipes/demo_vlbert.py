@@ -1,7 +1,5 @@
 """A small VL-BERT on the demo's scenes and text, as a baseline for the demo's FLAVA."""
 
-import dataclasses
-
 from flava_ds.config import Config
 from flava_ds.families.vlbert.config import VlbertConfig
 from flava_ds.objectives.masked_region_classes import MaskedRegionClassesConfig
@@ -10,8 +8,8 @@ from flava_ds.recipes.demo import (
     INITIALIZER_RANGE,
     demo_regions,
     demo_scenes,
-    demo_sources,
-    demo_stream,
+    demo_source,
+    demo_words,
     like_demo,
 )
 
@@ -21,12 +19,11 @@ def demo_vlbert() -> Config:
 
     Optimizer and vocabulary are the demo's; model, data and losses differ.
     """
-    text = dataclasses.replace(demo_sources()["text"], weight=1.0, global_batch_size=None)
     return like_demo(
         "demo_vlbert",
         model=VlbertConfig(
             image=demo_regions(),
-            text=demo_stream(type_vocab_size=3),
+            text=demo_words(type_vocab_size=3),
             detector="demo",
             initializer_range=INITIALIZER_RANGE,
         ),
@@ -34,7 +31,7 @@ def demo_vlbert() -> Config:
             "joint_mlm": JointMaskedTextConfig(tied_decoder=True),
             "mrc": MaskedRegionClassesConfig(hidden_share=0.9, loss="cross_entropy"),
         },
-        sources={"scenes": demo_scenes(), "text": text},
+        sources={"scenes": demo_scenes(), "text": demo_source("text", global_batch_size=None)},
         # By Task.flops over 4 batches of each source: 39.0 GFLOP per step (the demo: 24.9), both without the
         # codebook and the detector.
         steps=383,

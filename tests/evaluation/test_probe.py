@@ -11,7 +11,7 @@ from flava_ds.evaluation.datasets.own_text import OwnText
 from flava_ds.evaluation.logistic import one_by_one
 from flava_ds.evaluation.probe import ImageProbe, TextProbe
 from flava_ds.evaluation.runner import find_data
-from flava_ds.evaluation.tasks.glue_sst2 import DATA as SST2
+from flava_ds.evaluation.tasks.glue import SST2
 
 TASK = ImageProbe("colors", ImageFolder())
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from flava_ds.codebook.image_codebook import ImageCodebook
-from flava_ds.demo.evaluation.base import Measurement, Unavailable
+from flava_ds.demo.evaluation.base import Unavailable
 from flava_ds.demo.evaluation.inputs import Inputs
 from flava_ds.demo.evaluation.retrieval import recalls
 from flava_ds.evaluation.frozen_model import FrozenModel
@@ -19,37 +19,34 @@ MOST_SAMPLES = 128
 DRAWS = "image of a pair"
 """What a Scorer must predict to draw."""
 HOW = Drawing(steps=8, guidance=1.0)
+ASKED_BY = "the demo's drawing"
 
 
-class DrawnCaptions(Measurement):
-    """Recall of the caption, among those of all the pictures, by a picture drawn from it.
+def measure(model: FrozenModel, inputs: Inputs) -> dict[str, float]:
+    """Returns recall at 1 and 5 of the caption, among those of all the pictures, by a picture drawn from it,
+    and that of a random order.
 
     Beside it the same for what the codebook makes of the true picture, and for the true picture. The judge is
     the model itself: a drawing may fit its caption better than a picture in a style never seen does.
     """
-
-    name = "drawing"
-
-    def run(self, model: FrozenModel) -> dict[str, float]:
-        """Returns recall at 1 and 5 for drawn, coded and true pictures, and that of a random order."""
-        embedder, codebook = model.need(Embedder, self.asked_by), drawing_codebook(self.inputs)
-        if DRAWS not in model.need(Scorer, self.asked_by).predicts:
-            raise Unavailable("the run does not train the codes of masked patches beside a caption")
-        every = self.inputs.unseen_style
-        samples = every.select(spaced(len(every), MOST_SAMPLES), "captions to draw")
-        size = model.image_size
-        sets = {
-            "drawn": draw_captions(model, self.inputs, codebook, samples),
-            "codes": decoded(codebook, self.inputs.codes(samples, len(samples)).to(model.device), size),
-            "picture": samples.pixels(size),
-        }
-        texts = model.text_embeddings(samples.captions, self.asked_by)
-        metrics: dict[str, float] = {}
-        for name, pictures in sets.items():
-            images = embedder.project_images(embedder.image_features(pictures.to(model.device)))
-            what = f"{self.name}/{name}/image_to_text_recall_at_"
-            metrics |= recalls(what, images, texts, samples.column("concept"))
-        return metrics
+    embedder, codebook = model.need(Embedder, ASKED_BY), drawing_codebook(inputs)
+    if DRAWS not in model.need(Scorer, ASKED_BY).predicts:
+        raise Unavailable("the run does not train the codes of masked patches beside a caption")
+    every = inputs.unseen_style
+    samples = every.select(spaced(len(every), MOST_SAMPLES), "captions to draw")
+    size = model.image_size
+    sets = {
+        "drawn": draw_captions(model, inputs, codebook, samples),
+        "codes": decoded(codebook, inputs.codes(samples, len(samples)).to(model.device), size),
+        "picture": samples.pixels(size),
+    }
+    texts = model.text_embeddings(samples.captions, ASKED_BY)
+    metrics: dict[str, float] = {}
+    for name, pictures in sets.items():
+        images = embedder.project_images(embedder.image_features(pictures.to(model.device)))
+        what = f"drawing/{name}/image_to_text_recall_at_"
+        metrics |= recalls(what, images, texts, samples.column("concept"))
+    return metrics
 
 
 def drawing_codebook(inputs: Inputs) -> ImageCodebook:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flava_ds.demo.evaluation.base import CHANCE, Measurement
+from flava_ds.demo.evaluation.base import CHANCE
+from flava_ds.demo.evaluation.inputs import Inputs
 from flava_ds.evaluation.frozen_model import FrozenModel
 from flava_ds.evaluation.logistic import fit as fit_logistic
 from flava_ds.evaluation.samples import Samples
@@ -22,39 +23,37 @@ SWEEP_ITERATIONS = 60
 TOLERANCE = 1e-4
 
 
-class LinearProbe(Measurement):
-    """Predicts the group (9) and subgroup (97) of held-out images from frozen features.
+def measure(model: FrozenModel, inputs: Inputs) -> dict[str, float]:
+    """Predicts the group (9) and subgroup (97) of held-out images from frozen features; returns accuracy on
+    each held-out style and unseen concepts, and the most frequent class's.
 
     Source: paper, section 4: scikit-learn's L-BFGS on the final layer's CLS, not projected, with the penalty
     swept on a split.
     """
+    sets, metrics = inputs.held_out_sets(), {}
+    for field in ("group", "subgroup"):
+        for (set_name, samples), right in zip(
+            sets.items(), hits(model, inputs, field, sets.values()), strict=True
+        ):
+            classes = samples.column(field)
+            name = f"linear_probe/{set_name}/{field}_accuracy"
+            metrics[name] = float(right.mean())
+            metrics[name + CHANCE] = float(np.unique(classes, return_counts=True)[1].max() / len(classes))
+    return metrics
 
-    name = "linear_probe"
 
-    def run(self, model: FrozenModel) -> dict[str, float]:
-        """Returns accuracy on each held-out style and unseen concepts, and the most frequent class's."""
-        sets, metrics = self.inputs.held_out_sets(), {}
-        for field in ("group", "subgroup"):
-            for (set_name, samples), hits in zip(
-                sets.items(), self.hits(model, field, sets.values()), strict=True
-            ):
-                right = samples.column(field)
-                name = f"{self.name}/{set_name}/{field}_accuracy"
-                metrics[name] = float(hits.mean())
-                metrics[name + CHANCE] = float(np.unique(right, return_counts=True)[1].max() / len(right))
-        return metrics
+def hits(model: FrozenModel, inputs: Inputs, field: str, sets: Iterable[Samples]) -> list[np.ndarray]:
+    """Fits a probe for `field` on the training pairs; returns which samples of each set it gets right:
+    [N] bool.
+    """
+    train = inputs.train
+    predict = standardised(features_of(model, train), train.column(field), train.column("style"))
+    return [predict(features_of(model, samples)) == samples.column(field) for samples in sets]
 
-    def hits(self, model: FrozenModel, field: str, sets: Iterable[Samples]) -> list[np.ndarray]:
-        """Fits a probe for `field` on the training pairs; returns which samples of each set it gets right:
-        [N] bool.
-        """
-        train = self.inputs.train
-        predict = standardised(self.features(model, train), train.column(field), train.column("style"))
-        return [predict(self.features(model, samples)) == samples.column(field) for samples in sets]
 
-    def features(self, model: FrozenModel, samples: Samples) -> np.ndarray:
-        """Returns the image encoder's CLS: [N d] fp32."""
-        return model.image_features(samples, self.asked_by).float().cpu().numpy()
+def features_of(model: FrozenModel, samples: Samples) -> np.ndarray:
+    """Returns the image encoder's CLS: [N d] fp32."""
+    return model.image_features(samples, "the demo's linear_probe").float().cpu().numpy()
 
 
 def standardised(

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from flava_ds.data.order import hash64
-from flava_ds.demo.evaluation.base import CHANCE, Measurement, Unavailable
+from flava_ds.demo.evaluation.base import CHANCE, Unavailable
 from flava_ds.demo.evaluation.inputs import SEED, Inputs
 from flava_ds.evaluation.frozen_model import BATCH_ROWS, FrozenModel
 from flava_ds.evaluation.protocols import Predictions, Reading, Scorer
 from flava_ds.evaluation.samples import Samples
 from flava_ds.families.flava.capabilities import PREDICTS
-from flava_ds.families.flava.config import flava_of
+from flava_ds.families.flava.config import FlavaConfig
 from flava_ds.objectives.masked_image import mask_patches
 from flava_ds.objectives.masked_text import mask_tokens
 
@@ -68,49 +68,48 @@ class MaskedInputs:
         return self.token_labels if text else self.codes.flatten().index_select(0, self.patch_rows)
 
 
-class Masked(Measurement):
-    """Predicts masked tokens of held-out glosses, masked patches of unseen-style images, and both on pairs.
+def measure(model: FrozenModel, inputs: Inputs) -> dict[str, float]:
+    """Predicts masked tokens of held-out glosses, masked patches of unseen-style images, and both on pairs;
+    returns accuracy, that of the most frequent target, and the mean cross-entropy.
 
     Masks are drawn from fixed seeds with the run's own masking settings; images are not augmented.
     """
+    scorer = model.need(Scorer, "the demo's masked")
+    metrics: dict[str, float] = {}
+    for kind, wanted in KINDS.items():
+        usable = [name for name in wanted if inputs.codebook or name in ("mlm", "mmm_text")]
+        names = [name for name in usable if PREDICTS[name] in scorer.predicts]
+        if names:
+            metrics |= predict(
+                inputs, scorer, kind, names, inputs.texts if kind == "text" else inputs.unseen_style
+            )
+    if not metrics:
+        raise Unavailable(inputs.codebook_problem or "the run trains no masked objective")
+    return metrics
 
-    name = "masked"
 
-    def run(self, model: FrozenModel) -> dict[str, float]:
-        """Returns accuracy, that of the most frequent target, and the mean cross-entropy."""
-        scorer = model.need(Scorer, self.asked_by)
-        metrics: dict[str, float] = {}
-        for kind, wanted in KINDS.items():
-            usable = [name for name in wanted if self.inputs.codebook or name in ("mlm", "mmm_text")]
-            names = [name for name in usable if PREDICTS[name] in scorer.predicts]
-            if names:
-                metrics |= self.predict(
-                    scorer, kind, names, self.inputs.texts if kind == "text" else self.inputs.unseen_style
-                )
-        if not metrics:
-            raise Unavailable(self.inputs.codebook_problem or "the run trains no masked objective")
-        return metrics
-
-    def predict(self, scorer: Scorer, kind: str, names: list[str], samples: Samples) -> dict[str, float]:
-        """Measures all predictions from one kind of input, encoded once."""
-        sums = {name: np.zeros(3) for name in names}
-        targets: dict[str, Counter[int]] = {name: Counter() for name in names}
-        for inputs in masked_inputs(self.inputs, kind, samples, MOST_SAMPLES):
-            reading = inputs.read(scorer)
-            for name in names:
-                labels = inputs.labels(name)
-                loss, correct = inputs.predictions(reading, name).loss(labels)
-                sums[name] += [float(loss), float(correct), len(labels)]
-                targets[name].update(labels.tolist())
-        metrics = {}
-        for name, values in sums.items():
-            nats, right, count = values.tolist()
-            if not count:
-                raise Unavailable(f"masking selected nothing to predict for {name}; check objectives.{name}")
-            metrics[f"{self.name}/{name}/accuracy"] = right / count
-            metrics[f"{self.name}/{name}/accuracy{CHANCE}"] = targets[name].most_common(1)[0][1] / count
-            metrics[f"{self.name}/{name}/loss_nats"] = nats / count
-        return metrics
+def predict(
+    inputs: Inputs, scorer: Scorer, kind: str, names: list[str], samples: Samples
+) -> dict[str, float]:
+    """Measures all predictions from one kind of input, encoded once."""
+    sums = {name: np.zeros(3) for name in names}
+    targets: dict[str, Counter[int]] = {name: Counter() for name in names}
+    for masked in masked_inputs(inputs, kind, samples, MOST_SAMPLES):
+        reading = masked.read(scorer)
+        for name in names:
+            labels = masked.labels(name)
+            loss, correct = masked.predictions(reading, name).loss(labels)
+            sums[name] += [float(loss), float(correct), len(labels)]
+            targets[name].update(labels.tolist())
+    metrics = {}
+    for name, values in sums.items():
+        nats, right, count = values.tolist()
+        if not count:
+            raise Unavailable(f"masking selected nothing to predict for {name}; check objectives.{name}")
+        metrics[f"masked/{name}/accuracy"] = right / count
+        metrics[f"masked/{name}/accuracy{CHANCE}"] = targets[name].most_common(1)[0][1] / count
+        metrics[f"masked/{name}/loss_nats"] = nats / count
+    return metrics
 
 
 def masked_inputs(inputs: Inputs, kind: str, samples: Samples, most: int) -> Iterator[MaskedInputs]:
@@ -139,7 +138,7 @@ def masked_image_fields(
     pixels = {"pixels": samples.pixels(inputs.config.model.image_size)[rows]}
     if (masking := inputs.masking(objective)) is None:  # a family that masks no images
         return pixels
-    mask = mask_patches(hash64(SEED, rows), flava_of(inputs.config).image.grid_size, masking)
+    mask = mask_patches(hash64(SEED, rows), FlavaConfig.of(inputs.config).image.grid_size, masking)
     return pixels | {
         "patches": torch.from_numpy(mask),
         "patch_rows": torch.from_numpy(np.flatnonzero(mask)),

@@ -5,70 +5,64 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from flava_ds.demo.evaluation.base import CHANCE, Measurement
-from flava_ds.demo.evaluation.inputs import SEED
+from flava_ds.demo.evaluation.base import CHANCE
+from flava_ds.demo.evaluation.inputs import SEED, Inputs
 from flava_ds.evaluation.frozen_model import BATCH_ROWS, FrozenModel
 from flava_ds.evaluation.protocols import Matcher
 
 MOST_PAIRS = 1024
 
 
-class Matching(Measurement):
-    """Accuracy on as many mismatches as matches: random concepts, and the same subgroup's (hard).
+def measure(model: FrozenModel, inputs: Inputs) -> dict[str, float]:
+    """Tells matches from as many mismatches: random concepts, and the same subgroup's (hard); returns
+    balanced accuracy and the area under the ROC curve for both kinds.
 
     Log odds assume equal prior odds. Inputs are unmasked.
 
     Source: paper, section 3.2 (ITM).
     """
-
-    name = "matching"
-
-    def run(self, model: FrozenModel) -> dict[str, float]:
-        """Returns balanced accuracy and the area under the ROC curve for both kinds of mismatch."""
-        model.need(Matcher, self.asked_by)  # fails before anything is encoded
-        samples = self.inputs.unseen_style
-        rows = np.arange(min(MOST_PAIRS, len(samples)))
-        concepts, subgroups = samples.column("concept")[rows], samples.column("subgroup")[rows]
-        wrong = {
-            "random": draw_mismatches(concepts, np.zeros(len(rows), dtype=np.int64)),
-            "same_subgroup": draw_mismatches(concepts, np.unique(subgroups, return_inverse=True)[1]),
+    matcher = model.need(Matcher, "the demo's matching")  # fails before anything is encoded
+    samples = inputs.unseen_style
+    rows = np.arange(min(MOST_PAIRS, len(samples)))
+    concepts, subgroups = samples.column("concept")[rows], samples.column("subgroup")[rows]
+    wrong = {
+        "random": draw_mismatches(concepts, np.zeros(len(rows), dtype=np.int64)),
+        "same_subgroup": draw_mismatches(concepts, np.unique(subgroups, return_inverse=True)[1]),
+    }
+    ids = inputs.tokenizer.encode_batch([samples.captions[row] for row in rows], inputs.max_tokens("pair"))
+    scores = log_odds(matcher, samples.pixels(model.image_size)[rows], ids, [rows, *wrong.values()])
+    metrics: dict[str, float] = {}
+    for (kind, partners), mismatch in zip(wrong.items(), scores[1:], strict=True):
+        usable = partners >= 0
+        if not usable.any():
+            continue
+        matched, mismatched = scores[0][usable], mismatch[usable]
+        name = f"matching/{kind}/"
+        metrics |= {
+            f"{name}accuracy": float(((matched > 0).mean() + (mismatched <= 0).mean()) / 2),
+            f"{name}accuracy{CHANCE}": 0.5,
+            f"{name}auroc": area_under_curve(matched, mismatched),
+            f"{name}auroc{CHANCE}": 0.5,
         }
-        ids = self.inputs.tokenizer.encode_batch(
-            [samples.captions[row] for row in rows], self.inputs.max_tokens("pair")
-        )
-        scores = self.scores(model, samples.pixels(model.image_size)[rows], ids, [rows, *wrong.values()])
-        metrics: dict[str, float] = {}
-        for (kind, partners), mismatch in zip(wrong.items(), scores[1:], strict=True):
-            usable = partners >= 0
-            if not usable.any():
-                continue
-            matched, mismatched = scores[0][usable], mismatch[usable]
-            name = f"{self.name}/{kind}/"
-            metrics |= {
-                f"{name}accuracy": float(((matched > 0).mean() + (mismatched <= 0).mean()) / 2),
-                f"{name}accuracy{CHANCE}": 0.5,
-                f"{name}auroc": area_under_curve(matched, mismatched),
-                f"{name}auroc{CHANCE}": 0.5,
-            }
-        return metrics
+    return metrics
 
-    def scores(
-        self, model: FrozenModel, pixels: Tensor, ids: list[np.ndarray], pairings: list[np.ndarray]
-    ) -> list[np.ndarray]:
-        """Returns the log odds of a match for each pairing of images with captions: [N] each.
 
-        Shapes:
-            pixels    [N c H W]  uint8
-            pairings  each [N]   the caption's row; a negative one is read as row 0 and its score is of no use
-        """
-        matcher = model.need(Matcher, self.asked_by)
-        found: list[list[np.ndarray]] = [[] for _ in pairings]
-        for start in range(0, len(pixels), BATCH_ROWS):
-            rows = slice(start, start + BATCH_ROWS)
-            texts = [[ids[max(partner, 0)] for partner in partners[rows]] for partners in pairings]
-            for scores, odds in zip(found, matcher.log_odds(pixels[rows], texts), strict=True):
-                scores.append(odds.cpu().numpy())
-        return [np.concatenate(scores) for scores in found]
+def log_odds(
+    matcher: Matcher, pixels: Tensor, ids: list[np.ndarray], pairings: list[np.ndarray]
+) -> list[np.ndarray]:
+    """Returns the log odds of a match for each pairing of images with captions: [N] each.
+
+    Shapes:
+        pixels    [N c H W]  uint8
+        pairings  each [N]   the caption's row; a negative one is read as row 0 and its score is of no use
+    """
+    found: list[list[np.ndarray]] = [[] for _ in pairings]
+    for start in range(0, len(pixels), BATCH_ROWS):
+        rows = slice(start, start + BATCH_ROWS)
+        texts = [[ids[max(partner, 0)] for partner in partners[rows]] for partners in pairings]
+        for scores, odds in zip(found, matcher.log_odds(pixels[rows], texts), strict=True):
+            scores.append(odds.cpu().numpy())
+    return [np.concatenate(scores) for scores in found]
 
 
 def draw_mismatches(concepts: np.ndarray, pools: np.ndarray) -> np.ndarray:

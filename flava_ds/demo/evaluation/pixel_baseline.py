@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flava_ds.demo.evaluation.base import PIXELS, Measurement
+from flava_ds.demo.evaluation.base import PIXELS
 from flava_ds.demo.evaluation.inputs import Inputs
 from flava_ds.evaluation.frozen_model import FrozenModel
 from flava_ds.evaluation.nearest import recall, top_k
@@ -20,24 +20,16 @@ NEIGHBOURS = 64
 VERSION = 1
 
 
-class PixelBaseline(Measurement):
-    """Classifies each held-out image by its nearest training images.
-
-    Predicts concept, group and subgroup from mean-centred, normalised 32 x 32 pixels.
-    """
-
-    name = "pixel_baseline"
-
-    def run(self, model: FrozenModel) -> dict[str, float]:
-        """Returns the baseline under the names of the metrics that it belongs to; ignores the model."""
-        path = cache_file(self.inputs)
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            metrics = measure(self.inputs)
-        with contextlib.suppress(OSError):  # In a read-only folder it is computed every time.
-            write_whole(path, json.dumps(metrics))
-        return metrics
+def measure(model: FrozenModel, inputs: Inputs) -> dict[str, float]:
+    """Returns the baseline under the names of the metrics that it belongs to; ignores the model."""
+    path = cache_file(inputs)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        metrics = classify(inputs)
+    with contextlib.suppress(OSError):  # In a read-only folder it is computed every time.
+        write_whole(path, json.dumps(metrics))
+    return metrics
 
 
 def cache_file(inputs: Inputs) -> Path:
@@ -45,8 +37,10 @@ def cache_file(inputs: Inputs) -> Path:
     return inputs.root / "cache" / f"pixel_baseline_v{VERSION}_{inputs.checksum[:24]}.json"
 
 
-def measure(inputs: Inputs) -> dict[str, float]:
-    """Classifies every image of the held-out styles, and the groups of unseen concepts."""
+def classify(inputs: Inputs) -> dict[str, float]:
+    """Predicts concept, group and subgroup of every image of the held-out styles, and the groups of unseen
+    concepts, by the nearest training images on mean-centred, normalised 32 x 32 pixels.
+    """
     train = inputs.train
     keys = pixel_vectors(train.pixels(EDGE))
     concepts = train.column("concept")

@@ -5,45 +5,34 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from flava_ds.demo.evaluation.base import CHANCE, Measurement
+from flava_ds.demo.evaluation.base import CHANCE
+from flava_ds.demo.evaluation.inputs import Inputs
 from flava_ds.evaluation.frozen_model import FrozenModel
 from flava_ds.evaluation.nearest import chance_of_recall, recall, top_k
-from flava_ds.evaluation.samples import Samples
+
+ASKED_BY = "the demo's retrieval"
 
 
-class Retrieval(Measurement):
-    """Recall at 1 and 5 on the held-out pairs, one caption per image.
+def measure(model: FrozenModel, inputs: Inputs) -> dict[str, float]:
+    """Returns recall at 1 and 5 on the held-out pairs in both directions, one caption per image, and that of
+    a random order.
 
     An image or caption of the same concept is correct, since captions of one concept differ in little but
     their template.
 
     Source: paper, section 4 (COCO and Flickr30k, recall at k of the contrastive embeddings).
     """
-
-    name = "retrieval"
-
-    def run(self, model: FrozenModel) -> dict[str, float]:
-        """Returns recall at 1 and 5 in both directions, and that of a random order."""
-        metrics: dict[str, float] = {}
-        for set_name, samples in (
-            ("unseen_style", self.inputs.unseen_style),
-            ("unseen_concepts", self.inputs.unseen_concepts),
-        ):
-            metrics |= self.retrieve(model, set_name, samples)
-        return metrics
-
-    def retrieve(self, model: FrozenModel, set_name: str, samples: Samples) -> dict[str, float]:
-        """Searches one set in both directions."""
-        images, texts = (
-            model.image_embeddings(samples, self.asked_by),
-            model.text_embeddings(samples.captions, self.asked_by),
-        )
-        concepts = samples.column("concept")
-        metrics: dict[str, float] = {}
+    metrics: dict[str, float] = {}
+    for set_name, samples in (
+        ("unseen_style", inputs.unseen_style),
+        ("unseen_concepts", inputs.unseen_concepts),
+    ):
+        images = model.image_embeddings(samples, ASKED_BY)
+        texts = model.text_embeddings(samples.captions, ASKED_BY)
         for direction, queries, keys in (("text_to_image", texts, images), ("image_to_text", images, texts)):
-            what = f"{self.name}/{set_name}/{direction}_recall_at_"
-            metrics |= recalls(what, queries, keys, concepts)
-        return metrics
+            what = f"retrieval/{set_name}/{direction}_recall_at_"
+            metrics |= recalls(what, queries, keys, samples.column("concept"))
+    return metrics
 
 
 def recalls(what: str, queries: Tensor, keys: Tensor, concepts: np.ndarray) -> dict[str, float]:

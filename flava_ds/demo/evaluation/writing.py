@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from flava_ds.demo.evaluation.base import CHANCE, Measurement, Unavailable
+from flava_ds.demo.evaluation.base import CHANCE, Unavailable
 from flava_ds.demo.evaluation.drawing import MOST_SAMPLES
 from flava_ds.demo.evaluation.inputs import Inputs
 from flava_ds.demo.evaluation.retrieval import recalls
@@ -21,35 +21,31 @@ WRITES = "text of a pair"
 """What a Scorer must predict to write."""
 WORDS, TURNS = (3, 4, 5, 6, 8), 8
 """Tokens of the texts that are tried for each picture, and the turns in which they are filled."""
+ASKED_BY = "the demo's writing"
 
 
-class WrittenCaptions(Measurement):
-    """Recall of the picture, among all of them, by the caption written about it, and whether the caption
-    names the picture's concept.
+def measure(model: FrozenModel, inputs: Inputs) -> dict[str, float]:
+    """Returns recall at 1 and 5 of the picture, among all of them, by the caption written about it, and the
+    share of captions that name the picture's concept.
 
     Beside it the same for the true caption, which is the most that can be asked for. The judge of the recall
     is the model itself.
     """
-
-    name = "writing"
-
-    def run(self, model: FrozenModel) -> dict[str, float]:
-        """Returns recall at 1 and 5 and the share that name the concept, for written and true captions."""
-        if WRITES not in model.need(Scorer, self.asked_by).predicts:
-            raise Unavailable("the run does not train masked words beside a picture")
-        every = self.inputs.unseen_style
-        samples = every.select(spaced(len(every), MOST_SAMPLES), "pictures to write about")
-        images, concepts = model.image_embeddings(samples, self.asked_by), samples.column("concept")
-        labels = [self.inputs.labels[concept] for concept in concepts]
-        sets = {"written": write_captions(model, self.inputs, samples), "caption": samples.captions}
-        metrics: dict[str, float] = {}
-        for name, texts in sets.items():
-            embedded = model.text_embeddings(texts, self.asked_by)
-            metrics |= recalls(f"{self.name}/{name}/text_to_image_recall_at_", embedded, images, concepts)
-            named = names(texts, labels)
-            metrics[f"{self.name}/{name}/names_the_concept"] = float(named.diagonal().mean())
-            metrics[f"{self.name}/{name}/names_the_concept{CHANCE}"] = float(named.mean())
-        return metrics
+    if WRITES not in model.need(Scorer, ASKED_BY).predicts:
+        raise Unavailable("the run does not train masked words beside a picture")
+    every = inputs.unseen_style
+    samples = every.select(spaced(len(every), MOST_SAMPLES), "pictures to write about")
+    images, concepts = model.image_embeddings(samples, ASKED_BY), samples.column("concept")
+    labels = [inputs.labels[concept] for concept in concepts]
+    sets = {"written": write_captions(model, inputs, samples), "caption": samples.captions}
+    metrics: dict[str, float] = {}
+    for name, texts in sets.items():
+        embedded = model.text_embeddings(texts, ASKED_BY)
+        metrics |= recalls(f"writing/{name}/text_to_image_recall_at_", embedded, images, concepts)
+        named = names(texts, labels)
+        metrics[f"writing/{name}/names_the_concept"] = float(named.diagonal().mean())
+        metrics[f"writing/{name}/names_the_concept{CHANCE}"] = float(named.mean())
+    return metrics
 
 
 def names(texts: Sequence[str], labels: Sequence[str]) -> np.ndarray:

@@ -6,40 +6,38 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flava_ds.demo.evaluation.base import CHANCE, Measurement
+from flava_ds.demo.evaluation.base import CHANCE
+from flava_ds.demo.evaluation.inputs import Inputs
 from flava_ds.evaluation.frozen_model import FrozenModel
 from flava_ds.evaluation.nearest import recall, top_k
 from flava_ds.evaluation.zero_shot import classifier
 
 TEMPLATES = ("{}", "a drawing of {}", "a picture of {}", "an emoji of {}", "a black and white icon of {}")
 """The same for every style: the classifier does not know the style."""
+ASKED_BY = "the demo's zero_shot"
 
 
-class ZeroShot(Measurement):
-    """Predicts the concept of images in unseen styles, and of unseen concepts.
+def measure(model: FrozenModel, inputs: Inputs) -> dict[str, float]:
+    """Predicts the concept of images in unseen styles, and of unseen concepts; returns top-1 and top-5
+    accuracy of every held-out set, and chance.
 
     Source: paper, section 4 (prompts as in CLIP: averaged over templates, renormalised).
     """
-
-    name = "zero_shot"
-
-    def run(self, model: FrozenModel) -> dict[str, float]:
-        """Returns top-1 and top-5 accuracy of every held-out set, and chance."""
-        labels = self.inputs.labels
-        everything = sorted(labels)
-        concepts = classifier(model, [labels[concept] for concept in everything], TEMPLATES, self.asked_by)
-        metrics: dict[str, float] = {}
-        for set_name, samples in self.inputs.held_out_sets().items():
-            embeddings, right = model.image_embeddings(samples, self.asked_by), samples.column("concept")
-            present = np.isin(everything, np.unique(right))
-            rows = torch.from_numpy(np.flatnonzero(present)).to(concepts.device)
-            metrics |= classify(
-                f"{self.name}/{set_name}/", embeddings, right, concepts[rows], np.array(everything)[present]
-            )
-            metrics |= classify(
-                f"{self.name}/{set_name}/all_concepts_", embeddings, right, concepts, np.array(everything)
-            )
-        return metrics
+    labels = inputs.labels
+    everything = sorted(labels)
+    concepts = classifier(model, [labels[concept] for concept in everything], TEMPLATES, ASKED_BY)
+    metrics: dict[str, float] = {}
+    for set_name, samples in inputs.held_out_sets().items():
+        embeddings, right = model.image_embeddings(samples, ASKED_BY), samples.column("concept")
+        present = np.isin(everything, np.unique(right))
+        rows = torch.from_numpy(np.flatnonzero(present)).to(concepts.device)
+        metrics |= classify(
+            f"zero_shot/{set_name}/", embeddings, right, concepts[rows], np.array(everything)[present]
+        )
+        metrics |= classify(
+            f"zero_shot/{set_name}/all_concepts_", embeddings, right, concepts, np.array(everything)
+        )
+    return metrics
 
 
 def classify(

@@ -1,1 +1,1 @@
-"""Tasks: one file per data set, each with a tuple TASKS. The registry finds every file here."""
+"""Tasks: one file per data set or benchmark, each with a tuple TASKS. The registry finds every file here."""

@@ -1,7 +1,6 @@
 """ALBEF's capabilities for evaluation: vectors, match log odds, masked predictions, states to fine-tune.
 
-Shapes follow flava_ds/evaluation/protocols.py, which this module does not import, since protocols are
-structural. Only states to fine-tune keep a graph.
+Shapes follow flava_ds/evaluation/protocols.py. Only states to fine-tune keep a graph.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ def offers(module: Task, config: Any) -> tuple[tuple[object, ...], dict[str, str
     """Returns the capabilities of an ALBEF with its objectives, and what it lacks: protocol -> reason."""
     part = AlbefPart(module.model)
     parts, lacks = for_pairs(module, config, HardMatchingConfig, part.first, part.read)
-    return (AlbefEmbedder(module.model), AlbefStates(module.model), *parts), LACKS | lacks
+    return (AlbefEmbedder(module.model), *parts), LACKS | lacks
 
 
 class AlbefPart:
@@ -55,7 +54,7 @@ class AlbefPart:
         """Encodes b arrays of ids with the states of an image each; with `first_only`, the last layer
         finishes only the texts' CLS.
         """
-        text = self.model.text_encoder(pack(texts, self.device)).packed
+        text = self.model.text_encoder.encode_texts(pack(texts, self.device)).packed
         return self.model.fusion(text, image, text.first_rows if first_only else None)
 
     def first(self, pixels: Tensor, pairings: Sequence[Sequence[np.ndarray]]) -> list[Tensor]:
@@ -70,7 +69,9 @@ class AlbefPart:
 
 
 class AlbefEmbedder(AlbefPart, Projector):
-    """Image and text vectors in the contrastive space, and the CLS states before the projection."""
+    """Image and text vectors in the contrastive space, the CLS states before the projection, and copies to
+    fine-tune.
+    """
 
     @torch.inference_mode()
     def image_features(self, pixels: Tensor) -> Tensor:
@@ -80,12 +81,7 @@ class AlbefEmbedder(AlbefPart, Projector):
     @torch.inference_mode()
     def text_features(self, texts: Sequence[np.ndarray]) -> Tensor:
         """Encodes b arrays of ids, special tokens included: -> [b d], in the model's dtype."""
-        packed = pack(texts, self.device)
-        return self.model.text_encoder(packed, packed.cu_seqlens[:-1].long()).first()
-
-
-class AlbefStates(AlbefPart):
-    """Gives copies of the model, or of its image encoder, to fine-tune."""
+        return self.model.text_encoder.first_states(texts)
 
     def image_states(self, scale: float = 1.0) -> TunableImages:
         """Returns a copy of the image encoder for images `scale` times as large: their CLS."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
+from typing import Annotated, Any, ClassVar
 
 from flava_ds.config.bounds import Above, AtLeast, AtMost, Between
 from flava_ds.config.encoders import (
@@ -24,9 +24,6 @@ from flava_ds.config.encoders import (
 )
 from flava_ds.config.objectives import in_use
 from flava_ds.errors import ConfigError
-
-if TYPE_CHECKING:
-    from flava_ds.config import Config
 
 Layers = Annotated[int, AtLeast(1), AtMost(1000)]
 INSTEAD = {
@@ -102,11 +99,6 @@ class AlbefConfig(ImageTextConfig, NormallyInitialized, type="albef"):
         for name, objective in in_use(config.objectives).items():
             if wanted := INSTEAD.get(objective.type or ""):
                 raise ConfigError(f"objectives.{name} has type {objective.type}; the family 'albef' {wanted}")
-
-
-def albef_of(config: Config) -> AlbefConfig:
-    """Returns a configuration's model as an AlbefConfig, for callers that need ALBEF's own fields."""
-    return cast(AlbefConfig, config.model)
 
 
 def albef_vit_b_16(**changed: Any) -> AlbefConfig:

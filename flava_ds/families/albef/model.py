@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from flava_ds.batch import Batch, Packed
 from flava_ds.families.albef.config import AlbefConfig
+from flava_ds.families.bert.model import BertEncoder
 from flava_ds.families.flava.image_encoder import ImageEncoder
 from flava_ds.layers.cross_attention import CrossBlock
 from flava_ds.layers.heads import ContrastedModel
 from flava_ds.layers.hidden_dropout import HiddenDropout, hidden_dropout
 from flava_ds.layers.hidden_dropout import joined as joined_drops
 from flava_ds.layers.transformer import Encoded, Transformer
-from flava_ds.layers.words import BertEmbeddings, PackedIds, initialize_as_bert
+from flava_ds.layers.words import PackedIds, initialize_as_bert
 
 FUSED = ("multimodal_masked", "multimodal")
 """The views in which words attend to an image."""
@@ -24,23 +25,6 @@ TEXT, MASKED, NEGATIVE, FUSED_MASKED, OWN, OTHER_IMAGE, OTHER_TEXT = range(7)
 """Streams of dropout: three passes of the text encoder, and those of the layers that fuse."""
 TEACHER = 16
 """Where the streams of a teacher's passes begin."""
-
-
-class TextEncoder(nn.Module):
-    """The first layers of a BERT over packed texts: ids [T] -> [T d]."""
-
-    def __init__(self, config: AlbefConfig):
-        super().__init__()
-        self.embeddings = BertEmbeddings(config.text)
-        self.transformer = Transformer(config.text, post_norm=True)
-
-    def forward(
-        self, texts: PackedIds, keep: Tensor | None = None, drops: HiddenDropout | None = None
-    ) -> Encoded:
-        """Encodes texts; `keep` names the rows that will be read, sorted: [k]."""
-        packed = texts.packed(self.embeddings(texts, drops=drops))
-        hidden = self.transformer(packed, rows=keep, drops=drops)
-        return Encoded(texts.packed(hidden), nn.Identity(), keep)
 
 
 class Fusion(nn.Module):
@@ -74,7 +58,7 @@ class Albef(ContrastedModel):
         super().__init__()
         self.config = config
         self.image_encoder = ImageEncoder(config.image, masks=False)
-        self.text_encoder = TextEncoder(config)
+        self.text_encoder = BertEncoder(config.text)
         self.fusion = Fusion(config)
         self.image_projection = nn.Linear(config.image.hidden_size, config.projection_dim)
         self.text_projection = nn.Linear(config.text.hidden_size, config.projection_dim)
@@ -99,7 +83,7 @@ class Albef(ContrastedModel):
             (found["image"],) = self.image_encoder(batch["pixel_values"], keep=[keep.get("image")])
         if "text" in views and not matching:
             drops = self._drops(batch, texts, TEXT, teaching)
-            found["text"] = self.text_encoder(texts, keep.get("text"), drops)
+            found["text"] = self.text_encoder.encode_texts(texts, keep=keep.get("text"), drops=drops)
         if fused:
             images = [batch["pixel_values"], *([batch["negative_pixel_values"]] if matching else [])]
             image, *other_image = halves(self.image_states(torch.cat(images)), len(images))
@@ -107,12 +91,12 @@ class Albef(ContrastedModel):
         if "multimodal_masked" in views:
             masked = PackedIds.of(batch, "input_ids_masked")
             inner, outer = (self._drops(batch, masked, own, teaching) for own in (MASKED, FUSED_MASKED))
-            encoded = self.text_encoder(masked, drops=inner).packed
+            encoded = self.text_encoder.encode_texts(masked, drops=inner).packed
             found["multimodal_masked"] = self.fusion(encoded, image, keep.get("multimodal_masked"), outer)
         if matching:
             others = PackedIds.of(batch, "negative_input_ids", "negative_")
             text, other = (
-                self.text_encoder(own, drops=self._drops(batch, own, stream, teaching)).packed
+                self.text_encoder.encode_texts(own, drops=self._drops(batch, own, stream, teaching)).packed
                 for own, stream in ((texts, TEXT), (others, NEGATIVE))
             )
             found["text"] = Encoded(text, nn.Identity())

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from flava_ds.batch import Batch
 from flava_ds.config import Config
-from flava_ds.families.albef.config import albef_of
+from flava_ds.families.albef.config import AlbefConfig
 from flava_ds.families.albef.model import Albef, initialize
 from flava_ds.families.albef.teacher import AlbefTeacher
 from flava_ds.families.building import seeded, terms
@@ -22,14 +22,14 @@ class AlbefTask(Task):
 
     def __init__(self, config: Config) -> None:
         objectives = built_objectives(config)
-        super().__init__(Albef(albef_of(config)), objectives)
+        super().__init__(Albef(AlbefConfig.of(config)), objectives)
         self.config = config
 
     def follow(self) -> None:
         """Adds the teacher, a copy of the weights as they are drawn; negatives are chosen last."""
         distilled = {name: own for name, own in self.objectives.items() if isinstance(own, DistilledText)}
         name, own = next(iter(distilled.items()), ("", None))
-        momentum = albef_of(self.config).teacher_momentum
+        momentum = AlbefConfig.of(self.config).teacher_momentum
         teacher = AlbefTeacher(self.model, None if own is None else own.head, name, momentum)
         last = {key: state for key, state in self.states.items() if isinstance(state, HardNegatives)}
         others = {key: state for key, state in self.states.items() if key not in last}
@@ -44,8 +44,8 @@ class AlbefTask(Task):
         views = set().union(*(own.needs for own in active))
         masked = terms(self, batch, MaskedLanguageModeling)
         yield from self._encoders(batch, views, masked)
-        width = albef_of(self.config).fusion.hidden_size
-        yield Pass("mlm", masked * head_flops(width, albef_of(self.config).text.vocab_size))
+        width = AlbefConfig.of(self.config).fusion.hidden_size
+        yield Pass("mlm", masked * head_flops(width, AlbefConfig.of(self.config).text.vocab_size))
         if "multimodal" in views:
             yield Pass("itm", 3 * batch.size * 2 * width * 2)
 
@@ -55,12 +55,12 @@ class AlbefTask(Task):
         assert isinstance(teacher, AlbefTeacher)
         masked = batch["mlm_rows"].shape[0] if teacher.predicts else 0
         views = {"image", "text"} | ({"multimodal_masked"} if teacher.predicts else set())
-        model = albef_of(self.config)
+        model = AlbefConfig.of(self.config)
         head = masked * head_flops(model.fusion.hidden_size, model.text.vocab_size)
         return head + sum(part.flops for part in self._encoders(batch, views, masked))
 
     def _encoders(self, batch: Batch, views: set[str], masked: int) -> Iterator[Pass]:
-        model, size = albef_of(self.config), batch.size
+        model, size = AlbefConfig.of(self.config), batch.size
         image, text, fusion = model.image, model.text, model.fusion
         lengths, rows = batch["cu_seqlens"].diff().tolist(), 1 + model.image.num_patches
         matching = "multimodal" in views
@@ -89,6 +89,6 @@ class AlbefTask(Task):
 
 def build_task(config: Config) -> AlbefTask:
     """Builds ALBEF and its objectives, initialised from config.seed, independent of the global generator."""
-    task = seeded(AlbefTask, config, lambda task: initialize(task, albef_of(config).initializer_range))
+    task = seeded(AlbefTask, config, lambda task: initialize(task, AlbefConfig.of(config).initializer_range))
     task.follow()
     return task

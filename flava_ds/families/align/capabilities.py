@@ -1,14 +1,13 @@
 """ALIGN's capabilities for evaluation: image and text vectors in one space, and towers to fine-tune.
 
-Shapes follow flava_ds/evaluation/protocols.py, which this module does not import, since protocols are
-structural. Only states to fine-tune keep a graph.
+Shapes follow flava_ds/evaluation/protocols.py. Only states to fine-tune keep a graph.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,9 +15,8 @@ from torch import Tensor, nn
 
 from flava_ds.families.align.model import Align
 from flava_ds.families.bert.model import BertEncoder
-from flava_ds.families.offers import Projector, TunableImages
+from flava_ds.families.offers import Projector, StillNorms, TunableImages
 from flava_ds.layers.efficientnet import EfficientNet
-from flava_ds.layers.words import pack
 
 if TYPE_CHECKING:
     from flava_ds.training.task import Task
@@ -36,13 +34,6 @@ def offers(module: Task, config: Any) -> tuple[tuple[object, ...], dict[str, str
     return (AlignEmbedder(module.model),), dict(LACKS)
 
 
-def first_states(encoder: BertEncoder, texts: Sequence[np.ndarray]) -> Tensor:
-    """Returns the CLS states of b arrays of ids: [b d]."""
-    packed = pack(texts, encoder.embeddings.words.weight.device)
-    first = packed.cu_seqlens[:-1].long()
-    return encoder.encode_texts(packed, keep=first).rows(first)
-
-
 class AlignEmbedder(Projector):
     """Image and text vectors in the contrastive space, and the features before them."""
 
@@ -54,7 +45,7 @@ class AlignEmbedder(Projector):
     @torch.inference_mode()
     def text_features(self, texts: Sequence[np.ndarray]) -> Tensor:
         """Encodes b arrays of ids, special tokens included: -> [b d], in the model's dtype."""
-        return first_states(self.model.text_encoder, texts)
+        return self.model.text_encoder.first_states(texts)
 
     def text_states(self) -> TunableTexts:
         """Returns a copy of the text tower to fine-tune; the model stays unchanged."""
@@ -87,26 +78,19 @@ class TunableTexts(nn.Module):
         self.encoder: BertEncoder = copy.deepcopy(model.text_encoder).requires_grad_(True)
 
     def forward(self, texts: Sequence[np.ndarray], pixels: Tensor | None = None) -> Tensor:
-        return first_states(self.encoder, texts)
+        return self.encoder.first_states(texts)
 
 
-class TunablePairs(nn.Module):
-    """The image's features beside the text's CLS: [b d_image + d_text], as for CLIP.
+class TunablePairs(StillNorms):
+    """The image's features beside the text's CLS: [b d_image + d_text], as for CLIP."""
 
-    Batch norms go on normalising by their running moments.
-    """
+    tower = "image"
 
     def __init__(self, model: Align, image_size: int) -> None:
         super().__init__()
         self.text, self.image_size = TunableTexts(model), image_size
         self.image = copy.deepcopy(model.image_encoder).requires_grad_(True)
         self.width = self.text.width + self.image.channels
-
-    def train(self, mode: bool = True) -> Self:
-        """Sets the mode of all parts but the image tower's norms."""
-        super().train(mode)
-        self.image.eval()
-        return self
 
     def forward(self, texts: Sequence[np.ndarray], pixels: Tensor | None = None) -> Tensor:
         assert pixels is not None  # these are pairs

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
+from typing import Annotated, Any, ClassVar
 
 from flava_ds.config.bounds import Above, AtLeast, AtMost, Below, Share
 from flava_ds.config.encoders import BertTextConfig, Deviation, NormallyInitialized, Pixels
-
-if TYPE_CHECKING:
-    from flava_ds.config import Config
 
 Factor = Annotated[float, Above(0), AtMost(100)]
 
@@ -77,11 +74,6 @@ class AlignConfig(NormallyInitialized, type="align"):
     def check(self, config: Any) -> None:
         self.text.check("model.text")
         self.refuse_masked_shares(config)
-
-
-def align_of(config: Config) -> AlignConfig:
-    """Returns a configuration's model as an AlignConfig, for callers that need ALIGN's own fields."""
-    return cast(AlignConfig, config.model)
 
 
 def align_b7(**changed: Any) -> AlignConfig:

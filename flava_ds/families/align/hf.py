@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from flava_ds.config import Config
 from flava_ds.config.encoders import BertTextConfig
 from flava_ds.errors import CheckpointError
-from flava_ds.families.align.config import AlignConfig, EfficientNetConfig, align_of
+from flava_ds.families.align.config import AlignConfig, EfficientNetConfig
 from flava_ds.families.align.model import LEAST_TEMPERATURE, Align
 from flava_ds.families.bert_layouts import (
     BLOCK,
@@ -25,7 +25,7 @@ from flava_ds.families.bert_layouts import (
     tokenizer_files,
 )
 from flava_ds.layers.efficientnet import EPS, SQUEEZE, STAGES, STEM
-from flava_ds.layouts import Entry, Foreign, renamed, take, to_ours, to_theirs
+from flava_ds.layouts import Entry, Foreign, Layouts, renamed, take, to_ours, to_theirs
 from flava_ds.objectives.global_contrastive import GlobalContrastiveConfig
 from flava_ds.weightless import shapes_of
 
@@ -76,12 +76,8 @@ def entries(model: AlignConfig) -> tuple[Entry, ...]:
     return tuple(found)
 
 
-class AlignLayouts:
+class AlignLayouts(Layouts):
     """Implements flava_ds/layouts.py for ALIGN."""
-
-    def recognizes(self, names: Collection[str]) -> bool:
-        """Returns False: without its configuration, a state dict does not tell its number of heads."""
-        return False
 
     def read(self, settings: Mapping[str, Any] | None, tensors: Mapping[str, Tensor], where: str) -> Foreign:
         """Converts an AlignModel, with its running moments; its text pooler, which it does not read, is
@@ -103,7 +99,7 @@ class AlignLayouts:
         self, config: Config, weights: Mapping[str, Tensor]
     ) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Returns AlignConfig's JSON and AlignModel's tensors; those that it does not read are zeros."""
-        model = align_of(config)
+        model = AlignConfig.of(config)
         own = {name: tensor for name, tensor in weights.items() if name.startswith("model.")}
         # transformers divides by the temperature as it is
         own["model.temperature"] = own["model.temperature"].clamp(min=LEAST_TEMPERATURE)
@@ -120,7 +116,7 @@ class AlignLayouts:
 
     def companions(self, config: Config) -> dict[str, Any]:
         """Returns the files of EfficientNetImageProcessor and of the run's tokenizer."""
-        image = align_of(config).image
+        image = AlignConfig.of(config).image
         large, edge = round(image.image_size * _RESIZED), image.image_size
         pixels = pixel_settings(
             "EfficientNetImageProcessor",
@@ -131,7 +127,10 @@ class AlignLayouts:
             rescale_offset=False,
             include_top=False,
         )
-        return {"preprocessor_config.json": pixels, **tokenizer_files(config, align_of(config).max_tokens)}
+        return {
+            "preprocessor_config.json": pixels,
+            **tokenizer_files(config, AlignConfig.of(config).max_tokens),
+        }
 
 
 LAYOUTS = AlignLayouts()
@@ -142,7 +141,7 @@ def transformers_settings(config: Config) -> dict[str, Any]:
 
     transformers hands batch_norm_momentum to torch, for which it is the share of the newest moments.
     """
-    model = align_of(config)
+    model = AlignConfig.of(config)
     image = model.image
     return {
         "model_type": "align",

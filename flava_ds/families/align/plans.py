@@ -10,7 +10,7 @@ import numpy as np
 from flava_ds.config import Config, SourceConfig
 from flava_ds.data.order import uniforms
 from flava_ds.data.plan import BatchPlan, Draft
-from flava_ds.families.align.config import EfficientNetConfig, align_of
+from flava_ds.families.align.config import AlignConfig, EfficientNetConfig
 from flava_ds.layers.efficientnet import STAGES, scaled_blocks
 
 _PATH_STREAM = 17
@@ -38,7 +38,7 @@ class BlockPaths:
 
 def plan(config: Config, source: SourceConfig) -> BatchPlan:
     """Plans batches of one image and one text per sample, without masks."""
-    model = align_of(config)
+    model = AlignConfig.of(config)
     return BatchPlan(
         kind=source.kind,
         views={"pixel_values": model.image.image_size},

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from flava_ds.batch import Batch
 from flava_ds.config import Config
-from flava_ds.families.align.config import align_of
+from flava_ds.families.align.config import AlignConfig
 from flava_ds.families.align.model import Align, initialize
 from flava_ds.families.building import seeded
 from flava_ds.layers.work import encoder_flops
@@ -19,13 +19,13 @@ class AlignTask(BatchNormTask):
 
     def __init__(self, config: Config) -> None:
         objectives = built_objectives(config)
-        model = align_of(config)
+        model = AlignConfig.of(config)
         super().__init__(Align(model), objectives, model.image.norm_momentum)
         self.config = config
 
     def passes(self, batch: Batch) -> Iterator[Pass]:
         """Lists a batch's work, without lookups, norms and losses."""
-        model = align_of(self.config)
+        model = AlignConfig.of(self.config)
         yield Pass("image_encoder", batch.size * self.model.image_encoder.flops(model.image.image_size))
         lengths = batch["cu_seqlens"].diff().tolist()
         yield Pass("text_encoder", encoder_flops(model.text, lengths, batch.size))

@@ -1,7 +1,6 @@
 """BERT's capabilities for evaluation: vectors, states to fine-tune, and likelihoods of masked tokens.
 
-Shapes follow flava_ds/evaluation/protocols.py, which this module does not import, since protocols are
-structural. Only states to fine-tune keep a graph.
+Shapes follow flava_ds/evaluation/protocols.py. Only states to fine-tune keep a graph.
 """
 
 from __future__ import annotations

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import Any, ClassVar
 
 from flava_ds.config.encoders import BertTextConfig, NormallyInitialized
-
-if TYPE_CHECKING:
-    from flava_ds.config import Config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +36,6 @@ class BertConfig(NormallyInitialized, type="bert"):
 
     def check(self, config: Any) -> None:
         self.text.check("model.text")
-
-
-def bert_of(config: Config) -> BertConfig:
-    """Returns a configuration's model as a BertConfig, for callers that need BERT's own fields."""
-    return cast(BertConfig, config.model)
 
 
 def bert_base(**changed: Any) -> BertConfig:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
+import numpy as np
 from torch import Tensor, nn
 
 from flava_ds.batch import Batch
@@ -11,7 +12,7 @@ from flava_ds.config.encoders import BertTextConfig
 from flava_ds.families.bert.config import BertConfig
 from flava_ds.layers.hidden_dropout import HiddenDropout, hidden_dropout
 from flava_ds.layers.transformer import Encoded, Pooler, Transformer
-from flava_ds.layers.words import BertEmbeddings, PackedIds, PooledWords
+from flava_ds.layers.words import BertEmbeddings, PackedIds, PooledWords, pack
 
 IDS = {"text": "input_ids", "text_masked": "input_ids_masked"}
 """The ids that each view encodes."""
@@ -36,6 +37,11 @@ class BertEncoder(nn.Module):
         packed = texts.packed(self.embeddings(texts, token_types, drops))
         hidden = self.transformer(packed, rows=keep, drops=drops)
         return Encoded(texts.packed(hidden), nn.Identity(), keep)
+
+    def first_states(self, texts: Sequence[np.ndarray]) -> Tensor:
+        """Returns the CLS states of b arrays of ids, special tokens included: [b d]."""
+        packed = pack(texts, self.embeddings.words.weight.device)
+        return self.encode_texts(packed, keep=packed.cu_seqlens[:-1].long()).first()
 
 
 class Bert(BertEncoder, PooledWords):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from flava_ds.batch import Batch
 from flava_ds.config import Config
-from flava_ds.families.bert.config import bert_of
+from flava_ds.families.bert.config import BertConfig
 from flava_ds.families.bert.model import Bert
 from flava_ds.families.building import seeded, terms
 from flava_ds.layers.words import initialize_as_bert
@@ -21,12 +21,12 @@ class BertTask(Task):
 
     def __init__(self, config: Config) -> None:
         objectives = built_objectives(config)
-        super().__init__(Bert(bert_of(config)), objectives)
+        super().__init__(Bert(BertConfig.of(config)), objectives)
         self.config = config
 
     def passes(self, batch: Batch) -> Iterator[Pass]:
         """Lists a batch's work, without lookups, norms and losses."""
-        text = bert_of(self.config).text
+        text = BertConfig.of(self.config).text
         tokens, pairs = terms(self, batch, MaskedLanguageModeling), terms(self, batch, NextSentence)
         lengths = batch["cu_seqlens"].diff().tolist()
         yield Pass("text_encoder", encoder_flops(text, lengths, tokens + pairs))
@@ -36,4 +36,6 @@ class BertTask(Task):
 
 def build_task(config: Config) -> BertTask:
     """Builds BERT and its objectives, initialised from config.seed, independent of the global generator."""
-    return seeded(BertTask, config, lambda task: initialize_as_bert(task, bert_of(config).initializer_range))
+    return seeded(
+        BertTask, config, lambda task: initialize_as_bert(task, BertConfig.of(config).initializer_range)
+    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from flava_ds.config.bounds import AtLeast, AtMost
 from flava_ds.config.encoders import (
@@ -22,7 +22,6 @@ from flava_ds.config.encoders import (
 )
 
 if TYPE_CHECKING:
-    from flava_ds.config import Config
     from flava_ds.data.plan import Tokenizer
 
 
@@ -80,11 +79,6 @@ class ClipConfig(ImageTextConfig, type="clip"):
     def check(self, config: Any) -> None:
         super().check(config)
         self.refuse_masked_shares(config)
-
-
-def clip_of(config: Config) -> ClipConfig:
-    """Returns a configuration's model as a ClipConfig, for callers that need CLIP's own fields."""
-    return cast(ClipConfig, config.model)
 
 
 def vit_b_32(**changed: Any) -> ClipConfig:

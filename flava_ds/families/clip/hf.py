@@ -15,7 +15,7 @@ from flava_ds.data.clip_bpe import ClipTokenizer
 from flava_ds.data.tokenizer import load_tokenizer
 from flava_ds.errors import CheckpointError
 from flava_ds.families.bert_layouts import pixel_settings, tokenizer_files
-from flava_ds.families.clip.config import ClipConfig, ImageTowerConfig, TextTowerConfig, clip_of
+from flava_ds.families.clip.config import ClipConfig, ImageTowerConfig, TextTowerConfig
 from flava_ds.families.clip.model import Clip
 from flava_ds.layouts import Entry, Foreign, renamed, take, to_ours, to_theirs
 from flava_ds.objectives.global_contrastive import GlobalContrastiveConfig
@@ -134,11 +134,13 @@ class ClipLayouts:
     ) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Returns CLIPConfig's JSON and CLIPModel's tensors, without the objectives' own tensors."""
         own = {name: tensor for name, tensor in weights.items() if name.startswith("model.")}
-        return transformers_settings(config), to_theirs(own, entries(clip_of(config)), "the run's checkpoint")
+        return transformers_settings(config), to_theirs(
+            own, entries(ClipConfig.of(config)), "the run's checkpoint"
+        )
 
     def companions(self, config: Config) -> dict[str, Any]:
         """Returns the files of CLIPImageProcessor and of the run's tokenizer."""
-        image, tokenizer = clip_of(config).image, load_tokenizer(config.data.vocabulary)
+        image, tokenizer = ClipConfig.of(config).image, load_tokenizer(config.data.vocabulary)
         edges = {"height": image.image_size, "width": image.image_size}
         pixels = pixel_settings(
             "CLIPImageProcessor",
@@ -147,7 +149,7 @@ class ClipLayouts:
             do_center_crop=True,
             crop_size=edges,
         )
-        most = clip_of(config).text.max_position_embeddings
+        most = ClipConfig.of(config).text.max_position_embeddings
         if not isinstance(tokenizer, ClipTokenizer):
             return {"preprocessor_config.json": pixels, **tokenizer_files(config, most)}
         rules = "\n".join(["#version: 0.2", *(" ".join(rule) for rule in tokenizer.merges)]) + "\n"
@@ -167,7 +169,7 @@ def transformers_settings(config: Config) -> dict[str, Any]:
 
     Raises: CheckpointError if transformers would pool at another row than a text's last.
     """
-    model, tokenizer = clip_of(config), load_tokenizer(config.data.vocabulary)
+    model, tokenizer = ClipConfig.of(config), load_tokenizer(config.data.vocabulary)
     if tokenizer.sep_id == _ARGMAX_POOLING:
         raise CheckpointError(
             f"{tokenizer.file}: the last token of a text has id {_ARGMAX_POOLING}, for which transformers "

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from flava_ds.batch import Batch
 from flava_ds.config import Config
 from flava_ds.families.building import seeded
-from flava_ds.families.clip.config import clip_of
+from flava_ds.families.clip.config import ClipConfig
 from flava_ds.families.clip.model import Clip, initialize
 from flava_ds.layers.work import encoder_flops, patch_flops
 from flava_ds.training.task import Pass, Task, built_objectives
@@ -18,12 +18,12 @@ class ClipTask(Task):
 
     def __init__(self, config: Config) -> None:
         objectives = built_objectives(config)
-        super().__init__(Clip(clip_of(config)), objectives)
+        super().__init__(Clip(ClipConfig.of(config)), objectives)
         self.config = config
 
     def passes(self, batch: Batch) -> Iterator[Pass]:
         """Lists a batch's work, without lookups, norms and losses."""
-        model = clip_of(self.config)
+        model = ClipConfig.of(self.config)
         image, text = model.image, model.text
         yield Pass("patch_embedding", patch_flops(image, batch.size * image.num_patches))
         lengths = [1 + image.num_patches] * batch.size

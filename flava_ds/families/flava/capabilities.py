@@ -1,7 +1,6 @@
 """FLAVA's capabilities for evaluation: vectors, match log odds, masked predictions, token states.
 
-Shapes follow flava_ds/evaluation/protocols.py, which this module does not import, since protocols are
-structural. Nothing here needs a training batch or keeps a graph.
+Shapes follow flava_ds/evaluation/protocols.py. Nothing here needs a training batch or keeps a graph.
 """
 
 from __future__ import annotations

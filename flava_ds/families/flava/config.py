@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
+from typing import Annotated, Any, ClassVar
 
 from flava_ds.config.bounds import AtLeast, AtMost
 from flava_ds.config.encoders import (
@@ -16,9 +16,6 @@ from flava_ds.config.encoders import (
 )
 from flava_ds.config.objectives import ObjectiveConfig
 from flava_ds.errors import ConfigError
-
-if TYPE_CHECKING:
-    from flava_ds.config import Config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,8 +114,3 @@ def flava_objectives(**changed: ObjectiveConfig) -> dict[str, ObjectiveConfig]:
         "itm": ImageTextMatchingConfig(),
         **changed,
     }
-
-
-def flava_of(config: Config) -> FlavaConfig:
-    """Returns a configuration's model as a FlavaConfig, for callers that need FLAVA's own fields."""
-    return cast(FlavaConfig, config.model)

@@ -25,7 +25,6 @@ from flava_ds.families.flava.config import (
     FlavaTextConfig,
     MultimodalEncoderConfig,
     flava_objectives,
-    flava_of,
 )
 from flava_ds.families.flava.hf_names import HEADS, flava_entries, tied_biases
 from flava_ds.layouts import Foreign, take, to_ours, to_theirs
@@ -88,7 +87,7 @@ class FlavaLayouts:
             config = dataclasses.replace(config, objectives=without_heads(config.objectives))
         unused = tuple(f"{name}_head." for name, own in config.objectives.items() if own.weight == 0)
         no_use = [n for n in rest if n.startswith(unused) or (not poolers and "_model.pooler." in n)]
-        dropped, made_up = [*dropped, *no_use], _made_up_poolers(flava_of(config))
+        dropped, made_up = [*dropped, *no_use], _made_up_poolers(FlavaConfig.of(config))
         if lost := [n for n in dropped if n not in made_up or not torch.equal(rest[n].float(), made_up[n])]:
             told = "%s: dropped %d tensors that are not used here: %s"
             log.warning(told, where, len(lost), ", ".join(lost))
@@ -113,7 +112,7 @@ class FlavaLayouts:
         )
         weights = {name: own for name, own in weights.items() if not _of_another_objective(name)}
         _require_representable(config)
-        model = flava_of(config)
+        model = FlavaConfig.of(config)
         theirs = to_theirs(weights, flava_entries(config), "the run's checkpoint")
         if not model.poolers:
             theirs |= _made_up_poolers(model)
@@ -124,7 +123,7 @@ class FlavaLayouts:
 
         Raises: DataError when the vocabulary does not exist.
         """
-        image, codebook = flava_of(config).image, config.codebook
+        image, codebook = FlavaConfig.of(config).image, config.codebook
         objectives = named_by_type(config, {}, also=_SAME)[0].objectives
         masking = cast(MaskedImageConfig, objectives.get("mim", MaskedImageConfig()))
         pixels = {"height": image.image_size, "width": image.image_size}
@@ -154,7 +153,7 @@ class FlavaLayouts:
             codebook_image_std=[1.0] * 3,
         )
         return {
-            **tokenizer_files(config, flava_of(config).text.max_position_embeddings),
+            **tokenizer_files(config, FlavaConfig.of(config).text.max_position_embeddings),
             "preprocessor_config.json": processor,
             "processor_config.json": {"processor_class": "FlavaProcessor", "image_processor": processor},
         }
@@ -170,7 +169,7 @@ def _of_another_objective(name: str) -> bool:
 
 def transformers_settings(config: Config) -> dict[str, Any]:
     """Translates the configuration into FlavaConfig's JSON."""
-    model, codebook = flava_of(config), config.codebook
+    model, codebook = FlavaConfig.of(config), config.codebook
 
     def encoder(kind: str, *own: str, **more: Any) -> dict[str, Any]:
         part = getattr(model, kind)
@@ -323,7 +322,7 @@ def _require_representable(config: Config) -> None:
 
     Raises: CheckpointError.
     """
-    model = flava_of(config)
+    model = FlavaConfig.of(config)
     if model.relative_positions:
         raise CheckpointError(
             "model.relative_positions is true: transformers' FLAVA has no such biases, so this model cannot "

@@ -11,7 +11,7 @@ from collections.abc import Collection
 from flava_ds.config import Config
 from flava_ds.config.encoders import VisionEncoderConfig
 from flava_ds.errors import CheckpointError
-from flava_ds.families.flava.config import flava_of
+from flava_ds.families.flava.config import FlavaConfig
 from flava_ds.families.flava.task import FlavaTask
 from flava_ds.layouts import Entry, renamed
 from flava_ds.weightless import shapes_of
@@ -61,7 +61,7 @@ def flava_entries(config: Config) -> tuple[Entry, ...]:
     """Builds the table for `config`'s model and objectives, which are named like their types; an objective of
     weight 0 has no entries.
     """
-    entries, image = [], flava_of(config).image
+    entries, image = [], FlavaConfig.of(config).image
     for name, shape in shapes_of(lambda: FlavaTask(config)).items():
         theirs = huggingface_names(name)
         entries.append(Entry(name, theirs, shape, their_shape(name, shape, image, len(theirs))))

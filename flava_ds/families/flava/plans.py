@@ -9,7 +9,7 @@ from flava_ds.config import Config, SourceConfig
 from flava_ds.config.objectives import ObjectiveConfig, corruptions_of, in_use
 from flava_ds.data.plan import BatchPlan, Corruption, Crops
 from flava_ds.errors import ConfigError
-from flava_ds.families.flava.config import flava_of
+from flava_ds.families.flava.config import FlavaConfig
 from flava_ds.families.flava.views import Kind
 from flava_ds.objectives.itm import ImageTextMatchingConfig
 from flava_ds.objectives.masked_image import (
@@ -45,7 +45,7 @@ def plan(config: Config, source: SourceConfig) -> BatchPlan:
     image_mask, text_mask = (_mask_of(config, variant, bool(masked)) for variant in MASKS[kind])
     matching = next((o for o in masked if isinstance(o, ImageTextMatchingConfig)), None)
     predicted = any(isinstance(objective, MaskedImageConfig) for objective in masked)
-    model = flava_of(config)
+    model = FlavaConfig.of(config)
     views: dict[str, int] = {}
     corruptions: list[Corruption] = []
     crops = {} if kind == Kind.TEXT else crops_of(active, config, source)
@@ -99,7 +99,7 @@ def _pictures(
     config: Config, source: SourceConfig, predicted: bool
 ) -> tuple[dict[str, int], list[Corruption]]:
     """Returns the image views, and the corruption that passes on the targets of masked patches."""
-    size, codebook_size = flava_of(config).image.image_size, config.codebook.image_size
+    size, codebook_size = FlavaConfig.of(config).image.image_size, config.codebook.image_size
     views = {"pixel_values": size}
     if source.image_codes_key:
         return views, [CodebookTargets(None)]

@@ -10,7 +10,7 @@ from torch.profiler import record_function
 from flava_ds.batch import Batch
 from flava_ds.config import Config
 from flava_ds.families.building import seeded
-from flava_ds.families.flava.config import flava_of
+from flava_ds.families.flava.config import FlavaConfig
 from flava_ds.families.flava.model import Flava, initialize
 from flava_ds.families.flava.views import Kind, View, is_share
 from flava_ds.layers.work import encoder_flops, head_flops, patch_flops
@@ -27,8 +27,8 @@ class FlavaTask(Task):
 
     def __init__(self, config: Config) -> None:
         objectives = built_objectives(config)
-        super().__init__(Flava(flava_of(config)), objectives)
-        self.config, self.flava = config, flava_of(config)
+        super().__init__(Flava(FlavaConfig.of(config)), objectives)
+        self.config, self.flava = config, FlavaConfig.of(config)
 
     def complete(self, batch: Batch) -> Batch:
         """Adds `image_codes` [m n], the codebook's indices, to a batch that has the codebook's pixels."""
@@ -124,4 +124,4 @@ def _count(batch: Batch, name: str) -> int:
 
 def build_task(config: Config) -> FlavaTask:
     """Builds FLAVA and its objectives, initialised from config.seed, independent of the global generator."""
-    return seeded(FlavaTask, config, lambda task: initialize(task, flava_of(config).initializer_range))
+    return seeded(FlavaTask, config, lambda task: initialize(task, FlavaConfig.of(config).initializer_range))

@@ -1,7 +1,6 @@
 """SimVLM's capabilities for evaluation: likelihoods of texts, texts about images, features, states to tune.
 
-Shapes follow flava_ds/evaluation/protocols.py, which this module does not import, since protocols are
-structural. Only states to fine-tune keep a graph.
+Shapes follow flava_ds/evaluation/protocols.py. Only states to fine-tune keep a graph.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from flava_ds.batch import Packed
 from flava_ds.data.tokenizer import WordPieceTokenizer
-from flava_ds.families.offers import TunableImages
+from flava_ds.families.offers import StillNorms, TunableImages
 from flava_ds.families.simvlm.model import Simvlm
 from flava_ds.layers.patches import enlarged_edge
 from flava_ds.layers.transformer import at_least_fp32
@@ -213,22 +212,18 @@ class TunableTexts(nn.Module):
         return SimvlmPart(self.model).text_states_of(texts)
 
 
-class TunablePairs(nn.Module):
+class TunablePairs(StillNorms):
     """The decoder's state of a text's last token; the encoder has read the image.
 
-    Batch norms go on normalising by their running moments. Source: Wang et al. 2022, section 4.1; recalled.
+    Source: Wang et al. 2022, section 4.1; recalled.
     """
+
+    tower = "model.image_tower"
 
     def __init__(self, model: Simvlm, image_size: int) -> None:
         super().__init__()
         self.width, self.image_size = model.config.decoder.hidden_size, image_size
         self.model: Simvlm = copy.deepcopy(model).requires_grad_(True)
-
-    def train(self, mode: bool = True) -> Self:
-        """Sets the mode of all parts but the image tower's norms."""
-        super().train(mode)
-        self.model.image_tower.eval()
-        return self
 
     def forward(self, texts: Sequence[np.ndarray], pixels: Tensor | None = None) -> Tensor:
         assert pixels is not None  # these are pairs

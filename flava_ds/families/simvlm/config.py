@@ -7,14 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
+from typing import Annotated, Any, ClassVar
 
 from flava_ds.config.bounds import AtLeast, AtMost
 from flava_ds.config.encoders import ConvStemConfig, EncoderConfig, Epsilon, NormallyInitialized
 from flava_ds.errors import ConfigError
-
-if TYPE_CHECKING:
-    from flava_ds.config import Config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,11 +63,6 @@ class SimvlmConfig(NormallyInitialized, type="simvlm"):
                 f"{self.encoder.hidden_size}; both read the same word embeddings, so make them equal"
             )
         self.refuse_masked_shares(config)
-
-
-def simvlm_of(config: Config) -> SimvlmConfig:
-    """Returns a configuration's model as a SimvlmConfig, for callers that need SimVLM's own fields."""
-    return cast(SimvlmConfig, config.model)
 
 
 def simvlm_base(**changed: Any) -> SimvlmConfig:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from flava_ds.batch import Batch
 from flava_ds.config import Config
 from flava_ds.families.building import seeded
-from flava_ds.families.simvlm.config import simvlm_of
+from flava_ds.families.simvlm.config import SimvlmConfig
 from flava_ds.families.simvlm.model import Simvlm, initialize
 from flava_ds.layers.work import cross_attention_flops, encoder_flops
 from flava_ds.training.batch_norms import BatchNormTask
@@ -19,13 +19,13 @@ class SimvlmTask(BatchNormTask):
 
     def __init__(self, config: Config) -> None:
         objectives = built_objectives(config)
-        model = simvlm_of(config)
+        model = SimvlmConfig.of(config)
         super().__init__(Simvlm(model), objectives, model.image.norm_momentum)
         self.config = config
 
     def passes(self, batch: Batch) -> Iterator[Pass]:
         """Lists a batch's work, without lookups, norms and losses."""
-        model, patches = simvlm_of(self.config), 0
+        model, patches = SimvlmConfig.of(self.config), 0
         image, width = model.image, model.encoder.hidden_size
         suffixes = batch["suffix_cu_seqlens"].diff()
         if "pixel_values" in batch:

@@ -1,8 +1,7 @@
 """Single streams' capabilities for evaluation: match log odds, masked predictions, states to fine-tune.
 
 Images go through the frozen detector of model.detector; texts alone need none. Shapes follow
-flava_ds/evaluation/protocols.py, which this module does not import, since protocols are structural. Only
-states to fine-tune keep a graph.
+flava_ds/evaluation/protocols.py. Only states to fine-tune keep a graph.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from flava_ds.families.offers import (
     for_pairs,
     images_of,
 )
-from flava_ds.families.single_stream.config import single_stream_of
+from flava_ds.families.single_stream.config import SingleStreamConfig
 from flava_ds.families.single_stream.model import SingleStream
 from flava_ds.layers.regions import JointLayout
 from flava_ds.layers.transformer import Encoded
@@ -47,7 +46,7 @@ LACKS = dict.fromkeys(
 
 def offers(module: Task, config: Any) -> tuple[tuple[object, ...], dict[str, str]]:
     """Returns the capabilities of a model with its objectives, and what it lacks: protocol -> reason."""
-    model = single_stream_of(config)
+    model = SingleStreamConfig.of(config)
     sep_id = model.load_tokenizer(config).sep_id
     texts = BertTexts(module.model, sep_id)
     if model.detector is None:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import Any, ClassVar
 
 from flava_ds.config.encoders import BertTextConfig, RegionTextConfig
 from flava_ds.config.objectives import in_use
 from flava_ds.errors import ConfigError
-
-if TYPE_CHECKING:
-    from flava_ds.config import Config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +51,3 @@ class SingleStreamConfig(RegionTextConfig):
                     f"objectives.{name}: the family '{self.type}' reads no second text to match; remove it, "
                     "or set its weight to 0"
                 )
-
-
-def single_stream_of(config: Config) -> SingleStreamConfig:
-    """Returns a configuration's model as a SingleStreamConfig, for callers that need its own fields."""
-    return cast(SingleStreamConfig, config.model)

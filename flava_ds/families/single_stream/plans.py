@@ -5,7 +5,7 @@ from __future__ import annotations
 from flava_ds.config import Config, SourceConfig
 from flava_ds.config.objectives import corruptions_of, in_use
 from flava_ds.data.plan import BatchPlan, Corruption, RegionsPlan
-from flava_ds.families.single_stream.config import single_stream_of
+from flava_ds.families.single_stream.config import SingleStreamConfig
 from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig, TokenMask
 from flava_ds.objectives.next_sentence import (
     CaptionPairs,
@@ -20,7 +20,7 @@ from flava_ds.objectives.word_patch_alignment import second_texts
 
 def plan(config: Config, source: SourceConfig) -> BatchPlan:
     """Plans the batches of `source`; a pair that does not match is made by another text."""
-    used, model = in_use(config.objectives).values(), single_stream_of(config)
+    used, model = in_use(config.objectives).values(), SingleStreamConfig.of(config)
     tokenizer = model.load_tokenizer(config)
     masked = next((own for own in used if isinstance(own, MultimodalMaskedTextConfig)), None)
     mismatched = second_texts(config.objectives)

@@ -11,7 +11,7 @@ from torch import nn
 from flava_ds.batch import Batch
 from flava_ds.config import Config
 from flava_ds.families.building import rows_read, seeded, terms
-from flava_ds.families.single_stream.config import single_stream_of
+from flava_ds.families.single_stream.config import SingleStreamConfig
 from flava_ds.layers.words import initialize_as_bert
 from flava_ds.layers.work import encoder_flops, head_flops
 from flava_ds.objectives.itm import ImageTextMatching
@@ -38,7 +38,7 @@ class SingleStreamTask(Task):
 
     def passes(self, batch: Batch) -> Iterator[Pass]:
         """Lists a batch's work, without lookups, norms and losses."""
-        model, read = single_stream_of(self.config), rows_read(self, batch)
+        model, read = SingleStreamConfig.of(self.config), rows_read(self, batch)
         layers = (part for part in self.model.regions.modules() if isinstance(part, nn.Linear))
         regions = batch["region_boxes"].shape[0] if "region_boxes" in batch else 0
         each = 2 * regions * sum(layer.weight.numel() for layer in layers)
@@ -56,7 +56,7 @@ class SingleStreamTask(Task):
 
 def network_of(config: Config) -> Any:
     """Returns the class of a configuration's model."""
-    module, _, name = single_stream_of(config).network.partition(":")
+    module, _, name = SingleStreamConfig.of(config).network.partition(":")
     return getattr(importlib.import_module(module), name)
 
 
@@ -64,7 +64,7 @@ def build_task(config: Config) -> SingleStreamTask:
     """Builds a model and its objectives, initialised from config.seed, whatever the global generator."""
 
     def initialize(task: SingleStreamTask) -> None:
-        initialize_as_bert(task, single_stream_of(config).initializer_range)
+        initialize_as_bert(task, SingleStreamConfig.of(config).initializer_range)
         task.model.initialize()
 
     return seeded(SingleStreamTask, config, initialize)

@@ -1,7 +1,7 @@
 """What LXMERT and ViLBERT offer evaluations: match log odds, masked predictions, states to fine-tune.
 
-Images go through the frozen detector of model.detector. Shapes follow flava_ds/evaluation/protocols.py, which
-this module does not import, since protocols are structural. Only states to fine-tune keep a graph.
+Images go through the frozen detector of model.detector. Shapes follow flava_ds/evaluation/protocols.py. Only
+states to fine-tune keep a graph.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from flava_ds.families.offers import (
     for_pairs,
     images_of,
 )
-from flava_ds.families.two_streams.config import TEXT_VIEW, two_streams_of
+from flava_ds.families.two_streams.config import TEXT_VIEW, TwoStreamConfig
 from flava_ds.families.two_streams.model import TwoStreamModel
 from flava_ds.layers.regions import PackedImages
 from flava_ds.layers.words import pack
@@ -48,7 +48,7 @@ LACKS = dict.fromkeys(
 
 def offers(module: Task, config: Any) -> tuple[tuple[object, ...], dict[str, str]]:
     """Returns the capabilities of a model with its objectives, and what it lacks: protocol -> reason."""
-    model = two_streams_of(config)
+    model = TwoStreamConfig.of(config)
     texts = TextPart(module.model)
     if model.detector is None:
         return (texts,), LACKS | NO_DETECTOR

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
+from typing import Annotated, Any, ClassVar
 
 from flava_ds.config.bounds import AtLeast, AtMost
 from flava_ds.config.encoders import (
@@ -21,9 +21,6 @@ from flava_ds.config.encoders import (
     shape_with,
 )
 from flava_ds.errors import ConfigError
-
-if TYPE_CHECKING:
-    from flava_ds.config import Config
 
 Layers = Annotated[int, AtLeast(1), AtMost(1000)]
 TEXT_VIEW, REGIONS_VIEW = "multimodal_masked", "regions_masked"
@@ -157,11 +154,6 @@ class VilbertConfig(TwoStreamConfig, type="vilbert"):
                 f"model: co_attention_size {self.co_attention_size} is not divisible by co_attention_heads "
                 f"{self.co_attention_heads}"
             )
-
-
-def two_streams_of(config: Config) -> TwoStreamConfig:
-    """Returns a configuration's model as a TwoStreamConfig, for callers that need its fields."""
-    return cast(TwoStreamConfig, config.model)
 
 
 def lxmert_base(**changed: Any) -> LxmertConfig:

@@ -12,7 +12,6 @@ from flava_ds.families.two_streams.config import (
     LxmertConfig,
     TwoStreamConfig,
     VilbertConfig,
-    two_streams_of,
 )
 from flava_ds.families.two_streams.model import Lxmert, TwoStreamModel, Vilbert
 from flava_ds.layers.words import initialize_as_bert
@@ -27,12 +26,12 @@ class TwoStreamTask(Task):
 
     def __init__(self, config: Config) -> None:
         objectives = built_objectives(config)
-        super().__init__(build_model(two_streams_of(config)), objectives)
+        super().__init__(build_model(TwoStreamConfig.of(config)), objectives)
         self.config = config
 
     def passes(self, batch: Batch) -> Iterator[Pass]:
         """Lists a batch's work, without lookups, norms and losses."""
-        model, read = two_streams_of(self.config), rows_read(self, batch)
+        model, read = TwoStreamConfig.of(self.config), rows_read(self, batch)
         lengths = [batch[f"{prefix}cu_seqlens"].diff().tolist() for prefix in ("", "region_")]
         text, image = model.stream_shapes
         inputs = self.model.region_embeddings.boxes.in_features + model.image.feature_size
@@ -78,5 +77,5 @@ def build_model(config: TwoStreamConfig) -> TwoStreamModel:
 
 def build_task(config: Config) -> TwoStreamTask:
     """Builds model and objectives, initialised from config.seed, independent of the global generator."""
-    std = two_streams_of(config).initializer_range
+    std = TwoStreamConfig.of(config).initializer_range
     return seeded(TwoStreamTask, config, lambda task: initialize_as_bert(task, std))

@@ -1,7 +1,6 @@
 """UniT's capabilities for evaluation: objects in images, and states to fine-tune on texts and pairs.
 
-Shapes follow flava_ds/evaluation/protocols.py, which this module does not import, since protocols are
-structural. Only states to fine-tune keep a graph.
+Shapes follow flava_ds/evaluation/protocols.py. Only states to fine-tune keep a graph.
 """
 
 from __future__ import annotations
@@ -9,13 +8,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flava_ds.families.bert.capabilities import types_of_texts
+from flava_ds.families.offers import StillNorms
 from flava_ds.families.unit.config import TASKS
 from flava_ds.families.unit.model import OF_IMAGES, Unit
 from flava_ds.layers.boxes import to_corners
@@ -115,13 +115,14 @@ class UnitPairs:
         return TunableStates(self.model, self.sep_id, self.task, "pair", size)
 
 
-class TunableStates(nn.Module):
+class TunableStates(StillNorms):
     """The first query's state after the last layer, with the token and the queries of a task of the run.
-
-    Batch norms go on normalising by their running moments, and parts that were frozen stay so.
+    Parts that were frozen stay so.
 
     Source: Hu & Singh 2021, section 3.4.
     """
+
+    tower = "model.image_tower"
 
     def __init__(self, model: Unit, sep_id: int, task: str, content: str, image_size: int) -> None:
         super().__init__()
@@ -134,12 +135,6 @@ class TunableStates(nn.Module):
         still = tuple(f"image_tower.{name}." for name in self.model.image_tower.frozen)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in used and not name.startswith(still))
-
-    def train(self, mode: bool = True) -> Self:
-        """Sets the mode of all parts but the image tower's norms."""
-        super().train(mode)
-        self.model.image_tower.eval()
-        return self
 
     def forward(self, texts: Sequence[np.ndarray], pixels: Tensor | None = None) -> Tensor:
         device = self.model.decoder_norm.weight.device

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from flava_ds.config.encoders import (
     BertTextConfig,
@@ -20,7 +20,6 @@ from flava_ds.config.encoders import (
 from flava_ds.errors import ConfigError
 
 if TYPE_CHECKING:
-    from flava_ds.config import Config
     from flava_ds.config.data import SampleKind
 
 TASKS: Mapping[str, SampleKind] = {
@@ -116,8 +115,3 @@ class UnitConfig(NormallyInitialized, type="unit"):
                 f"model.first_word_only: no task is called '{unknown[0]}'; there are {', '.join(TASKS)}"
             )
         self.refuse_masked_shares(config)
-
-
-def unit_of(config: Config) -> UnitConfig:
-    """Returns a configuration's model as a UnitConfig, for callers that need UniT's own fields."""
-    return cast(UnitConfig, config.model)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from flava_ds.config import Config, SourceConfig
 from flava_ds.data.plan import BatchPlan, TargetsPlan
-from flava_ds.families.unit.config import unit_of
+from flava_ds.families.unit.config import UnitConfig
 from flava_ds.objectives.next_sentence import LinePairs, Segments
 
 
 def plan(config: Config, source: SourceConfig) -> BatchPlan:
     """Plans the batches of `source`. The two lines of a text are its segments."""
-    model = unit_of(config)
+    model = UnitConfig.of(config)
     tokenizer = None if source.kind == "image" else model.load_tokenizer(config)
     return BatchPlan(
         kind=source.step_kind,

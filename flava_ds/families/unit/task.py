@@ -14,7 +14,7 @@ from flava_ds.config import Config
 from flava_ds.config.objectives import in_use
 from flava_ds.errors import ConfigError
 from flava_ds.families.building import seeded
-from flava_ds.families.unit.config import TASKS, unit_of
+from flava_ds.families.unit.config import TASKS, UnitConfig
 from flava_ds.families.unit.model import Unit, initialize
 from flava_ds.layers.work import cross_attention_flops, encoder_flops
 from flava_ds.objectives.base import world_size
@@ -40,7 +40,7 @@ class UnitTask(BatchNormTask):
                 raise ConfigError(f"{where}: task '{own.task}' has another objective; leave one out")
             queries[own.task] = own.num_queries
         objectives = {name: own.build(config) for name, own in used.items()}
-        model = unit_of(config)
+        model = UnitConfig.of(config)
         super().__init__(Unit(model, queries), objectives, model.image.norm_momentum)
         self.config = config
 
@@ -59,7 +59,7 @@ class UnitTask(BatchNormTask):
 
     def passes(self, batch: Batch) -> Iterator[Pass]:
         """Lists a batch's work, without lookups, norms and losses."""
-        model, size, task = unit_of(self.config), batch.size, batch.kind
+        model, size, task = UnitConfig.of(self.config), batch.size, batch.kind
         decoder, seen = model.decoder, [0] * size
         if TASKS[task] != "text":
             image, tower, width = model.image, self.model.image_tower, model.encoder.hidden_size

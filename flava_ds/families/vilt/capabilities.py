@@ -1,7 +1,6 @@
 """ViLT's capabilities for evaluation: match log odds, masked predictions, states to fine-tune.
 
-Shapes follow flava_ds/evaluation/protocols.py, which this module does not import, since protocols are
-structural. Only states to fine-tune keep a graph.
+Shapes follow flava_ds/evaluation/protocols.py. Only states to fine-tune keep a graph.
 """
 
 from __future__ import annotations
@@ -36,11 +35,11 @@ def offers(module: Task, config: Any) -> tuple[tuple[object, ...], dict[str, str
     """Returns the capabilities of a ViLT with its objectives, and what it lacks: protocol -> reason."""
     part = ViltPart(module.model)
     parts, lacks = for_pairs(module, config, ImageTextMatchingConfig, part.pooled, part.read)
-    return (ViltStates(module.model), *parts), LACKS | lacks
+    return (part, *parts), LACKS | lacks
 
 
 class ViltPart:
-    """Runs a ViLT on images and texts, without a training batch."""
+    """Runs a ViLT on images and texts, without a training batch, and gives copies of it to fine-tune."""
 
     def __init__(self, model: Vilt) -> None:
         self.model = model
@@ -74,10 +73,6 @@ class ViltPart:
         """Encodes images with masked texts, for `head` to predict the words."""
         [(encoded, layout)] = self.encode(pixels, [texts])
         return WordReading(encoded, self.model, head, layout.text_rows)
-
-
-class ViltStates(ViltPart):
-    """Gives copies of the model to fine-tune."""
 
     def pair_states(self, scale: float = 1.0) -> TunablePairs:
         """Returns a copy for images `scale` times as large, or as large as `max_patches` allows."""

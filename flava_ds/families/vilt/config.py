@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
+from typing import Annotated, Any, ClassVar
 
 from flava_ds.config.bounds import AtLeast, AtMost, Share
 from flava_ds.config.encoders import (
@@ -21,9 +21,6 @@ from flava_ds.config.encoders import (
     VisionEncoderConfig,
 )
 from flava_ds.errors import ConfigError
-
-if TYPE_CHECKING:
-    from flava_ds.config import Config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,11 +102,6 @@ class ViltConfig(NormallyInitialized, type="vilt"):
         self.image.check("model.image")
         self.refuse_masked_shares(config)
         self.refuse_codes(config)
-
-
-def vilt_of(config: Config) -> ViltConfig:
-    """Returns a configuration's model as a ViltConfig, for callers that need ViLT's own fields."""
-    return cast(ViltConfig, config.model)
 
 
 def vilt_b_32(**changed: Any) -> ViltConfig:

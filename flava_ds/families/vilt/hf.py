@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -22,9 +22,9 @@ from flava_ds.families.bert_layouts import (
     text_settings,
     tokenizer_files,
 )
-from flava_ds.families.vilt.config import StreamConfig, ViltConfig, WordsConfig, vilt_of
+from flava_ds.families.vilt.config import StreamConfig, ViltConfig, WordsConfig
 from flava_ds.families.vilt.task import ViltTask
-from flava_ds.layouts import Entry, Foreign, renamed, take, to_ours, to_theirs, tuned_head
+from flava_ds.layouts import Entry, Foreign, Layouts, renamed, take, to_ours, to_theirs, tuned_head
 from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig
 from flava_ds.weightless import shapes_of
 
@@ -74,12 +74,8 @@ def entries(model: ViltConfig, heads: Mapping[str, ObjectiveConfig] | None = Non
     return tuple(found)
 
 
-class ViltLayouts:
+class ViltLayouts(Layouts):
     """Implements flava_ds/layouts.py for ViLT."""
-
-    def recognizes(self, names: Collection[str]) -> bool:
-        """Returns False: without its configuration, a state dict does not tell its number of heads."""
-        return False
 
     def read(self, settings: Mapping[str, Any] | None, tensors: Mapping[str, Tensor], where: str) -> Foreign:
         """Converts a ViltForMaskedLM, a ViltForQuestionAnswering, or a ViltModel.
@@ -122,12 +118,12 @@ class ViltLayouts:
             for name, own in weights.items()
             if name.startswith("model.") or (tied and name.startswith("objectives.mmm_text."))
         }
-        table = entries(vilt_of(config), heads)
+        table = entries(ViltConfig.of(config), heads)
         return transformers_settings(config, tied=tied), to_theirs(kept, table, "the run's checkpoint")
 
     def companions(self, config: Config) -> dict[str, Any]:
         """Returns the files of ViltImageProcessor and of the run's tokenizer."""
-        image = vilt_of(config).image
+        image = ViltConfig.of(config).image
         pixels = pixel_settings(
             "ViltImageProcessor",
             image,
@@ -135,7 +131,7 @@ class ViltLayouts:
             size_divisor=image.patch_size,
             do_pad=True,
         )
-        words = tokenizer_files(config, vilt_of(config).max_tokens)
+        words = tokenizer_files(config, ViltConfig.of(config).max_tokens)
         return {"preprocessor_config.json": pixels, **words}
 
 
@@ -144,7 +140,7 @@ LAYOUTS = ViltLayouts()
 
 def transformers_settings(config: Config, *, tied: bool) -> dict[str, Any]:
     """Translates a configuration into ViltConfig's JSON."""
-    model = vilt_of(config)
+    model = ViltConfig.of(config)
     image = text_settings(model.image)
     for ours in ("image_mean", "image_std", "max_patches"):
         del image[ours]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from flava_ds.config import Config, SourceConfig
 from flava_ds.config.objectives import corruptions_of, in_use
 from flava_ds.data.plan import BatchPlan
-from flava_ds.families.vilt.config import vilt_of
+from flava_ds.families.vilt.config import ViltConfig
 from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig, TokenMask
 from flava_ds.objectives.word_patch_alignment import second_texts
 
@@ -15,7 +15,7 @@ def plan(config: Config, source: SourceConfig) -> BatchPlan:
 
     A pair that does not match is made by another text; the published code takes another image.
     """
-    used, model = in_use(config.objectives).values(), vilt_of(config)
+    used, model = in_use(config.objectives).values(), ViltConfig.of(config)
     tokenizer = model.load_tokenizer(config)
     masked = next((own for own in used if isinstance(own, MultimodalMaskedTextConfig)), None)
     mismatched = second_texts(config.objectives)

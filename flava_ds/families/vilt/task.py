@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from flava_ds.batch import Batch
 from flava_ds.config import Config
 from flava_ds.families.building import rows_read, seeded, terms
-from flava_ds.families.vilt.config import vilt_of
+from flava_ds.families.vilt.config import ViltConfig
 from flava_ds.families.vilt.model import TEXTS, Vilt, initialize
 from flava_ds.layers.work import encoder_flops, head_flops, patch_flops
 from flava_ds.objectives.itm import ImageTextMatching
@@ -20,12 +20,12 @@ class ViltTask(Task):
 
     def __init__(self, config: Config) -> None:
         objectives = built_objectives(config)
-        super().__init__(Vilt(vilt_of(config)), objectives)
+        super().__init__(Vilt(ViltConfig.of(config)), objectives)
         self.config = config
 
     def passes(self, batch: Batch) -> Iterator[Pass]:
         """Lists a batch's work, without lookups, norms and losses."""
-        model = vilt_of(self.config)
+        model = ViltConfig.of(self.config)
         image, read = model.image, rows_read(self, batch)
         yield Pass("patch_embedding", patch_flops(image, batch.size * image.num_patches))
         for view, (_, prefix) in TEXTS.items():
@@ -40,4 +40,4 @@ class ViltTask(Task):
 
 def build_task(config: Config) -> ViltTask:
     """Builds ViLT and its objectives, initialised from config.seed, independent of the global generator."""
-    return seeded(ViltTask, config, lambda task: initialize(task, vilt_of(config).initializer_range))
+    return seeded(ViltTask, config, lambda task: initialize(task, ViltConfig.of(config).initializer_range))

@@ -33,7 +33,7 @@ def test_the_file_holds_what_is_returned(evaluated):
 
 def test_every_measurement_contributes_and_every_number_is_finite(evaluated):
     metrics = evaluated[2]["metrics"]
-    assert {name.split("/")[0] for name in metrics} == {cls.name for cls in MEASUREMENTS} - {"pixel_baseline"}
+    assert {name.split("/")[0] for name in metrics} == MEASUREMENTS.keys() - {"pixel_baseline"}
     assert any(name.endswith("/pixel_1nn") for name in metrics)
     assert all(isinstance(value, float) and math.isfinite(value) for value in metrics.values())
     assert all(0 <= value <= 1 for name, value in metrics.items() if not name.endswith("_nats"))
@@ -69,7 +69,7 @@ def test_an_untrained_model_does_not_pass(evaluated):
 def test_no_measurement_starts_after_the_deadline(tmp_path):
     inputs, module = world(tmp_path)
     result = evaluate(frozen(inputs, module), inputs, deadline=time.monotonic() - 1)
-    assert result["metrics"] == {} and set(result["left_out"]) == {cls.name for cls in MEASUREMENTS}
+    assert result["metrics"] == {} and result["left_out"].keys() == MEASUREMENTS.keys()
 
 
 def test_half_precision_weights_work(tmp_path):

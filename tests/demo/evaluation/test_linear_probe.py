@@ -5,7 +5,7 @@ import pytest
 import torch
 from sample_runs import WORDS, world
 
-from flava_ds.demo.evaluation.linear_probe import INVERSE_PENALTIES, LinearProbe, choose_penalty
+from flava_ds.demo.evaluation.linear_probe import INVERSE_PENALTIES, choose_penalty, measure
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ class Written:
 
 
 def test_a_group_that_is_linearly_there_is_read(inputs):
-    metrics = LinearProbe(inputs).run(Written(informative=True))
+    metrics = measure(Written(informative=True), inputs)
     assert (
         metrics["linear_probe/fluent-emoji-flat/group_accuracy"]
         == 1.0
@@ -35,12 +35,12 @@ def test_a_group_that_is_linearly_there_is_read(inputs):
 
 
 def test_noise_says_nothing_about_concepts_never_seen(inputs):
-    metrics = LinearProbe(inputs).run(Written(informative=False))
+    metrics = measure(Written(informative=False), inputs)
     assert metrics["linear_probe/unseen_concepts/group_accuracy"] < 0.75
 
 
 def test_chance_is_the_share_of_the_most_frequent_class(inputs):
-    metrics = LinearProbe(inputs).run(Written(informative=True))
+    metrics = measure(Written(informative=True), inputs)
     assert metrics["linear_probe/fluent-emoji-flat/group_accuracy/chance"] == pytest.approx(1 / 3)
     # words 12 to 15: groups 0, 1, 2, 0
     assert metrics["linear_probe/unseen_concepts/group_accuracy/chance"] == pytest.approx(1 / 2)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from sample_runs import frozen, world
 
 from flava_ds.demo.evaluation.base import Unavailable
-from flava_ds.demo.evaluation.masked import PREDICTS, Masked, masked_inputs
+from flava_ds.demo.evaluation.masked import PREDICTS, masked_inputs, measure
 from flava_ds.evaluation.frozen_model import Lacking
 
 
@@ -69,7 +69,7 @@ CASES += [("pair", name, "unseen_style") for name in ("mmm_text", "mmm_image")]
 @pytest.mark.parametrize("kind, name, samples", CASES)
 def test_numbers_are_those_of_plain_torch(inputs_and_module, kind, name, samples):
     inputs, module = inputs_and_module
-    metrics = Masked(inputs).run(frozen(inputs, module))
+    metrics = measure(frozen(inputs, module), inputs)
     [masked] = masked_inputs(inputs, kind, getattr(inputs, samples), 1000)
     with torch.no_grad():
         logits = plain_logits(module, masked, name)
@@ -106,7 +106,7 @@ def test_masks_are_the_same_every_time_and_differ_between_samples(inputs_and_mod
 
 def test_without_a_codebook_text_is_still_measured(tmp_path):
     inputs, module = world(tmp_path, codebook_weights=None)
-    metrics = Masked(inputs).run(frozen(inputs, module))
+    metrics = measure(frozen(inputs, module), inputs)
     assert {name.split("/")[1] for name in metrics} == {"mlm", "mmm_text"}
 
 
@@ -115,8 +115,8 @@ def test_with_nothing_to_measure_the_reason_is_named(tmp_path):
     for name in ("mlm", "mmm_text"):
         del module.objectives[name]
     with pytest.raises(Unavailable, match="codebook_weights"):
-        Masked(inputs).run(frozen(inputs, module))
+        measure(frozen(inputs, module), inputs)
     for name in ("mim", "mmm_image"):
         del module.objectives[name]
     with pytest.raises(Lacking, match="needs Scorer .* trains no masked objective"):
-        Masked(inputs).run(frozen(inputs, module))
+        measure(frozen(inputs, module), inputs)

@@ -9,8 +9,9 @@ import pytest
 import torch
 from sample_runs import frozen, world
 
-from flava_ds.demo.evaluation.matching import Matching, area_under_curve, draw_mismatches
+from flava_ds.demo.evaluation.matching import area_under_curve, draw_mismatches, log_odds, measure
 from flava_ds.evaluation.frozen_model import Lacking
+from flava_ds.evaluation.protocols import Matcher
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def test_scores_are_those_of_the_whole_model_less_the_prior(inputs_and_module):
     ids = inputs.tokenizer.encode_batch(samples.captions, 16)
     partners = draw_mismatches(samples.column("concept"), np.zeros(len(samples), dtype=int))
     pixels = samples.pixels(inputs.config.model.image.image_size)
-    [found] = Matching(inputs).scores(frozen(inputs, module), pixels, ids, [partners])
+    [found] = log_odds(frozen(inputs, module).need(Matcher, "a test"), pixels, ids, [partners])
     for row in (0, 5, 23):
         text = torch.from_numpy(ids[partners[row]])
         layout = SequenceLayout(
@@ -65,7 +66,7 @@ def test_balanced_accuracy_of_a_head_that_always_says_match_is_one_half(inputs_a
     before = head.bias.detach().clone()
     with torch.no_grad():
         head.bias.copy_(torch.tensor([0.0, 100.0]))
-    metrics = Matching(inputs).run(frozen(inputs, module))
+    metrics = measure(frozen(inputs, module), inputs)
     with torch.no_grad():
         head.bias.copy_(before)
     assert metrics["matching/random/accuracy"] == 0.5 == metrics["matching/same_subgroup/accuracy"]
@@ -76,6 +77,6 @@ def test_a_run_without_the_objective_says_so(inputs_and_module):
     head = module.objectives.pop("itm")
     try:
         with pytest.raises(Lacking, match="needs Matcher .* no objective of type itm"):
-            Matching(inputs).run(frozen(inputs, module))
+            measure(frozen(inputs, module), inputs)
     finally:
         module.objectives["itm"] = head

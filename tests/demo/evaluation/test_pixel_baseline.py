@@ -9,8 +9,8 @@ from sample_runs import SEEN, world
 
 from flava_ds.demo.evaluation.pixel_baseline import (
     EDGE,
-    PixelBaseline,
     cache_file,
+    classify,
     distinct,
     measure,
     pixel_vectors,
@@ -24,13 +24,13 @@ def inputs(tmp_path_factory):
 
 def test_brightness_does_not_matter_but_inversion_does(inputs):
     """Styles of this world differ by brightness alone, and the second unseen one is a negative."""
-    metrics = measure(inputs)
+    metrics = classify(inputs)
     assert metrics["zero_shot/fluent-emoji-flat/top1_accuracy/pixel_1nn"] == 1.0
     assert metrics["zero_shot/fluent-emoji-high-contrast/top1_accuracy/pixel_1nn"] == 0.0
 
 
 def test_numbers_are_those_of_a_loop(inputs):
-    metrics = measure(inputs)
+    metrics = classify(inputs)
     contrast = inputs.styles_of(inputs.unseen_style)["fluent-emoji-high-contrast"]
     concepts, groups = inputs.train.column("concept"), inputs.train.column("group")
     keys, queries = (
@@ -62,10 +62,10 @@ def test_distinct_keeps_the_order_of_first_appearance():
 
 
 def test_the_cache_is_read_for_this_data_and_no_other(inputs):
-    first = PixelBaseline(inputs).run(None)
+    first = measure(None, inputs)
     path = cache_file(inputs)
     assert json.loads(path.read_text()) == first and inputs.checksum[:24] in path.name
     path.write_text(json.dumps({"zero_shot/x": 0.5}))
-    assert PixelBaseline(inputs).run(None) == {"zero_shot/x": 0.5}
+    assert measure(None, inputs) == {"zero_shot/x": 0.5}
     path.write_text("{damaged")
-    assert PixelBaseline(inputs).run(None) == first
+    assert measure(None, inputs) == first

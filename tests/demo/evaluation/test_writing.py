@@ -3,7 +3,7 @@
 import numpy as np
 from sample_runs import frozen, world
 
-from flava_ds.demo.evaluation.writing import WrittenCaptions, names, write_captions
+from flava_ds.demo.evaluation.writing import measure, names, write_captions
 
 
 def test_a_text_names_a_label_by_whole_words_in_order():
@@ -14,7 +14,7 @@ def test_a_text_names_a_label_by_whole_words_in_order():
 def test_written_and_true_captions_are_measured_alike(tmp_path):
     inputs, module = world(tmp_path)
     model = frozen(inputs, module)
-    metrics = WrittenCaptions(inputs).run(model)
+    metrics = measure(model, inputs)
     numbers = ("text_to_image_recall_at_1", "text_to_image_recall_at_5", "names_the_concept")
     every = {f"writing/{what}/{number}" for what in ("written", "caption") for number in numbers}
     assert metrics.keys() == every | {f"{name}/chance" for name in every}

@@ -6,7 +6,7 @@ import torch
 from sample_runs import SEEN, WORDS, frozen, world
 
 from demo.evaluation.known_answers import KnownAnswers
-from flava_ds.demo.evaluation.zero_shot import TEMPLATES, ZeroShot
+from flava_ds.demo.evaluation.zero_shot import TEMPLATES, measure
 from flava_ds.evaluation.zero_shot import classifier
 
 
@@ -16,19 +16,19 @@ def inputs_and_module(tmp_path_factory):
 
 
 def test_a_model_that_knows_is_always_right(inputs_and_module):
-    metrics = ZeroShot(inputs_and_module[0]).run(KnownAnswers(lambda concept: concept))
+    metrics = measure(KnownAnswers(lambda concept: concept), inputs_and_module[0])
     accuracies = {name: value for name, value in metrics.items() if not name.endswith("/chance")}
     assert set(accuracies.values()) == {1.0} and len(accuracies) == 3 * 2 * 2
 
 
 def test_one_answer_for_all_is_right_as_often_as_that_concept_occurs(inputs_and_module):
-    metrics = ZeroShot(inputs_and_module[0]).run(KnownAnswers(lambda concept: WORDS[0]))
+    metrics = measure(KnownAnswers(lambda concept: WORDS[0]), inputs_and_module[0])
     assert metrics["zero_shot/fluent-emoji-flat/top1_accuracy"] == pytest.approx(1 / len(SEEN))
     assert metrics["zero_shot/unseen_concepts/all_concepts_top1_accuracy"] == 0.0
 
 
 def test_chance_follows_the_number_of_candidates(inputs_and_module):
-    metrics = ZeroShot(inputs_and_module[0]).run(KnownAnswers(lambda concept: concept))
+    metrics = measure(KnownAnswers(lambda concept: concept), inputs_and_module[0])
     assert metrics["zero_shot/fluent-emoji-high-contrast/top5_accuracy/chance"] == pytest.approx(
         5 / len(SEEN)
     )

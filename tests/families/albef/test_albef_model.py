@@ -40,7 +40,7 @@ def test_transformers_agree(dtype, states, gradients, told):
     theirs = blip(
         encoder_embeds=alone, attention_mask=mask, encoder_hidden_states=other_image, is_decoder=False
     ).last_hidden_state[mask.bool()]
-    text = model.text_encoder(PackedIds.of(batch))
+    text = model.text_encoder.encode_texts(PackedIds.of(batch))
     assert told.output(difference(text.last_hidden_state(), alone[mask.bool()])) <= states
     ours = model.fusion(text.packed, image).last_hidden_state()
     assert told.output(difference(ours, theirs)) <= states
@@ -87,7 +87,7 @@ def test_views_are_the_same_alone_and_together():
         torch.testing.assert_close(alone, together[view], rtol=1e-12, atol=1e-12)
     first = together["multimodal"][model.first_rows("multimodal", batch)]
     texts = PackedIds.of(batch), PackedIds.of(batch, "negative_input_ids", "negative_")
-    text, other = (model.text_encoder(own).packed for own in texts)
+    text, other = (model.text_encoder.encode_texts(own).packed for own in texts)
     image, other_image = (model.image_states(batch[f"{prefix}pixel_values"]) for prefix in ("", "negative_"))
     pairs = (text, image), (text, other_image), (other, image)
     expected = torch.cat([model.fusion(*pair).first() for pair in pairs])
@@ -147,7 +147,7 @@ def test_closed_form_matches_the_flop_counter():
 
 def test_a_layer_that_fuses_without_an_image_says_so():
     model = build_task(tiny_config()).model
-    text = model.text_encoder(PackedIds.of(make_batch())).packed
+    text = model.text_encoder.encode_texts(PackedIds.of(make_batch())).packed
     with pytest.raises(ValueError, match="a CrossBlock needs `memory`"):
         model.fusion.transformer(text)
 

@@ -210,8 +210,8 @@ def test_continuous_integration_checks_types_and_runs_the_tests_and_then_a_short
     fake_python(
         tmp_path / "make",
         (
-            f'echo "$@" >>{calls}\nif [ "$1" = types ]; then exit {types}; fi\nif [ "$1" = test ]; then '
-            f'{tested}; fi\necho "a table"; exit {demo}'
+            f'echo "$@" >>{calls}\ncase "$1" in .venv/.installed) ;; types) echo "a type"; exit {types} ;; '
+            f'test) {tested} ;; *) echo "a table"; exit {demo} ;; esac'
         ),
     )
     path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
@@ -219,9 +219,9 @@ def test_continuous_integration_checks_types_and_runs_the_tests_and_then_a_short
         [str(ROOT / ".ci/run")], env={**os.environ, **path}, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == (types or tests or demo), done.stderr
-    assert calls.read_text().splitlines() == ["types", "test"] + (
-        [] if types or tests else ["demo WORK=two-minutes"]
-    )
+    installed, *both = calls.read_text().splitlines()
+    assert installed == ".venv/.installed" and sorted(both[:2]) == ["test", "types"], "both at once, after it"
+    assert both[2:] == ([] if types or tests else ["demo WORK=two-minutes"]) and "a type\n" in done.stdout
     assert done.stdout.splitlines()[-1] == "5 passed, 1 skipped in 2.50s"
 
 

@@ -6,7 +6,8 @@ import argparse
 import dataclasses
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
         )
     configs = {name: config_of(sweep, own) for name, own in sweep.runs.items()}
     names = waiting(sweep, options)
-    check_start({name: configs[name] for name in names}, options)
+    check_start(sweep, {name: configs[name] for name in names}, options)
     sweep = with_facts(sweep, configs)
     for line in estimate(*with_asked(sweep, spec, configs, names, options), options):
         print(line)
@@ -174,12 +175,20 @@ def config_of(sweep: Sweep, run: Run) -> Config:
     from flava_ds.recipes import resolve
     from flava_ds.scaling.results import check_metric
 
-    try:
+    with names_run(sweep, run):
         config = resolve(sweep.base, words_of(sweep, run))
         check_metric(sweep.metric, config)
         return config
-    except ConfigError as error:
-        raise ConfigError(f"{sweep.folder.name}, run of {run.place()}: {error}") from error
+
+
+@contextmanager
+def names_run(sweep: Sweep, run: Run) -> Iterator[None]:
+    """Says of a UserError inside of which run it is."""
+    try:
+        yield
+    except UserError as error:
+        kind = ConfigError if isinstance(error, ConfigError) else UserError
+        raise kind(f"{sweep.folder.name}, run of {run.place()}: {error}") from error
 
 
 def words_of(sweep: Sweep, run: Run) -> list[str]:
@@ -245,18 +254,20 @@ def with_asked(
     return with_facts(grown, more), configs | more, [*names, *more]
 
 
-def check_start(configs: dict[str, Config], options: argparse.Namespace) -> None:
+def check_start(sweep: Sweep, configs: dict[str, Config], options: argparse.Namespace) -> None:
     """Raises UserError when runs cannot start as asked for, or nobody can be asked."""
     from flava_ds.commands.train import check_run
     from flava_ds.ranks import launch
 
     if options.gpu is not None:
         gpus = machines_of(options).gpus
-        for config in configs.values():
-            launch.check_batches(config, gpus)
+        for name, config in configs.items():
+            with names_run(sweep, sweep.runs[name]):
+                launch.check_batches(config, gpus)
     if not options.slurm and options.hostfile is None:
-        for config in configs.values():
-            check_run(options, config)
+        for name, config in configs.items():
+            with names_run(sweep, sweep.runs[name]):
+                check_run(options, config)
     if not (options.yes or options.dry_run or sys.stdin.isatty()):
         raise UserError("the sweep is not started, as nobody can be asked here; add --yes")
 

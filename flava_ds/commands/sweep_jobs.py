@@ -31,7 +31,7 @@ def run_all(sweep: Sweep, spec: Spec | None, names: list[str], options: argparse
     """
     from flava_ds.ranks.run_lock import RunLock
 
-    lock = RunLock(sweep.folder)
+    lock = RunLock(sweep.folder, otherwise="give this sweep another --folder")
     lock.acquire()
     try:
         left = []

@@ -261,25 +261,34 @@ def drawn_names(
 
 
 def micro_batch(
-    name: str, size: int, world_size: int, accumulation: int, *, together: int, masked_share: float
+    name: str,
+    size: int,
+    world_size: int,
+    accumulation: int,
+    *,
+    own: bool,
+    together: int,
+    masked_share: float,
 ) -> int:
-    """Returns the samples per micro-step on one rank, of source `name` with a global batch of `size`.
+    """Returns the samples per micro-step on one rank, of source `name` with a global batch of `size`,
+    its `own` or that of all sources.
 
     The model normalises groups of `together` samples.
 
     Raises: ConfigError when the global batch is not divisible, or too small for the masked share.
     """
     parts = world_size * accumulation
+    option = f"--data.sources.{name}" if own else "--training"
     if size % parts:
         split = f"{number_of(world_size, 'rank')} x {number_of(accumulation, 'accumulation step')}"
         raise ConfigError(
             f"source '{name}': global_batch_size {size} is not divisible by {split}; set "
-            f"--data.sources.{name}.global-batch-size to a multiple of {parts}"
+            f"{option}.global-batch-size to a multiple of {parts}"
         )
     if size // parts % together:
         raise ConfigError(
             f"source '{name}': micro-batches of {size // parts} samples are no whole groups of {together}, "
-            f"which the model normalises together; set --data.sources.{name}.global-batch-size to a "
+            f"which the model normalises together; set {option}.global-batch-size to a "
             f"multiple of {parts * together}, or change model.image.norm_group"
         )
     if size // parts * masked_share < 1:

@@ -269,6 +269,7 @@ class Config:
             self.global_batch_size(name),
             world_size,
             self.training.gradient_accumulation_steps,
+            own=source.global_batch_size is not None,
             together=self.model.samples_together(source.kind),
             masked_share=source.masked_share if source.kind == "pair" else 1.0,
         )

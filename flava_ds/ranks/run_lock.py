@@ -67,9 +67,15 @@ def release_all() -> None:
 class RunLock:
     """The right to train in a run's folder, held until `release` or the end of this process."""
 
-    def __init__(self, folder: Path | str, patience_s: float = math.inf) -> None:
+    def __init__(
+        self,
+        folder: Path | str,
+        patience_s: float = math.inf,
+        otherwise: str = "give this one another --name",
+    ) -> None:
+        """`otherwise` is what a user may do who does not want to stop the one that holds the folder."""
         self.file: LockFile = LocalLockFile(folder) if isinstance(folder, Path) else ObjectLockFile(folder)
-        self.patience_s = patience_s
+        self.patience_s, self.otherwise = patience_s, otherwise
         self._said: dict[str, Any] = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
@@ -94,7 +100,7 @@ class RunLock:
                 raise CheckpointError(
                     f"{self.file.folder} is in use: process {other.get('pid')} on {other.get('host')} has "
                     f"trained there since {other.get('since')}; "
-                    "stop that run, or give this one another --name"
+                    f"stop that run, or {self.otherwise}"
                 )
             if self.file.replace(other, self._said, POLL_S, STALE_S):
                 log.info(

@@ -110,6 +110,7 @@ class Facts:
             source.global_batch,
             world_size,
             self.accumulation,
+            own=source.own_batch,
             together=source.together,
             masked_share=source.masked_share,
         )

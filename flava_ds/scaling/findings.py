@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from flava_ds.errors import DataError, did_you_mean
 from flava_ds.scaling import laws
 from flava_ds.scaling.laws import Columns, Fit, Form
 
+NEEDED = ("loss", "parameters", "samples")
+"""What a law cannot do without."""
 FLOPS_PER_PARAMETER = 6
 """Of a sample (in language models, a token), where the table has no FLOPs: forward and backward."""
 QUANTILES = (2.5, 97.5)
@@ -67,16 +69,22 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     return rows
 
 
-def runs_of(rows: Sequence[Mapping[str, Any]], where: str, named: Mapping[str, str]) -> Runs:
+def runs_of(
+    rows: Sequence[Mapping[str, Any]],
+    where: str,
+    named: Mapping[str, str],
+    needed: Collection[str] = NEEDED,
+) -> Runs:
     """Makes runs of a table's rows; those of a sweep that are not finished, or have no loss, are left out.
 
-    `named` says which columns are 'loss', 'parameters', 'samples' and so on. Without the columns, data is
-    never repeated, a sample takes six FLOPs for each parameter, and the run of most FLOPs is held out.
+    `named` says which columns are 'loss', 'parameters', 'samples' and so on. Without those that are not
+    `needed`, data is never repeated, a sample takes six FLOPs for each parameter, and the runs of most FLOPs
+    are held out.
 
     Raises: DataError naming the column or the row.
     """
     known = list(dict.fromkeys(name for row in rows for name in row))
-    for what in ("loss", "parameters", "samples"):
+    for what in needed:
         if named[what] not in known:
             hint = did_you_mean(named[what], known) or f"; there is {', '.join(known[:20]) or 'nothing'}"
             raise DataError(f"{where}: has no column '{named[what]}' for the {what}{hint}; give --{what}")
@@ -84,10 +92,13 @@ def runs_of(rows: Sequence[Mapping[str, Any]], where: str, named: Mapping[str, s
     if not rows:
         raise DataError(f"{where}: has no finished run with a '{named['loss']}'; finish the sweep first")
 
+    names = tuple(str(row.get("run", number)) for number, row in enumerate(rows, start=1))
+
     def column(what: str, default: Callable[[], np.ndarray]) -> np.ndarray:
         if named[what] not in known:
             return default()
-        return np.array([_number(row, named[what], where) for row in rows])
+        numbers = [_number(row, named[what], where, run) for row, run in zip(rows, names, strict=True)]
+        return np.array(numbers)
 
     n = column("parameters", lambda: np.empty(0))
     d = column("samples", lambda: np.empty(0))
@@ -100,20 +111,17 @@ def runs_of(rows: Sequence[Mapping[str, Any]], where: str, named: Mapping[str, s
     }
     held_out = np.array([str(row.get("held_out", "")).lower() in ("true", "1", "yes") for row in rows])
     if not held_out.any():
-        held_out = columns["flops"] == columns["flops"].max()
-    names = tuple(str(row.get("run", number)) for number, row in enumerate(rows, start=1))
+        held_out = np.isclose(columns["flops"], columns["flops"].max(), rtol=1e-6)
     return Runs(names, columns, column("loss", lambda: np.empty(0)), held_out)
 
 
-def _number(row: Mapping[str, Any], name: str, where: str) -> float:
+def _number(row: Mapping[str, Any], name: str, where: str, run: str) -> float:
     try:
         value = float(row[name])
     except (TypeError, ValueError):
         value = float("nan")
     if not 0 < value < float("inf"):
-        raise DataError(
-            f"{where}: '{name}' of run {row.get('run', '?')} is {row[name]!r}, not a number above 0"
-        )
+        raise DataError(f"{where}: '{name}' of run {run} is {row[name]!r}, not a number above 0")
     return value
 
 

@@ -22,6 +22,8 @@ PARTIAL = ".partial"
 """Suffix of an incomplete file. Only a kill or a power failure leaves one behind; it may be deleted."""
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """Errors of a file system without locks."""
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a disk, a quota or a file that is full."""
 _SHOWN = 40
 """Characters of the file name that its temporary keeps; more could exceed the file system's limit."""
 
@@ -53,7 +55,12 @@ def replacing(path: Path, *, durable: bool = False, alone: bool = False) -> Iter
                     temporary.unlink(missing_ok=True)
                 raise
     except OSError as error:
-        if error.filename in (temporary, str(temporary)) and not isinstance(error, BlockingIOError):
+        unnamed = error.filename is None and error.errno in NO_ROOM  # a write to an open file names none
+        if (
+            unnamed
+            or error.filename in (temporary, str(temporary))
+            and not isinstance(error, BlockingIOError)
+        ):
             error.filename = str(path)  # which the user knows
         raise
     if durable:

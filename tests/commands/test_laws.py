@@ -96,6 +96,7 @@ def test_a_sweeps_folder_gives_its_own_metric_and_leaves_a_part_out(tmp_path, ca
             ["--parameters", "parameter"],
             "has no column 'parameter' for the parameters; did you mean 'parameters'?",
         ),
+        (["--flops", "flop"], "has no column 'flop' for the flops; did you mean 'flops'?"),
         (["--samples", "run"], "'run' of run 100000-10000 is '100000-10000', not a number above 0"),
         (["--bootstrap", "1"], "--bootstrap 1: use at least 20"),
         (["--data", "1"], "--data is for --budget"),
@@ -114,6 +115,7 @@ def test_what_is_no_table_is_one_line(tmp_path, capsys):
     tables = {
         "commas": ("run,parameters,samples,loss\na,1,000,20,3\n", "row 1 has 5 values for 4 columns"),
         "short": ("run,parameters,samples,loss\na,1\n", "row 1 has 2 values for 4 columns"),
+        "nan": ("loss,parameters,samples\n" + "2,3,4\n" * 5 + "nan,3,4\n", "'loss' of run 6 is 'nan', not"),
         "twice": ("run,parameters,samples,loss,loss\na,1,2,3,4\n", "two columns are called 'loss'"),
         "alike": (
             "run,parameters,samples,loss\n" + "".join(f"{n},1e6,{n}e4,{9 - n}\n" for n in range(1, 7)),

@@ -275,7 +275,7 @@ def test_optuna_asks_by_what_has_finished(tmp_path, capsys, monkeypatch):
         (f"{SPEC}metric: loss/nothing", ["--dry-run"], "metric is 'loss/nothing', which the log"),
         (f"{SPEC}metric: evaluation/food101/top1", ["--dry-run"], "task 'food101' does not run: add it to"),
         (f"{SPEC}metric: lr", ["--dry-run"], "metric is 'lr'; results have numbers that begin with loss/"),
-        (SPEC, ["--ranks", "3"], "global_batch_size 8 is not divisible by 3 ranks"),
+        (SPEC, ["--ranks", "3"], "run of optimizer.lr 0.001: source 'pair': global_batch_size 8 is not divi"),
         (SPEC, [], "nobody can be asked here; add --yes"),
         (SPEC, ["--part", "x"], "--part x: the sweep has no such part"),
         (SPEC, ["--gpus", "2"], "--gpus is for --gpu"),
@@ -298,7 +298,7 @@ def test_the_small_study_can_be_run_as_it_is_written():
     options = options_of(str(STUDY), "--ranks", "2", "--yes")
     sweep, _ = command.planned(options)
     configs = {name: command.config_of(sweep, run) for name, run in sweep.runs.items()}
-    command.check_start(configs, options)
+    command.check_start(sweep, configs, options)
     assert len(configs) == 31 and sum(run.held_out for run in sweep.runs.values()) == 1
     held_out = next(name for name, run in sweep.runs.items() if run.held_out)
     assert configs[held_out].training.total_steps == 1200 and configs[held_out].model.image.hidden_size == 192

@@ -64,6 +64,14 @@ def test_scarce_data_asks_for_a_larger_model():
     assert scarce.parameters > 1.2 * plenty.parameters and scarce.loss[0] > plenty.loss[0]
 
 
+def test_all_runs_of_most_flops_are_held_out():
+    table = rows()
+    largest = max(own["n"] * own["d"] for own in table)
+    alike = sum(own["n"] * own["d"] == largest for own in table)
+    table.append(table[0] | {"n": 2.0, "d": largest / 2 * (1 - 1e-15), "loss": 3.0})
+    assert findings.runs_of(table, "t", NAMED).held_out.sum() == alike + 1
+
+
 def test_groups_of_batches():
     table = [own | {"b": 128} for own in rows()]
     table += [

@@ -5,6 +5,7 @@ nothing else.
 import errno
 import multiprocessing
 import os
+import resource
 import stat
 import subprocess
 import sys
@@ -107,6 +108,18 @@ def test_a_lone_writer_that_cannot_write_names_the_file(tmp_path, monkeypatch):
     with pytest.raises(PermissionError) as raised, replacing(tmp_path / "table.csv", alone=True):
         pass
     assert raised.value.filename == str(tmp_path / "table.csv")
+
+
+def test_a_file_that_has_no_room_is_named(tmp_path):
+    """The system names none when it refuses to write to a file that is open."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as raised:
+            write_whole(tmp_path / "plan.json", "x" * 2000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert raised.value.filename == str(tmp_path / "plan.json") and not list(tmp_path.iterdir())
 
 
 def test_a_kill_leaves_one_recognisable_file_which_a_lone_writer_replaces(tmp_path):

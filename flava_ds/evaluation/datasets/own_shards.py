@@ -107,4 +107,10 @@ def _labels(folder: Path, samples: Samples | None) -> list[str]:
         raise DataError(
             f"{folder}: sample '{lacking[0]}' has no \"{LABEL}\" in its .json; write one for every sample"
         )
+    for key, label in zip(samples.keys, known, strict=True):
+        if not isinstance(label, str | int):
+            raise DataError(
+                f"{folder}: sample '{key}': \"{LABEL}\" {label!r:.80} in its .json names no class; "
+                "write a text or a whole number"
+            )
     return [str(label) for label in known]

@@ -106,6 +106,13 @@ def test_a_folder_of_shards_alone_is_a_test_split(tmp_path):
     assert LABELLED.read(tmp_path / "shards", "test").labels.tolist() == [0, 0, 1, 1, 2, 2]
 
 
+@pytest.mark.parametrize("label", [[1], 1.5, {"a": 1}])
+def test_a_label_that_names_no_class_is_named(tmp_path, label):
+    write_captioned(tmp_path, {"label": 3}, {"label": label})
+    with pytest.raises(DataError, match=r"sample '.*': \"label\" .* names no class; write a text or a whole"):
+        LABELLED.read(tmp_path, "test")
+
+
 @pytest.mark.parametrize(
     ("label", "lacks"), [("", True), (" ", True), (None, True), (0, False), ("a", False)]
 )

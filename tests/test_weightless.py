@@ -3,10 +3,11 @@
 import subprocess
 import sys
 
+import pytest
 import torch
 from torch import nn
 
-from flava_ds.weightless import Undrawn, shapes_of, weightless
+from flava_ds.weightless import shapes_of, undrawn, weightless
 
 BUILD = """
 import sys
@@ -49,11 +50,41 @@ def test_weights_are_drawn_again_afterwards():
 
 def test_a_module_that_is_loaded_draws_nothing():
     before = torch.get_rng_state()
-    with Undrawn():
-        made = nn.Linear(3, 5)
-        nn.init.normal_(made.weight)
-        buffer = nn.init.ones_(torch.zeros(3))  # no file brings those that are not kept
-    assert torch.equal(torch.get_rng_state(), before) and not made.weight.is_meta and buffer.all()
-    expected = nn.Linear(3, 5).state_dict()
+    made = undrawn(lambda: nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5)))
+    assert torch.equal(torch.get_rng_state(), before) and not made[0].weight.is_meta
+    expected = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5)).state_dict()
     made.load_state_dict(expected)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in made.state_dict().items())
+
+
+class Holder(nn.Module):
+    """Keeps numbers that no state dict has: those of a network beside it, and of a buffer."""
+
+    def __init__(self, of_a_buffer):
+        super().__init__()
+        self.own = nn.Linear(2, 2)
+        if of_a_buffer:
+            self.register_buffer(
+                "fixed", nn.init.normal_(nn.Parameter(torch.empty(4))).data, persistent=False
+            )
+        else:
+            self.beside = [nn.Linear(2, 2)]
+
+
+@pytest.mark.parametrize("of_a_buffer", [True, False])
+def test_numbers_that_no_file_brings_are_drawn(of_a_buffer):
+    def build():
+        torch.manual_seed(3)
+        return Holder(of_a_buffer)
+
+    with torch.random.fork_rng():
+        made, expected = undrawn(build), build()
+    if of_a_buffer:
+        assert torch.equal(made.fixed, expected.fixed)
+    else:
+        assert torch.equal(made.beside[0].weight, expected.beside[0].weight)
+
+
+def test_constants_are_set():
+    """A constructor may read them."""
+    assert undrawn(lambda: nn.LayerNorm(3)).weight.tolist() == [1.0] * 3

@@ -172,7 +172,7 @@ def plan_names(root: Path) -> str:
     """Lists the GPUs, networks, rates of failures and assumptions that plans know."""
     gpus = []
     for g in GPUS.values():
-        peaks = [f"{g.flops / 1e12:,.0f}", f"{g.fp32 / 1e12:g}"]
+        peaks = [f"{g.flops / 1e12:,.0f}", f"{g.fp32 / 1e12:g}", f"{g.tf32 / 1e12:,g}"]
         sizes = [*peaks, f"{g.memory_gib:g}", f"{g.memory_bandwidth / 1e12:g}"]
         gpus.append([f"`{g.name}`", g.title, *sizes, f"{g.best_gemm:.0%}", f"{g.link / 1e9:.0f}",
                      f"{g.host_gib:g}"])  # fmt: skip
@@ -193,6 +193,7 @@ def plan_names(root: Path) -> str:
                     "",
                     "16-bit TFLOP/s",
                     "fp32",
+                    "TF32",
                     "GiB",
                     "TB/s",
                     "best GEMM",

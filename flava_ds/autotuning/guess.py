@@ -68,4 +68,4 @@ def this_cpu(precision: str) -> Gpu:
     matrix products in the run's precision, measured now.
     """
     rate = cpu_rate(precision)
-    return Gpu(CPU, "a CPU", rate, 0.0, 0.0, rate, 1, 1.0, 0.0, 0.0)
+    return Gpu(CPU, "a CPU", rate, 0.0, 0.0, rate, rate, 1, 1.0, 0.0, 0.0)

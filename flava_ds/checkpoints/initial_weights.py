@@ -122,7 +122,12 @@ def initial_weights(module: nn.Module, path: str, family: str) -> tuple[dict[str
         )
     shapes = {name: tuple(tensor.shape) for name, tensor in known.items()}
     with of_that_shape(found):
-        check_shapes(shapes, {name: tuple(own[name].shape) for name in known}, f"initial_weights '{path}'")
+        check_shapes(
+            shapes,
+            {name: tuple(own[name].shape) for name in known},
+            f"initial_weights '{path}'",
+            of_parameters=True,
+        )
     if broken := [name for name, tensor in known.items() if not tensor.isfinite().all()]:
         raise CheckpointError(
             f"initial_weights '{path}': '{broken[0]}' holds infinities or no numbers; the model has diverged "

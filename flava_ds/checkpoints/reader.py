@@ -332,10 +332,17 @@ def write_weights(source: str | Path | Place, out: Path) -> None:
     save_tensors(load_weights(source), out)
 
 
-def check_shapes(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]], where: str) -> None:
+def check_shapes(
+    found: dict[str, tuple[int, ...]],
+    expected: dict[str, tuple[int, ...]],
+    where: str,
+    *,
+    of_parameters: bool = False,
+) -> None:
     """Raises CheckpointError for the first expected tensor that `found` lacks or has in another shape.
 
-    A scalar may be found as [1]: that is how a run keeps it (`deepspeed_fixes.reshape_scalars`).
+    A scalar of the parameters may be found as [1]: that is how a run keeps it
+    (`deepspeed_fixes.reshape_scalars`).
     """
     for name, shape in expected.items():
         if name not in found:
@@ -343,7 +350,8 @@ def check_shapes(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[in
                 f"{where} has no tensor '{name}', which this configuration's model has; it was written "
                 "with another configuration"
             )
-        if found[name] != shape and (found[name], shape) != ((1,), ()):
+        is_scalar = of_parameters and shape == () and found[name] == (1,)
+        if found[name] != shape and not is_scalar:
             raise CheckpointError(
                 f"{where}: '{name}' is {list(found[name])}, but this configuration's model has {list(shape)}"
             )

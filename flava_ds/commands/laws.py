@@ -90,8 +90,8 @@ def run(options: argparse.Namespace) -> int:
     named = {what: getattr(options, what) or column for what, column in COLUMNS.items()}
     if options.loss is None and rows and (metric := rows[0].get("metric")):
         named["loss"] = metric
-    asked = {what for what in COLUMNS if getattr(options, what)}
-    runs = findings.runs_of(rows, where, named, {*findings.NEEDED, *asked})
+    needed = [what for what in COLUMNS if what in findings.NEEDED or getattr(options, what)]
+    runs = findings.runs_of(rows, where, named, needed)
     told, found = describe(runs, options)
     print(f"{where}: {len(runs.names)} runs, {named['loss']}\n" + "\n".join(told), flush=True)
     try:

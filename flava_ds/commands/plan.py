@@ -93,7 +93,8 @@ def run(options: argparse.Namespace, overrides: list[str], resolve: Callable[[li
     counts = scales.parse_scale(options.scale, machines.gpus)
     lengths = lengths_of(recipe, options.captions)
     measured = Measured(recipe, lengths)
-    calibration = calibration_for(options.calibration, Path(facts.tuned), machines.gpu.name)
+    tuned, gpu = Path(facts.tuned), machines.gpu.name
+    calibration = calibration_for(options.calibration, tuned, gpu, facts.precision)
     setting = replace(setting_of(facts, machines, measured), calibration=calibration)
     made = plan(setting)
     fix = advice.refuse_if_it_fits_nowhere(made, measured)

@@ -177,6 +177,6 @@ def check_checkpoint(config: Config, task: Task) -> dict[str, Any] | None:
     reader.close()  # state.json has been read
     with of_this_model(folder):
         shapes = {name: tuple(parameter.shape) for name, parameter in task.named_parameters()}
-        check_shapes(reader.shapes, shapes, str(folder))
+        check_shapes(reader.shapes, shapes, str(folder), of_parameters=True)
     check_frozen(reader, task.fingerprints)
     return reader.state

@@ -147,6 +147,7 @@ def as_json(
     return {
         "recipe": tuner.recipe,
         "gpu": gpu,
+        "precision": tuner.config().training.precision,
         "ranks": tuner.ranks,
         "options": best.words,
         "trials": [

@@ -29,7 +29,7 @@ from flava_ds.evaluation.run_losses import RunLosses
 from flava_ds.evaluation.shares import Share
 from flava_ds.families.offers import fingerprint_of_regions
 from flava_ds.hf.foreign import config_of, open_folder
-from flava_ds.weightless import Undrawn, weightless
+from flava_ds.weightless import undrawn, weightless
 
 log = logging.getLogger(__name__)
 MOST_TOKENS = {"pair": 77, "text": 512}
@@ -108,8 +108,7 @@ def open_model(
         path = Path(path)
         read = _read_huggingface(path) if is_huggingface(path) else _read(path)
     config = read.config if regions is None else with_regions(read.config, regions)
-    with Undrawn():
-        module = config.model.build(config)
+    module = undrawn(lambda: config.model.build(config))
     try:
         module.load_state_dict(read.weights)
     except RuntimeError as error:

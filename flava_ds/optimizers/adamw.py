@@ -18,7 +18,7 @@ from flava_ds.config.bounds import AtLeast, AtMost
 from flava_ds.config.optimizers import Beta, OptimizerConfig
 from flava_ds.errors import ConfigError
 from flava_ds.optimizers.apex_adam import apex_fused_adam
-from flava_ds.optimizers.base import Gated
+from flava_ds.optimizers.base import Gated, Uncompiled
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """Running averages of the gradients and of their squares."""
@@ -53,7 +53,7 @@ class AdamWConfig(OptimizerConfig, type="adamw"):
         return builders[self.name](groups, self)
 
 
-class GatedAdamW(Gated, torch.optim.AdamW):
+class GatedAdamW(Uncompiled, Gated, torch.optim.AdamW):
     """torch's fused AdamW over the active groups only.
 
     An inactive group keeps weights, moments and step count, as torch does for a gradient of None. The fused

@@ -105,9 +105,6 @@ class Gated(torch.optim.Optimizer):
     """What the optimizer keeps for each element of a parameter: keys of `state`."""
     found_inf: Tensor | None = None
     grad_scale: Tensor | None = None
-    # torch keeps these from its compiler, which a first call would load: one to two seconds of a rank's start
-    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
-    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
 
     def hold(self, places: Mapping[int, Places], add_up: Callable[[Tensor], Any] | None) -> None:
         """Is told, once, which parts of parameters each of its tensors has, by the tensor's id.
@@ -156,7 +153,16 @@ class Gated(torch.optim.Optimizer):
         return torch.zeros((), dtype=torch.float32, device=parameter.device)
 
 
-class TensorByTensor(Gated):
+class Uncompiled(torch.optim.Optimizer):
+    """For optimizers that have these methods from torch, which keeps its compiler away from them: to do so it
+    loads that, in one to two seconds of a rank's start. Named first among the base classes.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+
+
+class TensorByTensor(Uncompiled, Gated):
     """Gated, for optimizers that move each tensor by itself."""
 
     @torch.no_grad()

@@ -15,7 +15,8 @@ import sys
 def main() -> None:
     """Starts the ranks that sys.argv describes in the launcher's own options, and waits for them.
 
-    Raises: SystemExit with the status of the first rank that failed, or 128 + the first signal that ended it.
+    Raises: SystemExit with the status of the first rank that failed, or 128 + the signal that ended that or,
+    first of all, this process.
     """
     signal.signal(signal.SIGINT, _leave)  # DeepSpeed's import takes seconds; its launcher then listens itself
     from deepspeed.launcher import launch
@@ -27,9 +28,11 @@ def main() -> None:
     signal.set_wakeup_fd(told.fileno())  # the launcher's own handlers all end with status 1
     try:
         launch.main()
-    except SystemExit:
+    except SystemExit as ended:
         if number := _first(received):
             sys.exit(128 + number)
+        if isinstance(ended.code, int) and ended.code < 0:
+            sys.exit(128 - ended.code)  # of a rank that a signal killed; -N would become 256 - N
         raise  # a rank has failed
 
 

@@ -72,8 +72,6 @@ class Launch:
                 signal.signal(number, handler)
         if asked:  # whatever the status: DeepSpeed's launcher over ssh ends with 1 then
             return 128 + asked[0]
-        if status > 256 - signal.NSIG:  # of a rank that a signal killed: its launcher passes -N on, of 8 bits
-            status -= 256
         return status if status >= 0 else 128 - status
 
 

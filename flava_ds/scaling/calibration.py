@@ -71,32 +71,33 @@ class Calibration:
         )
 
 
-def calibration_for(given: str | None, tuned: Path, gpu: str) -> Calibration | None:
+def calibration_for(given: str | None, tuned: Path, gpu: str, precision: str) -> Calibration | None:
     """Returns what a plan for `gpu` follows: the file `given`, nothing for NONE, or by default the results of
-    tuning its recipe, `tuned`, if there are any of such a GPU. Says so if those cannot be read.
+    tuning its recipe, `tuned`, if there are any of such a GPU and precision. Says so if those cannot be read.
 
     Raises: ConfigError as read_calibration, for a given file.
     """
     if given is not None:
-        return None if given == NONE else read_calibration(Path(given), gpu)
+        return None if given == NONE else read_calibration(Path(given), gpu, precision)
     if not tuned.is_file():
         return None
     try:
         found = loads(read_small(tuned))
-        return read_calibration(tuned, gpu) if found["gpu"] == gpu else None
+        alike = (found["gpu"], found["precision"]) == (gpu, precision)
+        return read_calibration(tuned, gpu, precision) if alike else None
     except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
         log.warning("the plan does not follow %s (%s)", tuned, error)
         return None
 
 
-def read_calibration(file: Path, gpu: str) -> Calibration:
-    """Reads the results of a tuning, for plans of the same GPU.
+def read_calibration(file: Path, gpu: str, precision: str) -> Calibration:
+    """Reads the results of a tuning, for plans of the same GPU and precision.
 
-    Raises: ConfigError for another file, another GPU, or trials without a forecast beside them.
+    Raises: ConfigError for another file, GPU or precision, or trials without a forecast beside them.
     """
     try:
         found = dict(loads(read_small(file)))
-        measured = found["gpu"]
+        measured, in_precision = found["gpu"], found["precision"]
         ratios = [
             trial["step_ms"] / trial["planned_ms"]
             for trial in found["trials"]
@@ -118,5 +119,10 @@ def read_calibration(file: Path, gpu: str) -> Calibration:
     if measured != gpu:
         raise ConfigError(
             f"{file} was measured on '{measured}', this plan is for '{gpu}'; use --gpu {measured}"
+        )
+    if in_precision != precision:
+        raise ConfigError(
+            f"{file} was measured in {in_precision}, this plan is for {precision}; tune that, or use "
+            f"--training.precision {in_precision}"
         )
     return Calibration(min(ratios), statistics.median(ratios), max(ratios), len(ratios), gpu, file)

@@ -88,11 +88,15 @@ def runs_of(
         if named[what] not in known:
             hint = did_you_mean(named[what], known) or f"; there is {', '.join(known[:20]) or 'nothing'}"
             raise DataError(f"{where}: has no column '{named[what]}' for the {what}{hint}; give --{what}")
-    rows = [row for row in rows if row.get("state") in (None, "finished") and row[named["loss"]] != ""]
+    rows = [
+        {"run": number, **row}
+        for number, row in enumerate(rows, start=1)
+        if row.get("state") in (None, "finished") and row[named["loss"]] != ""
+    ]
     if not rows:
         raise DataError(f"{where}: has no finished run with a '{named['loss']}'; finish the sweep first")
 
-    names = tuple(str(row.get("run", number)) for number, row in enumerate(rows, start=1))
+    names = tuple(str(row["run"]) for row in rows)
 
     def column(what: str, default: Callable[[], np.ndarray]) -> np.ndarray:
         if named[what] not in known:

@@ -29,6 +29,9 @@ class Gpu:
     """Peak in bytes/s."""
     fp32: float
     """Peak in FLOP/s of products that are fp32 to the last bit, as ours are: TF32 rounds their inputs."""
+    tf32: float
+    """Peak in FLOP/s of the tensor cores on fp32 numbers whose last 13 bits they ignore, as convolutions do
+    unless torch is told otherwise; that of fp32 where they know no such numbers."""
     units: int
     """Streaming multiprocessors or compute units."""
     best_gemm: float
@@ -50,14 +53,31 @@ class Gpu:
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        Gpu("v100", "NVIDIA V100 SXM 32 GB", 125e12, 32, 0.9e12, 15.7e12, 80, 0.80, 130e9, 96, bf16=False),
-        Gpu("a100-40", "NVIDIA A100 SXM 40 GB", 312e12, 40, 1.555e12, 19.5e12, 108, 0.87, 232e9, 144),
-        Gpu("a100", "NVIDIA A100 SXM 80 GB", 312e12, 80, 2.0e12, 19.5e12, 108, 0.87, 232e9, 144),
-        Gpu("h100", "NVIDIA H100 SXM 80 GB", 989e12, 80, 3.35e12, 67e12, 132, 0.80, 370e9, 256, 480e9),
-        Gpu("h200", "NVIDIA H200 SXM 141 GB", 989e12, 141, 4.8e12, 67e12, 132, 0.80, 370e9, 256, 480e9),
-        Gpu("b200", "NVIDIA B200 180 GB", 2250e12, 180, 8.0e12, 75e12, 148, 0.78, 700e9, 256, 850e9),
-        Gpu("gh200", "NVIDIA GH200 96 GB", 989e12, 96, 4.0e12, 67e12, 132, 0.80, 376e9, 111),
-        Gpu("mi300x", "AMD MI300X 192 GB", 1307e12, 192, 5.3e12, 163.4e12, 304, 0.51, 313e9, 231),
+        Gpu(
+            "v100",
+            "NVIDIA V100 SXM 32 GB",
+            125e12,
+            32,
+            0.9e12,
+            15.7e12,
+            15.7e12,
+            80,
+            0.80,
+            130e9,
+            96,
+            bf16=False,
+        ),
+        Gpu("a100-40", "NVIDIA A100 SXM 40 GB", 312e12, 40, 1.555e12, 19.5e12, 156e12, 108, 0.87, 232e9, 144),
+        Gpu("a100", "NVIDIA A100 SXM 80 GB", 312e12, 80, 2.0e12, 19.5e12, 156e12, 108, 0.87, 232e9, 144),
+        Gpu(
+            "h100", "NVIDIA H100 SXM 80 GB", 989e12, 80, 3.35e12, 67e12, 494e12, 132, 0.80, 370e9, 256, 480e9
+        ),
+        Gpu(
+            "h200", "NVIDIA H200 SXM 141 GB", 989e12, 141, 4.8e12, 67e12, 494e12, 132, 0.80, 370e9, 256, 480e9
+        ),
+        Gpu("b200", "NVIDIA B200 180 GB", 2250e12, 180, 8.0e12, 75e12, 1125e12, 148, 0.78, 700e9, 256, 850e9),
+        Gpu("gh200", "NVIDIA GH200 96 GB", 989e12, 96, 4.0e12, 67e12, 494e12, 132, 0.80, 376e9, 111),
+        Gpu("mi300x", "AMD MI300X 192 GB", 1307e12, 192, 5.3e12, 163.4e12, 653e12, 304, 0.51, 313e9, 231),
     )
 }
 
@@ -181,6 +201,6 @@ def this_machine(rates: HostRates, ranks: int, memory_gib: float) -> Cluster:
     """Returns a machine each of whose ranks has one core, with the rates that were measured of it."""
     best = 1 / min(rate.per_flop for rate in rates.operators.values() if rate.per_flop)
     size, seconds = rates.collectives["all_reduce"][-1]
-    core = Gpu("cpu", "a core of this machine", best, memory_gib, 1 / rates.others.per_byte, best, 1, 1.0,
-               size / seconds, memory_gib, rates=rates)  # fmt: skip
+    core = Gpu("cpu", "a core of this machine", best, memory_gib, 1 / rates.others.per_byte, best, best, 1,
+               1.0, size / seconds, memory_gib, rates=rates)  # fmt: skip
     return Cluster(core, Network("loopback", "gloo over loopback", 1, size / seconds, tcp=True), ranks, 1)

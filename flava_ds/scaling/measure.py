@@ -128,6 +128,8 @@ def kind_work(
         parts.append(forward_parts(task, batch))
         flops, batch = completed(task, batch.to(device), variance)
         frozen.append(flops)
+        if plan.crops and not steps:  # a run maps positions to the grids of its crops once
+            step_of(task, batch, device)()
         steps.append(
             (batch, trace_step(task, step_of(task, batch, device), batch.tensors.values(), variance))
         )
@@ -160,7 +162,7 @@ def kind_work(
         token_share=0.0
         if lengths is None
         else token_share(task, batch_of(plan, name, lengths, samples), parts[0]),
-        has_pictures=bool(plan.views),
+        has_pictures=bool(plan.views or plan.crops),
     )
 
 

@@ -90,10 +90,12 @@ def operator_seconds(
             edge.at(samples, pooled) for edge in (operator.rows, operator.columns, operator.inner)
         )
         if operator.flops.pair:  # of each sample with those of all ranks, which were its own when measured
-            columns = flops / (2 * rows * inner)
-        rate = (
-            gpu.flops * gpu.best_gemm * assumed.product_share * product_share(rows, columns, inner, gpu.units)
-        )
+            if operator.columns.each:
+                columns = flops / (2 * rows * inner)
+            else:
+                inner = flops / (2 * rows * columns)
+        peak = max(gpu.flops, gpu.tf32) if operator.name.startswith("convolution") else gpu.flops
+        rate = peak * gpu.best_gemm * assumed.product_share * product_share(rows, columns, inner, gpu.units)
         by_flops = operator.count * flops / rate
         if operator.custom:
             return {PRODUCTS: by_flops, name: by_memory}
@@ -167,7 +169,8 @@ def kind_time(
         for kernel, time in phase.items():
             kernels[kernel] = kernels.get(kernel, 0.0) + 1e3 * time * turns
             ms[PART_OF_KERNEL.get(kernel, "memory-bound kernels")] += 1e3 * time * turns
-    conv = work.codebook_flops.at(samples) / (gpu.flops * assumed.convolution_share)
+    peak = gpu.flops if zero.precision == "bf16" else gpu.tf32  # the codebook computes in one of the two
+    conv = work.codebook_flops.at(samples) / (peak * assumed.convolution_share)
     ms["image codebook"] = 1e3 * assumed.device_factor * conv * turns
     forward, backward = (sum(phases[phase].values()) for phase in ("forward", "backward"))
     if turns > 1 and work.exchanged:

@@ -32,7 +32,9 @@ def draft_of(plan: BatchPlan, seeds: np.ndarray, lengths: np.ndarray | None) -> 
         lengths  [b]  tokens of each text; None without text
     """
     count = len(seeds)
-    views = {name: torch.zeros(count, 3, edge, edge, dtype=torch.uint8) for name, edge in plan.views.items()}
+    shapes: dict[str, tuple[int, ...]] = {name: (3, edge, edge) for name, edge in plan.views.items()}
+    shapes |= {name: (len(own.transforms), 3, own.size, own.size) for name, own in plan.crops.items()}
+    views = {name: torch.zeros(count, *shape, dtype=torch.uint8) for name, shape in shapes.items()}
     matched = uniforms(seeds, 1, stream=_STREAM)[:, 0] >= plan.mismatch_probability
     ids = None
     if lengths is not None:

@@ -11,7 +11,7 @@ from torch import nn
 from flava_ds.errors import ConfigError
 from flava_ds.objectives.state import EmaTeacher
 from flava_ds.training.engine import Engine
-from flava_ds.weightless import Undrawn
+from flava_ds.weightless import undrawn
 
 GATHERED_TOGETHER = 32
 """Parameters gathered at a time."""
@@ -35,9 +35,7 @@ class WholeWeights:
         self._copy: nn.Module | None = None
         if engine.stage == 3:
             dtype = next(engine.module.parameters()).dtype
-            with Undrawn():
-                copy = build()
-            self._copy = copy.to("cpu", dtype).requires_grad_(False).eval()
+            self._copy = undrawn(build).to("cpu", dtype).requires_grad_(False).eval()
 
     def _named(self, average: str | None) -> EmaTeacher | None:
         if average is None:

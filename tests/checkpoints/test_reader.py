@@ -177,9 +177,11 @@ def test_shapes_are_compared_by_name():
 
 def test_a_scalar_may_be_kept_as_a_vector_of_one():
     """A run keeps it so; a model that was just built has the scalar."""
-    reader.check_shapes({"scale": (1,)}, {"scale": ()}, "file")
+    reader.check_shapes({"scale": (1,)}, {"scale": ()}, "file", of_parameters=True)
     with pytest.raises(CheckpointError, match=r"'scale' is \[2\], but this configuration's model has \[\]"):
-        reader.check_shapes({"scale": (2,)}, {"scale": ()}, "file")
+        reader.check_shapes({"scale": (2,)}, {"scale": ()}, "file", of_parameters=True)
+    with pytest.raises(CheckpointError, match=r"'count' is \[1\], but this"):  # of a training state
+        reader.check_shapes({"count": (1,)}, {"count": ()}, "file")
 
 
 def test_the_newest_good_one_is_this_runs(tmp_path):

@@ -115,7 +115,10 @@ def test_what_is_no_table_is_one_line(tmp_path, capsys):
     tables = {
         "commas": ("run,parameters,samples,loss\na,1,000,20,3\n", "row 1 has 5 values for 4 columns"),
         "short": ("run,parameters,samples,loss\na,1\n", "row 1 has 2 values for 4 columns"),
-        "nan": ("loss,parameters,samples\n" + "2,3,4\n" * 5 + "nan,3,4\n", "'loss' of run 6 is 'nan', not"),
+        "nan": (
+            "loss,parameters,samples\n,3,4\n" + "2,3,4\n" * 4 + "nan,3,4\n",
+            "'loss' of run 6 is 'nan', not",
+        ),
         "twice": ("run,parameters,samples,loss,loss\na,1,2,3,4\n", "two columns are called 'loss'"),
         "alike": (
             "run,parameters,samples,loss\n" + "".join(f"{n},1e6,{n}e4,{9 - n}\n" for n in range(1, 7)),

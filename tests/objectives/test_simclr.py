@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -46,6 +48,8 @@ def test_the_loss_is_cross_entropy_between_the_views_of_a_step():
 @pytest.mark.slow
 def test_a_run_is_the_same_in_every_topology(run_ranks, tmp_path):
     config = stranger_config(tmp_path, name="simclr", kind="image", objectives={"simclr": SMALL})
+    # with the published deviation, vectors this narrow are so short that their directions are mostly rounding
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, initializer_range=0.2))
     curve = prove(run_ranks, config)
     assert {"loss/simclr", "accuracy/simclr"} < set(curve[0])
     assert all(0.5 < line["loss/simclr"] < 4 for line in curve)

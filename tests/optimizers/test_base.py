@@ -51,6 +51,23 @@ class Both(Gated, torch.optim.Optimizer):
     moments = ("velocity",)
 
 
+def test_a_vendors_own_methods_are_used():
+    class Vendor(torch.optim.SGD):
+        def zero_grad(self, set_to_none=True):
+            calls.append("zero_grad")
+
+        def add_param_group(self, param_group):
+            calls.append("add_param_group")
+            super().add_param_group(param_group)
+
+    class Ours(Gated, Vendor):
+        moments = ()
+
+    calls: list[str] = []
+    Ours([torch.nn.Parameter(torch.ones(2))], lr=0.1).zero_grad()
+    assert calls == ["add_param_group", "zero_grad"]
+
+
 def test_a_state_is_whole_or_not_there(monkeypatch):
     weight = torch.nn.Parameter(torch.ones(2))
     optimizer = Both([weight], {})

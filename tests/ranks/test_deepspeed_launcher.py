@@ -52,11 +52,14 @@ def launched(script: Path) -> subprocess.Popen:
 
 
 @pytest.mark.distributed
-def test_a_rank_that_fails_gives_its_status(tmp_path):
-    (tmp_path / "rank.py").write_text("import os\nos._exit(2)\n")
+@pytest.mark.parametrize(
+    ("end", "status"), [("os._exit(2)", 2), ("os.kill(os.getpid(), 9)", 137)], ids=["status", "signal"]
+)
+def test_a_rank_that_fails_gives_its_status(tmp_path, end, status):
+    (tmp_path / "rank.py").write_text(f"import os\n{end}\n")
     launcher = launched(tmp_path / "rank.py")
     said, errors = launcher.communicate()
-    assert (launcher.returncode, said) == (2, "") and "Traceback" not in errors, errors
+    assert (launcher.returncode, said) == (status, "") and "Traceback" not in errors, errors
 
 
 @pytest.mark.distributed

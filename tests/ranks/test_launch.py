@@ -125,8 +125,7 @@ def test_a_command_that_is_waited_for_ends_with_its_status_and_is_told_to_stop()
 
     assert status_of("import os, sys; sys.exit(int(os.environ['MARK']))") == 7
     assert status_of("import os, signal; os.kill(os.getpid(), signal.SIGKILL)") == 128 + signal.SIGKILL
-    assert status_of("import sys; sys.exit(-9)") == 128 + signal.SIGKILL, "as DeepSpeed's launcher ends then"
-    assert status_of("import sys; sys.exit(3)") == 3
+    assert status_of("import sys; sys.exit(255)") == 255, "as ssh ends"
     before = [signal.getsignal(number) for number in STOP_SIGNALS]
     told = "import os, signal, time; os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)"
     assert status_of(told) == 128 + signal.SIGTERM

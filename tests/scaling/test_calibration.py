@@ -26,12 +26,13 @@ TRIALS = [
 
 def written(folder, **changes):
     file = folder / "tuned.json"
-    file.write_text(json.dumps({"recipe": "x", "gpu": "h100", "trials": TRIALS} | changes), encoding="utf-8")
+    found = {"recipe": "x", "gpu": "h100", "precision": "fp32", "trials": TRIALS} | changes
+    file.write_text(json.dumps(found), encoding="utf-8")
     return file
 
 
 def test_a_calibration_is_of_the_trials_that_have_both(tmp_path):
-    found = read_calibration(written(tmp_path), "h100")
+    found = read_calibration(written(tmp_path), "h100", "fp32")
     assert (found.better, found.middle, found.worse, found.trials) == (1.2, 1.3, 1.5, 3)
 
 
@@ -60,7 +61,12 @@ def test_a_recipe_s_own_tuning_is_followed_if_it_is_of_the_same_gpu(tmp_path, mo
         return capsys.readouterr().out
 
     assert "Calibrated by 3 trials in runs/flava_debug-tune/tuned.json" in said()
-    for words in (["--calibration", "none"], ["--gpu", "a100"], ["--name", "other"]):
+    for words in (
+        ["--calibration", "none"],
+        ["--gpu", "a100"],
+        ["--name", "other"],
+        ["--training.precision", "bf16"],
+    ):
         assert "Calibrated" not in said(*words)
     written(file.parent, gpu=None)
     assert "Calibrated" not in said(), "measured on a CPU"
@@ -78,6 +84,10 @@ def test_a_recipe_s_own_tuning_is_followed_if_it_is_of_the_same_gpu(tmp_path, mo
             r"tuned\.json: no trial has a forecast beside its measurement",
         ),
         ({"gpu": None}, r"tuned\.json: was made on a CPU, or on a GPU that the planner does not know"),
+        (
+            {"precision": "bf16"},
+            r"was measured in bf16, this plan is for fp32; tune that, or use --training.p",
+        ),
         ({"gpu": "a100"}, r"was measured on 'a100', this plan is for 'h100'; use --gpu a100"),
         ({"trials": [{"step_ms": -9.0, "planned_ms": 3}]}, r"tuned\.json: a trial took -3 times the planned"),
         ({"trials": [{"step_ms": float("nan"), "planned_ms": 3}]}, r"a trial took nan times"),
@@ -86,4 +96,4 @@ def test_a_recipe_s_own_tuning_is_followed_if_it_is_of_the_same_gpu(tmp_path, mo
 )
 def test_other_files_are_one_line(changes, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
-        read_calibration(written(tmp_path, **changes), "h100")
+        read_calibration(written(tmp_path, **changes), "h100", "fp32")

@@ -25,6 +25,17 @@ def base() -> tuple[object, ModelWork]:
     return config, measure(config, lengths_of(config, None))
 
 
+@pytest.mark.parametrize("name", ["demo_simclr", "demo_dino"])
+def test_objectives_that_read_crops_are_measured(name):
+    config = resolve(name, [])
+    (source,) = config.drawn_sources
+    kind = measure(config, {}, samples=4).kinds[source]
+    crops = config.model.plan(config, config.drawn_sources[source]).crops.values()
+    sent = sum(len(own.transforms) * 3 * own.size**2 for own in crops)
+    assert kind.has_pictures and kind.batch_bytes.each >= sent > 0
+    assert sum(own.flops.each for own in kind.operators) > 0
+
+
 def test_parameters_are_the_published_model_s(base):
     _, work = base
     groups = {group.kinds: group.elements for group in work.groups}

@@ -46,6 +46,17 @@ def test_products_with_the_samples_of_all_ranks_have_their_columns():
     found = operator_seconds(pooled, 1, 8192, H100, MIDDLE)[PRODUCTS]
     alike = operator("mm", False, 6.0 * 768 * 8192, 0.0, (1, 3 * 8192, 768))
     assert found == pytest.approx(operator_seconds(alike, 1, 1, H100, MIDDLE)[PRODUCTS] / 2)
+    inner = Operator("mm", "backward", False, 2, Amount(pair=2 * 768), Amount(), Amount(each=1), Amount(768),
+                     Amount(each=1))  # fmt: skip
+    alike = operator("mm", False, 2.0 * 64 * 768 * 4096, 0.0, (64, 768, 4096))
+    assert operator_seconds(inner, 64, 4096, H100, MIDDLE) == operator_seconds(alike, 1, 1, H100, MIDDLE)
+
+
+def test_convolutions_in_fp32_are_rounded_to_tf32():
+    a100 = at_precision(cluster("a100", 8, None, None), "fp32").gpu
+    calls = {name: operator(name, False, 1e12, 0.0, (108 * 256, 1280, 768)) for name in ("convolution", "mm")}
+    times = {name: operator_seconds(call, 1, 1, a100, MIDDLE) for name, call in calls.items()}
+    assert times["mm"][PRODUCTS] == pytest.approx(times["convolution"][PRODUCTS] * 156 / 19.5)
 
 
 def test_a_precision_has_its_own_peak():

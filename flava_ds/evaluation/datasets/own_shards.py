@@ -108,9 +108,9 @@ def _labels(folder: Path, samples: Samples | None) -> list[str]:
             f"{folder}: sample '{lacking[0]}' has no \"{LABEL}\" in its .json; write one for every sample"
         )
     for key, label in zip(samples.keys, known, strict=True):
-        if not isinstance(label, str | int):
+        if not (isinstance(label, str | int) or isinstance(label, float) and label.is_integer()):
             raise DataError(
                 f"{folder}: sample '{key}': \"{LABEL}\" {label!r:.80} in its .json names no class; "
                 "write a text or a whole number"
             )
-    return [str(label) for label in known]
+    return [str(int(label) if isinstance(label, float) else label) for label in known]

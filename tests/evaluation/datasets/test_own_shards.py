@@ -113,6 +113,11 @@ def test_a_label_that_names_no_class_is_named(tmp_path, label):
         LABELLED.read(tmp_path, "test")
 
 
+def test_a_whole_number_is_a_class_however_it_is_written(tmp_path):
+    write_captioned(tmp_path, *({"label": label} for label in (3, 3.0, "3")))  # data frames write 3.0
+    assert LABELLED.read(tmp_path, "test").labels.tolist() == [0, 0, 0]
+
+
 @pytest.mark.parametrize(
     ("label", "lacks"), [("", True), (" ", True), (None, True), (0, False), ("a", False)]
 )

@@ -35,13 +35,13 @@ def replacing(path: Path, *, durable: bool = False, alone: bool = False) -> Iter
     Creates the folder if needed. An error removes the temporary file and leaves `path` as it was. The
     temporary name is unique, so processes can write the same file concurrently: the last one wins. With
     `alone`, the temporary name is fixed, a second writer is refused, and the next attempt overwrites a large
-    file that a kill left behind. A device or a pipe is written to as it is. With `durable`, the file
+    file that a kill left behind. A device, or the pipe of a link, is written to. With `durable`, the file
     and its folder entry are on disk before this returns.
 
     Raises: OSError when the file cannot be written; BlockingIOError, which is one, for a second writer.
     """
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        yield path  # a device or a pipe: /dev/null must not become a file
+    if path.is_char_device() or path.is_symlink() and path.is_fifo():
+        yield path  # /dev/null and /dev/stdout must not become files
         return
     unique = "" if alone else f".{os.getpid()}-{secrets.token_hex(4)}"
     temporary = path.with_name((path.name if alone else f".{path.name[:_SHOWN]}") + unique + PARTIAL)

@@ -50,36 +50,25 @@ class Gpu:
     """Measured rates of a core that is a rank's device, in place of all the others."""
 
 
+# fmt: off
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        Gpu(
-            "v100",
-            "NVIDIA V100 SXM 32 GB",
-            125e12,
-            32,
-            0.9e12,
-            15.7e12,
-            15.7e12,
-            80,
-            0.80,
-            130e9,
-            96,
-            bf16=False,
-        ),
+        # name, title, FLOP/s (16 bits), GiB, bytes/s, FLOP/s (fp32, TF32), units, GEMM, link, host GiB, NVLS
+        Gpu("v100", "NVIDIA V100 SXM 32 GB", 125e12, 32, 0.9e12, 15.7e12, 15.7e12, 80, 0.80, 130e9, 96,
+            bf16=False),
         Gpu("a100-40", "NVIDIA A100 SXM 40 GB", 312e12, 40, 1.555e12, 19.5e12, 156e12, 108, 0.87, 232e9, 144),
         Gpu("a100", "NVIDIA A100 SXM 80 GB", 312e12, 80, 2.0e12, 19.5e12, 156e12, 108, 0.87, 232e9, 144),
-        Gpu(
-            "h100", "NVIDIA H100 SXM 80 GB", 989e12, 80, 3.35e12, 67e12, 494e12, 132, 0.80, 370e9, 256, 480e9
-        ),
-        Gpu(
-            "h200", "NVIDIA H200 SXM 141 GB", 989e12, 141, 4.8e12, 67e12, 494e12, 132, 0.80, 370e9, 256, 480e9
-        ),
+        Gpu("h100", "NVIDIA H100 SXM 80 GB", 989e12, 80, 3.35e12, 67e12, 494e12, 132, 0.80, 370e9, 256,
+            480e9),
+        Gpu("h200", "NVIDIA H200 SXM 141 GB", 989e12, 141, 4.8e12, 67e12, 494e12, 132, 0.80, 370e9, 256,
+            480e9),
         Gpu("b200", "NVIDIA B200 180 GB", 2250e12, 180, 8.0e12, 75e12, 1125e12, 148, 0.78, 700e9, 256, 850e9),
         Gpu("gh200", "NVIDIA GH200 96 GB", 989e12, 96, 4.0e12, 67e12, 494e12, 132, 0.80, 376e9, 111),
         Gpu("mi300x", "AMD MI300X 192 GB", 1307e12, 192, 5.3e12, 163.4e12, 653e12, 304, 0.51, 313e9, 231),
     )
 }
+# fmt: on
 
 
 def like_device(name: str, memory_gib: float) -> Gpu | None:

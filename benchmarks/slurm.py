@@ -47,8 +47,8 @@ def record(run: Any, how: str, expected: list[dict[str, float]]) -> dict[str, An
         "how": how,
         "command": shlex.join(run.command),
         "steps": run.steps,
-        "continued_from": run.continued_from(),
-        "restarts": int(run.cluster.job(run.job)["Restarts"]),
+        "continued_from": max(run.continued_from(), default=None),
+        "restarts": int(run.record()["Restarts"]),
         "equal": run.curve() == expected,
         "log": told(run.said()),
     }
@@ -58,7 +58,7 @@ def main() -> int:
     """Runs everything. Returns 1 if a curve differs or a run of the array has not finished."""
     from pretend_hosts import missing
     from pretend_slurm import PROGRAMS, slurm
-    from slurm_runs import INTERRUPTIONS, array_of_runs, at_time_limit, expected, undisturbed
+    from slurm_runs import INTERRUPTIONS, array_of_runs, at_time_limit, expected, interrupted, undisturbed
 
     if reason := missing(*PROGRAMS, ssh=False):
         print(f"error: {reason}", file=sys.stderr)
@@ -71,8 +71,8 @@ def main() -> int:
             version = cluster.run("sinfo", "--version").split()[-1]
             rows.append(record(undisturbed(cluster, STEPS), "nothing", short))
             rows.append(record(at_time_limit(cluster, STEPS_OF_LIMITED), "the time limit", long))
-            for how, interrupt in INTERRUPTIONS.items():
-                rows.append(record(interrupt(cluster, STEPS), how, short))
+            for how in INTERRUPTIONS:
+                rows.append(record(interrupted(cluster, STEPS, how), how, short))
             states = array_of_runs(cluster)
         os.chdir(ROOT)
     packages = {name: metadata.version(name) for name in ("torch", "deepspeed")}

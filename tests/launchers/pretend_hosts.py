@@ -48,14 +48,13 @@ hostname {name}
 mount --make-rprivate /
 mount --bind {folder}/hosts /etc/hosts
 mount -t tmpfs tmpfs /dev/shm
+mount -t tmpfs tmpfs /run
 ip link set lo up
 """
 WITH_SSH = """
 mount --bind {folder}/ssh_config /etc/ssh/ssh_config
-sshd=$(command -v sshd)
-mount -t tmpfs tmpfs /run
 mkdir /run/sshd
-exec "$sshd" -D -e -f {folder}/sshd_config
+exec "$(command -v sshd)" -D -e -f {folder}/sshd_config
 """
 WITHOUT_SSH = "exec sleep infinity"
 

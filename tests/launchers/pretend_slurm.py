@@ -49,7 +49,7 @@ OTHER_FILES = {
 }
 GPU_OPTIONS = ("--gpus-per-node=1", "--cpus-per-task=2")
 """Options of sbatch for these hosts; the launcher asks for the eight GPUs of a usual one."""
-PATIENCE_S = 300.0
+PATIENCE_S = 600.0
 """Not a measure of speed: what waits gives up then."""
 
 

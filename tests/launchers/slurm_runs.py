@@ -17,14 +17,15 @@ metric: loss/global_contrastive
 fixed: {training.total_steps: 4, schedule.warmup_steps: 1, logging.tensorboard: false}
 grid: {optimizer.lr: [1.0e-4, 1.0e-3, 1.0e-2]}
 """
-INTERRUPTED_AFTER = 20
+INTERRUPTED_EVERY = 25
+CHECKPOINT_EVERY = 15
 """Steps."""
 
 
 def overrides(steps: int) -> list[str]:
     """Returns the options of all runs that are compared with each other."""
-    words = f"--training.total-steps {steps} --schedule.warmup-steps 2 --checkpoint.every-steps 15"
-    return [*words.split(), "--logging.no-tensorboard"]
+    words = f"--training.total-steps {steps} --schedule.warmup-steps 2 --logging.no-tensorboard"
+    return [*words.split(), "--checkpoint.every-steps", str(CHECKPOINT_EVERY)]
 
 
 def expected(folder: Path, steps: int) -> Curve:
@@ -39,53 +40,64 @@ class SlurmRun:
         self.cluster, self.name, self.steps = cluster, name, steps
         self.words = ["flava_debug", "--name", name, *overrides(steps)]
         self.command = ["sbatch", *GPU_OPTIONS, *options, "launchers/slurm.sbatch", *self.words]
-        self.job = self.submit(*options)
+        self.jobs: list[str] = []
+        """Numbers, the last one that of the job that trains now."""
+        self.submit(*options)
 
-    def submit(self, *options: str) -> str:
-        """Submits the run, once more perhaps; returns the job's number."""
-        return self.cluster.submit(*GPU_OPTIONS, *options, SCRIPT, *self.words)
-
-    @property
-    def folder(self) -> Path:
-        """The run's folder."""
-        return Path("runs") / self.name
+    def submit(self, *options: str) -> None:
+        """Submits the run, once more perhaps."""
+        self.jobs.append(self.cluster.submit(*GPU_OPTIONS, *options, SCRIPT, *self.words))
+        self.restarts = 0
 
     def said(self) -> str:
-        """Returns what the job has written so far."""
-        path = Path(f"flava_ds-{self.job}.log")
-        return path.read_text() if path.is_file() else ""
+        """Returns what the run's jobs have written so far."""
+        logs = (Path(f"flava_ds-{job}.log") for job in self.jobs)
+        return "".join(log.read_text() for log in logs if log.is_file())
 
     def steps_logged(self) -> int:
         """Counts the steps that the run has logged."""
-        log = self.folder / "log.jsonl"
+        log = Path("runs") / self.name / "log.jsonl"
         return sum("loss/" in line for line in log.read_text().splitlines()) if log.is_file() else 0
 
-    def wait_for_steps(self) -> None:
+    def wait_for_steps(self, steps: int) -> None:
         """Waits until the run may be interrupted."""
-        self.cluster.wait_for(lambda: self.steps_logged() >= INTERRUPTED_AFTER, f"training: {self.name}")
+        self.cluster.wait_for(lambda: self.steps_logged() >= steps, f"training: {self.name}")
 
-    def wait_for(self, *states: str) -> None:
-        """Waits until the job's state is one of `states`."""
-        self.cluster.wait_for(
-            lambda: self.cluster.job(self.job)["JobState"] in states, f"{' or '.join(states)}: {self.name}"
-        )
+    def record(self) -> dict[str, str]:
+        """Returns Slurm's own record of the job."""
+        return self.cluster.job(self.jobs[-1])
 
-    def finish(self, requeued: int = 0) -> None:
-        """Waits for the job's end, which has to be that of the run, after `requeued` beginnings at least."""
-        ends = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
-        restarts, job = 0, {"JobState": ""}
-        while job["JobState"] not in ends or restarts < requeued:
-            self.wait_for("PENDING", *ends)
-            job = self.cluster.job(self.job)
-            if job["JobState"] == "PENDING" and int(job["Restarts"]) > restarts:
-                restarts = int(job["Restarts"])
-                self.cluster.start_again(self.job)
+    def wait_for(self, state: str) -> None:
+        """Waits until the job is in a state."""
+        self.cluster.wait_for(lambda: self.record()["JobState"] == state, f"{state}: {self.name}")
+
+    def go_on(self) -> None:
+        """Waits until Slurm has requeued the job, and has it started again soon."""
+        assert (job := self._requeued_or_ended())["JobState"] == "PENDING", f"{job}\n{self.said()[-3000:]}"
+        self.restarts = int(job["Restarts"])
+        self.cluster.start_again(self.jobs[-1])
+
+    def finish(self) -> None:
+        """Waits for the job's end, which has to be that of the run."""
+        while (job := self._requeued_or_ended())["JobState"] == "PENDING":
+            self.go_on()
         assert job["JobState"] == "COMPLETED", f"{job}\n{self.said()[-3000:]}"
 
-    def continued_from(self) -> int | None:
-        """Returns the step of the checkpoint from which the last attempt went on."""
-        steps = re.findall(r"continuing from .*step_(\d+)", self.said())
-        return int(steps[-1]) if steps else None
+    def _requeued_or_ended(self) -> dict[str, str]:
+        """Waits for one of both; returns the job."""
+        job: dict[str, str] = {}
+
+        def happened() -> bool:
+            job.update(self.record())
+            requeued = job["JobState"] == "PENDING" and int(job["Restarts"]) > self.restarts
+            return requeued or job["JobState"] in ("COMPLETED", "FAILED", "TIMEOUT")
+
+        self.cluster.wait_for(happened, f"requeued or ended: {self.name}")
+        return job
+
+    def continued_from(self) -> list[int]:
+        """Returns the steps of the checkpoints from which attempts went on."""
+        return [int(step) for step in re.findall(r"continuing from .*step_(\d+)", self.said())]
 
     def curve(self) -> Curve:
         """Returns losses, accuracies and gradient norms of all steps."""
@@ -102,57 +114,56 @@ def undisturbed(cluster: Cluster, steps: int) -> SlurmRun:
 def at_time_limit(cluster: Cluster, steps: int) -> SlurmRun:
     """Trains for longer than the limit of two minutes, 80 seconds before which Slurm sends its signal."""
     run = SlurmRun(cluster, "time limit", steps, "--time=2", "--signal=B:USR1@80")
-    run.finish(requeued=1)
-    return run
-
-
-def signalled(cluster: Cluster, steps: int) -> SlurmRun:
-    """Trains until the batch script gets the signal that Slurm sends before a time limit."""
-    run = SlurmRun(cluster, "signalled", steps)
-    run.wait_for_steps()
-    cluster.run("scancel", "--signal=USR1", "--batch", run.job)
-    run.finish(requeued=1)
-    return run
-
-
-def preempted(cluster: Cluster, steps: int) -> SlurmRun:
-    """Trains until a job of a partition with a higher priority wants both hosts."""
-    run = SlurmRun(cluster, "preempted", steps)
-    run.wait_for_steps()
-    urgent = cluster.submit("--partition=high", "--nodes=2", "--output=/dev/null", "--wrap=sleep 1")
-    run.finish(requeued=1)
-    assert cluster.job(urgent)["JobState"] == "COMPLETED"
-    return run
-
-
-def without_a_host(cluster: Cluster, steps: int) -> SlurmRun:
-    """Trains until one host is gone, which comes back later."""
-    run = SlurmRun(cluster, "host lost", steps)
-    run.wait_for_steps()
-    cluster.lose(cluster.hosts[1])
-    run.wait_for("PENDING")
-    cluster.start(cluster.hosts[1])
-    run.finish(requeued=1)
-    return run
-
-
-def cancelled(cluster: Cluster, steps: int) -> SlurmRun:
-    """Trains until the user cancels the job, and submits it again."""
-    run = SlurmRun(cluster, "cancelled", steps)
-    run.wait_for_steps()
-    cluster.run("scancel", run.job)
-    run.wait_for("CANCELLED")
-    run.job = run.submit()
+    run.go_on()
     run.finish()
     return run
 
 
-INTERRUPTIONS: dict[str, Callable[[Cluster, int], SlurmRun]] = {
-    "scancel --signal=USR1 --batch": signalled,
-    "preemption with a grace time": preempted,
-    "a host lost": without_a_host,
-    "scancel, then submitted again": cancelled,
+def signal(run: SlurmRun) -> None:
+    """Gives the batch script the signal that Slurm sends before a time limit."""
+    run.cluster.run("scancel", "--signal=USR1", "--batch", run.jobs[-1])
+    run.go_on()
+
+
+def preempt(run: SlurmRun) -> None:
+    """Submits a job to a partition with a higher priority, which wants both hosts."""
+    cluster = run.cluster
+    urgent = cluster.submit("--partition=high", "--nodes=2", "--output=/dev/null", "--wrap=sleep 1")
+    run.go_on()
+    cluster.wait_for(lambda: cluster.job(urgent)["JobState"] == "COMPLETED", "completed: the urgent job")
+
+
+def lose_a_host(run: SlurmRun) -> None:
+    """Loses one host, which comes back later."""
+    run.cluster.lose(run.cluster.hosts[1])
+    run.wait_for("PENDING")
+    run.cluster.start(run.cluster.hosts[1])
+    run.go_on()
+
+
+def cancel(run: SlurmRun) -> None:
+    """Cancels the job, as the user would, and submits it again."""
+    run.cluster.run("scancel", run.jobs[-1])
+    run.wait_for("CANCELLED")
+    run.submit()
+
+
+INTERRUPTIONS: dict[str, Callable[[SlurmRun], None]] = {
+    "scancel --signal=USR1 --batch": signal,
+    "preemption with a grace time": preempt,
+    "a host lost": lose_a_host,
+    "scancel, then submitted again": cancel,
 }
+
+
+def interrupted(cluster: Cluster, steps: int, *ways: str) -> SlurmRun:
+    """Trains to the end, and is interrupted after each `INTERRUPTED_EVERY` steps by the next of `ways`."""
+    run = SlurmRun(cluster, ", ".join(ways), steps)
+    for number, how in enumerate(ways, 1):
+        run.wait_for_steps(number * INTERRUPTED_EVERY)
+        INTERRUPTIONS[how](run)
+    run.finish()
+    return run
 
 
 def array_of_runs(cluster: Cluster) -> dict[str, str]:

@@ -34,6 +34,7 @@ from flava_ds.ranks.launch import provide_demo_data
 from flava_ds.ranks.patience import done_by_some
 from flava_ds.training.compiling import check_compiler
 from flava_ds.training.engine import Engine
+from flava_ds.training.engine_config import merged_settings
 from flava_ds.training.trainer import Loader, Trainer
 from flava_ds.watching.balance_norms import BalanceNorms
 from flava_ds.watching.checksums import ChecksumWatch
@@ -56,6 +57,7 @@ def build(config: Config) -> Trainer:
     check_compiler(config.training)
     world = start(config.engine.communication_timeout_s)
     check_device(config, world.device)
+    merged_settings(config, world.size, world.device.type)  # refused before anything is written
     roll_call.begin(world)
     checkpoint.prepare(config, world)
     task = config.model.build(config)

@@ -47,12 +47,13 @@ def run_command(words: list[str]) -> int:
         return 2
     if broken := next((word for word in words if not _is_text(word)), None):
         parser.error(f"{broken!r:.200} is not text that a name or a value can have")
+    if words[0].startswith("--") and words[0] not in parser.options():
+        parser.error(f"{words[0]} stands before the command; options follow it: flava-ds COMMAND {words[0]}")
     options, rest = parser.parse_known_args(words)
     overrides = (rest,) if options.run in takes_overrides else ()
     if rest and not overrides:
-        known = options.parser.options()
-        after = f"; give it after `{options.parser.prog}`" if rest[0] in known else ""
-        options.parser.error(f"unknown argument {rest[0]}{after or did_you_mean(rest[0], known)}")
+        known = did_you_mean(rest[0], options.parser.options())
+        options.parser.error(f"unknown argument {rest[0]}{known}")
     try:
         if places := getattr(options, "plugin", None):
             from flava_ds.recipes.outside import import_plugins

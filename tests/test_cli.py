@@ -170,7 +170,8 @@ def test_recipe_help_lists_fields_without_torch():
         (["prepare", "index", "zip:///"], "'zip:///': protocol 'zip' cannot be used"),
         (["codebook", "encode", "gone", "--out", "x"], "required: --codebook"),
         (["evaluate", "gone", "--fast"], "unknown argument --fast"),
-        (["--debug", "evaluate", "x"], "unknown argument --debug; give it after `flava-ds evaluate`; see"),
+        (["--debug", "evaluate", "x"], "--debug stands before the command; options follow it: flava-ds"),
+        (["--ranks", "2", "train", "flava_debug"], "--ranks stands before the command; options follow it"),
         (["demo", "--minutes", "3", "--work", "hour"], "not allowed with argument --minutes"),
         (
             ["demo", "--work", "our"],

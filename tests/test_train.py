@@ -123,6 +123,7 @@ def test_a_run_that_cannot_be_built_ends_with_status_2(tmp_path):
         "error: training.precision 'fp16' does not run on a CPU; use 'bf16' or 'fp32'" in done.stderr
         and "Traceback" not in done.stderr
     )
+    assert not list(tmp_path.iterdir()), "refused before anything is written"
 
 
 @pytest.mark.slow

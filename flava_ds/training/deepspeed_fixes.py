@@ -203,7 +203,7 @@ def local_gradients(engine: Any) -> list[tuple[dict[str, Any], list[torch.Tensor
 
     Call it between the last backward pass and `engine.step`. It replaces DeepSpeed's own norm, which waits
     for the device once per parameter group and, in ZeRO-1/2 with bf16, turns an invalid norm into an update
-    with NaN.
+    with NaN. Where they are offloaded, it waits until they are on the host.
     """
     zero, groups = engine.optimizer, engine.basic_optimizer.param_groups
     if engine.zero_optimization_stage() == 0:
@@ -215,6 +215,7 @@ def local_gradients(engine: Any) -> list[tuple[dict[str, Any], list[torch.Tensor
             parts = [zero.averaged_gradients[i] for i in range(len(zero.fp16_groups))]
         return [(groups[zero.sub_group_to_group_id[i]], tensors, False) for i, tensors in enumerate(parts)]
     if zero.cpu_offload:
+        zero._wait_for_offload_copies()  # without overlap_comm, nothing has waited for the device
         return [
             (group, [flat.grad], False)
             for group, flat in zip(groups, zero.single_partition_of_fp32_groups, strict=True)

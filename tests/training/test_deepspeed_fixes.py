@@ -254,6 +254,27 @@ def test_a_host_that_reads_offloaded_gradients_waits_for_them(run_ranks):
     assert found == [(False, [epilogue]), (False, [epilogue])]
 
 
+def test_gradients_that_are_still_on_their_way_to_the_host_are_waited_for(run_ranks, tmp_path):
+    """Without overlap_comm, DeepSpeed waits for them in its own step alone, which is after our norm."""
+    path = tmp_path / "offload.json"
+    zero = {"stage": 2, "overlap_comm": False, "offload_optimizer": {"device": "cpu", "pin_memory": True}}
+    path.write_text(json.dumps({"zero_optimization": zero}))
+    assert run_ranks(copies_on_their_way, 1, str(path)) == [(True, False)]
+
+
+def copies_on_their_way(path: str) -> tuple[bool, bool]:
+    """Whether some are after the backward pass, and after the gradients have been listed."""
+    world, denominators = start(60), {name: torch.tensor(4.0) for name in Toy.weights}
+    with accelerator_like_a_gpu():
+        engine = Engine(Toy(), toy_config(path), world)
+        engine.begin(Kind.PAIR, 1e-3)
+        engine.forward_backward(toy_batch(Kind.PAIR, 0, 0, 0), denominators)
+        zero = engine.deepspeed.optimizer
+        before = bool(zero._pending_offload_events)
+        deepspeed_fixes.local_gradients(engine.deepspeed)
+        return before, bool(zero._pending_offload_events)
+
+
 def test_another_deepspeed_is_refused_instead_of_changed(run_ranks):
     (said,) = run_ranks(_changed_upstream, 1)
     for name, line in zip(("allreduce_and_copy", "gone"), said, strict=True):

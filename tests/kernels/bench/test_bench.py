@@ -145,7 +145,9 @@ def test_defaults_follow_the_device():
 def test_the_machine_is_named_and_measured(monkeypatch):
     monkeypatch.setattr(machine, "MEASURED_BYTES", {"cpu": 2**16})
     monkeypatch.setattr(machine, "MEASURED_EDGE", {"cpu": 32})
+    generator = torch.get_rng_state()
     found = machine.describe(CPU, torch.float32)
+    assert torch.equal(torch.get_rng_state(), generator), "a run measures after it has restored its own"
     assert found.device and found.torch == torch.__version__ and found.threads == torch.get_num_threads()
     assert min(found.copy_bandwidth, found.gemm_rate) > 0
     assert machine.version_of("no such distribution") == "none"

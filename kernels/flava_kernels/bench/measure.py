@@ -266,7 +266,7 @@ def _time_on_gpu(call: Call, sets: list[Arguments], effort: Effort, found: Measu
         backward(*forward_and_upstream(call, arguments), arguments)
     try:
         captured = [_capture(call, arguments) for arguments in sets]
-        forward, back = ([one[part].replay for one in captured] for part in (0, 1))
+        forward, back = [one[0].replay for one in captured], [one[1].replay for one in captured]
         found.method = "graph replay"
     except RuntimeError as refused:
         torch.cuda.synchronize()

@@ -27,6 +27,7 @@ def apply_before_initialize(timeout_s: int) -> None:
     leave_muon_uncompiled()
     honour_group_timeout(timeout_s)
     see_tensors_in_dataclasses()
+    ask_torch_for_free_memory()
 
 
 def skip_shared_memory_op() -> None:
@@ -90,6 +91,19 @@ def see_tensors_in_dataclasses() -> None:
     vars(apply_to_tensors_only)["sees_dataclasses"] = True
     utils.apply_to_tensors_only = apply_to_tensors_only
     parameter_offload.apply_to_tensors_only = apply_to_tensors_only
+
+
+def ask_torch_for_free_memory() -> None:
+    """Lets torch say how much memory of a GPU is free, for which ZeRO-1 and 2 ask at the start.
+
+    DeepSpeed asks NVML by the number in CUDA_VISIBLE_DEVICES. It ends in an error where that names GPUs, or
+    parts of them (MIG), by their UUIDs.
+    """
+    from deepspeed.accelerator import get_accelerator
+
+    accelerator = get_accelerator()
+    if accelerator.device_name() == "cuda":
+        accelerator.available_memory = lambda device_index=None: torch.cuda.mem_get_info(device_index)[0]
 
 
 def reshape_scalars(module: nn.Module) -> None:

@@ -306,6 +306,21 @@ def _shared_memory_op() -> tuple[bool, object]:
     return bool(wanted), build_shm_op()
 
 
+def test_free_memory_of_gpus_that_are_named_by_uuid(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-1a2b3c4d,MIG-5e6f7a8b")
+    from deepspeed import accelerator
+    from deepspeed.accelerator import cuda_accelerator
+
+    monkeypatch.setattr(cuda_accelerator, "pynvml", mock.MagicMock())
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (7, 80))
+    gpu = cuda_accelerator.CUDA_Accelerator()
+    monkeypatch.setattr(accelerator, "get_accelerator", lambda: gpu)
+    with pytest.raises(ValueError, match="GPU-1a2b3c4d"):  # upstream still asks by number
+        gpu.available_memory(0)
+    deepspeed_fixes.ask_torch_for_free_memory()
+    assert gpu.available_memory(0) == 7
+
+
 COMPILER = "torch._inductor.compile_fx"
 
 

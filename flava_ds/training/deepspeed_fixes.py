@@ -194,6 +194,33 @@ def _check_that_it_stops(owner: type, name: str, call: str) -> None:
         )
 
 
+def unscale_by_their_own_scale(zero: Any) -> None:
+    """Divides fp16 gradients by the loss scale that they carry.
+
+    ZeRO 1 to 3 first choose the next step's scale. Where that is raised, every 1,000 steps, they would then
+    halve the gradients, after the engine has clipped them.
+    """
+    scaler: Any = getattr(zero, "loss_scaler", None)
+    if not getattr(scaler, "dynamic", False):
+        return
+    update, unscale = zero._update_scale, zero.unscale_and_clip_grads
+    carried = scaler.cur_scale
+
+    def update_scale(*arguments: Any, **keywords: Any) -> None:
+        nonlocal carried
+        carried = scaler.cur_scale
+        update(*arguments, **keywords)
+
+    def unscale_and_clip_grads(*arguments: Any, **keywords: Any) -> None:
+        chosen, scaler.cur_scale = scaler.cur_scale, carried
+        try:
+            unscale(*arguments, **keywords)
+        finally:
+            scaler.cur_scale = chosen
+
+    zero._update_scale, zero.unscale_and_clip_grads = update_scale, unscale_and_clip_grads
+
+
 def clear_stale_gradients(zero: Any) -> None:
     """Zeroes the gradient buffers that survive an update; call it before the first micro-step.
 

@@ -290,7 +290,8 @@ def _capture(
     """Captures the forward pass, and the backward pass of another forward pass.
 
     Returns the latter's results and upstream gradients too. Replays read them, and all that was saved for the
-    backward pass, where they were: keep them as long as the graphs, which hold no memory but their own.
+    backward pass, where they were: keep them as long as the graphs, which hold no memory but their own. The
+    next capture returns free memory to the device, so that a replay would read what is no longer mapped.
     """
     forward_graph, backward_graph = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
     side = torch.cuda.Stream()

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from flava_ds import train
 from flava_ds.processes import leave
@@ -45,10 +47,20 @@ def run(words: list[str]) -> int:
     import torch.distributed as dist
 
     from flava_ds.build import build
+    from flava_ds.training.watcher import Watcher
     from flava_ds.watching.metrics import peak_memory
     from flava_ds.watching.out_of_memory import explained
 
-    trainer = build(config)
+    class Peak(Watcher):
+        """Keeps the largest peak of the records: each of them lets a GPU count anew."""
+
+        gib = 0.0
+
+        def on_record(self, step: int, record: Mapping[str, Any]) -> None:
+            self.gib = max(self.gib, record["peak_memory_gib"])
+
+    trainer, before = build(config), Peak()
+    trainer.watchers += (before,)
     device = trainer.world.device
     steps: list[tuple[str, float]] = []
     seen = Counter({name: 0 for name in config.drawn_sources})
@@ -66,12 +78,12 @@ def run(words: list[str]) -> int:
             seen[source] += 1
             if min(seen.values()) == OF_EACH or len(steps) == MOST_STEPS:
                 break
-    peak = torch.tensor(float(peak_memory(device)), dtype=torch.float64, device=device)
+    peak = torch.tensor(peak_memory(device) / 2**30, dtype=torch.float64, device=device)
     if trainer.world.size > 1:
         dist.all_reduce(peak, op=dist.ReduceOp.MAX)
     trainer.recorder.close()
     if trainer.world.is_main:
-        found = {"steps": steps, "peak_memory_gib": peak.item() / 2**30}
+        found = {"steps": steps, "peak_memory_gib": max(before.gib, peak.item())}
         write_json(Path(file), found, indent=None)
     return 0
 

@@ -72,8 +72,10 @@ GPUS = {
 
 
 def like_device(name: str, memory_gib: float) -> Gpu | None:
-    """Returns the GPU that CUDA calls `name`, or None if it is not listed."""
+    """Returns the GPU that CUDA calls `name`, or None if it is not listed, or a part of one (MIG)."""
     words = set(name.lower().replace("-", " ").split())
+    if "mig" in words:  # it has the name of the whole, and a share of its rates
+        return None
     found = [gpu for gpu in GPUS.values() if gpu.name.split("-")[0] in words]
     return min(found, key=lambda gpu: abs(gpu.memory_gib - memory_gib), default=None)
 

@@ -27,6 +27,7 @@ def apply_before_initialize(timeout_s: int) -> None:
     leave_muon_uncompiled()
     honour_group_timeout(timeout_s)
     see_tensors_in_dataclasses()
+    ask_torch_for_free_memory()
 
 
 def skip_shared_memory_op() -> None:
@@ -90,6 +91,19 @@ def see_tensors_in_dataclasses() -> None:
     vars(apply_to_tensors_only)["sees_dataclasses"] = True
     utils.apply_to_tensors_only = apply_to_tensors_only
     parameter_offload.apply_to_tensors_only = apply_to_tensors_only
+
+
+def ask_torch_for_free_memory() -> None:
+    """Lets torch say how much memory of a GPU is free, for which ZeRO-1 and 2 ask at the start.
+
+    DeepSpeed asks NVML by the number in CUDA_VISIBLE_DEVICES. It ends in an error where that names GPUs, or
+    parts of them (MIG), by their UUIDs.
+    """
+    from deepspeed.accelerator import get_accelerator
+
+    accelerator = get_accelerator()
+    if accelerator.device_name() == "cuda":
+        accelerator.available_memory = lambda device_index=None: torch.cuda.mem_get_info(device_index)[0]
 
 
 def reshape_scalars(module: nn.Module) -> None:
@@ -180,6 +194,33 @@ def _check_that_it_stops(owner: type, name: str, call: str) -> None:
         )
 
 
+def unscale_by_their_own_scale(zero: Any) -> None:
+    """Divides fp16 gradients by the loss scale that they carry.
+
+    ZeRO 1 to 3 first choose the next step's scale. Where that is raised, every 1,000 steps, they would then
+    halve the gradients, after the engine has clipped them.
+    """
+    scaler: Any = getattr(zero, "loss_scaler", None)
+    if not getattr(scaler, "dynamic", False):
+        return
+    update, unscale = zero._update_scale, zero.unscale_and_clip_grads
+    carried = scaler.cur_scale
+
+    def update_scale(*arguments: Any, **keywords: Any) -> None:
+        nonlocal carried
+        carried = scaler.cur_scale
+        update(*arguments, **keywords)
+
+    def unscale_and_clip_grads(*arguments: Any, **keywords: Any) -> None:
+        chosen, scaler.cur_scale = scaler.cur_scale, carried
+        try:
+            unscale(*arguments, **keywords)
+        finally:
+            scaler.cur_scale = chosen
+
+    zero._update_scale, zero.unscale_and_clip_grads = update_scale, unscale_and_clip_grads
+
+
 def clear_stale_gradients(zero: Any) -> None:
     """Zeroes the gradient buffers that survive an update; call it before the first micro-step.
 
@@ -203,7 +244,7 @@ def local_gradients(engine: Any) -> list[tuple[dict[str, Any], list[torch.Tensor
 
     Call it between the last backward pass and `engine.step`. It replaces DeepSpeed's own norm, which waits
     for the device once per parameter group and, in ZeRO-1/2 with bf16, turns an invalid norm into an update
-    with NaN.
+    with NaN. Where they are offloaded, it waits until they are on the host.
     """
     zero, groups = engine.optimizer, engine.basic_optimizer.param_groups
     if engine.zero_optimization_stage() == 0:
@@ -215,6 +256,7 @@ def local_gradients(engine: Any) -> list[tuple[dict[str, Any], list[torch.Tensor
             parts = [zero.averaged_gradients[i] for i in range(len(zero.fp16_groups))]
         return [(groups[zero.sub_group_to_group_id[i]], tensors, False) for i, tensors in enumerate(parts)]
     if zero.cpu_offload:
+        zero._wait_for_offload_copies()  # without overlap_comm, nothing has waited for the device
         return [
             (group, [flat.grad], False)
             for group, flat in zip(groups, zero.single_partition_of_fp32_groups, strict=True)

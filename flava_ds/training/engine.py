@@ -62,6 +62,7 @@ class Engine:
             model=module, optimizer=optimizer, config=self.settings, dist_init_required=False
         )
         deepspeed_fixes.wait_in_streams(self.deepspeed)
+        deepspeed_fixes.unscale_by_their_own_scale(self.deepspeed.optimizer)
         self.module, self.optimizer = module, optimizer
         self._blocks = [part for part in module.modules() if isinstance(part, Block)]
         self.skipped, self.skipped_in_a_row, self.longest_skip = (
@@ -177,12 +178,13 @@ class Engine:
         norm = self._global_norm()
         finite = torch.isfinite(norm)
         # Optimizers read both on the device, so neither clipping nor skipping waits for the host.
-        self.optimizer.found_inf = (~finite).to(torch.float32)
+        self.optimizer.found_inf = self._beside_state((~finite).to(torch.float32))
         self.optimizer.grad_scale = None
         if self.gradient_clipping > 0 and self.clips_each:
             self._clip_each()
         elif self.gradient_clipping > 0:
-            self.optimizer.grad_scale = ((norm + 1e-6) / self.gradient_clipping).clamp(min=1.0)
+            scale = ((norm + 1e-6) / self.gradient_clipping).clamp(min=1.0)
+            self.optimizer.grad_scale = self._beside_state(scale)
         self.deepspeed.step()
         bad = (~finite).to(torch.int64)
         self.applied = finite.to(torch.float32)
@@ -191,6 +193,13 @@ class Engine:
         self.longest_skip = torch.maximum(self.longest_skip, self.skipped_in_a_row)
         self._kind = None
         return norm
+
+    def _beside_state(self, number: Tensor) -> Tensor:
+        """Returns a number where the optimizer's state is.
+
+        torch's fused AdamW would start its copy to the host without waiting, and read it before it is there.
+        """
+        return number.cpu() if self.offloaded else number
 
     def _global_norm(self) -> Tensor:
         """Returns the norm of the gradients over all ranks; not finite if a gradient or loss is not."""

@@ -21,6 +21,7 @@ MEMORY_WORDS = (
     "DefaultCPUAllocator",
     "not enough memory",
     "CUDA error: out of memory",
+    "Triton Error [CUDA]: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
 """Messages of a plain RuntimeError when memory outside of torch's allocator, or the host's, is used up."""

@@ -254,6 +254,27 @@ def test_a_host_that_reads_offloaded_gradients_waits_for_them(run_ranks):
     assert found == [(False, [epilogue]), (False, [epilogue])]
 
 
+def test_gradients_that_are_still_on_their_way_to_the_host_are_waited_for(run_ranks, tmp_path):
+    """Without overlap_comm, DeepSpeed waits for them in its own step alone, which is after our norm."""
+    path = tmp_path / "offload.json"
+    zero = {"stage": 2, "overlap_comm": False, "offload_optimizer": {"device": "cpu", "pin_memory": True}}
+    path.write_text(json.dumps({"zero_optimization": zero}))
+    assert run_ranks(copies_on_their_way, 1, str(path)) == [(True, False)]
+
+
+def copies_on_their_way(path: str) -> tuple[bool, bool]:
+    """Whether some are after the backward pass, and after the gradients have been listed."""
+    world, denominators = start(60), {name: torch.tensor(4.0) for name in Toy.weights}
+    with accelerator_like_a_gpu():
+        engine = Engine(Toy(), toy_config(path), world)
+        engine.begin(Kind.PAIR, 1e-3)
+        engine.forward_backward(toy_batch(Kind.PAIR, 0, 0, 0), denominators)
+        zero = engine.deepspeed.optimizer
+        before = bool(zero._pending_offload_events)
+        deepspeed_fixes.local_gradients(engine.deepspeed)
+        return before, bool(zero._pending_offload_events)
+
+
 def test_another_deepspeed_is_refused_instead_of_changed(run_ranks):
     (said,) = run_ranks(_changed_upstream, 1)
     for name, line in zip(("allreduce_and_copy", "gone"), said, strict=True):
@@ -283,6 +304,21 @@ def _shared_memory_op() -> tuple[bool, object]:
     wanted = deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"]
     deepspeed_fixes.skip_shared_memory_op()
     return bool(wanted), build_shm_op()
+
+
+def test_free_memory_of_gpus_that_are_named_by_uuid(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-1a2b3c4d,MIG-5e6f7a8b")
+    from deepspeed import accelerator
+    from deepspeed.accelerator import cuda_accelerator
+
+    monkeypatch.setattr(cuda_accelerator, "pynvml", mock.MagicMock())
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (7, 80))
+    gpu = cuda_accelerator.CUDA_Accelerator()
+    monkeypatch.setattr(accelerator, "get_accelerator", lambda: gpu)
+    with pytest.raises(ValueError, match="GPU-1a2b3c4d"):  # upstream still asks by number
+        gpu.available_memory(0)
+    deepspeed_fixes.ask_torch_for_free_memory()
+    assert gpu.available_memory(0) == 7
 
 
 COMPILER = "torch._inductor.compile_fx"

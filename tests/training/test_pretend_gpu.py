@@ -25,6 +25,8 @@ MATCHING = {
 STEPS = 8
 RECORDED, SAVED = 4, 8
 OF_A_RECORD = {"_to_copy watching/metrics.py", "_local_scalar_dense watching/spikes.py"}
+OFFLOADED = {f"{operation} training/engine.py" for operation in ("_to_copy", "copy_", "_local_scalar_dense")}
+"""The update is the host's. Not in the optimizer: torch's would not wait for what it copies there."""
 
 pytestmark = pytest.mark.slow
 
@@ -118,6 +120,7 @@ def test_ranks_have_the_curve_of_a_cpu_and_wait_for_records_and_saves_alone(tmp_
         ("flava_debug", "--training.precision bf16 --training.activation-checkpointing", set()),
         ("demo_dino", "", set()),
         ("demo_albef", "", {"_to_copy objectives/hard_matching.py"}),
+        ("flava_debug", "--engine.deepspeed-config zero1_offload", OFFLOADED),
     ],
 )
 def test_other_ways_to_train_wait_as_the_pages_say(tmp_path, recipe, options, waits):

@@ -84,9 +84,12 @@ HOST = (
     "8000000000 bytes"
 )
 LIBRARY = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"
+LOADED = "Triton Error [CUDA]: out of memory"
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError(SAID), RuntimeError(HOST), RuntimeError(LIBRARY)])
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError(SAID), *(RuntimeError(said) for said in (HOST, LIBRARY, LOADED))]
+)
 def test_memory_of_every_kind_is_recognised(error):
     with pytest.raises(
         DeviceMemoryError,

@@ -177,12 +177,13 @@ def attempt(
 def sets_that_fit(number: int, needed: int, free: int, device: torch.device) -> int:
     """Returns for how many of the input sets there is memory.
 
-    On a GPU each set has two graphs, which keep their memory; on a CPU one call runs at a time.
+    On a GPU each set has two graphs, which keep their memory, and what one of them reads; on a CPU one call
+    runs at a time.
     """
     room = free - LEFT_FREE
     if device.type != "cuda" or needed == 0:
         return number if needed <= room else 0
-    return min(number, max(0, room // (2 * needed)))
+    return min(number, max(0, room // (3 * needed)))
 
 
 def draw(workload: Workload, device: torch.device, dtype: torch.dtype, seed: int) -> Arguments:

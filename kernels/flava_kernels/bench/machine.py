@@ -107,8 +107,12 @@ def free_bytes(device: torch.device) -> int:
 
 
 def gemm_rate(device: torch.device, dtype: torch.dtype, edge: int) -> float:
-    """Returns the best rate of products of square matrices in FLOP/s; `edge` is their size."""
-    a, b = (torch.randn(edge, edge, device=device).to(dtype) for _ in range(2))
+    """Returns the best rate of products of square matrices in FLOP/s; `edge` is their size.
+
+    Leaves the global generators as they are: a run may have just restored their states.
+    """
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        a, b = (torch.randn(edge, edge, device=device).to(dtype) for _ in range(2))
     return 2 * edge**3 / _fastest(lambda: torch.mm(a, b), device)
 
 

@@ -265,8 +265,8 @@ def _time_on_gpu(call: Call, sets: list[Arguments], effort: Effort, found: Measu
     for arguments in sets:
         backward(*forward_and_upstream(call, arguments), arguments)
     try:
-        graphs = [_capture(call, arguments) for arguments in sets]
-        forward, back = ([pair[part].replay for pair in graphs] for part in (0, 1))
+        captured = [_capture(call, arguments) for arguments in sets]
+        forward, back = [one[0].replay for one in captured], [one[1].replay for one in captured]
         found.method = "graph replay"
     except RuntimeError as refused:
         torch.cuda.synchronize()
@@ -284,8 +284,15 @@ def _time_on_gpu(call: Call, sets: list[Arguments], effort: Effort, found: Measu
             times.append(start.elapsed_time(end) / 1000)
 
 
-def _capture(call: Call, arguments: Arguments) -> tuple[torch.cuda.CUDAGraph, torch.cuda.CUDAGraph]:
-    """Captures the forward pass, and the backward pass of another forward pass."""
+def _capture(
+    call: Call, arguments: Arguments
+) -> tuple[torch.cuda.CUDAGraph, torch.cuda.CUDAGraph, list[Tensor]]:
+    """Captures the forward pass, and the backward pass of another forward pass.
+
+    Returns the latter's results and upstream gradients too. Replays read them, and all that was saved for the
+    backward pass, where they were: keep them as long as the graphs, which hold no memory but their own. The
+    next capture returns free memory to the device, so that a replay would read what is no longer mapped.
+    """
     forward_graph, backward_graph = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -298,7 +305,7 @@ def _capture(call: Call, arguments: Arguments) -> tuple[torch.cuda.CUDAGraph, to
         backward(results, upstream, arguments, keep=True)
     with torch.cuda.graph(forward_graph, stream=side):
         call(**arguments.inputs)
-    return forward_graph, backward_graph
+    return forward_graph, backward_graph, [*results, *upstream]
 
 
 def _eager(call: Call, sets: list[Arguments]) -> tuple[list[Callable[[], Any]], list[Callable[[], Any]]]:

@@ -1,11 +1,23 @@
 """Memory that is counted byte by byte, errors against fp64, and rounds."""
 
+import contextlib
 import time
+import weakref
+from unittest import mock
 
 import pytest
 import torch
 from flava_kernels import contrastive
-from flava_kernels.bench.measure import Arguments, Effort, Measurement, error, exact, measure, time_host
+from flava_kernels.bench.measure import (
+    Arguments,
+    Effort,
+    Measurement,
+    _time_on_gpu,
+    error,
+    exact,
+    measure,
+    time_host,
+)
 from flava_kernels.bench.workloads import workloads
 
 CPU = torch.device("cpu")
@@ -107,6 +119,48 @@ def test_the_hosts_time_is_that_of_eager_calls_forward_and_backward():
     time_host(lambda x: Sleeps.apply(x), [leaf(4)], Effort(0.0, 3, 7), found)
     assert len(found.host_forward) == len(found.host_backward) == len(slept) == 3
     assert 0 < min(found.host_forward) and 0.01 <= min(found.host_backward)
+
+
+class Replayed:
+    """A graph of a device without any: a replay notes which of the saved tensors are still there."""
+
+    saved: list[weakref.ref] = []
+    alive: list[int] = []
+
+    def replay(self) -> None:
+        self.alive.append(sum(tensor() is not None for tensor in self.saved))
+
+
+def test_what_a_graph_reads_is_kept_while_it_is_replayed(monkeypatch):
+    """A graph of a backward pass has the addresses of what the forward pass has saved, and no hold of it."""
+
+    class Saves(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            kept = x.exp()
+            Replayed.saved.append(weakref.ref(kept))
+            ctx.kept = kept
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad * ctx.kept
+
+    graphs = {"CUDAGraph": Replayed, "graph": lambda *_, **__: contextlib.nullcontext()}
+    streams = {
+        "Stream": mock.MagicMock,
+        "current_stream": mock.MagicMock,
+        "stream": lambda _: contextlib.nullcontext(),
+    }
+    events = {"Event": lambda **_: mock.MagicMock(elapsed_time=lambda _: 1.0), "synchronize": lambda: None}
+    for name, stand_in in {**graphs, **streams, **events}.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda size, dtype, device: empty(1, dtype=dtype))
+    found = Measurement()
+    _time_on_gpu(lambda x: Saves.apply(x), [leaf(4), leaf(4)], Effort(0.0, 2, 2), found)
+    assert found.method == "graph replay" and len(found.backward) == 2
+    assert Replayed.alive == [2] * 4, "one of each set: that of the pass which the graph goes back through"
 
 
 @pytest.mark.gpu

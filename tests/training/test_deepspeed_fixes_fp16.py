@@ -1,0 +1,56 @@
+"""fp16 with DeepSpeed's loss scale, on a CPU that says it could, where its products are slow."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import torch
+from test_engine import full_weights, reference, run_steps
+from toy import KINDS, Toy, partition_everything, toy_config
+
+from flava_ds.ranks.distributed import start
+from flava_ds.training import deepspeed_fixes, engine_config
+from flava_ds.training.engine import Engine
+
+
+def train(stages: tuple[str, ...], window: int, fixed: bool) -> dict[str, tuple[float, float]]:
+    """The mean distance of weights from the fp32 reference, and the last loss scale, by stage; the scale is
+    raised after so many updates.
+    """
+    world, found = start(60), {}
+    expected = reference(toy_config(), "frozen", world.size)
+    from deepspeed.accelerator import get_accelerator
+
+    accelerator = get_accelerator()
+    types = [torch.float, torch.half]
+    keep = [] if fixed else [mock.patch.object(deepspeed_fixes, "unscale_by_their_own_scale")]
+    patches = [
+        mock.patch.object(engine_config, "_check_precision"),
+        mock.patch.object(type(accelerator), "is_fp16_supported", lambda _: True),
+        mock.patch.object(type(accelerator), "supported_dtypes", lambda _: types),
+        *keep,
+    ]
+    for patch in patches:
+        patch.start()
+    for stage in stages:
+        config = toy_config(stage, precision="fp16")
+        engine = Engine(Toy(), config, world)
+        scaler = engine.deepspeed.optimizer.loss_scaler
+        scaler.scale_window, scaler.cur_scale = window, 2.0**8
+        run_steps(engine, config, world, KINDS)
+        weights = full_weights(engine)
+        distance = sum(float((weights[name].float() - expected[name]).abs().mean()) for name in expected)
+        found[stage] = distance, scaler.cur_scale
+    return found
+
+
+def test_every_stage_follows_fp32_while_the_loss_scale_rises(run_ranks, tmp_path):
+    zero3, zero3_offload = partition_everything(tmp_path), partition_everything(tmp_path, "zero3_offload")
+    stages = ("zero1", "zero2", zero3, "zero1_offload", "zero2_offload", zero3_offload)
+    (found,) = run_ranks(train, 1, stages, 2, True)
+    assert all(distance < 0.003 and scale > 2**8 for distance, scale in found.values()), found
+
+
+def test_upstream_still_unscales_by_the_next_steps_scale(run_ranks, tmp_path):
+    (found,) = run_ranks(train, 1, ("zero1", partition_everything(tmp_path)), 2, False)
+    assert all(distance > 0.01 for distance, _ in found.values()), found

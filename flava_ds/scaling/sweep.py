@@ -119,8 +119,11 @@ class Sweep:
 
     def higher_is_better(self) -> bool:
         """Returns whether the highest metric is the best, by what the tasks of finished runs say."""
-        lower = {name for run in self.runs for name in self.state(run).get("lower_is_better", [])}
-        return higher_is_better(self.metric, lower)
+        return higher_is_better(self.metric, self.lower_is_better())
+
+    def lower_is_better(self) -> set[str]:
+        """Returns the tasks' numbers of which lower is better, by what those of finished runs say."""
+        return {name for run in self.runs for name in self.state(run).get("lower_is_better", [])}
 
     def begin(self, name: str) -> None:
         """Notes that a run is starting."""

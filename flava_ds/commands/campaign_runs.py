@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flava_ds.commands.local_path import local_path
 from flava_ds.errors import UserError, number_of
-from flava_ds.storage.atomic import check_writable
+from flava_ds.storage.atomic import check_writable, hold
 
 if TYPE_CHECKING:
-    from flava_ds.campaigns.campaign import Table
+    from flava_ds.campaigns.campaign import Run, Table
 
 
 def add_arguments(command: argparse.ArgumentParser, *, rows: tuple[str, str], work: str, out: Path) -> None:
@@ -33,10 +35,14 @@ def add_arguments(command: argparse.ArgumentParser, *, rows: tuple[str, str], wo
 
 
 def run_left(options: argparse.Namespace, table: Table) -> Path:
-    """Runs what is left of a table; returns the folder of its results. Raises: UserError."""
+    """Runs what is left of a table; returns the folder of its results.
+
+    Raises: UserError; KeyboardInterrupt, or SystemExit with 128 + signal, when it is asked to stop.
+    """
     from flava_ds.campaigns import campaign
     from flava_ds.campaigns.performing import perform
     from flava_ds.ranks.launch import check_ranks
+    from flava_ds.ranks.stop_signals import like_ctrl_c
 
     if options.most is not None and options.most < 0:
         raise UserError(f"--most {options.most}: use at least 0")
@@ -49,9 +55,34 @@ def run_left(options: argparse.Namespace, table: Table) -> Path:
         check_writable(options.out / options.work, "--out")
     for number, each in enumerate(todo[: options.most]):
         print(f"{number_of(len(todo) - number, 'run')} left", flush=True)
-        try:
-            perform(each)
-        except KeyboardInterrupt:
-            print("\nstopped; the same command goes on from here", flush=True)
-            raise
+        with alone(each) as why_not:
+            if why_not:
+                print(f"{each.row}, seed {each.seed}: left alone, {why_not}", flush=True)
+                continue
+            with like_ctrl_c():
+                try:
+                    perform(each)
+                except KeyboardInterrupt:
+                    print("\nstopped; the same command goes on from here", flush=True)
+                    raise
     return options.out / options.work
+
+
+@contextmanager
+def alone(run: Run) -> Iterator[str]:
+    """Keeps other commands of this machine away from a run until the block ends; yields why it is not to be
+    run, empty if it is: what another one has begun is its own until its end, measuring included.
+    """
+    lock = run.folder.with_name(f".{run.folder.name}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        held = hold(lock)
+    except BlockingIOError:
+        yield "another command is at it"
+        return
+    try:
+        yield f"it has finished meanwhile, {run.file}" if run.file.is_file() else ""
+    finally:
+        with suppress(OSError):
+            lock.unlink()
+        held.close()

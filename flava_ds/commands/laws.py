@@ -80,7 +80,7 @@ def run(options: argparse.Namespace) -> int:
         raise UserError("laws need scipy; install it with `pip install 'flava_ds[eval]'`") from error
     from flava_ds.scaling import findings
 
-    rows, where = rows_at(options.runs)
+    rows, where, lower = rows_at(options.runs)
     parts = [set(str(row.get("parts", "")).split()) for row in rows]
     for name in options.leave_out:
         if name not in set().union(*parts):
@@ -90,6 +90,7 @@ def run(options: argparse.Namespace) -> int:
     named = {what: getattr(options, what) or column for what, column in COLUMNS.items()}
     if options.loss is None and rows and (metric := rows[0].get("metric")):
         named["loss"] = metric
+    refuse_rising(named["loss"], options, where, lower)
     needed = [what for what in COLUMNS if what in findings.NEEDED or getattr(options, what)]
     runs = findings.runs_of(rows, where, named, needed)
     told, found = describe(runs, options)
@@ -108,17 +109,35 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def rows_at(place: Path) -> tuple[list[dict[str, Any]], str]:
-    """Reads the rows of a sweep's folder or of a CSV file, and says where they are."""
+def rows_at(place: Path) -> tuple[list[dict[str, Any]], str, set[str] | None]:
+    """Reads the rows of a sweep's folder or of a CSV file, says where they are, and of which of their tasks'
+    numbers lower is better; a CSV does not tell.
+    """
     from flava_ds.scaling.findings import read_csv
 
     if place.is_dir():
         from flava_ds.scaling.sweep import Sweep
 
-        return Sweep.open(place).rows(), str(place)
+        sweep = Sweep.open(place)
+        return sweep.rows(), str(place), sweep.lower_is_better()
     if not place.is_file():
         raise UserError(f"{place}: no such sweep or table; `flava-ds sweep SPEC` makes a sweep's folder")
-    return [dict(row) for row in read_csv(place)], str(place)
+    return [dict(row) for row in read_csv(place)], str(place), None
+
+
+def refuse_rising(loss: str, options: argparse.Namespace, where: str, lower: set[str] | None) -> None:
+    """Raises UserError for a loss or an error of which more is better: a law would fit its fall, and advise
+    what makes it smallest. Who names a task's number of a CSV says that it falls.
+    """
+    from flava_ds.config.evaluation import EVALUATED, higher_is_better
+
+    said = {name for name in (options.loss, options.error) if name and name.startswith(EVALUATED)}
+    for name, option in ((loss, "--loss"), (options.error, "--error")):
+        if name and higher_is_better(name, said if lower is None else lower):
+            raise UserError(
+                f"{where}: more of '{name}' is better, and a law is of a number that falls; "
+                f"name one by {option}"
+            )
 
 
 def describe(runs: Any, options: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:

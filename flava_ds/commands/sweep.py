@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from flava_ds.scaling.spec import Run, Spec
     from flava_ds.scaling.sweep import Sweep
 
+UNCOMPARED = ("logging.", "checkpoint.")
+"""Settings of a run that may change between its start and the next look at its sweep."""
+MOST_CHANGED = 3
+"""Changed settings that a message names."""
+
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
@@ -42,7 +47,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         help="estimate GPU-hours on this GPU: a100, h100, ... (default: this machine)",
     )
     add("--gpus", type=int, metavar="N", help="with --gpu: GPUs of a run (default: 8 for each of --nodes)")
-    add("--other-commit", action="store_true", help="go on with a sweep that was begun at another commit")
+    add("--other-commit", action="store_true", help="go on with a sweep begun at another commit or settings")
     add("--begin", metavar="RUN", help="for job scripts: note that a run begins; print its options")
     add("--end", nargs=2, metavar=("RUN", "STATUS"), help="for job scripts: note how a run ended")
 
@@ -67,6 +72,7 @@ def run(options: argparse.Namespace) -> int:
             "a job array is written beforehand; run it without --slurm, or over --hostfile"
         )
     configs = {name: config_of(sweep, own) for name, own in sweep.runs.items()}
+    check_earlier(sweep, configs, options)
     names = waiting(sweep, options)
     check_start(sweep, {name: configs[name] for name in names}, options)
     sweep = with_facts(sweep, configs)
@@ -133,7 +139,7 @@ def planned(options: argparse.Namespace) -> tuple[Sweep, Spec | None]:
     old = Sweep.open(folder) if (folder / MANIFEST).exists() else None
     runs = {run.name: run for run in spec.runs}
     if spec.asked is not None and old is not None:
-        runs = dict(old.runs)
+        runs = {name: run for name, run in old.runs.items() if spec.may_ask(run)}
     if not runs and spec.asked is None:
         raise ConfigError(f"{place}: has no run; give an axis, e.g. seeds: [0, 1]")
     new = Sweep(folder, base, spec.metric, commit, runs, {} if old is None else old.facts, plugins)
@@ -188,7 +194,33 @@ def names_run(sweep: Sweep, run: Run) -> Iterator[None]:
         yield
     except UserError as error:
         kind = ConfigError if isinstance(error, ConfigError) else UserError
-        raise kind(f"{sweep.folder.name}, run of {run.place()}: {error}") from error
+        which = f"run of {run.place()}" if run.point else "every run"
+        raise kind(f"{sweep.folder.name}, {which}: {error}") from error
+
+
+def check_earlier(sweep: Sweep, configs: dict[str, Config], options: argparse.Namespace) -> None:
+    """Compares the settings of runs that are finished, or would go on, with what the base says now; a failed
+    run may be mended.
+
+    Raises: ConfigError naming a run and its settings, unless --other-commit mixes them, which a line says.
+    """
+    from flava_ds.checkpoints.fits import changed_settings
+    from flava_ds.checkpoints.place import Place
+    from flava_ds.scaling.sweep import FAILED
+
+    for name, config in configs.items():
+        folder = sweep.path_of(name)
+        if sweep.state(name)["state"] == FAILED or not (folder / "config.json").is_file():
+            continue
+        lines = changed_settings(Place(folder), config)
+        if changed := [line for line in lines if not line.startswith(UNCOMPARED)]:
+            said = f"{folder}: was trained with other settings, {', '.join(changed[:MOST_CHANGED])}"
+            if not options.other_commit:
+                raise ConfigError(
+                    f"{said}; runs that differ in more than their axes do not compare, so undo the change in "
+                    f"{sweep.base}, give the sweep another name or --folder, or mix them with --other-commit"
+                )
+            print(said, flush=True)
 
 
 def words_of(sweep: Sweep, run: Run) -> list[str]:
@@ -206,10 +238,17 @@ def commit_now() -> str:
 
 
 def with_facts(sweep: Sweep, configs: dict[str, Config]) -> Sweep:
-    """Returns the sweep with what the planner knows of its runs."""
+    """Returns the sweep with what the planner knows of its runs; what it knew of those that are not finished
+    may be of a base that has been mended since.
+    """
+    from flava_ds.scaling.sweep import FINISHED
     from flava_ds.scaling.sweep_cost import facts_of, works_of
 
-    new = {name: config for name, config in configs.items() if not sweep.facts.get(name)}
+    new = {
+        name: config
+        for name, config in configs.items()
+        if not sweep.facts.get(name) or sweep.state(name)["state"] != FINISHED
+    }
     works = works_of(new)
     facts = {name: facts_of(config, works[name]) for name, config in new.items()}
     return dataclasses.replace(sweep, facts={**sweep.facts, **facts})
@@ -303,10 +342,11 @@ def estimate(sweep: Sweep, configs: dict[str, Config], names: list[str], options
         ]
     if launch.count_gpus():
         return [*counts, f"{runs}: {flops:.3g} FLOPs; --gpu NAME forecasts the hours"]
-    done = [sweep.state(name).get("results", {}) for name in sweep.runs]
-    seconds = sum(3600 * own.get("gpu_hours", 0.0) for own in done) / (options.ranks or 1)
+    done = {name: own for name in sweep.runs if (own := sweep.state(name).get("results"))}
+    seconds = sum(3600 * own.get("gpu_hours", 0.0) for own in done.values()) / (options.ranks or 1)
     rate = min(map(sweep_cost.cpu_rate, {own.training.precision for own in chosen.values()}))
-    finished = {"flops": sum(own.get("flops", 0.0) for own in done), "seconds": seconds}
+    # planned like those to come: what a run logs follows the lengths of its own texts
+    finished = {"flops": sum(sweep.facts[name]["planned_flops"] for name in done), "seconds": seconds}
     hours, how = sweep_cost.on_this_machine(flops, rate, finished)
     return [*counts, sweep_cost.sentence(len(names), flops, hours, "hours on this machine", how)]
 

@@ -28,6 +28,36 @@ def signal_of(status: int) -> signal.Signals | None:
     return signal.Signals(number) if number in [*signal.Signals] else None
 
 
+@contextmanager
+def like_ctrl_c() -> Iterator[None]:
+    """Lets the first of the other STOP_SIGNALS end the block as Ctrl-C does: what runs inside is stopped and
+    waited for.
+
+    Raises: SystemExit with 128 + signal then.
+    """
+    asked: list[int] = []
+
+    def note(number: int, _: Any) -> None:
+        asked.append(number)
+        signal.signal(number, before[number])
+        raise KeyboardInterrupt
+
+    before: dict[int, Any] = {
+        number: signal.getsignal(number) for number in STOP_SIGNALS if number != signal.SIGINT
+    }
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield
+    except KeyboardInterrupt:
+        if asked:
+            raise SystemExit(128 + asked[0]) from None
+        raise
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
+
+
 _listening: list[StopRequest] = []
 """The requests that currently listen for stop signals."""
 

@@ -88,6 +88,13 @@ class Range:
             value = generator.uniform(self.low, self.high)
         return round(value) if self.integer else float(f"{value:.6g}")
 
+    def holds(self, value: Any) -> bool:
+        """Returns whether a value can be drawn from here."""
+        if self.choices:
+            return value in self.choices
+        number = isinstance(value, int | float) and self.low <= value <= self.high
+        return number and (not self.integer or float(value).is_integer())
+
 
 @dataclass(frozen=True)
 class Search:
@@ -109,6 +116,15 @@ class Spec:
     runs: tuple[Run, ...]
     asked: Search | None = None
     fixed: Mapping[str, Any] = field(default_factory=dict)
+
+    def may_ask(self, run: Run) -> bool:
+        """Returns whether the search by Optuna, as it is written now, may have asked for a run."""
+        fields = {} if self.asked is None else self.asked.fields
+        return (
+            run.point.keys() == fields.keys()
+            and dict(run.overrides) == {**self.fixed, **run.point}
+            and all(fields[name].holds(value) for name, value in run.point.items())
+        )
 
 
 def option(name: str, value: Any) -> list[str]:

@@ -119,8 +119,11 @@ class Sweep:
 
     def higher_is_better(self) -> bool:
         """Returns whether the highest metric is the best, by what the tasks of finished runs say."""
-        lower = {name for run in self.runs for name in self.state(run).get("lower_is_better", [])}
-        return higher_is_better(self.metric, lower)
+        return higher_is_better(self.metric, self.lower_is_better())
+
+    def lower_is_better(self) -> set[str]:
+        """Returns the tasks' numbers of which lower is better, by what those of finished runs say."""
+        return {name for run in self.runs for name in self.state(run).get("lower_is_better", [])}
 
     def begin(self, name: str) -> None:
         """Notes that a run is starting."""
@@ -194,9 +197,10 @@ def merged(old: Sweep | None, new: Sweep, where: str, other_commit: bool) -> Swe
     if old is None:
         return new
     lost = [name for name in old.runs if name not in new.runs]
-    if old.base != new.base or lost:
+    other = old.base != new.base and not is_moved(old.base, new.base)
+    if other or lost:
         lacking = number_of(len(lost), "run")
-        what = f"of {old.base}" if old.base != new.base else f"with {lacking} that {where} does not have"
+        what = f"of {old.base}" if other else f"with {lacking} that {where} does not have"
         raise ConfigError(
             f"{new.folder}: holds another sweep, {what}, e.g. {next(iter(lost or old.runs))}; give this one "
             "another name or --folder"
@@ -207,6 +211,13 @@ def merged(old: Sweep | None, new: Sweep, where: str, other_commit: bool) -> Swe
             f"commits may not compare, so check {old.commit[:10]} out, or mix them with --other-commit"
         )
     return new
+
+
+def is_moved(old: str, new: str) -> bool:
+    """Returns whether two bases are files of one name, as when a SPEC's folder has been copied; what they say
+    is compared by the settings of the runs.
+    """
+    return all(Path(base).is_absolute() for base in (old, new)) and Path(old).name == Path(new).name
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -1,25 +1,58 @@
 """What campaigns have in common: a run that is interrupted says how to go on."""
 
 import argparse
+import signal
 
 import pytest
 
 from flava_ds.campaigns import performing
 from flava_ds.campaigns.ablation import TABLE
 from flava_ds.commands.campaign_runs import add_arguments, run_left
+from flava_ds.ranks.stop_signals import STOP_SIGNALS
 
 
-def test_an_interrupted_campaign_says_how_to_go_on(tmp_path, capsys, monkeypatch):
-    begun = []
+def options_of(out):
+    parser = argparse.ArgumentParser()
+    add_arguments(parser, rows=("--rows", "rows"), work="work", out=out)
+    return parser.parse_args(["--rows", "clip", "mim", "--work", "tiny", "--seeds", "1"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_an_interrupted_campaign_says_how_to_go_on(tmp_path, capsys, monkeypatch, number):
+    monkeypatch.chdir(tmp_path)
+    begun, before = [], [signal.getsignal(own) for own in STOP_SIGNALS]
 
     def interrupted(run):
         begun.append(run.row)
-        raise KeyboardInterrupt
+        try:
+            signal.raise_signal(number)
+        finally:
+            begun.append("its training is waited for")
 
     monkeypatch.setattr(performing, "perform", interrupted)
-    parser = argparse.ArgumentParser()
-    add_arguments(parser, rows=("--rows", "rows"), work="work", out=tmp_path)
-    with pytest.raises(KeyboardInterrupt):
-        run_left(parser.parse_args(["--rows", "clip", "mim", "--work", "tiny"]), TABLE)
-    assert len(begun) == 1
+    with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit) as ended:
+        run_left(options_of(tmp_path), TABLE)
+    assert len(begun) == 2 and before == [signal.getsignal(own) for own in STOP_SIGNALS]
+    assert number == signal.SIGINT or ended.value.code == 128 + number
     assert capsys.readouterr().out.endswith("stopped; the same command goes on from here\n")
+
+
+def test_two_campaigns_at_once_share_the_runs(tmp_path, capsys, monkeypatch):
+    """The second one begins while the first is at `mim`, and the first finds `clip` finished."""
+    monkeypatch.chdir(tmp_path)
+    performed = []
+
+    def perform(run):
+        performed.append(run.row)
+        if len(performed) == 1:
+            run_left(options_of(tmp_path), TABLE)
+        run.file.parent.mkdir(exist_ok=True)
+        run.file.write_text("{}")
+
+    monkeypatch.setattr(performing, "perform", perform)
+    run_left(options_of(tmp_path), TABLE)
+    assert performed == ["mim", "clip"]
+    told = capsys.readouterr().out
+    assert "mim, seed 0: left alone, another command is at it\n" in told
+    assert f"clip, seed 0: left alone, it has finished meanwhile, {tmp_path}/tiny/clip-0.json\n" in told
+    assert not list((tmp_path / "runs" / "ablation-tiny").iterdir())

@@ -88,6 +88,34 @@ def test_a_sweeps_folder_gives_its_own_metric_and_leaves_a_part_out(tmp_path, ca
     assert "has no such part; there is grid, odd" in capsys.readouterr().err
 
 
+def test_a_sweep_compared_by_what_should_rise_has_no_law(tmp_path, capsys):
+    top, best = "evaluation/mine/top1", "evaluation/mine/median_rank"
+    run = Run({"x": 1}, {"x": 1})
+    results = {"samples": 8, "flops": 48.0, "batch": 8.0, "parameters": 1e4, top: 0.5, best: 3.0}
+    state = {"state": "finished", "attempts": 1, "results": results, "lower_is_better": [best]}
+    (tmp_path / "states").mkdir()
+    (tmp_path / "states" / f"{run.name}.json").write_text(json.dumps(state))
+    Sweep(tmp_path, "demo", top, "c", {run.name: run}).save()
+    table = tmp_path / "results.csv"
+    table.write_text(f"run,metric,parameters,samples,{top},{best}\na,{top},1e4,8,0.5,3\n")
+    few = "0 runs of one batch besides the 1 of most FLOPs"
+    for place, words, message in (
+        (tmp_path, [], f"more of '{top}' is better, and a law is of a number that falls; name one by --loss"),
+        (table, [], f"more of '{top}' is better"),
+        (tmp_path, ["--loss", top], f"more of '{top}' is better"),
+        (tmp_path, ["--loss", best], few),
+        (table, ["--loss", best], few),  # of a table only its owner knows
+        (
+            tmp_path,
+            ["--loss", best, "--error", top],
+            f"'{top}' is better, and a law is of a number that falls;",
+        ),
+        (table, ["--loss", best, "--error", "accuracy/itm"], "name one by --error"),
+    ):
+        assert cli.main(["laws", str(place), *words]) == 2
+        assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -17,8 +17,10 @@ import pytest
 from flava_ds import cli
 from flava_ds.commands import sweep as command
 from flava_ds.commands import sweep_jobs
+from flava_ds.config import save
+from flava_ds.errors import ConfigError
 from flava_ds.ranks.launch import Launch
-from flava_ds.scaling.spec import parse
+from flava_ds.scaling.spec import Run, parse
 from flava_ds.scaling.sweep import Sweep
 
 SPEC = """
@@ -260,6 +262,86 @@ def test_optuna_asks_by_what_has_finished(tmp_path, capsys, monkeypatch):
     empty = Sweep(tmp_path / "new", "flava_debug", spec.metric, "c", {})
     sweep_jobs.run_all(empty, spec, [], options_of("new", "--most", "2"))
     assert len(begun) == 2
+
+
+def based(tmp_path, **changed):
+    """Writes a SPEC whose base is a file of ours with these keys; returns its words."""
+    base = {"base": "flava_debug", "training": {"total_steps": 16}, **changed}
+    (tmp_path / "mine.json").write_text(json.dumps(base))
+    (tmp_path / "two.json").write_text(json.dumps({"base": "mine.json", "seeds": [0, 1]}))
+    return ["sweep", str(tmp_path / "two.json"), "--folder", str(tmp_path / "sweep"), "--yes"]
+
+
+def narrow():
+    return {part: {"hidden_size": 32} for part in ("image", "text", "multimodal")}
+
+
+def test_a_base_that_was_changed_behind_finished_runs_is_refused(tmp_path, capsys):
+    words = based(tmp_path)
+    sweep, _ = command.planned(options_of(*words[1:]))
+    first = next(iter(sweep.runs))
+    sweep.path_of(first).mkdir(parents=True)
+    save(command.config_of(sweep, sweep.runs[first]), sweep.path_of(first) / "config.json")
+    sweep = command.with_facts(
+        sweep, {name: command.config_of(sweep, run) for name, run in sweep.runs.items()}
+    )
+    sweep.save()
+    (sweep.path_of(first) / "log.jsonl").write_text(json.dumps({"step": 0, "loss/mlm": 2.5}))
+    sweep.end(first, 0)
+    # where a run lies and what it keeps may change
+    assert cli.main([*based(tmp_path, checkpoint={"keep_last": 7}), "--dry-run"]) == 0
+    assert cli.main(based(tmp_path, optimizer={"lr": 0.25})) == 2
+    error = capsys.readouterr().err
+    assert f"{first}: was trained with other settings, optimizer.lr" in error and "-> 0.25; " in error, error
+    assert cli.main([*based(tmp_path, optimizer={"lr": 0.25}), "--dry-run", "--other-commit"]) == 0
+    assert "was trained with other settings, optimizer.lr" in capsys.readouterr().out
+
+
+def test_what_is_known_of_a_run_follows_a_base_that_was_mended(tmp_path, capsys):
+    """A failed run's, which is tried again; a finished run's stays."""
+    sweep, _ = command.planned(options_of(*based(tmp_path)[1:]))
+    sweep = command.with_facts(
+        sweep, {name: command.config_of(sweep, run) for name, run in sweep.runs.items()}
+    )
+    sweep.save()
+    first, second = sweep.runs
+    sweep.end(first, 3)
+    sweep.path_of(second).mkdir()
+    line = {"step": 0, "loss/mlm": 2.5, "seconds_per_step": 3600.0, "flops_per_second": 1.0}
+    (sweep.path_of(second) / "log.jsonl").write_text(json.dumps(line))
+    sweep.end(second, 0)
+    assert cli.main([*based(tmp_path), "--dry-run"]) == 0  # what is to come takes as long, as it is as large
+    assert "60 minutes on this machine at the rate of the finished runs" in capsys.readouterr().out
+    sweep, _ = command.planned(options_of(*based(tmp_path, model=narrow())[1:]))
+    sweep = command.with_facts(
+        sweep, {name: command.config_of(sweep, run) for name, run in sweep.runs.items()}
+    )
+    assert [sweep.facts[name]["parameters"] for name in (first, second)] == [539_555, 1_124_675]
+
+
+@pytest.mark.parametrize(
+    ("search", "fixed", "others"),
+    [
+        ({"optimizer.lr": {"from": 1e-4, "to": 1e-1}}, {}, False),  # wider
+        ({"optimizer.lr": {"from": 1e-3, "to": 2e-3}}, {}, True),
+        ({"optimizer.lr": ["a", "b"]}, {}, True),
+        ({"optimizer.lr": {"from": 0, "to": 2, "integer": True}}, {}, True),
+        ({"optimizer.lr": {"from": 1e-4, "to": 1e-1}, "seed": [0, 1]}, {}, True),
+        ({"optimizer.lr": {"from": 1e-4, "to": 1e-1}}, {"training.total_steps": 9}, True),
+    ],
+)
+def test_a_search_by_optuna_that_is_another_one_now_is_refused(tmp_path, search, fixed, others):
+    asked = Run({"optimizer.lr": 0.01}, {"optimizer.lr": 0.01})
+    Sweep(tmp_path / "sweep", "flava_debug", "loss/mlm", command.commit_now(), {asked.name: asked}).save()
+    path = tmp_path / "asked.json"
+    by = {"by": "optuna", "runs": 2, "fields": search}
+    path.write_text(json.dumps({"base": "flava_debug", "fixed": fixed, "search": by}))
+    options = options_of(str(path), "--folder", str(tmp_path / "sweep"))
+    if others:
+        with pytest.raises(ConfigError, match="holds another sweep, with 1 run that .*asked.json does not"):
+            command.planned(options)
+    else:
+        assert command.planned(options)[0].runs == {asked.name: asked}
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,12 @@ def test_a_folder_may_grow_but_holds_one_sweep_of_one_commit(tmp_path):
         assert "\n" not in str(caught.value)
     other = sweep_in(tmp_path, 1, 2, commit="b" * 40)
     assert merged(old, other, "s.yaml", True) == other
+    copied = [
+        sweep_in(tmp_path, 1, 2, base=base) for base in ("/a/mine.yaml", "/b/mine.yaml", "/b/your.yaml")
+    ]
+    assert merged(*copied[:2], "s.yaml", False) is copied[1]
+    with pytest.raises(ConfigError, match="holds another sweep, of /b/mine.yaml"):
+        merged(*copied[1:], "s.yaml", False)
 
 
 def manifest(**changes) -> str:

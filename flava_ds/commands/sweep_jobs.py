@@ -197,6 +197,7 @@ def write_array(sweep: Sweep, names: list[str], options: argparse.Namespace) -> 
         f"exec >>{shlex.quote(str(folder))}/logs/$run.log 2>&1",
         f"export PORT=$(({FIRST_PORT} + SLURM_ARRAY_TASK_ID % {PORTS}))",
         f'mapfile -d "" -t words < <({command} --begin "$run")',
+        "wait $!  # ends the task with the status of a run that cannot begin",
         'if [ "${#words[@]}" -eq 0 ]; then exit 0; fi',
         f'finish() {{ {command} --end "$run" $?; }}',
         "trap finish EXIT",

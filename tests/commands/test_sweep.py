@@ -185,6 +185,9 @@ def test_a_slurm_array_notes_begin_and_end_of_its_tasks(tmp_path, capsys):
     assert done.returncode == 3
     first, second = sweep.runs
     assert sweep.state(second)["reason"] == "no such node" and sweep.state(first)["state"] == "planned"
+    (sweep.folder / "states" / f"{second}.json").write_text("{")  # what cannot begin is no success for Slurm
+    done = subprocess.run(["bash", str(sweep.folder / "sweep.sbatch")], env=environment, timeout=600)
+    assert done.returncode == 2 and "cannot be read" in sweep.log_of(second).read_text()
 
 
 def test_a_hostfile_is_the_deepspeed_launchers(tmp_path):
@@ -272,19 +275,21 @@ def based(tmp_path, **changed):
     return ["sweep", str(tmp_path / "two.json"), "--folder", str(tmp_path / "sweep"), "--yes"]
 
 
+def known(words):
+    sweep, _ = command.planned(options_of(*words[1:]))
+    configs = {name: command.config_of(sweep, run) for name, run in sweep.runs.items()}
+    return command.with_facts(sweep, configs)
+
+
 def narrow():
     return {part: {"hidden_size": 32} for part in ("image", "text", "multimodal")}
 
 
 def test_a_base_that_was_changed_behind_finished_runs_is_refused(tmp_path, capsys):
-    words = based(tmp_path)
-    sweep, _ = command.planned(options_of(*words[1:]))
+    sweep = known(based(tmp_path))
     first = next(iter(sweep.runs))
     sweep.path_of(first).mkdir(parents=True)
     save(command.config_of(sweep, sweep.runs[first]), sweep.path_of(first) / "config.json")
-    sweep = command.with_facts(
-        sweep, {name: command.config_of(sweep, run) for name, run in sweep.runs.items()}
-    )
     sweep.save()
     (sweep.path_of(first) / "log.jsonl").write_text(json.dumps({"step": 0, "loss/mlm": 2.5}))
     sweep.end(first, 0)
@@ -299,10 +304,7 @@ def test_a_base_that_was_changed_behind_finished_runs_is_refused(tmp_path, capsy
 
 def test_what_is_known_of_a_run_follows_a_base_that_was_mended(tmp_path, capsys):
     """A failed run's, which is tried again; a finished run's stays."""
-    sweep, _ = command.planned(options_of(*based(tmp_path)[1:]))
-    sweep = command.with_facts(
-        sweep, {name: command.config_of(sweep, run) for name, run in sweep.runs.items()}
-    )
+    sweep = known(based(tmp_path))
     sweep.save()
     first, second = sweep.runs
     sweep.end(first, 3)
@@ -312,10 +314,7 @@ def test_what_is_known_of_a_run_follows_a_base_that_was_mended(tmp_path, capsys)
     sweep.end(second, 0)
     assert cli.main([*based(tmp_path), "--dry-run"]) == 0  # what is to come takes as long, as it is as large
     assert "60 minutes on this machine at the rate of the finished runs" in capsys.readouterr().out
-    sweep, _ = command.planned(options_of(*based(tmp_path, model=narrow())[1:]))
-    sweep = command.with_facts(
-        sweep, {name: command.config_of(sweep, run) for name, run in sweep.runs.items()}
-    )
+    sweep = known(based(tmp_path, model=narrow()))
     assert [sweep.facts[name]["parameters"] for name in (first, second)] == [539_555, 1_124_675]
 
 

@@ -22,8 +22,17 @@ from flava_ds.watching.environment import flat
 
 
 def changed_settings(folder: Place, config: Config) -> list[str]:
-    """Lists the settings that have changed since a checkpoint was written, as "name before -> now"."""
-    before = flat(modernised(public(loads(folder.read(files.CONFIG)))))
+    """Lists the settings that have changed since a checkpoint was written, as "name before -> now".
+
+    Raises: CheckpointError when its settings cannot be read.
+    """
+    try:
+        settings = loads(folder.read(files.CONFIG))
+    except ValueError as error:
+        raise CheckpointError(
+            f"{folder / files.CONFIG}: {error}; restore it, or move its folder away"
+        ) from error
+    before = flat(modernised(public(settings)))
     now = flat(public(json.loads(json.dumps(to_dict(config)))))
     return [
         f"{name} {before.get(name)} -> {now.get(name)}"

@@ -33,6 +33,9 @@ def test_settings_that_changed_since_a_checkpoint_are_listed(tmp_path):
         f"optimizer.lr {before.optimizer.lr} -> 0.5",
         "training.total_steps 10 -> 20",
     ]
+    (tmp_path / files.CONFIG).write_text("{")
+    with pytest.raises(CheckpointError, match=re.escape(str(tmp_path / files.CONFIG))):
+        changed_settings(Place(tmp_path), before)
 
 
 def test_a_checkpoint_without_the_teacher_says_when_its_own_settings_help(tmp_path):

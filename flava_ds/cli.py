@@ -48,7 +48,9 @@ def run_command(words: list[str]) -> int:
     if broken := next((word for word in words if not _is_text(word)), None):
         parser.error(f"{broken!r:.200} is not text that a name or a value can have")
     if words[0].startswith("--") and words[0] not in parser.options():
-        parser.error(f"{words[0]} stands before the command; options follow it: flava-ds COMMAND {words[0]}")
+        meant = did_you_mean(words[0], parser.options())
+        place = f"; options stand behind the command: flava-ds COMMAND {words[0]}"
+        parser.error(f"unknown argument {words[0]}{meant or place}")
     options, rest = parser.parse_known_args(words)
     overrides = (rest,) if options.run in takes_overrides else ()
     if rest and not overrides:

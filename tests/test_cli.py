@@ -170,8 +170,12 @@ def test_recipe_help_lists_fields_without_torch():
         (["prepare", "index", "zip:///"], "'zip:///': protocol 'zip' cannot be used"),
         (["codebook", "encode", "gone", "--out", "x"], "required: --codebook"),
         (["evaluate", "gone", "--fast"], "unknown argument --fast"),
-        (["--debug", "evaluate", "x"], "--debug stands before the command; options follow it: flava-ds"),
-        (["--ranks", "2", "train", "flava_debug"], "--ranks stands before the command; options follow it"),
+        (
+            ["--debug", "evaluate", "x"],
+            "--debug; options stand behind the command: flava-ds COMMAND --debug",
+        ),
+        (["--verison"], "error: unknown argument --verison; did you mean '--version'?"),
+        (["--ranks", "2", "train", "flava_debug"], "--ranks; options stand behind the command"),
         (["demo", "--minutes", "3", "--work", "hour"], "not allowed with argument --minutes"),
         (
             ["demo", "--work", "our"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from torch import nn
@@ -12,27 +12,33 @@ from torch import nn
 from flava_ds.checkpoints import files
 from flava_ds.checkpoints.place import Place
 from flava_ds.checkpoints.reader import CheckpointReader, check_shapes
-from flava_ds.config import Config, to_dict
+from flava_ds.config import Config, rebuild, to_dict
 from flava_ds.config.earlier import modernised
 from flava_ds.config.plain_files import loads
-from flava_ds.errors import CheckpointError
+from flava_ds.errors import CheckpointError, ConfigError
 from flava_ds.plain_text import public
 from flava_ds.training.engine import Engine
 from flava_ds.watching.environment import flat
 
 
 def changed_settings(folder: Place, config: Config) -> list[str]:
-    """Lists the settings that have changed since a checkpoint was written, as "name before -> now".
+    """Lists the settings that have changed since a checkpoint was written, as "name before -> now". A field
+    that is newer than the checkpoint had its default then.
 
     Raises: CheckpointError when its settings cannot be read.
     """
     try:
         settings = loads(folder.read(files.CONFIG))
+        if not isinstance(settings, dict):
+            raise ValueError("is no JSON object")
     except ValueError as error:
         raise CheckpointError(
             f"{folder / files.CONFIG}: {error}; restore it, or move its folder away"
         ) from error
-    before = flat(modernised(public(settings)))
+    settings = modernised(settings)
+    with suppress(ConfigError):  # of a part that is unknown by now
+        settings = json.loads(json.dumps(to_dict(rebuild(settings, checked=False))))
+    before = flat(public(settings))
     now = flat(public(json.loads(json.dumps(to_dict(config)))))
     return [
         f"{name} {before.get(name)} -> {now.get(name)}"

@@ -53,12 +53,16 @@ def run_left(options: argparse.Namespace, table: Table) -> Path:
     campaign.check_others(table, planned, options.work, options.out)
     if todo[: options.most]:
         check_writable(options.out / options.work, "--out")
-    for number, each in enumerate(todo[: options.most]):
+    performed = 0
+    for number, each in enumerate(todo):
+        if performed == options.most:
+            break
         print(f"{number_of(len(todo) - number, 'run')} left", flush=True)
         with alone(each) as why_not:
             if why_not:
                 print(f"{each.row}, seed {each.seed}: left alone, {why_not}", flush=True)
                 continue
+            performed += 1
             with like_ctrl_c():
                 try:
                     perform(each)

@@ -90,7 +90,8 @@ def run(options: argparse.Namespace) -> int:
     named = {what: getattr(options, what) or column for what, column in COLUMNS.items()}
     if options.loss is None and rows and (metric := rows[0].get("metric")):
         named["loss"] = metric
-    refuse_rising(named["loss"], options, where, lower)
+    filled = {name for row in rows for name, value in row.items() if value not in ("", None)}
+    refuse_rising(named["loss"], options, where, lower, filled)
     needed = [what for what in COLUMNS if what in findings.NEEDED or getattr(options, what)]
     runs = findings.runs_of(rows, where, named, needed)
     told, found = describe(runs, options)
@@ -111,7 +112,7 @@ def run(options: argparse.Namespace) -> int:
 
 def rows_at(place: Path) -> tuple[list[dict[str, Any]], str, set[str] | None]:
     """Reads the rows of a sweep's folder or of a CSV file, says where they are, and of which of their tasks'
-    numbers lower is better; a CSV does not tell.
+    numbers lower is better, if they tell; a CSV does not.
     """
     from flava_ds.scaling.findings import read_csv
 
@@ -119,21 +120,24 @@ def rows_at(place: Path) -> tuple[list[dict[str, Any]], str, set[str] | None]:
         from flava_ds.scaling.sweep import Sweep
 
         sweep = Sweep.open(place)
-        return sweep.rows(), str(place), sweep.lower_is_better()
+        return sweep.rows(), str(place), sweep.lower_is_better() or None
     if not place.is_file():
         raise UserError(f"{place}: no such sweep or table; `flava-ds sweep SPEC` makes a sweep's folder")
     return [dict(row) for row in read_csv(place)], str(place), None
 
 
-def refuse_rising(loss: str, options: argparse.Namespace, where: str, lower: set[str] | None) -> None:
+def refuse_rising(
+    loss: str, options: argparse.Namespace, where: str, lower: set[str] | None, filled: set[str]
+) -> None:
     """Raises UserError for a loss or an error of which more is better: a law would fit its fall, and advise
-    what makes it smallest. Who names a task's number of a CSV says that it falls.
+    what makes it smallest. Where nothing tells, who names a task's number says that it falls. What is not
+    `filled` is left to whoever reads it.
     """
     from flava_ds.config.evaluation import EVALUATED, higher_is_better
 
     said = {name for name in (options.loss, options.error) if name and name.startswith(EVALUATED)}
     for name, option in ((loss, "--loss"), (options.error, "--error")):
-        if name and higher_is_better(name, said if lower is None else lower):
+        if name in filled and higher_is_better(name, said if lower is None else lower):
             raise UserError(
                 f"{where}: more of '{name}' is better, and a law is of a number that falls; "
                 f"name one by {option}"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from flava_ds.scaling.spec import Run, Spec
     from flava_ds.scaling.sweep import Sweep
 
-UNCOMPARED = ("logging.", "checkpoint.")
+UNCOMPARED = ("logging.", "checkpoint.", "data.num_workers ", "engine.communication_timeout_s ")
 """Settings of a run that may change between its start and the next look at its sweep."""
 MOST_CHANGED = 3
 """Changed settings that a message names."""
@@ -220,7 +220,18 @@ def check_earlier(sweep: Sweep, configs: dict[str, Config], options: argparse.Na
                     f"{said}; runs that differ in more than their axes do not compare, so undo the change in "
                     f"{sweep.base}, give the sweep another name or --folder, or mix them with --other-commit"
                 )
-            print(said, flush=True)
+            print(said, file=sys.stderr)
+
+
+def check_begin(sweep: Sweep, options: argparse.Namespace) -> None:
+    """As `check_earlier`, before a job script begins a run: one finished run tells if the base changed."""
+    from flava_ds.recipes.outside import import_plugins
+    from flava_ds.scaling.sweep import FINISHED
+
+    finished = next((own for name, own in sweep.runs.items() if sweep.state(name)["state"] == FINISHED), None)
+    if finished is not None:
+        import_plugins(sweep.plugins)
+        check_earlier(sweep, {finished.name: config_of(sweep, finished)}, options)
 
 
 def words_of(sweep: Sweep, run: Run) -> list[str]:

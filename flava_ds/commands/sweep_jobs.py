@@ -179,7 +179,8 @@ def write_array(sweep: Sweep, names: list[str], options: argparse.Namespace) -> 
         if line.startswith("#SBATCH") and not line.split()[1].startswith(dropped)
     ]
     limit = f"%{options.at_once}" if options.at_once else ""
-    command = shlex.join([sys.executable, "-m", "flava_ds.cli", "sweep", str(folder)])
+    mixed = ["--other-commit"] if options.other_commit else []
+    command = shlex.join([sys.executable, "-m", "flava_ds.cli", "sweep", str(folder), *mixed])
     logs = str(folder / "logs").replace("%", "%%")  # %x is the job's name
     lines = [
         "#!/usr/bin/env bash",
@@ -212,8 +213,10 @@ def write_array(sweep: Sweep, names: list[str], options: argparse.Namespace) -> 
 def note(sweep: Sweep, options: argparse.Namespace) -> int:
     """Notes for a job script that a run begins, printing its words with a NUL behind each, or how it ended.
 
-    A finished run has no words. Raises: UserError for an unknown run.
+    A finished run has no words. Raises: UserError for an unknown run, or a base that was changed behind a
+    finished one.
     """
+    from flava_ds.commands.sweep import check_begin
     from flava_ds.scaling.sweep import FINISHED
 
     name = options.begin or options.end[0]
@@ -226,6 +229,7 @@ def note(sweep: Sweep, options: argparse.Namespace) -> int:
         print(sweep.end(name, int(status))["state"])
         return 0
     if sweep.state(name)["state"] != FINISHED:
+        check_begin(sweep, options)
         sweep.begin(name)
         words = command_words(sweep, name)
         sys.stdout.write("".join(f"{word}\0" for word in (sweep.base, *words)))

@@ -214,10 +214,13 @@ def merged(old: Sweep | None, new: Sweep, where: str, other_commit: bool) -> Swe
 
 
 def is_moved(old: str, new: str) -> bool:
-    """Returns whether two bases are files of one name, as when a SPEC's folder has been copied; what they say
-    is compared by the settings of the runs.
+    """Returns whether a base is another's file, as when a SPEC's folder has been moved or copied; what a
+    moved one says is compared by the settings of the runs.
     """
-    return all(Path(base).is_absolute() for base in (old, new)) and Path(old).name == Path(new).name
+    before, now = Path(old), Path(new)
+    if not before.is_absolute() or not now.is_absolute() or before.name != now.name:
+        return False
+    return not before.exists() or before.read_bytes() == now.read_bytes()
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -97,7 +97,8 @@ def test_a_sweep_compared_by_what_should_rise_has_no_law(tmp_path, capsys):
     (tmp_path / "states" / f"{run.name}.json").write_text(json.dumps(state))
     Sweep(tmp_path, "demo", top, "c", {run.name: run}).save()
     table = tmp_path / "results.csv"
-    table.write_text(f"run,metric,parameters,samples,{top},{best}\na,{top},1e4,8,0.5,3\n")
+    columns = f"run,metric,parameters,samples,accuracy/itm,{top},{best}"
+    table.write_text(f"{columns}\na,{top},1e4,8,0.7,0.5,3\n")
     few = "0 runs of one batch besides the 1 of most FLOPs"
     for place, words, message in (
         (tmp_path, [], f"more of '{top}' is better, and a law is of a number that falls; name one by --loss"),
@@ -113,6 +114,15 @@ def test_a_sweep_compared_by_what_should_rise_has_no_law(tmp_path, capsys):
         (table, ["--loss", best, "--error", "accuracy/itm"], "name one by --error"),
     ):
         assert cli.main(["laws", str(place), *words]) == 2
+        assert message in capsys.readouterr().err
+    # a sweep before the log told which numbers fall: what is named is believed
+    (tmp_path / "states" / f"{run.name}.json").write_text(json.dumps({**state, "lower_is_better": []}))
+    for words, message in (
+        ([], "name one by --loss"),
+        (["--loss", best], few),
+        (["--loss", "evaluation/typo"], "has no column 'evaluation/typo'"),
+    ):
+        assert cli.main(["laws", str(tmp_path), *words]) == 2
         assert message in capsys.readouterr().err
 
 

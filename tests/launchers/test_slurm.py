@@ -68,8 +68,9 @@ def test_run_interrupted_in_every_way_has_the_curve_of_an_uninterrupted_one(work
     steps = run.continued_from()
     assert len(steps) >= len(INTERRUPTIONS), run.said()[-3000:]
     # a lost host leaves the last regular checkpoint, a signal one more
-    for number, step in enumerate(steps[: len(INTERRUPTIONS)], 1):
-        assert number * INTERRUPTED_EVERY - CHECKPOINT_EVERY <= step < STEPS, steps
+    for number in range(1, len(INTERRUPTIONS) + 1):
+        least = number * INTERRUPTED_EVERY - CHECKPOINT_EVERY
+        assert any(least <= step < least + 2 * INTERRUPTED_EVERY for step in steps), steps
     assert run.curve() == uninterrupted
 
 

@@ -100,6 +100,15 @@ def test_a_folder_may_grow_but_holds_one_sweep_of_one_commit(tmp_path):
     assert merged(*copied[:2], "s.yaml", False) is copied[1]
     with pytest.raises(ConfigError, match="holds another sweep, of /b/mine.yaml"):
         merged(*copied[1:], "s.yaml", False)
+    files = [tmp_path / folder / "mine.yaml" for folder in "ab"]
+    for number, file in enumerate(files):
+        file.parent.mkdir()
+        file.write_text(str(number))
+    two = [sweep_in(tmp_path, 1, 2, base=str(file)) for file in files]
+    with pytest.raises(ConfigError, match="holds another sweep"):
+        merged(*two, "s.yaml", False)
+    files[0].write_text("1")
+    assert merged(*two, "s.yaml", False) is two[1]
 
 
 def manifest(**changes) -> str:

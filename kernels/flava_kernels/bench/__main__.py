@@ -183,7 +183,7 @@ def sets_that_fit(number: int, needed: int, free: int, device: torch.device) -> 
     room = free - LEFT_FREE
     if device.type != "cuda" or needed == 0:
         return number if needed <= room else 0
-    return min(number, max(0, room // (3 * needed)))
+    return min(number, max(int(2 * needed <= room), room // (3 * needed)))  # one at least if its graphs fit
 
 
 def draw(workload: Workload, device: torch.device, dtype: torch.dtype, seed: int) -> Arguments:

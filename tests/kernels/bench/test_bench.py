@@ -120,6 +120,7 @@ def test_reasons_instead_of_numbers():
         ("cuda", 1, 8, 2),
         ("cuda", 2, 8, 1),
         ("cuda", 4, 8, 0),
+        ("cuda", 4, 10, 1),
         ("cuda", 20, 78, 1),
     ],
 )

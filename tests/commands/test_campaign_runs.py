@@ -17,6 +17,15 @@ def options_of(out, *words):
     return parser.parse_args(["--rows", "clip", "mim", "--work", "tiny", "--seeds", "1", *words])
 
 
+@pytest.fixture
+def ctrl_c():
+    """Python's own answer to it, which a process started in the background has not."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_an_interrupted_campaign_says_how_to_go_on(tmp_path, capsys, monkeypatch, number):
     monkeypatch.chdir(tmp_path)

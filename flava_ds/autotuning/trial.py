@@ -11,11 +11,15 @@ from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flava_ds import train
 from flava_ds.processes import leave
 from flava_ds.storage.atomic import write_json
+
+if TYPE_CHECKING:
+    from flava_ds.config import Config
+    from flava_ds.training.trainer import Trainer
 
 OF_EACH = 4
 """Steps of the source that is drawn least; the first one of each is not counted."""
@@ -49,7 +53,6 @@ def run(words: list[str]) -> int:
     from flava_ds.build import build
     from flava_ds.training.watcher import Watcher
     from flava_ds.watching.metrics import peak_memory
-    from flava_ds.watching.out_of_memory import explained
 
     class Peak(Watcher):
         """Keeps the largest peak of the records: each of them lets a GPU count anew."""
@@ -61,6 +64,23 @@ def run(words: list[str]) -> int:
 
     trainer, before = build(config), Peak()
     trainer.watchers += (before,)
+    steps, device = take_steps(config, trainer), trainer.world.device
+    peak = torch.tensor(peak_memory(device) / 2**30, dtype=torch.float64, device=device)
+    if trainer.world.size > 1:
+        dist.all_reduce(peak, op=dist.ReduceOp.MAX)
+    trainer.recorder.close()
+    if trainer.world.is_main:
+        found = {"steps": steps, "peak_memory_gib": max(before.gib, peak.item())}
+        write_json(Path(file), found, indent=None)
+    return 0
+
+
+def take_steps(config: Config, trainer: Trainer) -> list[tuple[str, float]]:
+    """Takes steps until each source has had its share; returns the source and the seconds of each."""
+    import torch
+
+    from flava_ds.watching.out_of_memory import explained
+
     device = trainer.world.device
     steps: list[tuple[str, float]] = []
     seen = Counter({name: 0 for name in config.drawn_sources})
@@ -78,14 +98,7 @@ def run(words: list[str]) -> int:
             seen[source] += 1
             if min(seen.values()) == OF_EACH or len(steps) == MOST_STEPS:
                 break
-    peak = torch.tensor(peak_memory(device) / 2**30, dtype=torch.float64, device=device)
-    if trainer.world.size > 1:
-        dist.all_reduce(peak, op=dist.ReduceOp.MAX)
-    trainer.recorder.close()
-    if trainer.world.is_main:
-        found = {"steps": steps, "peak_memory_gib": max(before.gib, peak.item())}
-        write_json(Path(file), found, indent=None)
-    return 0
+    return steps
 
 
 if __name__ == "__main__":

@@ -19,8 +19,9 @@
 #   --wheels   first installs each wheel in FOLDER, offline and without dependencies; these, and pytest, must
 #              be among the wheels (benchmarks/collect_wheels.py collects them)
 #   --only     parts whose name matches a shell pattern: 'check-*', 'bench-varlen_attention', train
-#   --cpu      the same parts in some minutes on a CPU with the references, to test the suite itself; tests of
-#              the part `others`, which need a GPU, are collected and not run
+#   --cpu      the same parts in some minutes on a CPU with the references, to test the suite itself; the part
+#              kernels-train runs in Triton's interpreter, and tests of the part `others`, which need a GPU, are
+#              collected and not run
 #   --dry-run  prints the commands without running them
 #
 # FLAVA_COMMIT names the commit in rows and results, where a copy of the repository has no history; the table
@@ -31,7 +32,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 out=$root/runs/gpu_suite wheels="" python=python3 only='*' cpu="" dry="" minutes="" archive=""
 seconds=590 enough=15
 
-usage() { sed -n '2,30s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+usage() { sed -n '2,31s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 
 while [ $# -gt 0 ]; do
     case $1 in
@@ -160,12 +161,13 @@ from flava_kernels.bench.machine import commit
 print(commit(), " ".join(flava_kernels.OPS), sep="\n")')
 first="varlen_attention layer_norm add_layer_norm linear_gelu"
 if [ -n "$cpu" ]; then
-    test='test_the_reference_equals' marker='not triton and not gpu' bench=(--device cpu --size quick)
+    test='test_the_reference_equals' marker='not triton and not gpu' interpreted='triton and not gpu'
+    bench=(--device cpu --size quick)
     steps=(--recipe flava_debug --batch 8) pairs=(--recipe flava_debug --batch) collect=(--collect-only -q)
 else
     "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || [ -n "$dry" ] ||
         { echo "error: torch finds no GPU; --cpu runs without" >&2; exit 2; }
-    test='on_the_gpu' marker='gpu' bench=()
+    test='on_the_gpu' marker='gpu' interpreted='gpu' bench=()
     steps=(--recipe flava_base --batch 256) pairs=(--recipe flava_base --batch) collect=()
 fi
 small="$test and float16 and (to-128 or 37x64 or 37x24x40 or to-64 or three or 33-all or mixed)"
@@ -191,7 +193,7 @@ both() {
 
 smoke=("$python" -m pytest -m "$marker" -k "$small" tests/kernels/test_op.py)
 part smoke "${smoke[@]}"
-part kernels-train "$python" -m pytest -rs -m "$marker" tests/training/test_trainer_on_kernels.py
+part kernels-train "$python" -m pytest -rs -m "$interpreted" tests/training/test_trainer_on_kernels.py
 part train "$python" benchmarks/train_steps.py --out "$out/train" "${steps[@]}" --steps 40
 for size in 64 256 128; do
     part "pairs-$size" "$python" benchmarks/train_steps.py --out "$out/pairs-$size" "${pairs[@]}" "$size" \

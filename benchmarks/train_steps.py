@@ -20,6 +20,7 @@ import datetime
 import json
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -67,6 +68,8 @@ def main() -> int:
     status = subprocess.run(command, env=os.environ | watching).returncode
     if status:
         return status
+    # The end of a run always writes one, which at this size takes 3.4 GiB, and nobody goes on from it.
+    shutil.rmtree(options.out / "train_steps" / "checkpoints")
     log = read_log(options.out / "train_steps" / "log.jsonl")
     about = {name: log.header[name] for name in ("versions", "hardware", "git")}
     about["git"] = about["git"] or {"commit": os.environ.get("FLAVA_COMMIT", "unknown")}

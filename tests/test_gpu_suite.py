@@ -66,6 +66,13 @@ def test_the_parts(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_parts_made_of_tests_have_some_on_a_cpu_too(tmp_path):
+    """pytest fails where it finds none."""
+    done = suite(tmp_path, "--cpu", "--only", "[ksoa]*", PYTEST_ADDOPTS="--collect-only -q")
+    assert done.returncode == 0, done.stdout
+    assert set(table(done)) == {"kernels-train", "smoke", "others", "apex"}
+
+
 def wheel(folder: Path, name: str, requires: str = "") -> None:
     """Writes a wheel with one module."""
     info = f"{name}-1.0.dist-info"

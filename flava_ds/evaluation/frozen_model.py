@@ -27,7 +27,7 @@ from flava_ds.evaluation.protocols import (
     Progress,
     TextFeatures,
 )
-from flava_ds.evaluation.shares import Alone, Share
+from flava_ds.evaluation.shares import Share
 from flava_ds.storage import parallel
 from flava_ds.storage.parallel import Given, Made
 
@@ -103,7 +103,7 @@ class FrozenModel:
         self.described, self._tokenizer = described, tokenizer
         self.image_size, self.most_tokens, self.device = image_size, most_tokens, device
         self._parts, self._reasons = offers
-        self._share, self._cache, self.workplace = share or Alone(), cache, Workplace()
+        self._share, self._cache, self.workplace = share or Share(), cache, Workplace()
         self._images: dict[Pictures, Tensor] = {}
         self._texts: dict[tuple[tuple[str, ...], int], Tensor] = {}
 

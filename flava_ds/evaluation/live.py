@@ -18,7 +18,7 @@ from flava_ds.evaluation.opening import freeze
 from flava_ds.evaluation.pixels import pixel_model
 from flava_ds.evaluation.protocols import Evaluator, ImageFeatures, Score
 from flava_ds.evaluation.runner import FoundData, check_needs, find_all
-from flava_ds.evaluation.shares import AmongRanks
+from flava_ds.evaluation.shares import Share
 from flava_ds.ranks.distributed import World, together
 
 
@@ -49,17 +49,17 @@ class LiveEvaluation:
     def __call__(self) -> dict[str, dict[str, Score]]:
         """Returns task -> number -> score, equal on all ranks. Errors are raised on all ranks too."""
         with self._lend() as module:
-            model = _frozen(self.config, module, AmongRanks(self.world))
+            model = _frozen(self.config, module, Share(self.world))
             return self._evaluated(model, self.tasks)
 
     def of_pixels(self) -> dict[str, dict[str, Score]]:
         """Returns what raw pixels reach in the tasks that read image features alone, as the call does."""
-        model = pixel_model(self.config.model.load_tokenizer(self.config), AmongRanks(self.world))
+        model = pixel_model(self.config.model.load_tokenizer(self.config), Share(self.world))
         return self._evaluated(model, [task for task in self.tasks if task.needs == (ImageFeatures,)])
 
     def _evaluated(self, model: FrozenModel, tasks: Sequence[Evaluator]) -> dict[str, dict[str, Score]]:
         """Runs tasks without runner.evaluate's facts, which every rank would stat all pictures for."""
-        share = AmongRanks(self.world)
+        share = Share(self.world)
         return {task.name: share.together(partial(task.run, model, self.data[task.name])) for task in tasks}
 
 
@@ -80,5 +80,5 @@ def find_tasks(config: Config, module: nn.Module) -> tuple[list[Evaluator], dict
     return tasks, data
 
 
-def _frozen(config: Config, module: nn.Module, share: AmongRanks | None = None) -> FrozenModel:
+def _frozen(config: Config, module: nn.Module, share: Share | None = None) -> FrozenModel:
     return freeze(config, module, Described(config.name, config.model.type), share)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -24,85 +24,44 @@ TIMEOUT_S = 3600
 """Longest time that ranks of `flava-ds evaluate` wait for each other, for example while one fits a probe."""
 
 
-class Share(Protocol):
-    """Divides the batches of one set; all ranks iterate in the same order."""
+class Share:
+    """A process's part of the work on one set; all ranks iterate in the same order. Without a `world`, one
+    process does everything.
+    """
 
-    @property
-    def parts(self) -> int:
-        """Returns how many processes share the work."""
+    def __init__(self, world: World | None = None) -> None:
+        self.world = world
+        self.rank, self.parts = (0, 1) if world is None else (world.rank, world.size)
 
     @property
     def is_main(self) -> bool:
         """Returns True on the process that writes files."""
+        return self.rank == 0
 
     def mine(self, starts: range) -> list[int]:
-        """Returns the first rows of the batches that this rank encodes."""
+        """Returns the first rows of the batches that this rank encodes: every W-th."""
+        return list(starts)[self.rank :: self.parts]
 
     def join(self, starts: range, mine: Iterator[Tensor]) -> list[Tensor]:
-        """Encodes this rank's batches and returns those of all ranks in order."""
-
-    def add(self, mine: Callable[[], list[Tensor]]) -> list[Tensor]:
-        """Runs this rank's work and returns the sums of its tensors over all ranks."""
-
-    def from_main(self, make: Callable[[], Result]) -> Result:
-        """Runs `make` on the process that writes files and returns its result on all."""
-
-    def together(self, run: Callable[[], Result]) -> Result:
-        """Runs what all processes run, and raises an error of one on all."""
-
-
-class Alone:
-    """A single process that encodes everything."""
-
-    parts, is_main = 1, True
-
-    def mine(self, starts: range) -> list[int]:
-        """Returns all batches."""
-        return list(starts)
-
-    def join(self, starts: range, mine: Iterator[Tensor]) -> list[Tensor]:
-        """Returns the batches unchanged."""
-        return list(mine)
-
-    def add(self, mine: Callable[[], list[Tensor]]) -> list[Tensor]:
-        """Returns the tensors unchanged."""
-        return mine()
-
-    def from_main(self, make: Callable[[], Result]) -> Result:
-        """Runs it."""
-        return _run(make)
-
-    def together(self, run: Callable[[], Result]) -> Result:
-        """Runs it."""
-        return _run(run)
-
-
-class AmongRanks:
-    """All ranks of a run. An error on one of them is raised on all."""
-
-    def __init__(self, world: World) -> None:
-        self.world, self.parts, self.is_main = world, world.size, world.is_main
-
-    def mine(self, starts: range) -> list[int]:
-        """Returns every W-th batch."""
-        return list(starts)[self.world.rank :: self.world.size]
-
-    def join(self, starts: range, mine: Iterator[Tensor]) -> list[Tensor]:
-        """Encodes this rank's batches and gathers the others' over the host's process group.
+        """Encodes this rank's batches and returns those of all ranks in order, gathered over the host's
+        process group.
 
         Raises: the error of the first rank that failed.
         """
+        if self.world is None:
+            return list(mine)
         parts = self.together(lambda: [part.cpu() for part in mine])
         everyone = gather_objects(self.world, parts)
-        return [
-            everyone[number % self.world.size][number // self.world.size] for number in range(len(starts))
-        ]
+        return [everyone[number % self.parts][number // self.parts] for number in range(len(starts))]
 
     def add(self, mine: Callable[[], list[Tensor]]) -> list[Tensor]:
-        """Adds up the ranks' tensors in one collective on the device.
+        """Runs this rank's work and returns the sums of its tensors over all ranks, in one collective on the
+        device.
 
         Raises: the error of the first rank that failed.
         """
+        if self.world is None:
+            return mine()
         tensors = self.together(mine)
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
         dist.all_reduce(flat, group=None if flat.is_cuda else self.world.host_group)
@@ -110,16 +69,20 @@ class AmongRanks:
         return [part.view_as(tensor) for part, tensor in zip(flat.split(sizes), tensors, strict=True)]
 
     def from_main(self, make: Callable[[], Result]) -> Result:
-        """Runs it on the first rank and sends the result to the others.
+        """Runs `make` on the process that writes files and returns its result on all.
 
         Raises: its error, on all ranks.
         """
+        if self.world is None:
+            return _run(make)
         made: Any = self.together(make if self.is_main else lambda: None)
         found: Result = from_main(self.world, made)
         return found
 
     def together(self, run: Callable[[], Result]) -> Result:
         """Runs this rank's work; raises an error of any rank on all of them, where they next wait for it."""
+        if self.world is None:
+            return _run(run)
         found: Any = None
         error: Exception | None = None
         try:
@@ -128,7 +91,7 @@ class AmongRanks:
             if getattr(problem, "on_all_ranks", False):
                 raise
             # RuntimeError pickles; an arbitrary exception may not
-            told = RuntimeError(f"rank {self.world.rank}: {type(problem).__name__}: {problem}")
+            told = RuntimeError(f"rank {self.rank}: {type(problem).__name__}: {problem}")
             error = problem if isinstance(problem, UserError) else told
         raise_together(self.world, error)
         return found
@@ -152,11 +115,11 @@ def launched() -> Iterator[tuple[Share, torch.device | None]]:
     Raises: UserError if the launcher set only part of its variables.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield Alone(), None
+        yield Share(), None
         return
     world = start(TIMEOUT_S)
     try:
         with together(world):
-            yield AmongRanks(world), world.device
+            yield Share(world), world.device
     finally:
         stop()

@@ -7,7 +7,7 @@ import importlib.metadata
 import itertools
 import platform
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from flava_ds.evaluation.frozen_model import FrozenModel, Lacking
 from flava_ds.evaluation.labelled import state_of_pictures
 from flava_ds.evaluation.protocols import EvaluationData, Evaluator, Progress, Trained
 from flava_ds.evaluation.runner import FoundData, evaluate, expected, find_data
-from flava_ds.evaluation.shares import Alone, Share
+from flava_ds.evaluation.shares import Share
 from flava_ds.evaluation.statistics import RESAMPLES, SEED
 from flava_ds.storage.atomic import write_json
 
@@ -95,7 +95,7 @@ class Suite:
     limit: int | None
     facts: dict[str, Any]
     tell: Progress = lambda _: None
-    share: Share = Alone()
+    share: Share = field(default_factory=Share)
     """Which part of the work is this process's."""
 
     def run(self, freeze: Callable[[], FrozenModel]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from flava_ds.evaluation.opening import freeze
 from flava_ds.evaluation.registry import find
 from flava_ds.evaluation.run_losses import RunLosses
 from flava_ds.evaluation.runner import evaluate, find_all
-from flava_ds.evaluation.shares import Alone
+from flava_ds.evaluation.shares import Share
 from flava_ds.evaluation.statistics import mean_of_batches
 from flava_ds.families.flava.task import build_task
 
@@ -101,18 +101,18 @@ def test_what_cannot_be_measured_is_one_line(world, tmp_path):
         measured(only_text, tmp_path / "images")
 
 
-class Two(Alone):
-    parts = 2
+class Two(Share):
+    def __init__(self, rank=0):
+        super().__init__()
+        self.rank, self.parts = rank, 2
 
 
 class Half(Two):
     """One of two threads that add up what both have."""
 
     def __init__(self, rank, met, given):
-        self.rank, self.met, self.given = rank, met, given
-
-    def mine(self, starts):
-        return list(starts)[self.rank :: 2]
+        super().__init__(rank)
+        self.met, self.given = met, given
 
     def add(self, mine):
         self.given[self.rank] = mine()
@@ -134,7 +134,7 @@ def test_a_loss_over_two_ranks_is_that_of_one_also_where_the_step_normalises_it(
     write_tar(tmp_path / "0.tar", members)
     config = dataclasses.replace(tiny_config(), data=dataclasses.replace(tiny_config().data, shuffle=False))
     losses = RunLosses(config, randomize(config.model.build(config)).eval())
-    [expected] = losses.sums("detection", tmp_path, 8, Alone())
+    [expected] = losses.sums("detection", tmp_path, 8, Share())
     met, given = threading.Barrier(2), [[], []]
     halves = [losses.sums("detection", tmp_path, 8, Half(rank, met, given)) for rank in (0, 1)]
     with ThreadPoolExecutor(2) as pool:

@@ -8,7 +8,7 @@ from flava_ds.errors import DataError
 from flava_ds.evaluation import frozen_model
 from flava_ds.evaluation.registry import find
 from flava_ds.evaluation.runner import evaluate, find_all
-from flava_ds.evaluation.shares import AmongRanks
+from flava_ds.evaluation.shares import Share
 from flava_ds.ranks.distributed import start
 
 TASKS = ["image_folder_zero_shot", "image_folder_neighbours", "image_folder_probe"]
@@ -19,7 +19,7 @@ def shared(root, broken=None):
     world, knows = start(60), KnowsColors({"green": "red"})
     frozen_model.BATCH_ROWS, frozen_model.PART_BATCHES = 5, 1
     tasks = find(TASKS)
-    model = color_model(knows, share=AmongRanks(world))
+    model = color_model(knows, share=Share(world))
     try:
         results = evaluate(tasks, model, find_all(tasks, root))
     except (DataError, RuntimeError) as error:
@@ -65,7 +65,7 @@ def fails_on_rank_1(root):
     world = start(60)
     frozen_model.BATCH_ROWS = 5
     try:
-        evaluate(tasks, color_model(Fails(), share=AmongRanks(world)), find_all(tasks, root))
+        evaluate(tasks, color_model(Fails(), share=Share(world)), find_all(tasks, root))
     except RuntimeError as error:
         return str(error)
 

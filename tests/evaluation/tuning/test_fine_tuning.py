@@ -19,7 +19,7 @@ from flava_ds.evaluation.opening import freeze
 from flava_ds.evaluation.published import published
 from flava_ds.evaluation.registry import tasks
 from flava_ds.evaluation.runner import evaluate, find_all, find_data
-from flava_ds.evaluation.shares import AmongRanks
+from flava_ds.evaluation.shares import Share
 from flava_ds.evaluation.tuning import fitting
 from flava_ds.evaluation.tuning.goals import Classes
 from flava_ds.evaluation.tuning.recipe import Recipe
@@ -259,7 +259,7 @@ def test_a_model_without_states_of_pairs_is_named(tmp_path):
 
 def on_ranks(folder: Path):
     """Fine-tunes on this rank's share of each batch."""
-    model = frozen(folder, share=AmongRanks(start(60)))
+    model = frozen(folder, share=Share(start(60)))
     task = dataclasses.replace(
         tasks()["snli_ve"], recipe=dataclasses.replace(QUICK, samples=18, updates=6, rows_at_once=3)
     )

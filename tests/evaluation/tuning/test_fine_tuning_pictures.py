@@ -19,7 +19,7 @@ from flava_ds.errors import ConfigError, DataError
 from flava_ds.evaluation.frozen_model import Workplace
 from flava_ds.evaluation.registry import tasks
 from flava_ds.evaluation.runner import find_data
-from flava_ds.evaluation.shares import AmongRanks
+from flava_ds.evaluation.shares import Share
 from flava_ds.evaluation.tasks.own import CROPS
 from flava_ds.evaluation.tuning import fine_tuning, fitting
 from flava_ds.ranks.distributed import start
@@ -138,7 +138,7 @@ def on_ranks(folder):
         fitting.Fitting, "predict", lambda self, inputs: logits.append(predict(self, inputs)) or logits[-1]
     )
     with on_noise(), noting:
-        task.run(frozen(folder, share=AmongRanks(start(60))), find_data(task.data, folder))
+        task.run(frozen(folder, share=Share(start(60))), find_data(task.data, folder))
     return logits[-1]
 
 
@@ -180,7 +180,7 @@ class BrokenOnOneHost(fitting.Inputs):
 
 
 def told_of_a_broken_picture(_):
-    share = AmongRanks(start(60))
+    share = Share(start(60))
     samples = SimpleNamespace(keys=tuple("abcdef"))
     with pytest.raises(DataError) as raised:
         fitting.check_pictures(BrokenOnOneHost(samples, [None] * 6, "pictures", 8), 1, share)

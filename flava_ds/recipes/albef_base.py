@@ -10,7 +10,7 @@ from flava_ds.config import (
     SourceConfig,
     TrainingConfig,
 )
-from flava_ds.families.albef.config import AlbefTextConfig, albef_vit_b_16
+from flava_ds.families.albef.config import AlbefConfig, AlbefTextConfig
 from flava_ds.objectives.distilled_text import DistilledTextConfig
 from flava_ds.objectives.hard_matching import HardMatchingConfig
 from flava_ds.objectives.momentum_contrastive import MomentumContrastiveConfig
@@ -32,7 +32,7 @@ def albef_base() -> Config:
         seed=42,  # as in the code
         # in the code, 0.1 of the words' hidden states, the teacher's too, and of the probabilities of
         # attention, which is left out; nothing of the image encoder
-        model=albef_vit_b_16(text=AlbefTextConfig(hidden_dropout=0.1), teacher_momentum=0.995),
+        model=AlbefConfig(text=AlbefTextConfig(hidden_dropout=0.1), teacher_momentum=0.995),
         objectives={
             # in the code, columns are a rank's own batch and the queue; here the batch of all ranks
             "itc": MomentumContrastiveConfig(queue_size=65_536, distillation=0.4, distillation_steps=EPOCH),

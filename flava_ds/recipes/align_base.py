@@ -13,7 +13,7 @@ from flava_ds.config import (
     TrainingConfig,
 )
 from flava_ds.config.encoders import BertTextConfig
-from flava_ds.families.align.config import align_b7
+from flava_ds.families.align.config import AlignConfig
 from flava_ds.objectives.global_contrastive import GlobalContrastiveConfig
 from flava_ds.optimizers.lamb import LambConfig
 
@@ -31,7 +31,7 @@ def align_base() -> Config:
         # the paper: EfficientNet-L2 and BERT-large, with 100,000 word pieces of its own
         # in coyo-align, 0.1 of BERT's hidden states, as is transformers' default, and of the probabilities of
         # attention, which is left out
-        model=align_b7(text=BertTextConfig(hidden_dropout=0.1), temperature_init=1.0),
+        model=AlignConfig(text=BertTextConfig(hidden_dropout=0.1), temperature_init=1.0),
         objectives={
             # "the sum of two losses", of which this objective is the mean
             "global_contrastive": GlobalContrastiveConfig(

@@ -11,7 +11,7 @@ from flava_ds.config import (
     WeightChange,
 )
 from flava_ds.config.encoders import BertTextConfig
-from flava_ds.families.bert import config as family
+from flava_ds.families.bert.config import BertConfig
 from flava_ds.objectives.masked_text import MaskedTextConfig
 from flava_ds.objectives.next_sentence import NextSentenceConfig
 from flava_ds.optimizers.adamw import AdamWConfig
@@ -31,7 +31,7 @@ def bert_base() -> Config:
         name="bert_base",
         seed=0,  # not published
         # published: 0.1 of hidden states, and of the probabilities of attention, which is left out
-        model=family.bert_base(text=BertTextConfig(hidden_dropout=0.1)),
+        model=BertConfig(text=BertTextConfig(hidden_dropout=0.1)),
         objectives={
             # the code draws a fixed number of tokens per text, at most 20 of 128; here each token is drawn
             "mlm": MaskedTextConfig(mask_probability=0.15, tied_decoder=True),

@@ -9,7 +9,7 @@ from flava_ds.config import (
     SourceConfig,
     TrainingConfig,
 )
-from flava_ds.families.two_streams import config as family
+from flava_ds.families.two_streams.config import LxmertConfig, LxmertTextConfig
 from flava_ds.objectives.detected_regions import DetectedRegionsConfig
 from flava_ds.objectives.itm import ImageTextMatchingConfig
 from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig
@@ -30,7 +30,7 @@ def lxmert_base() -> Config:
         name="lxmert_base",
         seed=9595,  # as in the code
         # published: 0.1 of hidden states, and of the probabilities of attention, which is left out
-        model=family.lxmert_base(text=family.LxmertTextConfig(hidden_dropout=0.1)),
+        model=LxmertConfig(text=LxmertTextConfig(hidden_dropout=0.1)),
         objectives={
             "mmm_text": MultimodalMaskedTextConfig(
                 mask_probability=0.15, whole_word=False, tied_decoder=True

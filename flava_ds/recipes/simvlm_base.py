@@ -10,7 +10,7 @@ from flava_ds.config import (
     SourceConfig,
     TrainingConfig,
 )
-from flava_ds.families.simvlm import config as family
+from flava_ds.families.simvlm.config import SimvlmConfig
 from flava_ds.objectives.prefix_lm import PrefixLmConfig, TextPrefixLmConfig
 from flava_ds.optimizers.adamw import AdamWConfig
 
@@ -28,7 +28,7 @@ def simvlm_base() -> Config:
         seed=0,  # not published
         # published: relative attention among patches, besides their positions; left out here. Not published:
         # pixel statistics, the eps of norms, how batch norms see the batch, and initial weights
-        model=family.simvlm_base(),
+        model=SimvlmConfig(),
         objectives={
             # the distribution of the prefix's length is not published; here uniform
             "prefix_lm": PrefixLmConfig(),

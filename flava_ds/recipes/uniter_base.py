@@ -10,7 +10,7 @@ from flava_ds.config import (
     TrainingConfig,
 )
 from flava_ds.config.encoders import BertTextConfig
-from flava_ds.families.uniter.config import uniter_base as model
+from flava_ds.families.uniter.config import UniterConfig
 from flava_ds.objectives.itm import ImageTextMatchingConfig
 from flava_ds.objectives.masked_region_classes import MaskedRegionClassesConfig
 from flava_ds.objectives.masked_region_features import MaskedRegionFeaturesConfig
@@ -34,7 +34,7 @@ def uniter_base() -> Config:
         name="uniter_base",
         seed=42,
         # published: 0.1 of hidden states, and of the probabilities of attention, which is left out
-        model=model(text=BertTextConfig(vocab_size=28996, hidden_dropout=0.1)),
+        model=UniterConfig(text=BertTextConfig(vocab_size=28996, hidden_dropout=0.1)),
         objectives={
             # the code draws one task for each micro-batch: ITM, MLM, MRFR and MRC-kl in the ratio 2 : 2 : 1 :
             # 1. Here every step has all of them, in three passes, weighted by these shares

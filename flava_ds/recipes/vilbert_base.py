@@ -10,7 +10,7 @@ from flava_ds.config import (
     TrainingConfig,
 )
 from flava_ds.config.encoders import BertTextConfig
-from flava_ds.families.two_streams import config as family
+from flava_ds.families.two_streams.config import VilbertConfig
 from flava_ds.objectives.itm import ImageTextMatchingConfig
 from flava_ds.objectives.masked_region_classes import MaskedRegionClassesConfig
 from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig
@@ -31,7 +31,7 @@ def vilbert_base() -> Config:
         name="vilbert_base",
         seed=42,  # as in the code
         # published: 0.1 of hidden states, and of the probabilities of attention, which is left out
-        model=family.vilbert_base(text=BertTextConfig(hidden_dropout=0.1)),
+        model=VilbertConfig(text=BertTextConfig(hidden_dropout=0.1)),
         objectives={
             "mmm_text": MultimodalMaskedTextConfig(
                 mask_probability=0.15, whole_word=False, tied_decoder=True

@@ -10,7 +10,7 @@ from flava_ds.config import (
     SourceConfig,
     TrainingConfig,
 )
-from flava_ds.families.vilt.config import StreamConfig, vilt_b_32
+from flava_ds.families.vilt.config import StreamConfig, ViltConfig
 from flava_ds.objectives.itm import ImageTextMatchingConfig
 from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig
 from flava_ds.objectives.word_patch_alignment import WordPatchAlignmentConfig
@@ -31,7 +31,7 @@ def vilt_base() -> Config:
         seed=0,  # as in the code
         # in the code, the LayerNorms of the text's embeddings and of the MLM head have an eps of 1e-12;
         # dropout is 0.1 as here, of embeddings, projections and both layers of the MLPs
-        model=vilt_b_32(image=StreamConfig(hidden_dropout=0.1)),
+        model=ViltConfig(image=StreamConfig(hidden_dropout=0.1)),
         objectives={
             # the code's decoder is not tied to the word embeddings
             "mmm_text": MultimodalMaskedTextConfig(

@@ -9,8 +9,8 @@ from flava_ds.config import (
     SourceConfig,
     TrainingConfig,
 )
-from flava_ds.config.encoders import BertTextConfig
-from flava_ds.families.vinvl.config import vinvl_base as model
+from flava_ds.config.encoders import BertTextConfig, RegionsConfig
+from flava_ds.families.vinvl.config import VinvlConfig
 from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig
 from flava_ds.objectives.tag_contrast import TagContrastConfig
 from flava_ds.optimizers.adamw import AdamWConfig
@@ -27,7 +27,7 @@ def vinvl_base() -> Config:
         name="vinvl_base",
         seed=0,  # not published
         # published: 0.1 of hidden states, and of the probabilities of attention, which is left out
-        model=model(text=BertTextConfig(hidden_dropout=0.1)),
+        model=VinvlConfig(image=RegionsConfig(num_classes=1594), text=BertTextConfig(hidden_dropout=0.1)),
         objectives={
             # words of the caption and of the tags
             "mmm_text": MultimodalMaskedTextConfig(

@@ -10,7 +10,7 @@ from flava_ds.config import (
     TrainingConfig,
 )
 from flava_ds.config.encoders import BertTextConfig
-from flava_ds.families.visualbert.config import visualbert_base as model
+from flava_ds.families.visualbert.config import VisualBertConfig
 from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig
 from flava_ds.objectives.next_sentence import SentenceImageConfig
 from flava_ds.optimizers.adamw import AdamWConfig
@@ -32,7 +32,7 @@ def visualbert_base() -> Config:
         name="visualbert_base",
         seed=0,  # not published
         # published: 0.1 of hidden states, and of the probabilities of attention, which is left out
-        model=model(text=BertTextConfig(hidden_dropout=0.1)),
+        model=VisualBertConfig(text=BertTextConfig(hidden_dropout=0.1)),
         objectives={
             "mmm_text": MultimodalMaskedTextConfig(
                 mask_probability=0.15, whole_word=False, tied_decoder=True

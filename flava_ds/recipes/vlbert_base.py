@@ -10,7 +10,7 @@ from flava_ds.config import (
     TrainingConfig,
 )
 from flava_ds.config.encoders import BertTextConfig
-from flava_ds.families.vlbert.config import vlbert_base as model
+from flava_ds.families.vlbert.config import VlbertConfig
 from flava_ds.objectives.masked_region_classes import MaskedRegionClassesConfig
 from flava_ds.objectives.masked_text import JointMaskedTextConfig
 from flava_ds.optimizers.adamw import AdamWConfig
@@ -32,7 +32,7 @@ def vlbert_base() -> Config:
         name="vlbert_base",
         seed=12345,
         # published: 0.1 of hidden states, and of the probabilities of attention, which is left out
-        model=model(text=BertTextConfig(type_vocab_size=3, hidden_dropout=0.1)),
+        model=VlbertConfig(text=BertTextConfig(type_vocab_size=3, hidden_dropout=0.1)),
         objectives={
             # the code draws each word with this probability, here words are drawn until they cover it
             "joint_mlm": JointMaskedTextConfig(mask_probability=0.15, whole_word=True, tied_decoder=True),

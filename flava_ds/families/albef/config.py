@@ -53,7 +53,10 @@ class AlbefTextConfig(BertTextConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class AlbefConfig(ImageTextConfig, NormallyInitialized, type="albef"):
-    """A ViT, the two halves of a BERT, of which the second attends to the image, and two projections."""
+    """A ViT, the two halves of a BERT, of which the second attends to the image, and two projections.
+
+    The defaults are published: 209,937,725 parameters with the heads of MLM and ITM.
+    """
 
     image: AlbefImageConfig = field(default_factory=AlbefImageConfig)
     text: AlbefTextConfig = field(default_factory=AlbefTextConfig)
@@ -99,8 +102,3 @@ class AlbefConfig(ImageTextConfig, NormallyInitialized, type="albef"):
         for name, objective in in_use(config.objectives).items():
             if wanted := INSTEAD.get(objective.type or ""):
                 raise ConfigError(f"objectives.{name} has type {objective.type}; the family 'albef' {wanted}")
-
-
-def albef_vit_b_16(**changed: Any) -> AlbefConfig:
-    """Returns the published ALBEF: 209,937,725 parameters with the heads of MLM and ITM."""
-    return AlbefConfig(**changed)

@@ -44,7 +44,11 @@ class EfficientNetConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AlignConfig(NormallyInitialized, type="align"):
-    """Two towers and a projection of the text, as wide as the image's features."""
+    """Two towers and a projection of the text, as wide as the image's features.
+
+    The defaults are the public model, EfficientNet-B7 and BERT-base: 171,527,249 parameters. Other programs
+    count 590,592 more, of a pooler that nothing reads.
+    """
 
     image: EfficientNetConfig = field(default_factory=EfficientNetConfig)
     text: BertTextConfig = field(default_factory=BertTextConfig)
@@ -74,11 +78,3 @@ class AlignConfig(NormallyInitialized, type="align"):
     def check(self, config: Any) -> None:
         self.text.check("model.text")
         self.refuse_masked_shares(config)
-
-
-def align_b7(**changed: Any) -> AlignConfig:
-    """Returns the public model, EfficientNet-B7 and BERT-base: 171,527,249 parameters.
-
-    Other programs count 590,592 more, of a pooler that nothing reads.
-    """
-    return AlignConfig(**changed)

@@ -15,7 +15,10 @@ from flava_ds.config.encoders import BertTextConfig, NormallyInitialized
 
 @dataclass(frozen=True, kw_only=True)
 class BertConfig(NormallyInitialized, type="bert"):
-    """Token, position and segment embeddings, a post-norm transformer, and a pooler."""
+    """Token, position and segment embeddings, a post-norm transformer, and a pooler.
+
+    The defaults are BERT-base: 109,482,240 parameters, 110,106,428 with the heads of MLM and NSP.
+    """
 
     text: BertTextConfig = field(default_factory=BertTextConfig)
 
@@ -36,8 +39,3 @@ class BertConfig(NormallyInitialized, type="bert"):
 
     def check(self, config: Any) -> None:
         self.text.check("model.text")
-
-
-def bert_base(**changed: Any) -> BertConfig:
-    """Returns BERT-base: 109,482,240 parameters, 110,106,428 with the heads of MLM and NSP."""
-    return BertConfig(**changed)

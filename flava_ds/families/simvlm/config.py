@@ -33,7 +33,10 @@ class StackConfig(EncoderConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class SimvlmConfig(NormallyInitialized, type="simvlm"):
-    """Encoder of patches and a text's prefix, and causal decoder of the rest."""
+    """Encoder of patches and a text's prefix, and causal decoder of the rest.
+
+    The defaults are SimVLM-base: 251,921,216 parameters.
+    """
 
     image: ConvStemConfig = field(default_factory=ConvStemConfig)
     text: SidesConfig = field(default_factory=SidesConfig)
@@ -63,8 +66,3 @@ class SimvlmConfig(NormallyInitialized, type="simvlm"):
                 f"{self.encoder.hidden_size}; both read the same word embeddings, so make them equal"
             )
         self.refuse_masked_shares(config)
-
-
-def simvlm_base(**changed: Any) -> SimvlmConfig:
-    """Returns SimVLM-base: 251,921,216 parameters."""
-    return SimvlmConfig(**changed)

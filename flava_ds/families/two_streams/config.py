@@ -77,7 +77,10 @@ class LxmertRegionsConfig(RegionsConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class LxmertConfig(TwoStreamConfig, type="lxmert"):
-    """Two streams of one width, then layers in which one attention serves both directions, and a pooler."""
+    """Two streams of one width, then layers in which one attention serves both directions, and a pooler.
+
+    The defaults are published: 207,936,768 parameters without heads.
+    """
 
     text: LxmertTextConfig = field(default_factory=LxmertTextConfig)
     image: LxmertRegionsConfig = field(default_factory=LxmertRegionsConfig)
@@ -108,7 +111,11 @@ class VilbertRegionsConfig(RegionsConfig, EncoderConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class VilbertConfig(TwoStreamConfig, type="vilbert"):
-    """Two streams of different widths; the last layers of each follow a co-attention layer. Two poolers."""
+    """Two streams of different widths; the last layers of each follow a co-attention layer. Two poolers.
+
+    The defaults are published: 235,705,856 parameters without heads. The published code has 11,020,800 more
+    in projections that nothing reads.
+    """
 
     image: VilbertRegionsConfig = field(default_factory=VilbertRegionsConfig)
     co_attention_layers: Layers = 6
@@ -154,16 +161,3 @@ class VilbertConfig(TwoStreamConfig, type="vilbert"):
                 f"model: co_attention_size {self.co_attention_size} is not divisible by co_attention_heads "
                 f"{self.co_attention_heads}"
             )
-
-
-def lxmert_base(**changed: Any) -> LxmertConfig:
-    """Returns the published LXMERT: 207,936,768 parameters without heads."""
-    return LxmertConfig(**changed)
-
-
-def vilbert_base(**changed: Any) -> VilbertConfig:
-    """Returns the published ViLBERT: 235,705,856 parameters without heads.
-
-    The published code has 11,020,800 more in projections that nothing reads.
-    """
-    return VilbertConfig(**changed)

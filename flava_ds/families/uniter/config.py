@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from flava_ds.config.encoders import BertTextConfig
 from flava_ds.families.single_stream.config import Reading, SingleStreamConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class UniterConfig(SingleStreamConfig, type="uniter"):
-    """A BERT whose regions are features and boxes, each mapped and normalised, and added."""
+    """A BERT whose regions are features and boxes, each mapped and normalised, and added.
+
+    Published are cased words, a text.vocab_size of 28,996: 112,938,887 parameters with its four heads.
+    """
 
     readings: ClassVar[Mapping[str, Reading]] = {
         "multimodal_masked": Reading(ids="input_ids_masked"),
@@ -29,8 +31,3 @@ class UniterConfig(SingleStreamConfig, type="uniter"):
         {"word_table", "pooled", "region_rows", "region_table", "alignment_rows"}
     )
     network: ClassVar[str] = "flava_ds.families.uniter.model:Uniter"
-
-
-def uniter_base(**changed: Any) -> UniterConfig:
-    """Returns UNITER-base over cased words: 112,938,887 parameters with its four heads."""
-    return UniterConfig(**({"text": BertTextConfig(vocab_size=28996)} | changed))

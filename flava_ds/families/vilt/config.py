@@ -68,7 +68,10 @@ class WordsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ViltConfig(NormallyInitialized, type="vilt"):
-    """One stream of words and patches, whose embeddings tell the modality, and a pooler."""
+    """One stream of words and patches, whose embeddings tell the modality, and a pooler.
+
+    The defaults are ViLT-B/32: 111,595,008 parameters, 135,660,092 with the heads of MLM and ITM.
+    """
 
     image: StreamConfig = field(default_factory=StreamConfig)
     text: WordsConfig = field(default_factory=WordsConfig)
@@ -102,8 +105,3 @@ class ViltConfig(NormallyInitialized, type="vilt"):
         self.image.check("model.image")
         self.refuse_masked_shares(config)
         self.refuse_codes(config)
-
-
-def vilt_b_32(**changed: Any) -> ViltConfig:
-    """Returns ViLT-B/32: 111,595,008 parameters, 135,660,092 with the heads of MLM and ITM."""
-    return ViltConfig(**changed)

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from flava_ds.config.encoders import RegionsConfig
 from flava_ds.families.single_stream.config import Reading, SingleStreamConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class VinvlConfig(SingleStreamConfig, type="vinvl"):
-    """A BERT whose regions are a linear map of features with boxes, normalised."""
+    """A BERT whose regions are a linear map of features with boxes, normalised.
+
+    Published is an image.num_classes of 1,594: 111,062,016 parameters, 111,686,973 with the heads of both
+    objectives.
+    """
 
     readings: ClassVar[Mapping[str, Reading]] = {"multimodal_masked": Reading(ids="input_ids_masked")}
     views: ClassVar[tuple[str, ...]] = tuple(readings)
@@ -24,8 +27,3 @@ class VinvlConfig(SingleStreamConfig, type="vinvl"):
     provides: ClassVar[frozenset[str]] = frozenset({"word_table", "pooled", "tags"})
     reads_tags: ClassVar[bool] = True
     network: ClassVar[str] = "flava_ds.families.vinvl.model:Vinvl"
-
-
-def vinvl_base(**changed: Any) -> VinvlConfig:
-    """Returns VinVL base: 111,062,016 parameters, 111,686,973 with the heads of both objectives."""
-    return VinvlConfig(**({"image": RegionsConfig(num_classes=1594)} | changed))

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from flava_ds.families.single_stream.config import Reading, SingleStreamConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class VisualBertConfig(SingleStreamConfig, type="visualbert"):
-    """A BERT whose regions are their features, mapped, with types and a position of their own."""
+    """A BERT whose regions are their features, mapped, with types and a position of their own.
+
+    The defaults are published: 112,074,812 parameters with the heads of both objectives.
+    """
 
     layouts: ClassVar[str | None] = "flava_ds.families.visualbert.hf"
     model_type: ClassVar[str | None] = "visual_bert"
@@ -23,8 +26,3 @@ class VisualBertConfig(SingleStreamConfig, type="visualbert"):
     matching_view: ClassVar[str] = "multimodal_masked"
     provides: ClassVar[frozenset[str]] = frozenset({"word_table", "pooled", "caption_pairs"})
     network: ClassVar[str] = "flava_ds.families.visualbert.model:VisualBert"
-
-
-def visualbert_base(**changed: Any) -> VisualBertConfig:
-    """Returns VisualBERT: 112,074,812 parameters with the heads of both objectives."""
-    return VisualBertConfig(**changed)

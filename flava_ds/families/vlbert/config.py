@@ -16,7 +16,11 @@ from flava_ds.families.single_stream.config import Reading, SingleStreamConfig
 
 @dataclass(frozen=True, kw_only=True)
 class VlbertConfig(SingleStreamConfig, type="vlbert"):
-    """A BERT of three token types, whose words and regions have a visual and a linguistic part."""
+    """A BERT of three token types, whose words and regions have a visual and a linguistic part.
+
+    The defaults are VL-BERT base: 108,896,256 parameters in the transformer and what the paper calls its
+    embeddings, without the map of regions, masks and heads.
+    """
 
     text: BertTextConfig = field(default_factory=lambda: BertTextConfig(type_vocab_size=3))
     """The one transformer, with the embeddings of words. Of its token types the third is for regions."""
@@ -43,10 +47,3 @@ class VlbertConfig(SingleStreamConfig, type="vlbert"):
             raise ConfigError(
                 f"model.text.type_vocab_size is {self.text.type_vocab_size}; regions need a third token type"
             )
-
-
-def vlbert_base(**changed: Any) -> VlbertConfig:
-    """Returns VL-BERT base: 108,896,256 parameters in the transformer and what the paper calls its
-    embeddings, without the map of regions, masks and heads.
-    """
-    return VlbertConfig(**changed)

@@ -13,7 +13,7 @@ from families.family_checks import step
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from flava_ds.families.albef.config import albef_vit_b_16
+from flava_ds.families.albef.config import AlbefConfig
 from flava_ds.families.albef.task import AlbefTask, build_task
 from flava_ds.layers.words import PackedIds
 from flava_ds.objectives.hard_matching import with_negatives
@@ -67,7 +67,7 @@ def test_transformers_agree(dtype, states, gradients, told):
 
 def test_parameter_counts_are_the_published_ones():
     """The published teacher lacks the temperature."""
-    config = dataclasses.replace(tiny_config(), model=albef_vit_b_16())
+    config = dataclasses.replace(tiny_config(), model=AlbefConfig())
     with torch.device("meta"):
         task = AlbefTask(config)
         task.follow()

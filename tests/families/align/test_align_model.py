@@ -27,7 +27,7 @@ from flava_ds import config as configuration
 from flava_ds.config import SourceConfig
 from flava_ds.data.plan import Draft
 from flava_ds.errors import CheckpointError, ConfigError
-from flava_ds.families.align.config import align_b7
+from flava_ds.families.align.config import AlignConfig
 from flava_ds.families.align.hf import LAYOUTS, entries
 from flava_ds.families.align.model import Align
 from flava_ds.families.align.plans import BlockPaths, block_paths
@@ -103,7 +103,7 @@ def test_the_image_tower_is_theirs_in_fp64(training, told):
 
 def test_parameter_counts_are_the_public_models_without_the_pooler_that_nothing_reads():
     with torch.device("meta"):
-        model = Align(align_b7())
+        model = Align(AlignConfig())
     counts = {name: sum(own.numel() for own in part.parameters()) for name, part in model.named_children()}
     assert counts == {
         "image_encoder": 62_143_440,
@@ -111,7 +111,7 @@ def test_parameter_counts_are_the_public_models_without_the_pooler_that_nothing_
         "text_projection": 492_160,
     }
     assert sum(own.numel() for own in model.parameters()) == 172_117_841 - 590_592
-    assert align_b7().projection_dim == 640 == model.image_encoder.channels
+    assert AlignConfig().projection_dim == 640 == model.image_encoder.channels
 
 
 @pytest.mark.parametrize("size", [64, 33])
@@ -173,7 +173,7 @@ def test_skipped_blocks_add_nothing_and_depend_on_the_seed():
     assert (paths[:, 9] == 0).mean() == pytest.approx(0.45, abs=0.06)
     assert paths.mean(0) == pytest.approx(1, abs=0.1)
     assert block_paths(dataclasses.replace(config.model.image, drop_path=0.0)) == ()
-    assert block_paths(align_b7().image)[0].blocks == 55
+    assert block_paths(AlignConfig().image)[0].blocks == 55
 
 
 def test_smoothed_labels_are_torchs():

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from flava_ds.config import Config
 from flava_ds.errors import ConfigError
 from flava_ds.families.bert.capabilities import offers
-from flava_ds.families.bert.config import bert_base
+from flava_ds.families.bert.config import BertConfig
 from flava_ds.families.bert.hf import LAYOUTS
 from flava_ds.families.bert.task import BertTask, build_task
 from flava_ds.layouts import to_ours
@@ -60,7 +60,7 @@ def test_transformers_agree(dtype, states, gradients, segments, told):
 
 
 def test_parameter_counts_are_the_published_ones():
-    config = dataclasses.replace(tiny_config(), model=bert_base())
+    config = dataclasses.replace(tiny_config(), model=BertConfig())
     with torch.device("meta"):
         task = BertTask(config)
     counts = [sum(parameter.numel() for parameter in own.parameters()) for own in (task.model, task)]

@@ -24,7 +24,7 @@ from flava_ds.config.checks import check_objectives
 from flava_ds.errors import ConfigError
 from flava_ds.families.flava.views import View
 from flava_ds.families.simvlm.capabilities import SimvlmPart
-from flava_ds.families.simvlm.config import simvlm_base
+from flava_ds.families.simvlm.config import SimvlmConfig
 from flava_ds.families.simvlm.model import Simvlm, split
 from flava_ds.families.simvlm.task import build_task
 from flava_ds.objectives.global_contrastive import GlobalContrastiveConfig
@@ -118,7 +118,7 @@ def test_first_losses_are_those_of_guessing():
 
 def test_parameters_of_base():
     with torch.device("meta"):
-        model = Simvlm(simvlm_base())
+        model = Simvlm(SimvlmConfig())
     found = {name: sum(own.numel() for own in part.parameters()) for name, part in model.named_children()}
     assert found["image_tower"] == 27_535_424, "ResNet-101's stem and three stages"
     assert sum(own.numel() for own in model.parameters()) == 251_921_216

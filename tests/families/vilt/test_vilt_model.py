@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from flava_ds.config import Config, SourceConfig
 from flava_ds.config.checks import check_objectives
 from flava_ds.errors import ConfigError
-from flava_ds.families.vilt.config import vilt_b_32
+from flava_ds.families.vilt.config import ViltConfig
 from flava_ds.families.vilt.hf import entries, heads_of
 from flava_ds.families.vilt.model import TEXTS, layout_of
 from flava_ds.families.vilt.task import ViltTask, build_task
@@ -116,7 +116,7 @@ def test_the_masked_loss_is_theirs(told):
 
 def test_parameter_counts_are_the_published_ones():
     with torch.device("meta"):
-        task = ViltTask(dataclasses.replace(tiny_config(tied=False), model=vilt_b_32()))
+        task = ViltTask(dataclasses.replace(tiny_config(tied=False), model=ViltConfig()))
     counts = [sum(parameter.numel() for parameter in own.parameters()) for own in (task.model, task)]
     assert counts == [111_595_008, 135_660_092]
 

@@ -5,7 +5,6 @@ from flava_ds.config import (
     Config,
     CosineScheduleConfig,
     DataConfig,
-    EngineConfig,
     ImageTransformConfig,
     SourceConfig,
     TrainingConfig,
@@ -79,6 +78,5 @@ def albef_base() -> Config:
         # published: the image encoder starts from DeiT, the text encoder and the layers that fuse from BERT;
         # here from random weights unless a converted model is given
         initial_weights=None,
-        engine=EngineConfig(deepspeed_config="zero1"),  # not published
         checkpoint=CheckpointConfig(every_steps=2_000),  # not published
     )

@@ -6,7 +6,6 @@ from flava_ds.config import (
     CheckpointConfig,
     Config,
     DataConfig,
-    EngineConfig,
     ImageTransformConfig,
     LinearScheduleConfig,
     SourceConfig,
@@ -74,6 +73,5 @@ def align_base() -> Config:
             decay_norm_and_bias=True,
         ),
         schedule=LinearScheduleConfig(warmup_steps=10_000, min_lr=0.0),
-        engine=EngineConfig(deepspeed_config="zero1"),  # not published
         checkpoint=CheckpointConfig(every_steps=5_000),  # not published
     )

@@ -4,7 +4,6 @@ from flava_ds.config import (
     CheckpointConfig,
     Config,
     DataConfig,
-    EngineConfig,
     LinearScheduleConfig,
     SourceConfig,
     TrainingConfig,
@@ -60,6 +59,5 @@ def bert_base() -> Config:
             decay_norm_and_bias=False,  # as in the code, which also leaves out Adam's bias correction
         ),
         schedule=LinearScheduleConfig(warmup_steps=10_000, min_lr=0.0),
-        engine=EngineConfig(deepspeed_config="zero1"),  # not published
         checkpoint=CheckpointConfig(every_steps=10_000),  # not published
     )

@@ -5,7 +5,6 @@ from flava_ds.config import (
     Config,
     CosineScheduleConfig,
     DataConfig,
-    EngineConfig,
     ImageTransformConfig,
     SourceConfig,
     TrainingConfig,
@@ -49,7 +48,6 @@ def clip_base() -> Config:
             warmup_steps=2_000,
             min_lr=0.0,  # "cosine"; its final value is not published
         ),
-        engine=EngineConfig(deepspeed_config="zero1"),  # not published
         checkpoint=CheckpointConfig(every_steps=2_000),  # not published
     )
 

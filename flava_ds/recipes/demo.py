@@ -10,7 +10,6 @@ from flava_ds.config import (
     Config,
     CosineScheduleConfig,
     DataConfig,
-    EngineConfig,
     ImageTransformConfig,
     LoggingConfig,
     ObjectiveConfig,
@@ -67,7 +66,6 @@ def demo() -> Config:
         ),
         optimizer=AdamWConfig(lr=5e-4, weight_decay=0.1, betas=(0.9, 0.98), decay_norm_and_bias=False),
         schedule=CosineScheduleConfig(warmup_steps=30, min_lr=1e-5),
-        engine=EngineConfig(deepspeed_config="zero1"),
         checkpoint=CheckpointConfig(every_steps=200),
         logging=LoggingConfig(every_steps=5),
     )

@@ -12,7 +12,6 @@ from flava_ds.config import (
     Config,
     CosineScheduleConfig,
     DataConfig,
-    EngineConfig,
     SourceConfig,
     TrainingConfig,
 )
@@ -32,7 +31,6 @@ def dino_base() -> Config:
     transform = published_sources()["imagenet"].transform  # not used: DINO reads its own crops alone
     return Config(
         name="dino_base",
-        seed=0,
         model=dino_model(),
         objectives={"dino": published_dino()},
         data=DataConfig(
@@ -58,7 +56,6 @@ def dino_base() -> Config:
         ),
         # [VISSL] 8e-6 at the end; [code] 1e-6. Ten epochs of warm-up [code].
         schedule=CosineScheduleConfig(warmup_steps=10 * STEPS_PER_EPOCH, min_lr=8e-6),
-        engine=EngineConfig(deepspeed_config="zero1"),
         checkpoint=CheckpointConfig(every_steps=4 * STEPS_PER_EPOCH),
     )
 

@@ -4,7 +4,6 @@ from flava_ds.config import (
     CheckpointConfig,
     Config,
     DataConfig,
-    EngineConfig,
     LinearScheduleConfig,
     SourceConfig,
     TrainingConfig,
@@ -71,6 +70,5 @@ def lxmert_base() -> Config:
             decay_norm_and_bias=True,  # all parameters are in one group
         ),
         schedule=LinearScheduleConfig(warmup_steps=STEPS // 20, min_lr=0.0),
-        engine=EngineConfig(deepspeed_config="zero1"),  # not published
         checkpoint=CheckpointConfig(every_steps=10_000),  # not published
     )

@@ -11,7 +11,6 @@ from flava_ds.config import (
     Config,
     CosineScheduleConfig,
     DataConfig,
-    EngineConfig,
     ImageTransformConfig,
     SourceConfig,
     TrainingConfig,
@@ -44,7 +43,6 @@ def mim_base() -> Config:
     )
     return Config(
         name="mim_base",
-        seed=0,
         # LayerNorm's eps of 1e-6 and ImageNet's mean and deviation, which are DINO's [code]
         model=dino_model(),
         codebook=flava_base().codebook,  # DALL-E's, at 112 pixels [code]
@@ -70,6 +68,5 @@ def mim_base() -> Config:
         ),
         # [code]: ten epochs, then a cosine
         schedule=CosineScheduleConfig(warmup_steps=10 * STEPS_PER_EPOCH, min_lr=1e-5),
-        engine=EngineConfig(deepspeed_config="zero1"),
         checkpoint=CheckpointConfig(every_steps=20 * STEPS_PER_EPOCH),  # [code]
     )

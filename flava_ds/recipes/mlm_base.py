@@ -10,7 +10,6 @@ from flava_ds.config import (
     CheckpointConfig,
     Config,
     DataConfig,
-    EngineConfig,
     LinearScheduleConfig,
     SourceConfig,
     TrainingConfig,
@@ -28,7 +27,6 @@ def mlm_base() -> Config:
     """
     return Config(
         name="mlm_base",
-        seed=0,
         model=mlm_model(),
         objectives={"mlm": MaskedTextConfig(mask_probability=0.15)},
         data=DataConfig(
@@ -50,7 +48,6 @@ def mlm_base() -> Config:
             decay_norm_and_bias=True,
         ),
         schedule=LinearScheduleConfig(warmup_steps=10_000, min_lr=0.0),  # [fairseq]: polynomial of power 1
-        engine=EngineConfig(deepspeed_config="zero1"),
         # FLAVA takes the checkpoint of the lowest MLM loss
         checkpoint=CheckpointConfig(every_steps=5_000),
     )

@@ -4,7 +4,6 @@ from flava_ds.config import (
     CheckpointConfig,
     Config,
     DataConfig,
-    EngineConfig,
     ImageTransformConfig,
     LinearScheduleConfig,
     SourceConfig,
@@ -68,6 +67,5 @@ def simvlm_base() -> Config:
         ),
         # 2 % of the steps, then linear decay
         schedule=LinearScheduleConfig(warmup_steps=STEPS // 50, min_lr=0.0),
-        engine=EngineConfig(deepspeed_config="zero1"),  # not published
         checkpoint=CheckpointConfig(every_steps=5_000),  # not published
     )

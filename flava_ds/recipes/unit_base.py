@@ -6,7 +6,6 @@ from flava_ds.config import (
     Config,
     CosineScheduleConfig,
     DataConfig,
-    EngineConfig,
     SourceConfig,
     TrainingConfig,
 )
@@ -81,7 +80,6 @@ def unit_base() -> Config:
         # published: convolutions start from DETR-R50-DC5 and the text encoder from bert-base-uncased; here
         # from random weights unless a file is given. Frozen norms need one
         initial_weights=None,
-        engine=EngineConfig(deepspeed_config="zero1"),  # not published
         checkpoint=CheckpointConfig(every_steps=10_000),
     )
 

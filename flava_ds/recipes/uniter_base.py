@@ -4,7 +4,6 @@ from flava_ds.config import (
     CheckpointConfig,
     Config,
     DataConfig,
-    EngineConfig,
     LinearScheduleConfig,
     SourceConfig,
     TrainingConfig,
@@ -81,6 +80,5 @@ def uniter_base() -> Config:
         # published: words and transformer start from bert-base-cased; here from random weights unless a
         # converted model is given
         initial_weights=None,
-        engine=EngineConfig(deepspeed_config="zero1"),  # not published
         checkpoint=CheckpointConfig(every_steps=5_000),  # as often as the code validates
     )

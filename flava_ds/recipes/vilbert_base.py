@@ -4,7 +4,6 @@ from flava_ds.config import (
     CheckpointConfig,
     Config,
     DataConfig,
-    EngineConfig,
     LinearScheduleConfig,
     SourceConfig,
     TrainingConfig,
@@ -76,6 +75,5 @@ def vilbert_base() -> Config:
         # published: the words' stream starts from BERT-base; here from random weights unless a converted
         # model is given
         initial_weights=None,
-        engine=EngineConfig(deepspeed_config="zero1"),  # not published
         checkpoint=CheckpointConfig(every_steps=2_000),  # not published
     )

@@ -5,7 +5,6 @@ from flava_ds.config import (
     CheckpointConfig,
     Config,
     DataConfig,
-    EngineConfig,
     LinearScheduleConfig,
     SourceConfig,
     TrainingConfig,
@@ -75,6 +74,5 @@ def vilt_base() -> Config:
         # published: the transformer, patches and positions start from ViT-B/32, trained on ImageNet-21k and
         # tuned at 384 pixels (recalled); here from random weights unless a converted model is given
         initial_weights=None,
-        engine=EngineConfig(deepspeed_config="zero1"),  # not published
         checkpoint=CheckpointConfig(every_steps=2_000),  # not published
     )

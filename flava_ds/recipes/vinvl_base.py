@@ -4,7 +4,6 @@ from flava_ds.config import (
     CheckpointConfig,
     Config,
     DataConfig,
-    EngineConfig,
     LinearScheduleConfig,
     SourceConfig,
     TrainingConfig,
@@ -66,6 +65,5 @@ def vinvl_base() -> Config:
         # published: words and transformer start from bert-base-uncased; here from random weights unless a
         # converted model is given
         initial_weights=None,
-        engine=EngineConfig(deepspeed_config="zero1"),  # not published
         checkpoint=CheckpointConfig(every_steps=10_000),  # recalled
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,55 +11,37 @@ import numpy as np
 import torch
 
 from flava_ds.errors import DataError
-from flava_ds.evaluation.labelled import DEFAULT_TEMPLATES, LabelledImages
+from flava_ds.evaluation.datasets.published_images import Listing, Variant, split_as_published
 from flava_ds.evaluation.stored import Parts
 from flava_ds.storage.pickled_arrays import load_arrays
 
 EDGE = 32
+LICENCE = "none is stated; research use is customary"
 
 
-@dataclass(frozen=True)
-class Cifar:
-    """60,000 images of 32 pixels in ten or a hundred classes."""
+def split_in_pickles(
+    files: Mapping[str, Sequence[str]], *, meta: str, names: str, labels: str
+) -> tuple[Variant, ...]:
+    """Returns the one way to split a set into pickles (split -> files). `meta` is the file with the classes,
+    in its field `names`; `labels` is the field of every other file with its labels.
+    """
+    needed = {split: (*own, meta) for split, own in files.items()}
+    return split_as_published(needed, partial(_read, files, meta, names, labels))
 
-    name: str
-    folder: str
-    origin: str
-    layout: str
-    files: tuple[tuple[str, tuple[str, ...]], ...]
-    """Each split's files; the first split is reported on."""
-    meta: str
-    names_field: str
-    labels_field: str
-    templates: tuple[str, ...] = DEFAULT_TEMPLATES
-    licence: str = "none is stated; research use is customary"
 
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """The test split comes first."""
-        return tuple(split for split, _ in self.files)
+def _read(
+    files: Mapping[str, Sequence[str]], meta: str, names: str, labels: str, folder: Path, split: str
+) -> Listing:
+    """Reads a whole split: 150 MB for 'train'.
 
-    def is_here(self, folder: Path, split: str | None = None) -> bool:
-        """Looks for the split's files."""
-        names = dict(self.files).get(split or self.splits[0], ())
-        return bool(names) and all((folder / name).is_file() for name in (*names, self.meta))
-
-    def read(self, folder: Path, split: str) -> LabelledImages:
-        """Reads a whole split: 150 MB for 'train'.
-
-        Raises: DataError naming the file that is missing, damaged or has other contents.
-        """
-        meta = folder / self.meta
-        names = [_text(name) for name in _field(load_pickle(meta), self.names_field, meta)]
-        parts = {
-            name: read_batch(folder / name, self.labels_field, len(names)) for name in dict(self.files)[split]
-        }
-        images = torch.from_numpy(np.concatenate([pixels for pixels, _ in parts.values()]))
-        images = images.view(-1, 3, EDGE, EDGE)
-        keys = tuple(f"{name}/{row}" for name, (_, found) in parts.items() for row in range(len(found)))
-        labels = np.concatenate([found for _, found in parts.values()])
-        load = Parts(images.__getitem__, [folder / name for name in parts])
-        return LabelledImages(self.name, keys, load, labels, tuple(names), self.templates)
+    Raises: DataError naming the file that is missing, damaged or has other contents.
+    """
+    classes = [_text(name) for name in _field(load_pickle(folder / meta), names, folder / meta)]
+    parts = {name: read_batch(folder / name, labels, len(classes)) for name in files[split]}
+    images = torch.from_numpy(np.concatenate([pixels for pixels, _ in parts.values()]))
+    load = Parts(images.view(-1, 3, EDGE, EDGE).__getitem__, [folder / name for name in parts])
+    keys = tuple(f"{name}/{row}" for name, (_, found) in parts.items() for row in range(len(found)))
+    return Listing(keys, load, np.concatenate([found for _, found in parts.values()]), tuple(classes))
 
 
 def read_batch(file: Path, labels_field: str, classes: int) -> tuple[np.ndarray, np.ndarray]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from flava_ds.errors import DataError, UserError, did_you_mean
 from flava_ds.evaluation.datasets.image_folder import class_folders
-from flava_ds.evaluation.labelled import Fold, LabelledImages
+from flava_ds.evaluation.labelled import DEFAULT_TEMPLATES, Fold, LabelledImages
 from flava_ds.evaluation.stored import Files, Load, Parts, read_bytes
 
 MAGIC = (b"\x89PNG", b"\xff\xd8", b"RIFF")
@@ -66,7 +66,7 @@ class PublishedImages:
     origin: str
     layout: str
     variants: tuple[Variant, ...]
-    templates: tuple[str, ...] = ("a photo of a {}.",)
+    templates: tuple[str, ...] = DEFAULT_TEMPLATES
     chosen: str | None = None
 
     @property

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-from torch import Tensor
 
 from flava_ds.demo.evaluation.base import CHANCE
 from flava_ds.demo.evaluation.inputs import SEED, Inputs
-from flava_ds.evaluation.frozen_model import BATCH_ROWS, FrozenModel
+from flava_ds.evaluation.frozen_model import FrozenModel
 from flava_ds.evaluation.protocols import Matcher
 
 MOST_PAIRS = 1024
+ASKED_BY = "the demo's matching"
 
 
 def measure(model: FrozenModel, inputs: Inputs) -> dict[str, float]:
@@ -21,7 +21,7 @@ def measure(model: FrozenModel, inputs: Inputs) -> dict[str, float]:
 
     Source: paper, section 3.2 (ITM).
     """
-    matcher = model.need(Matcher, "the demo's matching")  # fails before anything is encoded
+    model.need(Matcher, ASKED_BY)  # fails before anything is read
     samples = inputs.unseen_style
     rows = np.arange(min(MOST_PAIRS, len(samples)))
     concepts, subgroups = samples.column("concept")[rows], samples.column("subgroup")[rows]
@@ -30,7 +30,9 @@ def measure(model: FrozenModel, inputs: Inputs) -> dict[str, float]:
         "same_subgroup": draw_mismatches(concepts, np.unique(subgroups, return_inverse=True)[1]),
     }
     ids = inputs.tokenizer.encode_batch([samples.captions[row] for row in rows], inputs.max_tokens("pair"))
-    scores = log_odds(matcher, samples.pixels(model.image_size)[rows], ids, [rows, *wrong.values()])
+    # -1, for no partner, is read as row 0, and its score is of no use
+    pairings = [[ids[max(partner, 0)] for partner in partners] for partners in (rows, *wrong.values())]
+    scores = model.log_odds(samples.select(rows, "pairs to match"), pairings, ASKED_BY).cpu().numpy().T
     metrics: dict[str, float] = {}
     for (kind, partners), mismatch in zip(wrong.items(), scores[1:], strict=True):
         usable = partners >= 0
@@ -45,24 +47,6 @@ def measure(model: FrozenModel, inputs: Inputs) -> dict[str, float]:
             f"{name}auroc{CHANCE}": 0.5,
         }
     return metrics
-
-
-def log_odds(
-    matcher: Matcher, pixels: Tensor, ids: list[np.ndarray], pairings: list[np.ndarray]
-) -> list[np.ndarray]:
-    """Returns the log odds of a match for each pairing of images with captions: [N] each.
-
-    Shapes:
-        pixels    [N c H W]  uint8
-        pairings  each [N]   the caption's row; a negative one is read as row 0 and its score is of no use
-    """
-    found: list[list[np.ndarray]] = [[] for _ in pairings]
-    for start in range(0, len(pixels), BATCH_ROWS):
-        rows = slice(start, start + BATCH_ROWS)
-        texts = [[ids[max(partner, 0)] for partner in partners[rows]] for partners in pairings]
-        for scores, odds in zip(found, matcher.log_odds(pixels[rows], texts), strict=True):
-            scores.append(odds.cpu().numpy())
-    return [np.concatenate(scores) for scores in found]
 
 
 def draw_mismatches(concepts: np.ndarray, pools: np.ndarray) -> np.ndarray:

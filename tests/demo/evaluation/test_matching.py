@@ -9,9 +9,8 @@ import pytest
 import torch
 from sample_runs import frozen, world
 
-from flava_ds.demo.evaluation.matching import area_under_curve, draw_mismatches, log_odds, measure
+from flava_ds.demo.evaluation.matching import area_under_curve, draw_mismatches, measure
 from flava_ds.evaluation.frozen_model import Lacking
-from flava_ds.evaluation.protocols import Matcher
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +44,7 @@ def test_scores_are_those_of_the_whole_model_less_the_prior(inputs_and_module):
     ids = inputs.tokenizer.encode_batch(samples.captions, 16)
     partners = draw_mismatches(samples.column("concept"), np.zeros(len(samples), dtype=int))
     pixels = samples.pixels(inputs.config.model.image.image_size)
-    [found] = log_odds(frozen(inputs, module).need(Matcher, "a test"), pixels, ids, [partners])
+    found = frozen(inputs, module).log_odds(samples, [[ids[partner] for partner in partners]], "a test")[:, 0]
     for row in (0, 5, 23):
         text = torch.from_numpy(ids[partners[row]])
         layout = SequenceLayout(
@@ -55,7 +54,7 @@ def test_scores_are_those_of_the_whole_model_less_the_prior(inputs_and_module):
             [image] = model.image_encoder(pixels[row : row + 1])
             [encoded] = model.text_encoder([text], layout.text_cu_seqlens, len(text))
             logits = module.objectives["itm"].head(model.fuse(image.packed, encoded.packed, layout).first())
-        assert found[row] == pytest.approx(
+        assert float(found[row]) == pytest.approx(
             float(logits[0, 1] - logits[0, 0]) - math.log(9), rel=1e-4, abs=1e-5
         )
 

@@ -57,11 +57,9 @@ class IndexedShards:
 
     promises = Promises(elastic=True, pooled_captions=True)
 
-    def __init__(
-        self, config: Config, name: str, *, metadata: bool = False, table: Path | None = None
-    ) -> None:
+    def __init__(self, config: Config, name: str, *, table: Path | None = None) -> None:
         """Indexes the shards of config.data.sources[name], or maps the `table` that prepare_source has stored
-        on this machine without looking at them. `metadata` also reads each sample's .json.
+        on this machine without looking at them.
 
         Raises: DataError when shards are missing, hold no usable sample, or more than max_skipped_share of
         their samples lack what the kind needs.
@@ -69,7 +67,7 @@ class IndexedShards:
         source = config.data.sources[name]
         self.config, self.name, self.source, self.kind = config, name, source, source.kind
         self.seed = source_seed(name, source.seed)
-        fields, required = member_fields(name, source, metadata)
+        fields, required = member_fields(name, source)
         shards = list_shards(source.shards, name, policy_of(config), known=table is not None)
         self.table = SampleTable(shards, fields, required, table)
         self.decoder = SampleDecoder(config, name)

@@ -65,8 +65,7 @@ class IndexedDraws:
         located = self.locate(((positions - own)[:, None] + places).ravel())
         for row in range(len(positions)):
             rows_of_one = slice(row * len(turns), (row + 1) * len(turns))
-            lent = self._tags_at if tags else self._captions_at
-            yield lent(*(values[rows_of_one] for values in located))
+            yield self._lent(tags, *(values[rows_of_one] for values in located))
 
     def locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns sample numbers, seeds and caption draws in [0, 1) at positions of the stream: [b] each."""
@@ -87,30 +86,21 @@ class IndexedDraws:
                 return found
         raise skips.none_usable(skips.reasons - before)
 
-    def _captions_at(self, indices: np.ndarray, seeds: np.ndarray, draws: np.ndarray) -> Iterator[str]:
-        """Yields the captions of samples, read one by one.
+    def _lent(self, tags: bool, indices: np.ndarray, seeds: np.ndarray, draws: np.ndarray) -> Iterator[str]:
+        """Yields the captions of samples, or the tags of those that have any, read one by one.
 
-        Reads only the text, so the result is the same on every rank, whether or not the image can be decoded.
-        Skips samples without a usable caption and those on the skip list; a list of images is the one case
-        where the image is read, too.
+        Reads only the text or the regions, so the result is the same on every rank, whether or not the image
+        can be decoded. Skips samples without a usable caption and those on the skip list; a list of images is
+        the one case where the image is read for a caption, too.
         """
+        only = ("regions",) if tags else self._borrows_by
         for index, seed, draw in zip(indices.tolist(), seeds.tolist(), draws.tolist(), strict=True):
             try:
-                text = self.source.decode(self.source.read(index, self._borrows_by), index, seed, draw).text
+                sample = self.source.decode(self.source.read(index, only), index, seed, draw)
             except SampleFault:
                 continue
-            if text is not None:
+            if text := tags_of(sample) if tags else sample.text:
                 yield text
-
-    def _tags_at(self, indices: np.ndarray, seeds: np.ndarray, draws: np.ndarray) -> Iterator[str]:
-        """Yields the tags of samples, read one by one, of those with usable regions and at least one tag."""
-        for index, seed in zip(indices.tolist(), seeds.tolist(), strict=True):
-            try:
-                tags = tags_of(self.source.decode(self.source.read(index, ("regions",)), index, seed))
-            except SampleFault:
-                continue
-            if tags:
-                yield tags
 
     def _try(self, index: int, seed: int, draw: float | None, skips: SkipLog) -> Sample | None:
         """Reads and decodes one sample; returns None when it is unusable."""

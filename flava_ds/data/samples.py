@@ -52,7 +52,6 @@ class Sample:
     codes: np.ndarray | None = None
     regions: SampleRegions | None = None
     targets: SampleTargets | None = None
-    metadata: dict[str, Any] | None = None
     identity: int | None = None
     """What the image shows, hashed to 63 bits, if the source tells it."""
 
@@ -104,7 +103,6 @@ class SampleDecoder:
             if len(captions) > 1 and draw is None:
                 draw = float(uniforms(np.array([seed], dtype=np.uint64), 1, stream=CAPTION_STREAM)[0, 0])
             text = captions[int((draw or 0.0) * len(captions))]
-        metadata = _metadata(fields["metadata"]) if "metadata" in fields else None
         return Sample(
             key=key,
             index=index,
@@ -115,8 +113,7 @@ class SampleDecoder:
             codes=self._codes(fields["codes"]) if "codes" in fields else None,
             regions=self._regions(fields["regions"]) if "regions" in fields else None,
             targets=self._targets(fields["targets"]) if "targets" in fields else None,
-            metadata=metadata,
-            identity=None if metadata is None else self._identity(metadata),
+            identity=self._identity(fields["metadata"]) if "metadata" in fields else None,
         )
 
     def check_key(self, key: str, shard: str) -> None:
@@ -160,13 +157,10 @@ class SampleDecoder:
             raise SampleFault(faults.NOT_UTF8, "half of a surrogate pair")
         return tuple(texts)
 
-    def _identity(self, metadata: Mapping[str, Any]) -> int | None:
-        """Hashes what an image shows: equal for the same text or integer, on every machine. None if the
-        source does not tell.
-        """
-        if not (key := self.source.identity_key):
-            return None
-        value = metadata.get(key)
+    def _identity(self, data: bytes) -> int:
+        """Hashes what an image shows, by the .json: equal for the same text or integer, on every machine."""
+        key = str(self.source.identity_key)  # only a source with one has the field
+        value = _metadata(data).get(key)
         if not isinstance(value, str | int) or isinstance(value, bool):
             raise SampleFault(faults.NO_IDENTITY, f"field '{key}' holds {type(value).__name__}")
         if isinstance(value, str) and SURROGATE.search(value):
@@ -205,9 +199,7 @@ class SampleDecoder:
         return None if self.targets is None else read_targets(data, self.targets)
 
 
-def member_fields(
-    name: str, source: SourceConfig, metadata: bool = False
-) -> tuple[dict[str, Sequence[str]], dict[str, str]]:
+def member_fields(name: str, source: SourceConfig) -> tuple[dict[str, Sequence[str]], dict[str, str]]:
     """Returns the suffixes of each field that a source reads, and the fault if a required one is missing."""
     fields: dict[str, Sequence[str]] = {}
     required = {}
@@ -225,10 +217,8 @@ def member_fields(
     if source.targets_key:
         fields["targets"] = (_suffix(name, "targets_key", source.targets_key, "safetensors"),)
         required["targets"] = faults.NO_TARGETS
-    if metadata or source.identity_key:
-        fields["metadata"] = ("json",)
     if source.identity_key:
-        required["metadata"] = faults.NO_IDENTITY
+        fields["metadata"], required["metadata"] = ("json",), faults.NO_IDENTITY
     return fields, required
 
 

@@ -176,12 +176,12 @@ def test_the_data_set_is_picklable(make_config):
     )
 
 
-def test_iterate_once_yields_everything_in_order_with_captions_and_metadata(make_config):
+def test_iterate_once_yields_everything_in_order_with_captions(make_config):
     config = make_config()
     batches = list(iterate_once(config, "pairs", batch_size=10))
     assert [len(batch) for batch in batches] == [10, 10, 3]
     samples = sum(batches, [])
-    assert [sample.metadata["number"] for sample in samples] == list(range(23))
+    assert [sample.index for sample in samples] == list(range(23))
     assert all(
         len(sample.captions) == 3 and sample.text == sample.captions[0] and sample.image.shape == (3, 16, 16)
         for sample in samples

@@ -42,11 +42,11 @@ OF_A_SAMPLE = (
 def iterate_once(config: Config, name: str, batch_size: int = 64) -> Iterator[list[Sample]]:
     """Yields every usable sample of source `name` once, in shard order.
 
-    Samples are decoded but not augmented, and carry all captions and their .json.
+    Samples are decoded but not augmented, and carry all captions.
 
     Raises: DataError when the share of unusable samples exceeds the source's limit.
     """
-    source = IndexedShards(config, name, metadata=True)
+    source = IndexedShards(config, name)
     skips, samples = SkipLog(name, source.source.max_skipped_share), []
     for index in range(len(source)):
         try:

@@ -42,82 +42,35 @@ class Corpus:
         return module.reason_to_drop(caption, record) if hasattr(module, "reason_to_drop") else None
 
 
-def _pairs(
-    name: str, title: str, annotations: str, reader: str, pairs: str, words: float, *, urls: bool = False
-) -> Corpus:
-    return Corpus(
-        name=name,
-        title=title,
-        kind="pair",
-        annotations=annotations,
-        reader=reader,
-        pairs=pairs,
-        words=words,
-        urls=urls,
-    )
-
-
+_OF_THE_PAPER = (
+    ("coco", "COCO captions", "captions_train2014.json captions_val2014.json", "0.9 M", 12.4, False),
+    ("sbu", "SBU Captions", "sbu-captions-all.json, or the two lists of the archive", "1.0 M", 12.1, True),
+    ("localized_narratives", "Localized Narratives", "one .jsonl per data set", "1.9 M", 13.8, False),
+    ("cc3m", "Conceptual Captions 3M", "Train_GCC-training.tsv", "3.1 M", 10.3, True),
+    ("visual_genome", "Visual Genome", "region_descriptions.json", "5.4 M", 5.1, False),
+    ("wit", "Wikipedia Image Text", "wit_v1.train.all-*.tsv.gz", "4.8 M", 12.8, True),
+    ("cc12m", "Conceptual Captions 12M", "cc12m.tsv", "11.0 M", 17.3, True),
+    ("redcaps", "RedCaps", "the folder annotations/", "11.6 M", 9.5, True),
+    ("yfcc100m", "YFCC100M, filtered", "yfcc100m_dataset, plain or .bz2", "30.3 M", 12.7, True),
+)
+"""Name, title, annotations, pairs, words and whether there are URLs. Source: paper, Table 2."""
+_READERS = {name: f"conceptual_captions.read_{name}" for name in ("cc3m", "cc12m")}
+"""Of those that flava_ds/prepare/NAME.py does not read."""
 CORPORA = {
     corpus.name: corpus
     for corpus in (
-        _pairs(
-            "coco",
-            "COCO captions",
-            "captions_train2014.json captions_val2014.json",
-            "coco.read",
-            "0.9 M",
-            12.4,
-        ),
-        _pairs(
-            "sbu",
-            "SBU Captions",
-            "sbu-captions-all.json, or the two lists of the archive",
-            "sbu.read",
-            "1.0 M",
-            12.1,
-            urls=True,
-        ),
-        _pairs(
-            "localized_narratives",
-            "Localized Narratives",
-            "one .jsonl per data set",
-            "localized_narratives.read",
-            "1.9 M",
-            13.8,
-        ),
-        _pairs(
-            "cc3m",
-            "Conceptual Captions 3M",
-            "Train_GCC-training.tsv",
-            "conceptual_captions.read_cc3m",
-            "3.1 M",
-            10.3,
-            urls=True,
-        ),
-        _pairs(
-            "visual_genome", "Visual Genome", "region_descriptions.json", "visual_genome.read", "5.4 M", 5.1
-        ),
-        _pairs(
-            "wit", "Wikipedia Image Text", "wit_v1.train.all-*.tsv.gz", "wit.read", "4.8 M", 12.8, urls=True
-        ),
-        _pairs(
-            "cc12m",
-            "Conceptual Captions 12M",
-            "cc12m.tsv",
-            "conceptual_captions.read_cc12m",
-            "11.0 M",
-            17.3,
-            urls=True,
-        ),
-        _pairs("redcaps", "RedCaps", "the folder annotations/", "redcaps.read", "11.6 M", 9.5, urls=True),
-        _pairs(
-            "yfcc100m",
-            "YFCC100M, filtered",
-            "yfcc100m_dataset, plain or .bz2",
-            "yfcc100m.read",
-            "30.3 M",
-            12.7,
-            urls=True,
+        *(
+            Corpus(
+                name=name,
+                title=title,
+                kind="pair",
+                annotations=annotations,
+                reader=_READERS.get(name, f"{name}.read"),
+                pairs=pairs,
+                words=words,
+                urls=urls,
+            )
+            for name, title, annotations, pairs, words, urls in _OF_THE_PAPER
         ),
         Corpus(
             name="own",
@@ -157,4 +110,4 @@ CORPORA = {
         ),
     )
 }
-"""Source: paper, Table 2; for ImageNet-1k, the size of its training set."""
+"""The counts of ImageNet-1k are the size of its training set."""

@@ -54,7 +54,7 @@ def main() -> None:
 def drawings(count: int) -> Tensor:
     """Returns drawings of the demo at the size of flava_base's codebook: [b 3 112 112] uint8."""
     size = resolve("flava_base", []).codebook.image_size
-    with tarfile.open(next(unpack().pairs_train.glob("*.tar"))) as shard:
+    with tarfile.open(next(unpack().glob("pairs-train/*.tar"))) as shard:
         pictures = [member for member in shard if member.name.endswith((".png", ".jpg", ".webp"))][:count]
         images = [
             Image.open(io.BytesIO(shard.extractfile(member).read())).convert("RGB").resize((size, size))

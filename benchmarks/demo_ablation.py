@@ -247,7 +247,7 @@ def main() -> None:
     )
     torch.set_num_threads(1)
     keep_freed_memory()
-    root = unpack(DATA).root
+    root = unpack(DATA)
     if not (FOLDER / "held-out").exists():
         hold_out(root)
     for name in parser.parse_args().rows:

@@ -90,7 +90,7 @@ def main() -> None:
     """Measures each run that the command line names; those of other seeds are one row."""
     places = sys.argv[1:]
     first = configuration.load(Path(places[0].partition(":")[0]) / "config.json")
-    inputs = build_inputs(first, unpack().root)
+    inputs = build_inputs(first, unpack())
     test = inputs.styles_of(inputs.unseen_style)[STYLE]
     pixels = [pixel_vectors(samples.pixels(EDGE)) for samples in (inputs.train, test)]
     rows: dict[str, dict[str, Any]] = {

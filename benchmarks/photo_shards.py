@@ -99,7 +99,7 @@ def _drawings(demo: Path, count: int) -> Iterator[tuple[Image.Image, str]]:
     """Yields the demo's first drawings and their captions."""
     from flava_ds.demo.dataset import unpack
 
-    for shard in sorted(unpack(demo).pairs_train.glob("*.tar")):
+    for shard in sorted(unpack(demo).glob("pairs-train/*.tar")):
         with tarfile.open(shard) as tar:
             members = {
                 member.name: tar.extractfile(member).read()

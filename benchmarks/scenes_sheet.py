@@ -30,7 +30,7 @@ MOST_SHOWN = 4
 
 def main() -> None:
     """Draws the sheet."""
-    drawings, detector = read_drawings(unpack().root, SPLIT), load_detector("demo")
+    drawings, detector = read_drawings(unpack(), SPLIT), load_detector("demo")
     scenes = [draw_scene(drawings, SEED, number) for number in range(ACROSS * DOWN)]
     pictures = torch.stack([paint(drawings, scene) for scene in scenes])
     regions, edge = detector(pictures), SCALE * CANVAS

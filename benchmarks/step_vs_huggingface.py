@@ -184,7 +184,7 @@ def batches(config: Any, model: str, lengths: str) -> list:
     from flava_ds.scaling.captions import Lengths, full, read_shards
     from flava_ds.scaling.synthetic import batch_of
 
-    root, draw, made = unpack().root, torch.Generator().manual_seed(0), []
+    root, draw, made = unpack(), torch.Generator().manual_seed(0), []
     for name, source in config.data.sources.items():
         plan, histogram = config.model.plan(config, source), None
         if plan.tokenizer is not None:

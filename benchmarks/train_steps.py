@@ -116,7 +116,7 @@ def overrides(options: argparse.Namespace) -> list[str]:
 
     data = unpack(options.out / "data")
     recipe = RECIPES[options.recipe]()
-    shards = {"pair": data.pairs_train, "image": data.images, "text": data.text}
+    shards = {"pair": data / "pairs-train", "image": data / "images", "text": data / "text"}
     changed = {
         "name": "train_steps",
         "logging.run-directory": options.out,

@@ -115,7 +115,7 @@ def settings(masked_share: float) -> Config:
     six = flava_objectives(mim=MaskedImageConfig(**masking), mmm_image=MultimodalMaskedImageConfig(**masking))
     pairs = SourceConfig(
         kind="pair",
-        shards=str(unpack().pairs_train),
+        shards=str(unpack() / "pairs-train"),
         image_codes_key="codes.npy",  # the batches then hold codes, and nothing computes them
         transform=UNCHANGED,
         masked_share=masked_share or 1.0,

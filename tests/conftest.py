@@ -74,7 +74,7 @@ def indexed_demo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from flava_ds.demo.dataset import unpack
     from flava_ds.storage.index import load_indexes
 
-    root = unpack(tmp_path_factory.mktemp("demo") / "data").root
+    root = unpack(tmp_path_factory.mktemp("demo") / "data")
     for _ in load_indexes(sorted(root.rglob("*.tar"))):
         pass
     return root

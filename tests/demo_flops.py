@@ -13,7 +13,7 @@ from flava_ds.demo.dataset import unpack
 
 def flops_of(config: Config, steps: int = 20) -> float:
     """Counts some steps, with those of frozen networks that compute targets, and scales them to the run."""
-    root = unpack().root
+    root = unpack()
     sources = {
         name: dataclasses.replace(source, shards=str(root / source.shards.rpartition("/")[2]))
         for name, source in config.data.sources.items()

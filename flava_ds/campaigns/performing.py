@@ -157,4 +157,4 @@ def _opened(run: Run, path: Path | None) -> tuple[FrozenModel, Inputs]:
     else:
         opened = open_model(path, device="cpu", precision="fp32")
         config, model = opened.config, opened.frozen()
-    return model, build_inputs(config, unpack(DATA).root)
+    return model, build_inputs(config, unpack(DATA))

@@ -5,7 +5,6 @@ import json
 import secrets
 import shutil
 import tarfile
-from dataclasses import dataclass
 from pathlib import Path
 
 from flava_ds.errors import DataError
@@ -13,27 +12,7 @@ from flava_ds.storage.files import SAFE_MEMBERS, sha256_of, user_cache
 
 PACKAGE = Path(__file__).parent
 CHECKSUMS = PACKAGE / "checksums.json"
-VOCABULARY = PACKAGE / "vocab.txt"
 MOST_UNPACKED_BYTES = 2**29  # keeps a damaged archive from filling the disk
-
-
-@dataclass(frozen=True, kw_only=True)
-class DemoData:
-    """Paths of the unpacked demo data set; every folder has shards 00000.tar, 00001.tar, ...
-
-    `pairs_train` has six drawing styles, `pairs_unseen_style` the same concepts in two styles that training
-    never sees, and `pairs_unseen_concepts` concepts that training never sees, in all styles.
-    """
-
-    root: Path
-    pairs_train: Path
-    pairs_unseen_style: Path
-    pairs_unseen_concepts: Path
-    images: Path
-    text: Path
-    text_test: Path
-    concepts: Path
-    vocab: Path
 
 
 def default_target() -> Path:
@@ -41,8 +20,12 @@ def default_target() -> Path:
     return user_cache() / f"demo-{hashlib.sha256(CHECKSUMS.read_bytes()).hexdigest()[:12]}"
 
 
-def unpack(target: Path | None = None) -> DemoData:
-    """Unpacks the data set once. Returns its paths; later calls only check.
+def unpack(target: Path | None = None) -> Path:
+    """Unpacks the data set once, and returns its folder; later calls only check.
+
+    Of its folders of shards, `pairs-train` has six drawing styles, `pairs-unseen-style` the same concepts in
+    two styles that training never sees, and `pairs-unseen-concepts` concepts that training never sees, in all
+    styles.
 
     The folder appears atomically, so several processes may call this at the same time.
 
@@ -59,7 +42,7 @@ def unpack(target: Path | None = None) -> DemoData:
             _publish(staging, target)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-    return _paths(target)
+    return target
 
 
 def _is_complete(target: Path) -> bool:
@@ -112,17 +95,3 @@ def _publish(staging: Path, target: Path) -> None:
                 f"{target} exists and is not this version of the demo data: remove it or choose another "
                 "folder"
             ) from error
-
-
-def _paths(root: Path) -> DemoData:
-    return DemoData(
-        root=root,
-        pairs_train=root / "pairs-train",
-        pairs_unseen_style=root / "pairs-unseen-style",
-        pairs_unseen_concepts=root / "pairs-unseen-concepts",
-        images=root / "images",
-        text=root / "text",
-        text_test=root / "text-test",
-        concepts=root / "concepts.json",
-        vocab=VOCABULARY,
-    )

@@ -178,7 +178,7 @@ def main() -> None:
         "--data", type=Path, help="the demo's data set (default: unpacked in the user's cache)"
     )
     arguments = parser.parse_args()
-    root = unpack().root if arguments.data is None else arguments.data
+    root = unpack() if arguments.data is None else arguments.data
     train(root, arguments.out, dataclasses.replace(TRAINING, total_steps=arguments.steps))
 
 

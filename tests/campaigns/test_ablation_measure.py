@@ -79,7 +79,7 @@ def test_every_domain_of_a_real_model(row, monkeypatch):
     config = ablation(row)
     described = Described(row, config.model.type)
     model = freeze(config, config.model.build(config).eval().requires_grad_(False), described)
-    inputs = build_inputs(config, unpack().root)
+    inputs = build_inputs(config, unpack())
     for name in ("train", "unseen_style", "texts"):
         inputs.__dict__[name] = getattr(inputs, name).select(np.arange(0, 600, 5), name)
     small = dataclasses.replace(measure.TEXTS, samples=64, updates=4, warmup_updates=1, epochs=2)

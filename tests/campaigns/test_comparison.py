@@ -72,7 +72,7 @@ def test_domains_that_a_model_lacks_are_left_out_and_said(row, monkeypatch):
     config = recipe(row, 4)
     module = config.model.build(config).eval().requires_grad_(False)
     model = freeze(config, module, Described(row, config.model.type))
-    inputs = build_inputs(config, unpack().root)
+    inputs = build_inputs(config, unpack())
     nothing = {"measured": ("words", np.array(["a"]), np.array([True]))}
     for domain in set(measure.MEASURES) - LACKS[row]:
         monkeypatch.setitem(measure.MEASURES, domain, lambda model, inputs: nothing)

@@ -29,7 +29,7 @@ def model_and_inputs(monkeypatch):
     """A model without training, and a part of the demo's data."""
     config = ablation("flava_no_init")
     model = config.model.build(config).eval().requires_grad_(False)
-    inputs = build_inputs(config, unpack().root)
+    inputs = build_inputs(config, unpack())
     for name in ("train", "unseen_style", "texts"):
         inputs.__dict__[name] = getattr(inputs, name).select(np.arange(0, 600, 5), name)
     small = dataclasses.replace(fine_tuned.TEXTS, samples=64, updates=4, warmup_updates=1, epochs=2)

@@ -38,7 +38,7 @@ def test_reads_what_webdataset_writes(tmp_path):
 def test_webdataset_reads_the_demo_shards(tmp_path):
     from flava_ds.demo.dataset import unpack
 
-    shards = sorted(unpack(tmp_path / "demo").pairs_train.glob("*.tar"))
+    shards = sorted(unpack(tmp_path / "demo").glob("pairs-train/*.tar"))
     sample = next(iter(wds.WebDataset([str(shards[0])], shardshuffle=False)))
     assert Image.open(io.BytesIO(sample["webp"])).size == (64, 64)
     assert sample["txt"].decode() and b"captions" in sample["json"]

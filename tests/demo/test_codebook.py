@@ -3,6 +3,7 @@ trained on.
 """
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,20 +13,20 @@ from flava_ds.codebook.image_codebook import load_codebook
 from flava_ds.codebook.losses import code_usage
 from flava_ds.config import ImageTransformConfig, to_dict
 from flava_ds.demo import codebook as demo_codebook
-from flava_ds.demo.dataset import DemoData, unpack
+from flava_ds.demo.dataset import unpack
 from flava_ds.evaluation.samples import read_samples
 from flava_ds.recipes import resolve
 from flava_ds.recipes.demo import CODEBOOK, DATA
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> DemoData:
+def data(tmp_path_factory) -> Path:
     """The data set where the demo unpacks it, in a working directory of its own."""
     return unpack(tmp_path_factory.mktemp("demo") / DATA)
 
 
 def test_it_was_made_by_the_settings_that_train_one_today(data, monkeypatch):
-    monkeypatch.chdir(data.root.parents[len(DATA.parts) - 1])
+    monkeypatch.chdir(data.parents[len(DATA.parts) - 1])
     record, config = (
         json.loads(CODEBOOK.with_suffix(".json").read_text(encoding="utf-8")),
         resolve("demo", []),
@@ -47,7 +48,7 @@ def test_it_was_made_by_the_settings_that_train_one_today(data, monkeypatch):
 def test_it_draws_pictures_of_unseen_styles_far_better_than_a_colour_per_picture_and_uses_most_codes(data):
     config = resolve("demo", [])
     codebook = load_codebook(CODEBOOK, config.codebook)
-    pixels = read_samples(data.pairs_unseen_style).pixels(config.codebook.image_size)[:1000]
+    pixels = read_samples(data / "pairs-unseen-style").pixels(config.codebook.image_size)[:1000]
     codes = codebook.encode(pixels)
     values = pixels.float() / 255
     error = (codebook.decode(codes) - values).square().mean()

@@ -46,13 +46,13 @@ def read_folder(folder: Path) -> dict[str, dict[str, bytes]]:
 
 
 @pytest.fixture(scope="session")
-def data(tmp_path_factory) -> dataset.DemoData:
+def data(tmp_path_factory) -> Path:
     return dataset.unpack(tmp_path_factory.mktemp("demo") / "data")
 
 
 @pytest.fixture(scope="session")
 def folders(data) -> dict[str, dict[str, dict[str, bytes]]]:
-    return {name: read_folder(data.root / name) for name in CHECKSUMS["samples"]}
+    return {name: read_folder(data / name) for name in CHECKSUMS["samples"]}
 
 
 @pytest.fixture(scope="session")
@@ -64,7 +64,7 @@ def records(folders) -> dict[str, list[dict]]:
 
 @pytest.fixture(scope="session")
 def concepts(data) -> list[dict]:
-    return json.loads(data.concepts.read_text("utf-8"))
+    return json.loads((data / "concepts.json").read_text("utf-8"))
 
 
 def test_archives_are_small():
@@ -75,10 +75,10 @@ def test_archives_are_small():
 
 def test_second_unpack_only_looks(data, monkeypatch):
     monkeypatch.setattr(dataset, "_extract", lambda staging: pytest.fail("extracted twice"))
-    assert dataset.unpack(data.root) == data
-    assert all(getattr(data, name).exists() for name in data.__dataclass_fields__)
+    assert dataset.unpack(data) == data
+    assert all((data / name).exists() for name in CHECKSUMS["files"])
     # no staging folder stays behind
-    assert [path.name for path in data.root.parent.iterdir()] == [data.root.name]
+    assert [path.name for path in data.parent.iterdir()] == [data.name]
 
 
 def test_damaged_archive_is_refused(tmp_path, monkeypatch):
@@ -96,7 +96,7 @@ def test_the_folder_has_the_permissions_of_any_new_one(tmp_path, monkeypatch):
     for mask, expected in ((0o022, 0o755), (0o077, 0o700)):
         before = os.umask(mask)
         try:
-            assert dataset.unpack(tmp_path / str(mask)).root.stat().st_mode & 0o777 == expected
+            assert dataset.unpack(tmp_path / str(mask)).stat().st_mode & 0o777 == expected
         finally:
             os.umask(before)
 
@@ -119,7 +119,7 @@ def test_slower_process_takes_the_faster_ones_folder(tmp_path, monkeypatch):
         (target / dataset.CHECKSUMS.name).write_bytes(dataset.CHECKSUMS.read_bytes())
 
     monkeypatch.setattr(dataset, "_extract", extract_while_another_finishes)
-    assert dataset.unpack(target).root == target
+    assert dataset.unpack(target) == target
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
 
 
@@ -141,7 +141,7 @@ def test_a_python_without_filters_for_archives_unpacks_it(tmp_path, monkeypatch)
     monkeypatch.setattr(
         tarfile.TarFile, "extract", lambda tar, member, path="", set_attrs=True: extract(tar, member, path)
     )
-    assert dataset.unpack(tmp_path / "data").pairs_train.is_dir()
+    assert (dataset.unpack(tmp_path / "data") / "pairs-train").is_dir()
 
 
 def test_counts(folders, records):
@@ -243,7 +243,7 @@ def test_test_glosses_have_words_of_their_own(records):
 
 def test_vocabulary():
     for path, size, ids in (
-        (dataset.VOCABULARY, 4096, {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4}),
+        (dataset.PACKAGE / "vocab.txt", 4096, {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4}),
         (
             dataset.PACKAGE.parent / "data" / "vocab" / "bert_base_uncased.txt",
             30_522,

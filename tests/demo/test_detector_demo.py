@@ -24,19 +24,19 @@ def test_it_was_made_by_the_settings_that_train_one_today(record):
     assert record["detector"] == json.loads(json.dumps(dataclasses.asdict(detector.config)))
     assert record["curve"][-1]["step"] == demo_detector.TRAINING.total_steps
     assert NAMED["demo"].stat().st_size < 2e6
-    concepts = json.loads((unpack().root / "concepts.json").read_text(encoding="utf-8"))
+    concepts = json.loads((unpack() / "concepts.json").read_text(encoding="utf-8"))
     assert set(detector.class_names) == {entry["subgroup"] for entry in concepts if entry["seen"]}
 
 
 def test_it_is_as_good_on_concepts_never_seen_as_its_record_says(record):
-    drawings = read_drawings(unpack().root, "unseen_concepts")
+    drawings = read_drawings(unpack(), "unseen_concepts")
     found = demo_detector.judged(load_detector("demo"), drawings, 100)
     expected = record["quality"]["unseen_concepts, scenes"]
     assert found["ap50_places"] == pytest.approx(expected["ap50_places"], abs=0.06) and found["ap50"] > 0.06
 
 
 def test_a_step_s_pictures_are_its_own_and_have_their_boxes():
-    drawings = read_drawings(unpack().root, "unseen_concepts")
+    drawings = read_drawings(unpack(), "unseen_concepts")
     names = tuple(sorted(set(drawings.subgroups)))
     first, again, second = (demo_detector.training_batch(drawings, names, 0, step, 8) for step in (3, 3, 4))
     assert torch.equal(first.pixels, again.pixels) and not torch.equal(first.pixels, second.pixels)
@@ -53,4 +53,4 @@ def test_a_file_is_not_overwritten(tmp_path):
     (tmp_path / "a.safetensors").write_bytes(b"")
     for name in ("a.safetensors", "b.bin"):
         with pytest.raises(CheckpointError, match="give a new file whose name ends in .safetensors"):
-            demo_detector.train(unpack().root, tmp_path / name)
+            demo_detector.train(unpack(), tmp_path / name)

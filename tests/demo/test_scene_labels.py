@@ -24,7 +24,7 @@ SPLIT, COUNT = "unseen_style", 6
 
 @pytest.fixture(scope="module")
 def root():
-    return unpack().root
+    return unpack()
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,7 @@ def test_shards_hold_scenes_with_the_regions_that_prepare_finds(tmp_path, capsys
     words = ["prepare", "scenes", str(tmp_path / "a"), "--split", "unseen_concepts", "--scenes", "60"]
     assert main(words) == 0
     assert f"{tmp_path / 'a'}: 60 scenes; set caption_key to captions" in capsys.readouterr().out
-    found, drawings = members(tmp_path / "a"), read_drawings(unpack().root, "unseen_concepts")
+    found, drawings = members(tmp_path / "a"), read_drawings(unpack(), "unseen_concepts")
     assert len(found) == 60 * 7
     for number in (0, 59):
         key, scene = f"unseen_concepts_2_{number:06d}", draw_scene(drawings, scene_shards.SEED, number)
@@ -56,7 +56,7 @@ def test_shards_hold_scenes_with_the_regions_that_prepare_finds(tmp_path, capsys
 
 def test_a_launch_gets_the_scenes_that_its_recipe_reads(tmp_path, monkeypatch, capsys):
     """Whole, once, and with an error where the folder holds something else."""
-    unpacked = unpack().root
+    unpacked = unpack()
     (tmp_path / DATA).mkdir(parents=True)
     (tmp_path / DATA / "pairs-train").symlink_to(unpacked / "pairs-unseen-concepts")
     monkeypatch.chdir(tmp_path)
@@ -75,7 +75,7 @@ def test_a_launch_gets_the_scenes_that_its_recipe_reads(tmp_path, monkeypatch, c
 
 
 def test_an_interrupted_launch_is_continued_by_one_while_others_wait(tmp_path, monkeypatch):
-    unpacked, out, drawn = unpack().root, tmp_path / "scenes", []
+    unpacked, out, drawn = unpack(), tmp_path / "scenes", []
     (tmp_path / "pairs-train").symlink_to(unpacked / "pairs-unseen-concepts")
     for name, value in {"SCENES": 3, "PER_SHARD": 1, "_AT_ONCE": 1, "POLL_S": 0.01}.items():
         monkeypatch.setattr(scene_shards, name, value)

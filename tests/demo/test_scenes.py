@@ -25,7 +25,7 @@ from flava_ds.errors import DataError
 
 @pytest.fixture(scope="module")
 def drawings() -> Drawings:
-    return read_drawings(unpack().root, "unseen_concepts")
+    return read_drawings(unpack(), "unseen_concepts")
 
 
 def test_a_scene_is_a_function_of_seed_and_index(drawings):

@@ -43,7 +43,7 @@ def test_overrides_are_options_of_the_recipe(work):
 
 def test_the_size_of_a_step_is_that_of_real_batches(tmp_path):
     data = unpack(tmp_path / "data")
-    folders = {"pair": data.pairs_train, "image": data.images, "text": data.text}
+    folders = {"pair": data / "pairs-train", "image": data / "images", "text": data / "text"}
     words = ["--data.num-workers", "0", "--schedule.warmup-steps", "1", "--training.total-steps", "40"]
     for name, folder in folders.items():
         words += [f"--data.sources.{name}.shards", str(folder)]

@@ -25,7 +25,7 @@ def run(options: argparse.Namespace) -> int:
 
     detector = None if options.detector == "none" else load_detector(options.detector)
     counts = write_scenes(
-        unpack().root,
+        unpack(),
         options.out,
         detector,
         split=options.split,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flava_ds.checkpoints.files import name_of
 from flava_ds.config import Config
@@ -28,9 +28,6 @@ from flava_ds.recipes.demo import DATA
 from flava_ds.storage.atomic import write_json
 from flava_ds.watching.run_log import logged_losses, read_log
 
-if TYPE_CHECKING:
-    from flava_ds.demo.dataset import DemoData
-
 log = logging.getLogger(__name__)
 
 MEASUREMENTS: dict[str, Measurement] = {
@@ -47,22 +44,18 @@ MEASUREMENTS: dict[str, Measurement] = {
 RESULT = "evaluation.json"
 
 
-def evaluate_run(
-    run_path: Path, *, data: DemoData | None = None, limit_s: float | None = None
-) -> dict[str, Any]:
+def evaluate_run(run_path: Path, *, data: Path | None = None, limit_s: float | None = None) -> dict[str, Any]:
     """Evaluates a run's latest checkpoint as `measure_run`, and writes evaluation.json into its folder."""
     result = measure_run(run_path, data=data, limit_s=limit_s)
     write_result(run_path, result)
     return result
 
 
-def measure_run(
-    run_path: Path, *, data: DemoData | None = None, limit_s: float | None = None
-) -> dict[str, Any]:
+def measure_run(run_path: Path, *, data: Path | None = None, limit_s: float | None = None) -> dict[str, Any]:
     """Evaluates a run's latest checkpoint. Returns the result.
 
-    `data` defaults to the data set that the run trained on. After `limit_s` seconds no further measurement
-    starts; those left out are listed.
+    `data` is the folder of the demo's data set, by default the one that the run trained on. After `limit_s`
+    seconds no further measurement starts; those left out are listed.
 
     Raises: CheckpointError if the run has no checkpoint that fits; ConfigError and DataError on unusable
     inputs; UserError if the run trained on other data.
@@ -70,7 +63,7 @@ def measure_run(
     start = time.monotonic()
     run_path = Path(run_path)
     opened = open_model(run_path)
-    root = find_data(opened.config) if data is None else Path(data.root)
+    root = find_data(opened.config) if data is None else data
     step = opened.described.step
     if root is None or step is None:  # a model without steps is no run's
         raise UserError(
@@ -131,5 +124,5 @@ def find_data(config: Config) -> Path | None:
         if source.kind == "pair" and folder == DATA:
             from flava_ds.demo.dataset import unpack
 
-            return unpack().root
+            return unpack()
     return None

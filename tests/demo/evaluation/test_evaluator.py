@@ -4,7 +4,6 @@ import json
 import math
 import time
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,7 +20,7 @@ from flava_ds.errors import CheckpointError, UserError
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory):
     run, data = write_run(tmp_path_factory.mktemp("run"))
-    return run, data, evaluate_run(run, data=SimpleNamespace(root=data))
+    return run, data, evaluate_run(run, data=data)
 
 
 def test_the_file_holds_what_is_returned(evaluated):
@@ -47,7 +46,7 @@ def test_every_reference_stands_beside_a_metric(evaluated):
 
 def test_the_same_weights_give_the_same_numbers(evaluated):
     run, data, first = evaluated
-    assert evaluate_run(run, data=SimpleNamespace(root=data))["metrics"] == first["metrics"]
+    assert evaluate_run(run, data=data)["metrics"] == first["metrics"]
 
 
 def test_the_data_beside_the_runs_pairs_is_found(evaluated):
@@ -83,7 +82,7 @@ def test_half_precision_weights_work(tmp_path):
 def test_a_run_without_a_checkpoint_is_named(evaluated, tmp_path):
     (tmp_path / "config.json").write_text((evaluated[0] / "config.json").read_text())
     with pytest.raises(CheckpointError, match="no checkpoint yet"):
-        evaluate_run(tmp_path, data=SimpleNamespace(root=evaluated[1]))
+        evaluate_run(tmp_path, data=evaluated[1])
 
 
 def test_a_missing_codebook_costs_the_masked_images_only(tmp_path):

@@ -17,7 +17,7 @@ from flava_ds.evaluation.tuning.goals import Classes
 
 @pytest.mark.parametrize("statements", [False, True])
 def test_texts_and_pictures_are_those_of_the_scenes(statements, monkeypatch):
-    root = unpack().root
+    root = unpack()
     monkeypatch.setitem(scenes.COUNTS, "unseen_concepts", 60)
     data = find_data(scenes.Scenes(statements=statements), root, "unseen_concepts")
     found, drawings = data.test(), read_drawings(root, "unseen_concepts")

@@ -151,7 +151,8 @@ class FamilyConfig(Variant, built_in=BUILT_IN):
     def shape_of(self, view: str) -> Any:
         """Returns the configuration of the encoder behind a view: hidden_size, layer_norm_eps and so on.
 
-        Raises: ConfigError for a family that has not said so, which some objectives of the package ask for.
+        Raises: ConfigError for a view that the family lacks, and for a family that has not said so, which
+        some objectives of the package ask for.
         """
         raise ConfigError(
             f"an objective asks the family '{self.type}' for the size of its view '{view}', and "

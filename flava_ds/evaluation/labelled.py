@@ -84,7 +84,6 @@ class LabelledImages(Pictured):
 
     @property
     def fingerprint(self) -> str:
-        """Hashes the samples and labels, in order."""
         return _hash(self.keys, [self.class_names[label] for label in self.labels])
 
 
@@ -100,7 +99,6 @@ class CaptionedImages(Pictured):
 
     @property
     def fingerprint(self) -> str:
-        """Hashes the images and captions, in order."""
         return _hash(self.keys, self.captions)
 
 
@@ -124,7 +122,6 @@ class LabelledObjects(Pictured):
 
     @property
     def fingerprint(self) -> str:
-        """Hashes the images and their objects, in order."""
         return _hash(self.keys, [own.tolist() for own in (*self.boxes, *self.labels)])
 
 
@@ -181,7 +178,6 @@ class LabelledPairs(Pictured):
 
     @property
     def fingerprint(self) -> str:
-        """Hashes the images, texts and labels, in order."""
         return _hash(self.keys, self.texts, self.labels.tolist())
 
 

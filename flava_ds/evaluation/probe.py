@@ -111,7 +111,6 @@ class ImageProbe(Probe):
     needs: ClassVar[tuple[type, ...]] = (ImageFeatures,)
 
     def features(self, model: FrozenModel, samples: LabelledImages) -> Tensor:
-        """Encodes the images."""
         return model.image_features(Seen(samples, self.transform), f"task {self.name}")
 
     def run(self, model: FrozenModel, data: Splits) -> dict[str, Score]:

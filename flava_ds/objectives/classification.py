@@ -46,7 +46,6 @@ class ClassificationConfig(ObjectiveConfig, type="classification"):
         return self.num_classes if self.loss == "cross_entropy" else None
 
     def build(self, config: Any) -> Classification:
-        """Builds the objective with its head."""
         return Classification(self, config.model.shape_of(self.task).hidden_size)
 
     def check(self, where: str, config: Any) -> None:

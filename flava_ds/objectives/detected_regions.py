@@ -29,7 +29,6 @@ class DetectedRegionsConfig(MaskedRegionsConfig, type="detected_regions"):
     predicts_region_classes: ClassVar[bool] = True
 
     def build(self, config: Any) -> DetectedRegions:
-        """Builds the objective with its head."""
         regions, view = config.model.regions, config.model.regions_view
         shape = config.model.shape_of(view)
         sizes = (regions.num_classes, regions.feature_size)

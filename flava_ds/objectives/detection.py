@@ -58,7 +58,6 @@ class DetectionConfig(ObjectiveConfig, type="detection"):
         return frozenset({self.task})
 
     def build(self, config: Any) -> Detection:
-        """Builds the objective with its heads."""
         config.model.check_view(self.task)
         return Detection(self, config.model.shape_of(self.task))
 

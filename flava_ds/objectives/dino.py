@@ -78,7 +78,6 @@ class DinoConfig(MultiCropConfig, type="dino"):
         return (*own, CropMasks(config.model.image.grid_size, self)) if self.patch_weight else own
 
     def build(self, config: Any) -> Dino:
-        """Builds the objective with its head for the model's image encoder."""
         made = KoleoDino if self.koleo_weight else Dino
         return made(self, config.model.shape_of("image"), config.training.total_steps)
 

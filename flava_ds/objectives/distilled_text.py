@@ -36,7 +36,6 @@ class DistilledTextConfig(MultimodalMaskedTextConfig, type="mlm_distilled"):
     ignores_padding: ClassVar[bool] = False
 
     def build(self, config: Any) -> DistilledText:
-        """Builds the objective with a head of its encoder's width."""
         return DistilledText(self, super().build(config).head)
 
     def check(self, where: str, config: Any) -> None:

@@ -32,7 +32,6 @@ class LocalContrastiveConfig(GlobalContrastiveConfig, type="local_contrastive"):
     title: ClassVar[str] = "Local contrastive"
 
     def build(self, config: Any) -> LocalContrastive:
-        """Builds the objective."""
         return LocalContrastive(self)
 
 

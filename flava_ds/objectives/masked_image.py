@@ -54,7 +54,6 @@ class MaskedImageConfig(ObjectiveConfig, type="mim"):
         return config.codebook.vocab_size
 
     def build(self, config: Any) -> MaskedImageModeling:
-        """Builds the objective with a head of its encoder's width."""
         shape = config.model.shape_of(self.view)
         head = MaskedPredictionHead(shape.hidden_size, self.classes(config), shape.layer_norm_eps)
         return MaskedImageModeling(self, head)

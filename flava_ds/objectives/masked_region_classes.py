@@ -33,7 +33,6 @@ class MaskedRegionClassesConfig(MaskedRegionsConfig, type="mrc"):
         return config.model.regions.num_classes if self.loss == "cross_entropy" else None
 
     def build(self, config: Any) -> MaskedRegionClasses:
-        """Builds the objective with its head."""
         view = config.model.regions_view
         shape, classes = config.model.shape_of(view), config.model.regions.num_classes
         return MaskedRegionClasses(

@@ -30,7 +30,6 @@ class MaskedRegionFeaturesConfig(MaskedRegionsConfig, type="mrfr"):
     title: ClassVar[str] = "Region features"
 
     def build(self, config: Any) -> MaskedRegionFeatures:
-        """Builds the objective with its head."""
         view = config.model.regions_view
         shape, size = config.model.shape_of(view), config.model.regions.feature_size
         kind = TiedFeatureHead if self.tied_decoder else MaskedPredictionHead

@@ -56,7 +56,6 @@ class MaskedTextConfig(ObjectiveConfig, type="mlm"):
         return config.model.text.vocab_size
 
     def build(self, config: Any) -> MaskedLanguageModeling:
-        """Builds the objective with a head of its encoder's width."""
         shape = config.model.shape_of(self.view)
         kind = TiedPredictionHead if self.tied_decoder else MaskedPredictionHead
         head = kind(shape.hidden_size, self.classes(config), shape.layer_norm_eps)

@@ -41,7 +41,6 @@ class NextSentenceConfig(ObjectiveConfig, type="nsp"):
         return (Segments(config.model.load_tokenizer(config).sep_id),)
 
     def build(self, config: Any) -> NextSentence:
-        """Builds the objective with its classifier."""
         return NextSentence(self, config.model.shape_of(self.view).hidden_size)
 
     def check(self, where: str, config: Any) -> None:

@@ -64,7 +64,6 @@ class SimclrConfig(ObjectiveConfig, type="simclr"):
         return {"two_views": Crops(size=config.model.image_size, transforms=(self.view, self.view))}
 
     def build(self, config: Any) -> Simclr:
-        """Builds the objective with its head for the model's image encoder."""
         return Simclr(self, config.model.shape_of("image"))
 
     def check(self, where: str, config: Any) -> None:

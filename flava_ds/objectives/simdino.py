@@ -40,7 +40,6 @@ class SimdinoConfig(MultiCropConfig, type="simdino"):
         return True
 
     def build(self, config: Any) -> Simdino:
-        """Builds the objective with its head for the model's image encoder."""
         return Simdino(self, config.model.shape_of("image"), config.training.total_steps)
 
 

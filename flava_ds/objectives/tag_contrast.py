@@ -41,7 +41,6 @@ class TagContrastConfig(ObjectiveConfig, type="tag_contrast"):
         return (ContrastLabels(),)
 
     def build(self, config: Any) -> TagContrast:
-        """Builds the objective with its classifier."""
         view = config.model.matching_view
         return TagContrast(self, config.model.shape_of(view).hidden_size, view)
 

@@ -258,7 +258,9 @@ class Task(nn.Module):
         }
 
     def passes(self, batch: Batch) -> Iterable[Pass]:
-        """Lists the work of a forward pass from lengths known to the host; call it before the batch moves."""
+        """Lists the work of a forward pass from lengths known to the host, without lookups, norms and losses;
+        call it before the batch moves.
+        """
         raise NotImplementedError(f"{type(self).__name__} does not implement `passes`")
 
     def flops(self, batch: Batch) -> float:

@@ -26,7 +26,6 @@ class TextsOfScenes(LabelledPairs):
     kinds: np.ndarray
 
     def select(self, rows: np.ndarray) -> TextsOfScenes:
-        """Returns the chosen rows."""
         return dataclasses.replace(super().select(rows), kinds=self.kinds[rows])
 
     @property

@@ -33,7 +33,6 @@ class Questions(LabelledPairs):
     answers: tuple[tuple[str, ...], ...] = ()
 
     def select(self, rows: np.ndarray) -> Self:
-        """Returns the chosen rows."""
         chosen = super().select(rows)
         return dataclasses.replace(chosen, answers=tuple(self.answers[row] for row in rows))
 

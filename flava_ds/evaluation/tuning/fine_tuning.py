@@ -277,7 +277,6 @@ class TextFineTuning(FineTuning):
     make_head: ClassVar[MakeHead] = SentenceHead
 
     def encoder(self, model: FrozenModel) -> Any:
-        """Returns a copy of the text encoder."""
         return model.need(TextStates, f"task {self.name}").text_states()
 
 
@@ -307,7 +306,6 @@ class ImageFineTuning(PictureFineTuning):
     make_head: ClassVar[MakeHead] = LinearHead
 
     def encoder(self, model: FrozenModel) -> Any:
-        """Returns a copy of the image encoder."""
         return model.need(ImageStates, f"task {self.name}").image_states(self.scale(model))
 
 
@@ -322,7 +320,6 @@ class PairFineTuning(PictureFineTuning):
     make_head: ClassVar[MakeHead] = PairHead
 
     def encoder(self, model: FrozenModel) -> Any:
-        """Returns a copy of all encoders."""
         return model.need(PairStates, f"task {self.name}").pair_states(self.scale(model))
 
 

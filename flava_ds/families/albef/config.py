@@ -80,7 +80,6 @@ class AlbefConfig(ImageTextConfig, NormallyInitialized, type="albef"):
         return shape_with(self.text, self.fusion_layers)
 
     def shape_of(self, view: str) -> EncoderConfig:
-        """Returns a view's encoder configuration. Raises: ConfigError for a view that ALBEF lacks."""
         self.check_view(view)
         return {"image": self.image, "text": self.text}.get(view, self.fusion)
 

@@ -71,7 +71,6 @@ class AlignConfig(NormallyInitialized, type="align"):
         return self.image.norm_group
 
     def shape_of(self, view: str) -> Any:
-        """Returns a view's tower configuration. Raises: ConfigError for a view that ALIGN lacks."""
         self.check_view(view)
         return getattr(self, view)
 

@@ -24,7 +24,6 @@ class AlignTask(BatchNormTask):
         self.config = config
 
     def passes(self, batch: Batch) -> Iterator[Pass]:
-        """Lists a batch's work, without lookups, norms and losses."""
         model = AlignConfig.of(self.config)
         yield Pass("image_encoder", batch.size * self.model.image_encoder.flops(model.image.image_size))
         lengths = batch["cu_seqlens"].diff().tolist()

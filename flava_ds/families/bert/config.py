@@ -33,7 +33,6 @@ class BertConfig(NormallyInitialized, type="bert"):
         return 0
 
     def shape_of(self, view: str) -> BertTextConfig:
-        """Returns the encoder's configuration. Raises: ConfigError for a view that BERT lacks."""
         self.check_view(view)
         return self.text
 

@@ -25,7 +25,6 @@ class BertTask(Task):
         self.config = config
 
     def passes(self, batch: Batch) -> Iterator[Pass]:
-        """Lists a batch's work, without lookups, norms and losses."""
         text = BertConfig.of(self.config).text
         tokens, pairs = terms(self, batch, MaskedLanguageModeling), terms(self, batch, NextSentence)
         lengths = batch["cu_seqlens"].diff().tolist()

@@ -72,7 +72,6 @@ class ClipConfig(ImageTextConfig, type="clip"):
         return load_tokenizer(config.data.vocabulary).fitting(self.text.vocab_size)
 
     def shape_of(self, view: str) -> EncoderConfig:
-        """Returns a view's tower configuration. Raises: ConfigError for a view that CLIP lacks."""
         self.check_view(view)
         return getattr(self, view)
 

@@ -99,7 +99,6 @@ class Clip(ContrastedModel):
         return encoded
 
     def first_rows(self, view: str, batch: Batch) -> Tensor:
-        """Returns the row of each sequence's first token: [b]."""
         if view == "text":
             return batch["cu_seqlens"][:-1].long()
         images = torch.arange(batch.size, device=batch["pixel_values"].device)

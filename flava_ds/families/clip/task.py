@@ -22,7 +22,6 @@ class ClipTask(Task):
         self.config = config
 
     def passes(self, batch: Batch) -> Iterator[Pass]:
-        """Lists a batch's work, without lookups, norms and losses."""
         model = ClipConfig.of(self.config)
         image, text = model.image, model.text
         yield Pass("patch_embedding", patch_flops(image, batch.size * image.num_patches))

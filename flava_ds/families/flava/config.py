@@ -76,11 +76,9 @@ class FlavaConfig(ImageTextConfig, NormallyInitialized, type="flava"):
 
     @property
     def num_patches(self) -> int:
-        """Patches per image."""
         return self.image.num_patches
 
     def shape_of(self, view: str) -> EncoderConfig:
-        """Returns a view's encoder configuration. Raises: ConfigError for a view that FLAVA lacks."""
         self.check_view(view)
         return getattr(self, view.removesuffix("_masked"))
 

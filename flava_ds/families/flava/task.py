@@ -45,7 +45,6 @@ class FlavaTask(Task):
         return batch["codebook_pixel_values"].shape[0] * self.frozen[CODEBOOK].flops_per_image
 
     def passes(self, batch: Batch) -> Iterator[Pass]:
-        """Lists a batch's work, without lookups, norms, losses and the codebook."""
         if batch.kind == Kind.PAIR:
             yield from self._clean_pair(batch)
             yield from self._masked_pair(batch)

@@ -52,7 +52,6 @@ class SimvlmConfig(NormallyInitialized, type="simvlm"):
         return self.image.norm_group or 1 if content == "pair" else 1
 
     def shape_of(self, view: str) -> StackConfig:
-        """Returns the decoder's configuration. Raises: ConfigError for a view that SimVLM lacks."""
         self.check_view(view)
         return self.decoder
 

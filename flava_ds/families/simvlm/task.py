@@ -24,7 +24,6 @@ class SimvlmTask(BatchNormTask):
         self.config = config
 
     def passes(self, batch: Batch) -> Iterator[Pass]:
-        """Lists a batch's work, without lookups, norms and losses."""
         model, patches = SimvlmConfig.of(self.config), 0
         image, width = model.image, model.encoder.hidden_size
         suffixes = batch["suffix_cu_seqlens"].diff()

@@ -38,7 +38,6 @@ class SingleStreamConfig(RegionTextConfig):
     """The class of the family's model, as "MODULE:CLASS"."""
 
     def shape_of(self, view: str) -> BertTextConfig:
-        """Returns the transformer's configuration. Raises: ConfigError for a view that the family lacks."""
         self.check_view(view)
         return self.text
 

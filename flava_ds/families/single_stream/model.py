@@ -37,7 +37,6 @@ class SingleStream(Bert):
     def encode(
         self, batch: Batch, views: Collection[str], reads: Mapping[str, Tensor] | None = None
     ) -> dict[str, Encoded]:
-        """Encodes each of `views` once; `reads` names the rows of a view that will be read, sorted: [k]."""
         keep, readings = reads or {}, self.config.readings
         seen = {
             hidden: self.embed_regions(PackedImages.of(batch, masked=hidden))
@@ -122,7 +121,6 @@ class SingleStream(Bert):
         return JointLayout(texts.cu_seqlens, images.cu_seqlens, longest)
 
     def first_rows(self, view: str, batch: Batch) -> Tensor:
-        """Returns the row of each text's CLS: [b]."""
         return self.layout(view, batch).text_starts
 
     def token_rows(self, view: str, tokens: Tensor, batch: Batch) -> Tensor:

@@ -37,7 +37,6 @@ class SingleStreamTask(Task):
         return found
 
     def passes(self, batch: Batch) -> Iterator[Pass]:
-        """Lists a batch's work, without lookups, norms and losses."""
         model, read = SingleStreamConfig.of(self.config), rows_read(self, batch)
         layers = (part for part in self.model.regions.modules() if isinstance(part, nn.Linear))
         regions = batch["region_boxes"].shape[0] if "region_boxes" in batch else 0

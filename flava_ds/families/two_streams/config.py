@@ -54,7 +54,6 @@ class TwoStreamConfig(RegionTextConfig):
         ]
 
     def shape_of(self, view: str) -> EncoderConfig:
-        """Returns the shape of a view's stream. Raises: ConfigError for a view that the family lacks."""
         self.check_view(view)
         return self.stream_shapes[self.views.index(view)]
 

@@ -30,7 +30,6 @@ class TwoStreamTask(Task):
         self.config = config
 
     def passes(self, batch: Batch) -> Iterator[Pass]:
-        """Lists a batch's work, without lookups, norms and losses."""
         model, read = TwoStreamConfig.of(self.config), rows_read(self, batch)
         lengths = [batch[f"{prefix}cu_seqlens"].diff().tolist() for prefix in ("", "region_")]
         text, image = model.stream_shapes

@@ -96,7 +96,6 @@ class UnitConfig(NormallyInitialized, type="unit"):
         return 1 if content == "text" else self.image.norm_group or 1
 
     def shape_of(self, view: str) -> PositionedConfig:
-        """Returns the decoder's configuration. Raises: ConfigError for a task that UniT lacks."""
         self.check_view(view)
         return self.decoder
 

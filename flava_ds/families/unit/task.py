@@ -58,7 +58,6 @@ class UnitTask(BatchNormTask):
         return super().step(batch, denominators, *arguments)
 
     def passes(self, batch: Batch) -> Iterator[Pass]:
-        """Lists a batch's work, without lookups, norms and losses."""
         model, size, task = UnitConfig.of(self.config), batch.size, batch.kind
         decoder, seen = model.decoder, [0] * size
         if TASKS[task] != "text":

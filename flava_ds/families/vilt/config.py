@@ -97,7 +97,6 @@ class ViltConfig(NormallyInitialized, type="vilt"):
         )
 
     def shape_of(self, view: str) -> StreamConfig:
-        """Returns the stream's configuration. Raises: ConfigError for a view that ViLT lacks."""
         self.check_view(view)
         return self.image
 

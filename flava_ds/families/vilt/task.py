@@ -24,7 +24,6 @@ class ViltTask(Task):
         self.config = config
 
     def passes(self, batch: Batch) -> Iterator[Pass]:
-        """Lists a batch's work, without lookups, norms and losses."""
         model = ViltConfig.of(self.config)
         image, read = model.image, rows_read(self, batch)
         yield Pass("patch_embedding", patch_flops(image, batch.size * image.num_patches))

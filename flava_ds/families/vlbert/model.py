@@ -162,7 +162,6 @@ class Vlbert(SingleStream):
         return self.layout(view, batch).region_rows(regions + image)
 
     def kinds_of(self, parameter: str) -> frozenset[str]:
-        """Returns the kinds of step that read a parameter."""
         if parameter.startswith(OF_PAIRS):
             return frozenset({"pair"})
         return frozenset({"text"}) if parameter.startswith(OF_TEXTS) else super().kinds_of(parameter)

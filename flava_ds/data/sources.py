@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from flava_ds.config import Config, SourceConfig
 from flava_ds.data.samples import Sample
+from flava_ds.data.skip_log import SkipLog
 from flava_ds.errors import ConfigError
-
-if TYPE_CHECKING:
-    from flava_ds.data.skip_log import SkipLog
-
 
 MAX_ATTEMPTS = 200
 """Unusable samples in a row after which a reader gives up."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +21,7 @@ from flava_ds.layers.patches import enlarged_edge
 from flava_ds.layers.transformer import Encoded
 from flava_ds.layers.words import pack
 from flava_ds.objectives.hard_matching import HardMatchingConfig
-
-if TYPE_CHECKING:
-    from flava_ds.training.task import Task
+from flava_ds.training.task import Task
 
 LACKS = {
     "Tokens": "ALBEF has no sequence of patches and words together",

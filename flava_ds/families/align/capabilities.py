@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +17,7 @@ from flava_ds.families.align.model import Align
 from flava_ds.families.bert.model import BertEncoder
 from flava_ds.families.offers import Projector, StillNorms, TunableImages
 from flava_ds.layers.efficientnet import EfficientNet
-
-if TYPE_CHECKING:
-    from flava_ds.training.task import Task
+from flava_ds.training.task import Task
 
 LACKS = {
     "Matcher": "ALIGN has no pair encoder, hence no matching head",

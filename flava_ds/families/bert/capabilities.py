@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,9 +19,7 @@ from flava_ds.families.offers import WordReading, names_by_type
 from flava_ds.layers.heads import MaskedPredictionHead, TiedPredictionHead
 from flava_ds.layers.transformer import Encoded
 from flava_ds.layers.words import pack
-
-if TYPE_CHECKING:
-    from flava_ds.training.task import Task
+from flava_ds.training.task import Task
 
 LACKS = dict.fromkeys(
     ("ImageFeatures", "Embedder", "Matcher", "Tokens", "ImageStates"), "BERT reads texts only, no images"

@@ -6,7 +6,7 @@ Shapes follow flava_ds/evaluation/protocols.py. Nothing here needs a training ba
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,9 +15,7 @@ from torch import Tensor
 from flava_ds.families.clip.tunable import ClipStates
 from flava_ds.families.offers import Projector
 from flava_ds.layers.words import pack
-
-if TYPE_CHECKING:
-    from flava_ds.training.task import Task
+from flava_ds.training.task import Task
 
 LACKS = {
     "Matcher": "CLIP has no pair encoder, hence no matching head",

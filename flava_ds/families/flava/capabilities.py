@@ -7,24 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from flava_ds.batch import Packed
+from flava_ds.config import Config
 from flava_ds.families.flava.model import Flava
 from flava_ds.families.flava.views import image_patch_rows
 from flava_ds.families.offers import HeadPredictions, PairMatcher, Projector, names_by_type
+from flava_ds.layers.heads import MaskedPredictionHead
 from flava_ds.layers.pairs import SequenceLayout
 from flava_ds.layers.transformer import Encoded
 from flava_ds.layers.words import PackedIds, pack
-
-if TYPE_CHECKING:
-    from flava_ds.config import Config
-    from flava_ds.layers.heads import MaskedPredictionHead
-    from flava_ds.training.task import Task
+from flava_ds.training.task import Task
 
 PREDICTS = {"mlm": "text", "mim": "image", "mmm_text": "text of a pair", "mmm_image": "image of a pair"}
 """What the head of each type of objective predicts."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +21,7 @@ from flava_ds.families.simvlm.model import Simvlm
 from flava_ds.layers.patches import enlarged_edge
 from flava_ds.layers.transformer import at_least_fp32
 from flava_ds.layers.words import PackedIds, pack
-
-if TYPE_CHECKING:
-    from flava_ds.training.task import Task
+from flava_ds.training.task import Task
 
 LACKS = {
     "Embedder": "SimVLM trains no space that images and texts share",

@@ -7,11 +7,12 @@ flava_ds/evaluation/protocols.py. Only states to fine-tune keep a graph.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
+from flava_ds.data.tokenizer import WordPieceTokenizer
 from flava_ds.families.bert.capabilities import BertTexts, types_of_texts
 from flava_ds.families.offers import (
     NO_DETECTOR,
@@ -32,10 +33,7 @@ from flava_ds.layers.words import pack
 from flava_ds.objectives.itm import ImageTextMatchingConfig
 from flava_ds.objectives.next_sentence import NextSentence
 from flava_ds.objectives.tag_contrast import MATCH, WRONG_CAPTION, TagContrast
-
-if TYPE_CHECKING:
-    from flava_ds.data.tokenizer import WordPieceTokenizer
-    from flava_ds.training.task import Task
+from flava_ds.training.task import Task
 
 LACKS = dict.fromkeys(
     ("ImageFeatures", "Embedder", "Tokens", "ImageStates"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -30,9 +30,7 @@ from flava_ds.families.two_streams.model import TwoStreamModel
 from flava_ds.layers.regions import PackedImages
 from flava_ds.layers.words import pack
 from flava_ds.objectives.itm import ImageTextMatchingConfig
-
-if TYPE_CHECKING:
-    from flava_ds.training.task import Task
+from flava_ds.training.task import Task
 
 OF_REGIONS = re.compile(
     r"^region_|^streams\.regions\.|^streams\.rounds\.\d+\.(exchange\.)?regions\."

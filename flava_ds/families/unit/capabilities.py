@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,9 +22,7 @@ from flava_ds.layers.boxes import to_corners
 from flava_ds.layers.patches import enlarged_edge
 from flava_ds.layers.words import pack
 from flava_ds.objectives.detection import Detection
-
-if TYPE_CHECKING:
-    from flava_ds.training.task import Task
+from flava_ds.training.task import Task
 
 LACKS = {
     "ImageFeatures": "UniT's queries answer a task; no state stands for an image alone",

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
+from flava_ds.config.data import SampleKind
 from flava_ds.config.encoders import (
     BertTextConfig,
     ConvStemConfig,
@@ -18,9 +19,6 @@ from flava_ds.config.encoders import (
     NormallyInitialized,
 )
 from flava_ds.errors import ConfigError
-
-if TYPE_CHECKING:
-    from flava_ds.config.data import SampleKind
 
 TASKS: Mapping[str, SampleKind] = {
     "detection": "image",

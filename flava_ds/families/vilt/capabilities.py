@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -20,9 +20,7 @@ from flava_ds.layers.patches import enlarged_edge
 from flava_ds.layers.transformer import Encoded
 from flava_ds.layers.words import pack
 from flava_ds.objectives.itm import ImageTextMatchingConfig
-
-if TYPE_CHECKING:
-    from flava_ds.training.task import Task
+from flava_ds.training.task import Task
 
 LACKS = dict.fromkeys(
     ("ImageFeatures", "TextFeatures", "Embedder", "Tokens", "TextStates", "ImageStates"),

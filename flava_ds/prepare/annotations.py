@@ -7,7 +7,7 @@ import csv
 import gzip
 import json
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +44,14 @@ class Dropped:
 
     reason: str
     name: str = ""
+
+
+def captioned(captions: Iterable[str], *, called: str = "", **known: Any) -> Annotated | Dropped:
+    """Returns an entry with its captions that are not empty, or leaves it out if there are none; `known` are
+    the other fields of Annotated, `called` is that of Dropped.
+    """
+    kept = tuple(caption for caption in captions if caption)
+    return Annotated(captions=kept, **known) if kept else Dropped(NO_CAPTION, called)
 
 
 def clean(text: Any) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from flava_ds.prepare.annotations import NO_CAPTION, Annotated, Dropped, clean, load_json, require
+from flava_ds.prepare.annotations import Annotated, Dropped, captioned, clean, load_json, require
 
 TRAINING = ("train", "restval")
 """The splits of Karpathy's file that are trained on; restval is what val and test leave of val2014."""
@@ -34,14 +34,11 @@ def read(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
             require(path, annotation, "image_id", "caption")
             captions.setdefault(annotation["image_id"], []).append(clean(annotation["caption"]))
         for image in content["images"]:
-            found = tuple(text for text in captions.get(image["id"], ()) if text)
-            if not found:
-                yield Dropped(NO_CAPTION, image["file_name"])
-                continue
             record = {"image_id": image["id"], "width": image.get("width"), "height": image.get("height")}
-            yield Annotated(
+            yield captioned(
+                captions.get(image["id"], ()),
+                called=image["file_name"],
                 key=key_of(image["id"]),
-                captions=found,
                 images=image_paths(image["file_name"]),
                 url=image.get("coco_url"),
                 record=record,
@@ -53,15 +50,13 @@ def _of_splits(path: Path, images: Sequence[dict[str, Any]]) -> Iterator[Annotat
     for image in images:
         require(path, image, "filename", "split", "sentences")
         name, identity = image["filename"], image.get("cocoid")
-        captions = tuple(filter(None, (clean(said.get("raw")) for said in image["sentences"])))
         if image["split"] not in TRAINING:
             yield Dropped(f"split {image['split']}", name)
-        elif not captions:
-            yield Dropped(NO_CAPTION, name)
         else:
-            yield Annotated(
+            yield captioned(
+                (clean(said.get("raw")) for said in image["sentences"]),
+                called=name,
                 key=Path(name).stem if identity is None else key_of(identity),
-                captions=captions,
                 images=image_paths(name),
                 record={} if identity is None else {"image_id": identity},
             )

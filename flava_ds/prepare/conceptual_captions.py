@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from flava_ds.prepare.annotations import NO_CAPTION, Annotated, Dropped, clean, position_paths, table
+from flava_ds.prepare.annotations import Annotated, Dropped, captioned, clean, position_paths, table
 
 
 def read_cc3m(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
@@ -27,13 +27,9 @@ def _read(paths: Sequence[Path], name: str, columns: Sequence[str]) -> Iterator[
     for path in paths:
         for row in table(path, columns):
             number += 1
-            caption = clean(row["caption"])
-            if caption:
-                yield Annotated(
-                    key=f"{name}-{number:08d}",
-                    captions=(caption,),
-                    images=position_paths(number),
-                    url=row["url"],
-                )
-            else:
-                yield Dropped(NO_CAPTION)
+            yield captioned(
+                [clean(row["caption"])],
+                key=f"{name}-{number:08d}",
+                images=position_paths(number),
+                url=row["url"],
+            )

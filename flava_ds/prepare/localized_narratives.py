@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from flava_ds.data.two_segments import sentences
-from flava_ds.prepare.annotations import NO_CAPTION, Annotated, Dropped, clean, json_lines
+from flava_ds.prepare.annotations import Annotated, Dropped, captioned, clean, json_lines
 
 
 def read(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
@@ -21,15 +21,11 @@ def read(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
     """
     for path in paths:
         for row in json_lines(path):
-            captions = sentences(clean(row.get("caption")))
-            if not captions:
-                yield Dropped(NO_CAPTION)
-                continue
             dataset, image = str(row["dataset_id"]), str(row["image_id"])
             key = re.sub(r"[^\w-]", "_", f"{dataset}-{image}-{row['annotator_id']}")
-            yield Annotated(
+            yield captioned(
+                sentences(clean(row.get("caption"))),
                 key=key,
-                captions=captions,
                 images=image_paths(dataset, image),
                 record={"dataset_id": dataset, "image_id": image},
             )

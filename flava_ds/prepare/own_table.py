@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flava_ds.errors import DataError
-from flava_ds.prepare.annotations import NO_CAPTION, Annotated, Dropped, clean, json_lines, open_text
+from flava_ds.prepare.annotations import Annotated, Dropped, captioned, clean, json_lines, open_text
 
 log = logging.getLogger(__name__)
 
@@ -36,13 +36,10 @@ def read(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
             rest = {key: _number(value) for key, value in row.items() if key not in (name, caption)}
             captions, _ = found.setdefault(str(row[name]), ([], rest))
             texts = row[caption] if isinstance(row[caption], list) else [row[caption]]
-            captions += [text for text in map(clean, texts) if text]
+            captions += map(clean, texts)
     for number, (name, (captions, rest)) in enumerate(found.items()):
-        if not captions:
-            yield Dropped(NO_CAPTION, name)
-            continue
         record = {"file": name, **rest}
-        yield Annotated(key=f"{number:09d}", captions=tuple(captions), images=(name,), record=record)
+        yield captioned(captions, called=name, key=f"{number:09d}", images=(name,), record=record)
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

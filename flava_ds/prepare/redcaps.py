@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from flava_ds.prepare.annotations import NO_CAPTION, Annotated, Dropped, clean, load_json
+from flava_ds.prepare.annotations import Annotated, Dropped, captioned, clean, load_json
 
 
 def read(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
@@ -18,15 +18,11 @@ def read(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
     ]
     for path in files:
         for post in load_json(path, "annotations")["annotations"]:
-            caption = clean(post.get("caption"))
             subreddit, number = str(post["subreddit"]), str(post["image_id"])
-            if not caption:
-                yield Dropped(NO_CAPTION)
-                continue
             images = f"{subreddit}/{number}.jpg", f"{subreddit.lower()}/{number}.jpg"
-            yield Annotated(
+            yield captioned(
+                [clean(post.get("caption"))],
                 key=f"redcaps-{number}",
-                captions=(caption,),
                 images=images,
                 url=post.get("url"),
                 record={"subreddit": subreddit},

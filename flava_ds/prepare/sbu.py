@@ -7,9 +7,9 @@ from pathlib import Path
 
 from flava_ds.errors import DataError
 from flava_ds.prepare.annotations import (
-    NO_CAPTION,
     Annotated,
     Dropped,
+    captioned,
     clean,
     load_json,
     name_in,
@@ -25,13 +25,9 @@ def read(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
     Source: readme of the SBU Captioned Photo Dataset (Ordonez et al. 2011).
     """
     for number, (url, text) in enumerate(_pairs(paths)):
-        caption = clean(text)
-        if not caption:
-            yield Dropped(NO_CAPTION)
-            continue
-        yield Annotated(
+        yield captioned(
+            [clean(text)],
             key=f"sbu-{number:07d}",
-            captions=(caption,),
             images=(name_in(url), *position_paths(number)),
             url=url.strip(),
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from flava_ds.prepare.annotations import NO_CAPTION, Annotated, Dropped, clean, json_array
+from flava_ds.prepare.annotations import Annotated, Dropped, captioned, clean, json_array
 
 
 def read(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
@@ -21,14 +21,11 @@ def read(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
             number = image["id"] if "id" in image else image["image_id"]
             regions = [(clean(region["phrase"]), region) for region in image["regions"]]
             regions = [(phrase, region) for phrase, region in regions if phrase]
-            if not regions:
-                yield Dropped(NO_CAPTION)
-                continue
             boxes = [[region[side] for side in ("x", "y", "width", "height")] for _, region in regions]
             paths_of_image = tuple(f"{folder}{number}.jpg" for folder in ("", "VG_100K/", "VG_100K_2/"))
-            yield Annotated(
+            yield captioned(
+                (phrase for phrase, _ in regions),
                 key=f"vg-{number}",
-                captions=tuple(phrase for phrase, _ in regions),
                 images=paths_of_image,
                 record={"boxes": boxes},
             )

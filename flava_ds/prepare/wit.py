@@ -9,10 +9,10 @@ from typing import Any
 from urllib.parse import unquote
 
 from flava_ds.prepare.annotations import (
-    NO_CAPTION,
     NOT_ENGLISH,
     Annotated,
     Dropped,
+    captioned,
     clean,
     name_in,
     position_paths,
@@ -51,15 +51,13 @@ def read(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
             number += 1
             if row["language"] != "en":
                 yield Dropped(NOT_ENGLISH)
-            elif not (caption := caption_of(row)):
-                yield Dropped(NO_CAPTION)
             else:
                 key = hashlib.sha256(f"{row['image_url']}\n{row['page_url']}".encode()).hexdigest()[:24]
                 name = unquote(name_in(row["image_url"]))
                 record = {"page_url": row["page_url"], "page_title": row["page_title"]}
-                yield Annotated(
+                yield captioned(
+                    [caption_of(row)],
                     key=f"wit-{key}",
-                    captions=(caption,),
                     images=(name, *position_paths(number)),
                     url=row["image_url"],
                     record=record,

@@ -14,7 +14,7 @@ from flava_ds.batch import Batch, ReadReport
 from flava_ds.config import SourceConfig
 from flava_ds.data.order import crop_seeds, uniforms
 from flava_ds.data.padding import padded
-from flava_ds.data.plan import BatchPlan, Draft
+from flava_ds.data.plan import SENT_VIEW, BatchPlan, Draft
 from flava_ds.data.regions import PackedRegions, SampleRegions
 from flava_ds.data.samples import Sample, seeds_of
 from flava_ds.data.targets import PackedTargets, SampleTargets
@@ -164,7 +164,7 @@ def pack(
 ) -> tuple[dict[str, Tensor], dict[str, int]]:
     """Returns the tensors and numbers of a draft's batch; the corruptions see `masked_rows` [m], or all."""
     tensors: dict[str, Tensor] = {
-        name: draft.views[name] for name in (*plan.sent_views, *plan.crops) if name in draft.views
+        name: draft.views[name] for name in (SENT_VIEW, *plan.crops) if name in draft.views
     }
     numbers: dict[str, int] = {}
     if draft.lengths is not None:

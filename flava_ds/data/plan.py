@@ -19,6 +19,9 @@ from flava_ds.config.objectives import targets_of
 from flava_ds.data.regions import PackedRegions, packed_at
 from flava_ds.data.targets import PackedTargets
 
+SENT_VIEW = "pixel_values"
+"""The one of a plan's views that batches hold."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Draft:
@@ -206,11 +209,11 @@ class BatchPlan:
 
     kind: str
     views: Mapping[str, int] = field(default_factory=dict)
-    """Square images rendered from the same crop: tensor name -> edge in pixels, `pixel_values` first."""
+    """Square images rendered from the same crop: tensor name -> edge in pixels, `pixel_values` first, which
+    alone is part of every batch; the others are only there for corruptions.
+    """
     crops: Mapping[str, Crops] = field(default_factory=dict)
     """Tensor name -> the crops in it: [b a c S S] uint8, part of every batch."""
-    sent_views: tuple[str, ...] = ("pixel_values",)
-    """Views that are part of every batch; the others are only there for corruptions."""
     tokenizer: Tokenizer | None = None
     """None for batches without text."""
     max_tokens: int = 0
@@ -245,7 +248,7 @@ class BatchPlan:
         """Returns an upper bound of one sample's bytes, without padding and without tensors that have one
         entry per sample.
         """
-        sent = sum(3 * self.views[name] ** 2 for name in self.sent_views if name in self.views)
+        sent = 3 * self.views.get(SENT_VIEW, 0) ** 2
         sent += sum(crops.bytes_per_sample for crops in self.crops.values())
         sent += sum(own.bytes_per_sample for own in (self.regions, self.targets) if own is not None)
         corrupted = sum(corruption.bytes_per_sample(self) for corruption in self.corruptions)

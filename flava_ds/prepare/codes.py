@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,8 +16,6 @@ from flava_ds.data.transforms import center_pixels
 from flava_ds.errors import ConfigError
 from flava_ds.prepare.added_members import AddedMember, AddedReport, add_members
 
-log = logging.getLogger(__name__)
-
 CODES_SUFFIX = "codes.npy"
 """Suffix of the members with codes; SourceConfig.image_codes_key must name it."""
 
@@ -31,9 +28,7 @@ def write_codes(
     out: Path | None = None,
     batch_size: int = 64,
     device: torch.device | str = "cpu",
-    on_shard: Callable[[Path, int], None] = lambda shard, samples: log.info(
-        "%s: codes of %d samples", shard, samples
-    ),
+    on_shard: Callable[[Path, int], None] = lambda shard, samples: None,
 ) -> AddedReport:
     """Copies every shard of `source` to folder `out`, adding a member KEY.codes.npy per image: uint16 [n].
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,8 +15,6 @@ from flava_ds.evaluation.preprocessing import WHOLE_TRANSFORM
 from flava_ds.prepare.added_members import AddedMember, AddedReport, add_members
 from flava_ds.regions.detector import Detector, Regions
 
-log = logging.getLogger(__name__)
-
 _BELOW_ONE = 1 - 2**-10
 """Rounding to fp16 may add half of this to a probability; rows of classes must not exceed 1 in sum."""
 
@@ -29,9 +26,7 @@ def write_regions(
     *,
     batch_size: int = 64,
     device: torch.device | str = "cpu",
-    on_shard: Callable[[Path, int], None] = lambda shard, samples: log.info(
-        "%s: regions of %d samples", shard, samples
-    ),
+    on_shard: Callable[[Path, int], None] = lambda shard, samples: None,
 ) -> AddedReport:
     """Copies every shard to folder `out`, adding a member KEY.regions.safetensors per image (`encoded`).
 

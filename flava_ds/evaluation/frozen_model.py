@@ -103,7 +103,7 @@ class FrozenModel:
         self.described, self._tokenizer = described, tokenizer
         self.image_size, self.most_tokens, self.device = image_size, most_tokens, device
         self._parts, self._reasons = offers
-        self._share, self._cache, self.workplace = share or Share(), cache, Workplace()
+        self.share, self._cache, self.workplace = share or Share(), cache, Workplace()
         self._images: dict[Pictures, Tensor] = {}
         self._texts: dict[tuple[tuple[str, ...], int], Tensor] = {}
 
@@ -118,11 +118,6 @@ class FrozenModel:
     def words(self) -> str:
         """Identifies the vocabulary; empty if there is none."""
         return "" if isinstance(self._tokenizer, str) else self._tokenizer.fingerprint()
-
-    @property
-    def share(self) -> Share:
-        """Returns how the work is divided over ranks."""
-        return self._share
 
     def at(self, workplace: Workplace) -> Self:
         """Sets where long tasks save their states and report progress; returns itself."""
@@ -175,7 +170,7 @@ class FrozenModel:
         """
         if self._cache is not None and isinstance(pictures, Seen):
             return PART_BATCHES
-        return max(PART_BATCHES, DECODED_AHEAD * self._share.parts)
+        return max(PART_BATCHES, DECODED_AHEAD * self.share.parts)
 
     def _part(
         self, pictures: Pictures, encode: Callable[[Tensor], Tensor], number: int, rows: range
@@ -184,13 +179,13 @@ class FrozenModel:
 
         def encoded() -> Tensor:
             starts = rows[::BATCH_ROWS]
-            mine = [range(start, min(start + BATCH_ROWS, rows.stop)) for start in self._share.mine(starts)]
+            mine = [range(start, min(start + BATCH_ROWS, rows.stop)) for start in self.share.mine(starts)]
             batches = ahead(lambda batch: pictures.batch(batch, self.image_size), mine)
             return self._encode(starts, (encode(pixels.to(self.device)) for pixels in batches))
 
         if self._cache is None or not isinstance(pictures, Seen):
             return encoded()
-        found = self._cache.part(pictures, self.image_size, number, rows, encoded, self._share)
+        found = self._cache.part(pictures, self.image_size, number, rows, encoded, self.share)
         return found.to(self.device)
 
     def text_features(self, texts: Sequence[str], asked_by: str, kind: str = "text") -> Tensor:
@@ -200,7 +195,7 @@ class FrozenModel:
         if key not in self._texts:
             ids = self.tokenizer.encode_batch(texts, self.most_tokens[kind])
             starts = range(0, len(ids), BATCH_ROWS)
-            mine = self._share.mine(starts)
+            mine = self.share.mine(starts)
             self._texts[key] = self._encode(
                 starts, (encode(ids[start : start + BATCH_ROWS]) for start in mine)
             )
@@ -234,7 +229,7 @@ class FrozenModel:
             odds = matcher.log_odds(pictures.batch(rows, self.image_size).to(self.device), texts)
             return torch.stack(odds, dim=1).float()
 
-        return self._encode(starts, map(scored, self._share.mine(starts)))
+        return self._encode(starts, map(scored, self.share.mine(starts)))
 
     def _encode(self, starts: range, mine: Iterator[Tensor]) -> Tensor:
         """Encodes this rank's batches and joins those of all ranks in the set's order.
@@ -242,7 +237,7 @@ class FrozenModel:
         Raises: DataError, on all ranks, when they are no numbers: every score of them would mean nothing, and
         all of a class would tie for the first place.
         """
-        found = torch.cat([part.to(self.device) for part in self._share.join(starts, mine)])
+        found = torch.cat([part.to(self.device) for part in self.share.join(starts, mine)])
         if wrong := int((~found.isfinite().all(1)).sum()):
             raise DataError(
                 f"{self.described.name}: {wrong} of {len(found)} features or scores hold infinities or "

@@ -60,17 +60,8 @@ def build(config: Config) -> Trainer:
     merged_settings(config, world.size, world.device.type)  # refused before anything is written
     roll_call.begin(world)
     checkpoint.prepare(config, world)
-    task = config.model.build(config)
-    if config.initial_weights is not None:
-        initial_weights.load_initial_weights(task, config.initial_weights, config.model.type)
-        initial_weights.warn_of_other_settings(config.initial_weights, config)
-    add_codebook(task, config, world.device)
-    if config.balance is not None:
-        task.states["balance"] = config.balance.build(task)
-    note_vocabulary(task, config)
-    if config.initial_weights is not None:
-        initial_weights.check_vocabulary(config.initial_weights, task.fingerprints)
     with explained(config, world, "while model and optimizer were set up"):
+        task = build_task(config, world)
         engine = Engine(task, config, world)
     resumed = checkpoint.resume(engine, config) if config.checkpoint.resume else None
     first_step = resumed.step if resumed else 0
@@ -81,6 +72,21 @@ def build(config: Config) -> Trainer:
         for line in preview(config, task, loader, world.size, world.device.type):
             log.info(line)
     return build_trainer(config, engine, loader, first_step, resumed.spikes if resumed else None)
+
+
+def build_task(config: Config, world: World) -> Any:
+    """Builds model, objectives, initial weights, frozen codebook and balance. Raises: UserError."""
+    task = config.model.build(config)
+    if config.initial_weights is not None:
+        initial_weights.load_initial_weights(task, config.initial_weights, config.model.type)
+        initial_weights.warn_of_other_settings(config.initial_weights, config)
+    add_codebook(task, config, world.device)
+    if config.balance is not None:
+        task.states["balance"] = config.balance.build(task)
+    note_vocabulary(task, config)
+    if config.initial_weights is not None:
+        initial_weights.check_vocabulary(config.initial_weights, task.fingerprints)
+    return task
 
 
 def note_vocabulary(task: Any, config: Config) -> None:

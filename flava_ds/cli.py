@@ -176,7 +176,7 @@ def add_training(add: Callable[..., argparse.ArgumentParser]) -> None:
         epilog=overrides,
         add_help=False,
     )
-    add_recipe(command)
+    add_recipe(command, trains=True)
     train_command.add_arguments(command)
     add_plugin(command)
     command = add(
@@ -215,8 +215,8 @@ def add_training(add: Callable[..., argparse.ArgumentParser]) -> None:
     add_plugin(command)
 
 
-def add_recipe(command: argparse.ArgumentParser) -> None:
-    """Adds the recipe, and a --help that also lists the recipe's fields."""
+def add_recipe(command: argparse.ArgumentParser, *, trains: bool = False) -> None:
+    """Adds the recipe, and a --help that also lists the recipe's fields; `train` takes sequences, too."""
     recipes = (
         "demo, flava_tiny, flava_base, flava_large, flava_debug, dino_base, mim_base, mlm_base, demo_simclr, "
         "demo_dino, demo_mim, demo_mlm, demo_generate, clip_base, demo_clip, bert_base, demo_bert, "
@@ -224,9 +224,11 @@ def add_recipe(command: argparse.ArgumentParser) -> None:
         "uniter_base, demo_uniter, visualbert_base, demo_visualbert, vinvl_base, demo_vinvl, vlbert_base, "
         "demo_vlbert, lxmert_base, demo_lxmert, vilbert_base, demo_vilbert, unit_base, demo_unit, "
         "ablation/ROW, FILE.py:FUNCTION, a FILE.yaml or .json with `base: RECIPE` and what differs, or a "
-        "run's config.json; several in a row: flava_base_full, flava_base_full/mim, "
-        "flava_base_full/released, demo_full, ablation/flava"
+        "run's config.json"
     )
+    if trains:
+        recipes += "; several in a row: flava_base_full, flava_base_full/mim, flava_base_full/released, "
+        recipes += "demo_full, ablation/flava"
     command.add_argument("recipe", metavar="RECIPE", nargs="?", help=recipes)
     command.add_argument(
         "-h", "--help", action="store_true", help="this text; after a recipe, every field with its value"

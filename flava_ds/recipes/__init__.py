@@ -175,7 +175,10 @@ def load_recipe(recipe: str, depth: int = 0, checked: bool = True) -> Config:
             "file, or start from the code and set fields by options"
         )
     if load_sequence(recipe) is not None:
-        raise ConfigError(f"'{recipe}' is several runs in a row; `flava-ds train {recipe}` runs them")
+        raise ConfigError(
+            f"'{recipe}' is several runs in a row; `flava-ds train {recipe}` runs them, and everything else "
+            "takes the recipe of one run, such as that of a stage (docs/stages.md)"
+        )
     path = Path(recipe)
     if outside.is_outside(recipe):
         return cast(Config, outside.call(recipe))

@@ -53,6 +53,8 @@ def write_report(run_path: Path, held_out: HeldOut | None = None, out: Path | No
         live=live_charts(log),
         live_more=max(0, len(live_names(log)) - MOST_LIVE),
         losses=loss_charts(config, log, held_out.losses if held_out else {}),
+        broken=not_finite(config, log),
+        skipped_updates=log.steps[-1].get("skipped_updates") if log.steps else None,
         courses=course_charts(log),
         norms=norm_chart(config, log),
         weights=weight_charts(config, log),
@@ -84,12 +86,19 @@ def loss_charts(config: Config, log: RunLog, held_out_losses: dict[str, float]) 
             {
                 "title": title,
                 "first": values[0],
-                "last": values[-1],
+                "last": None if log.not_finite_from(f"loss/{name}") is not None else values[-1],
                 "held_out": held_out,
                 "svg": markup(draw(words, lines, level=level, mark=mark)),
             }
         )
     return charts
+
+
+def not_finite(config: Config, log: RunLog) -> list[tuple[str, int]]:
+    """Returns the losses that are not finite at the end of a run, as (title, step from which on)."""
+    names = in_order(config, log.names("loss/"))
+    steps = {title_of(config, name): log.not_finite_from(f"loss/{name}") for name in names}
+    return [(title, step) for title, step in steps.items() if step is not None]
 
 
 def in_order(config: Config, names: Sequence[str]) -> list[str]:
@@ -129,7 +138,8 @@ def course_charts(log: RunLog) -> list[dict[str, Any]]:
                 else [Line(steps, values, faint=True), Line(steps, smooth(values))]
             )
             svg = draw(f"{title} {unit}, from {values[0]:.3g} to {values[-1]:.3g}", lines, scale)
-            charts.append({"title": title, "unit": unit, "last": f"{values[-1]:.3g}", "svg": markup(svg)})
+            last = f"last {values[-1]:.3g} {unit}" if log.not_finite_from(name) is None else "last not finite"
+            charts.append({"title": title, "last": last, "svg": markup(svg)})
     return charts
 
 

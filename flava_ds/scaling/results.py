@@ -67,7 +67,7 @@ def results(log: RunLog) -> dict[str, Any]:
 
     `unique_samples` are those that it saw at least once: each source's samples over its passes. Training
     losses are means over the last tenth of the steps, or the last one if none of these had it; evaluations
-    are the last ones.
+    are the last ones. A number that is not finite at the end is left out: what came before is not reached.
     """
     if not log.steps:
         return {}
@@ -87,10 +87,8 @@ def results(log: RunLog) -> dict[str, Any]:
         for name in log.names(prefix):
             at, numbers = log.series(prefix + name)
             first = 0 if prefix in LATEST else steps * (1 - LAST_SHARE)
-            chosen = [number for step, number in zip(at, numbers, strict=True) if step >= first] or numbers[
-                -1:
-            ]
-            if chosen:
+            late = [number for step, number in zip(at, numbers, strict=True) if step >= first]
+            if chosen := [] if log.not_finite_from(prefix + name) is not None else late or numbers[-1:]:
                 values[prefix + name] = chosen[-1] if prefix in LATEST else sum(chosen) / len(chosen)
     return values
 

@@ -9,7 +9,7 @@ from typing import Any
 from flava_ds.errors import ConfigError
 from flava_ds.scaling.assumptions import BETTER, MIDDLE, WORSE
 from flava_ds.scaling.failures import Rate
-from flava_ds.scaling.plan import Estimate, Setting
+from flava_ds.scaling.plan import Estimate, Setting, plan
 from flava_ds.scaling.simulator import CAUSES, Outcome, Simulator, recovery_of, run_of, scaled
 
 MOST_GPUS = 16_384
@@ -23,6 +23,8 @@ class Scaled:
     weak: bool
     setting: Setting | None
     outcome: Outcome | None
+    fits: str = ""
+    """Whether it fits the GPUs' memory, as a plan says it: "yes", "no" or "perhaps"."""
     interval: float = 0.0
     """Seconds between checkpoints."""
     ends: tuple[Outcome, ...] = ()
@@ -77,7 +79,9 @@ def simulate(setting: Setting, counts: Sequence[int], rate: Rate) -> list[Scaled
                 for assumed in (MIDDLE, WORSE, BETTER)
             )
             outcomes = [simulator.simulate() for simulator in (middle, *ends)]
-            found.append(Scaled(gpus, weak, other, outcomes[0], middle.interval, tuple(outcomes[1:])))
+            found.append(
+                Scaled(gpus, weak, other, outcomes[0], plan(other).fits, middle.interval, tuple(outcomes[1:]))
+            )
     return found
 
 
@@ -86,13 +90,13 @@ def scale_rows(found: Sequence[Scaled], weak: bool) -> list[list[str]]:
     shown = [
         cause for cause in CAUSES if any(each.outcome and _share(each, cause) >= 0.0005 for each in found)
     ]
-    rows = [["GPUs", "per GPU", "samples/s", "efficiency, %", "hours", "failures", *shown]]
+    rows = [["GPUs", "per GPU", "fits", "samples/s", "efficiency, %", "hours", "failures", *shown]]
     first: list[float] = []
     for each in found:
         if each.weak != weak:
             continue
         if each.setting is None or each.outcome is None:
-            rows.append([str(each.gpus), "-", "does not divide", *[""] * (len(rows[0]) - 3)])
+            rows.append([str(each.gpus), "-", "", "does not divide", *[""] * (len(rows[0]) - 4)])
             continue
         per_gpu = [each.samples_per_second(outcome) / each.gpus for outcome in each.outcomes]
         first = first or per_gpu
@@ -101,6 +105,7 @@ def scale_rows(found: Sequence[Scaled], weak: bool) -> list[list[str]]:
             [
                 str(each.gpus),
                 str(max(each.setting.micro_batches.values())),
+                each.fits,
                 each.estimate(each.samples_per_second).text(),
                 kept.text(2),
                 each.estimate(lambda outcome: outcome.wall / 3600).text(),
@@ -123,6 +128,7 @@ def as_json(each: Scaled) -> dict[str, Any]:
         return found | {"divides": False}
     outcome = each.outcome
     return found | {
+        "fits": each.fits,
         "samples_per_second": asdict(each.estimate(each.samples_per_second)),
         "wall_s": asdict(each.estimate(lambda outcome: outcome.wall)),
         "failures": asdict(each.estimate(lambda outcome: outcome.failures)),

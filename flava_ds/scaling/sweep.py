@@ -138,6 +138,8 @@ class Sweep:
         if status == 0:
             log = read_log(self.path_of(name) / "log.jsonl")
             own: dict[str, Any] = {"state": FINISHED, "results": results(log)}
+            if (step := log.not_finite_from(self.metric)) is not None:
+                own["reason"] = f"{self.metric} is not finite from step {step} on"
             if lower := lower_is_better(log):
                 own["lower_is_better"] = lower
             if not own["results"]:

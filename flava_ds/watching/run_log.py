@@ -33,6 +33,14 @@ class RunLog:
         points = [(step, value) for step, value in points if value == value and abs(value) != float("inf")]
         return [step for step, _ in points], [value for _, value in points]
 
+    def not_finite_from(self, name: str) -> int | None:
+        """Returns the step from which on no logged value of a number is finite, null among them; None where
+        the last one is finite, or none was logged.
+        """
+        logged = [line["step"] for line in self.steps if name in line]
+        finite, _ = self.series(name)
+        return next((step for step in logged if not finite or step > finite[-1]), None)
+
     def names(self, prefix: str) -> list[str]:
         """Returns what follows `prefix` in the logged keys, in order of first appearance."""
         return list(
@@ -93,10 +101,12 @@ def _is_step(line: dict[str, Any]) -> bool:
 
 
 def logged_losses(log: RunLog) -> dict[str, dict[str, float]]:
-    """Returns each objective's first and last logged training loss: name -> {"first": nats, "last": nats}."""
+    """Returns each objective's first and last logged training loss: name -> {"first": nats, "last": nats},
+    without those that are not finite at the end.
+    """
     found = {}
     for name in log.names("loss/"):
         _, values = log.series(f"loss/{name}")
-        if values:
+        if values and log.not_finite_from(f"loss/{name}") is None:
             found[name] = {"first": values[0], "last": values[-1]}
     return found

@@ -17,9 +17,7 @@ import pytest
 from flava_ds import cli
 from flava_ds.commands import sweep as command
 from flava_ds.commands import sweep_jobs
-from flava_ds.errors import ConfigError
 from flava_ds.ranks.launch import Launch
-from flava_ds.scaling.spec import Run, parse
 from flava_ds.scaling.sweep import Sweep
 
 SPEC = """
@@ -211,84 +209,6 @@ def test_an_installed_package_has_no_launchers_and_says_so_before_anything_is_wr
     assert cli.main(["sweep", "seeds.yaml", "--folder", "new", "--yes", *words]) == 2
     assert "launchers come with a clone of the repository, not with the package" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
-
-
-@pytest.mark.parametrize("metric", ["loss/global_contrastive", "accuracy/itm"])
-def test_optuna_goes_to_where_the_metric_is_better(tmp_path, metric):
-    pytest.importorskip("optuna")
-    data = {"base": "flava_debug", "metric": metric, "search": {"by": "optuna", "runs": 16, "fields": {
-        "optimizer.lr": {"from": 1e-3, "to": 1e-1}}}}  # fmt: skip
-    spec = parse(data, "s", "s")
-    sweep = Sweep(tmp_path, "flava_debug", metric, "c", {})
-    (tmp_path / "states").mkdir()
-    for _ in range(16):
-        sweep, name = sweep_jobs.asked(sweep, spec)
-        state = {
-            "state": "finished",
-            "attempts": 1,
-            "results": {metric: sweep.runs[name].overrides["optimizer.lr"]},
-        }
-        (tmp_path / "states" / f"{name}.json").write_text(json.dumps(state))
-    late = [run.overrides["optimizer.lr"] for run in sweep.runs.values()][10:]
-    assert (sum(late) / 6 > 0.06) == metric.startswith("accuracy/"), late
-
-
-def test_optuna_asks_by_what_has_finished(tmp_path, capsys, monkeypatch):
-    pytest.importorskip("optuna")
-    data = {"base": "flava_debug", "search": {"by": "optuna", "runs": 12, "fields": {
-        "optimizer.lr": {"from": 1e-5, "to": 1e-1, "log": True}}}}  # fmt: skip
-    spec = parse(data, "s", "s")
-    sweep = Sweep(tmp_path, "flava_debug", spec.metric, "c", {})
-    for _ in range(12):
-        sweep, name = sweep_jobs.asked(sweep, spec)
-        loss = abs(sweep.runs[name].overrides["optimizer.lr"] - 0.05)
-        state = {"state": "finished", "attempts": 1, "results": {spec.metric: loss}}
-        (tmp_path / "states").mkdir(exist_ok=True)
-        (tmp_path / "states" / f"{name}.json").write_text(json.dumps(state))
-    found = [run.overrides["optimizer.lr"] for run in sweep.runs.values()]
-    assert len(sweep.runs) == 12 and Sweep.open(tmp_path).runs == sweep.runs
-    assert sum(found[10:]) / 2 > sorted(found[:10])[5], "it goes to where the loss was low"
-    assert next(iter(sweep.facts.values()))["parameters"] == 1_124_675
-    path = tmp_path / "asked.yaml"
-    path.write_text(json.dumps(data | {"name": "asked"}))
-    assert cli.main(["sweep", str(path), "--folder", str(tmp_path / "new"), "--dry-run"]) == 0
-    assert ": 12 runs, 12 of them now" in (told := capsys.readouterr().out) and "12 runs: " in told, told
-    words = ["--folder", str(tmp_path / "new"), "--dry-run", "--gpu", "h100", "--most", "2"]
-    assert cli.main(["sweep", str(path), *words]) == 0
-    assert "2 runs: " in (told := capsys.readouterr().out) and "GPU-hours" in told, told
-    assert not (tmp_path / "new").exists()
-    assert cli.main(["sweep", str(path), "--folder", str(tmp_path / "new"), "--slurm", "--yes"]) == 2
-    assert "asks for runs one by one" in capsys.readouterr().err
-    begun: list[str] = []
-    monkeypatch.setattr(sweep_jobs, "run_one", lambda sweep, name, *_: begun.append(name) or 0)
-    empty = Sweep(tmp_path / "new", "flava_debug", spec.metric, "c", {})
-    sweep_jobs.run_all(empty, spec, [], options_of("new", "--most", "2"))
-    assert len(begun) == 2
-
-
-@pytest.mark.parametrize(
-    ("search", "fixed", "others"),
-    [
-        ({"optimizer.lr": {"from": 1e-4, "to": 1e-1}}, {}, False),  # wider
-        ({"optimizer.lr": {"from": 1e-3, "to": 2e-3}}, {}, True),
-        ({"optimizer.lr": ["a", "b"]}, {}, True),
-        ({"optimizer.lr": {"from": 0, "to": 2, "integer": True}}, {}, True),
-        ({"optimizer.lr": {"from": 1e-4, "to": 1e-1}, "seed": [0, 1]}, {}, True),
-        ({"optimizer.lr": {"from": 1e-4, "to": 1e-1}}, {"training.total_steps": 9}, True),
-    ],
-)
-def test_a_search_by_optuna_that_is_another_one_now_is_refused(tmp_path, search, fixed, others):
-    asked = Run({"optimizer.lr": 0.01}, {"optimizer.lr": 0.01})
-    Sweep(tmp_path / "sweep", "flava_debug", "loss/mlm", command.commit_now(), {asked.name: asked}).save()
-    path = tmp_path / "asked.json"
-    by = {"by": "optuna", "runs": 2, "fields": search}
-    path.write_text(json.dumps({"base": "flava_debug", "fixed": fixed, "search": by}))
-    options = options_of(str(path), "--folder", str(tmp_path / "sweep"))
-    if others:
-        with pytest.raises(ConfigError, match="holds another sweep, with 1 run that .*asked.json does not"):
-            command.planned(options)
-    else:
-        assert command.planned(options)[0].runs == {asked.name: asked}
 
 
 @pytest.mark.parametrize(

@@ -172,6 +172,15 @@ def test_last_is_the_last_logged_value_and_not_the_end_of_an_average(tmp_path):
     assert page.text.count("last 0.001") == 3 and "7.00 → 5.50" in page.text
 
 
+def test_losses_that_are_not_finite_at_the_end_are_told(tmp_path):
+    run, _ = write_run(tmp_path)
+    log_more(run, lambda number: {"loss/itm": [0.5, 0.5, None][min(number, 2)], "skipped_updates": 1500})
+    third = read_log(run / "log.jsonl").steps[2]["step"]
+    page = Page(write_report(run).read_text(encoding="utf-8"))
+    assert f"Not finite at the end: Image-text matching from step {third} on." in page.text
+    assert "0.50 → not finite" in page.text and "1,500 updates were skipped" in page.text
+
+
 def test_evaluations_while_training_are_drawn_and_not_denied(tmp_path):
     run, _ = write_run(tmp_path)
     name = "mine_zero_shot/top1_accuracy"

@@ -45,6 +45,20 @@ def test_numbers_of_sources_that_differ_in_batch_and_of_one_that_came_last_long_
     assert found["loss/rare"] == 6.0
 
 
+def test_what_is_not_finite_at_the_end_was_not_reached(tmp_path):
+    """JSON has no NaN: the log says null."""
+    written(tmp_path)
+    header, *lines = (json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines())
+    for line, mlm, itm, probe in zip(
+        lines, (8.0, 6.0, None), (None, 2.0, 1.0), (0.5, None, None), strict=True
+    ):
+        line |= {"loss/mlm": mlm, "loss/itm": itm, "evaluation/probe/top1": probe}
+    (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, [header, *lines])))
+    found = results(read_log(tmp_path / "log.jsonl"))
+    assert not {"loss/mlm", "evaluation/probe/top1"} & found.keys()
+    assert (found["loss/mim"], found["loss/itm"]) == (2.0, 1.0)
+
+
 def test_gpu_hours_are_of_the_ranks_that_a_run_went_on_with(tmp_path):
     written(tmp_path)
     header, *lines = (tmp_path / "log.jsonl").read_text().splitlines()

@@ -59,6 +59,6 @@ def test_a_simulated_run_s_ends_are_runs_at_the_ends_of_the_assumptions():
     assert per_second["low"] < per_second["middle"] < per_second["high"]
     header, row, other = scale_rows(strong, False)
     assert row[header.index("samples/s")] == first.estimate(first.samples_per_second).text()
-    assert row[header.index("efficiency, %")] == "100" and other[2] == "does not divide"
+    assert row[header.index("efficiency, %")] == "100" and other[3] == "does not divide"
     assert does_not_divide.outcomes == [] and as_json(does_not_divide)["divides"] is False
     assert weak[1].outcome is not None, "as many samples on each of 48"

@@ -56,6 +56,22 @@ def test_states_and_reasons(tmp_path):
     assert parquet.read_table(written[1]).column("loss/mim").to_pylist() == [None, 2.5]
 
 
+def test_a_run_that_diverged_says_so_and_is_not_the_best(tmp_path, capsys):
+    sweep = sweep_in(tmp_path, 1, 2, 3)
+    for name, losses in zip(sweep.runs, ([3.0, 2.0], [1.0, None], []), strict=True):
+        lines = [{"step": step, "lr": 1.0, "loss/mim": loss} for step, loss in enumerate(losses)]
+        sweep.path_of(name).mkdir()
+        log = "\n".join(map(json.dumps, lines or [{"step": 0, "lr": 1.0}]))
+        (sweep.path_of(name) / "log.jsonl").write_text(log)
+        sweep.end(name, 0)
+    names = list(sweep.runs)
+    assert sweep.state(names[1])["reason"] == "loss/mim is not finite from step 1 on"
+    assert best_of(sweep, sweep.rows())["run"] == names[0]
+    show(sweep, False)
+    said = capsys.readouterr().out
+    assert f"without loss/mim in their logs: {names[2]}\n" in said and "not finite from step 1 on" in said
+
+
 @pytest.mark.parametrize(
     ("metric", "values", "lower", "best"),
     [

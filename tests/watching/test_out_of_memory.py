@@ -3,6 +3,8 @@ change.
 """
 
 import dataclasses
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -133,3 +135,19 @@ def test_a_step_without_memory_ends_the_run_with_that_line(run_ranks, tmp_path):
         "allocate 20.00 MiB)"
     ) in said
     assert "--engine.deepspeed-config zero1_offload (now zero1)" in said and "\n" not in said
+
+
+def test_a_model_without_memory_ends_the_run_with_that_line(tmp_path):
+    """The model's own constructor finds none: 20 GB for one layer, of 14 GB."""
+    limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (14 * 10**9,) * 2)"
+    command = [sys.executable, "-c", f"{limited}; from flava_ds.train import main; sys.exit(main())"]
+    words = ["flava_debug", "--logging.run-directory", str(tmp_path), "--model.text.hidden-size", "40960"]
+    done = subprocess.run(
+        [*command, *words, "--model.text.num-attention-heads", "64"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "ran out of memory while model and optimizer were set up (" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -47,9 +47,21 @@ def test_numbers_that_are_not_finite_are_no_points(tmp_path):
         '{"step": 2, "loss/mim": 3.0}',
         '{"step": 3, "loss/mim": Infinity}',
     )
-    assert log.series("loss/mim") == ([2], [3.0]) and logged_losses(log) == {
-        "mim": {"first": 3.0, "last": 3.0}
-    }
+    assert log.series("loss/mim") == ([2], [3.0])
+    assert logged_losses(log) == {}, "3.0 is not what the run came to"
+    assert log.not_finite_from("loss/mim") == 3 and log.not_finite_from("loss/mlm") is None
+
+
+def test_a_number_that_is_finite_again_is_finite_at_the_end(tmp_path):
+    log = write(
+        tmp_path / "log.jsonl",
+        {"step": 1, "loss/mim": 4.0, "loss/mlm": None},
+        {"step": 2, "loss/mim": None, "loss/mlm": None},
+        {"step": 3, "loss/mim": 3.0},
+        {"step": 4, "lr": 1.0},
+    )
+    assert log.not_finite_from("loss/mim") is None and log.not_finite_from("loss/mlm") == 1
+    assert logged_losses(log) == {"mim": {"first": 4.0, "last": 3.0}}
 
 
 def test_the_names_of_the_numbers_are_held_once(tmp_path):

@@ -194,6 +194,27 @@ def _check_that_it_stops(owner: type, name: str, call: str) -> None:
         )
 
 
+def keep_what_travels_alone(engine: Any) -> None:
+    """Keeps a gradient that is larger than a bucket in memory until its reduction has read it.
+
+    ZeRO-1 and 2 with overlap_comm average it in place, in the stream of reductions. A rank that owns no part
+    of it drops it as soon as that is launched, and the backward pass, which does not wait, may be given its
+    memory and write there. A bucket outlives its reduction, and where state is offloaded, DeepSpeed does this
+    itself.
+    """
+    zero = engine.optimizer
+    if engine.zero_optimization_stage() not in (1, 2) or zero.cpu_offload or not zero.overlap_comm:
+        return
+    average = zero.average_tensor
+
+    def average_tensor(tensor: torch.Tensor, communication_data_type: torch.dtype) -> None:
+        if communication_data_type in zero.extra_large_param_to_reduce and zero.reduction_stream is not None:
+            tensor.record_stream(zero.reduction_stream)
+        average(tensor, communication_data_type)
+
+    zero.average_tensor = average_tensor
+
+
 def unscale_by_their_own_scale(zero: Any) -> None:
     """Divides fp16 gradients by the loss scale that they carry.
 

@@ -62,6 +62,7 @@ class Engine:
             model=module, optimizer=optimizer, config=self.settings, dist_init_required=False
         )
         deepspeed_fixes.wait_in_streams(self.deepspeed)
+        deepspeed_fixes.keep_what_travels_alone(self.deepspeed)
         deepspeed_fixes.unscale_by_their_own_scale(self.deepspeed.optimizer)
         self.module, self.optimizer = module, optimizer
         self._blocks = [part for part in module.modules() if isinstance(part, Block)]

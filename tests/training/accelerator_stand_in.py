@@ -28,6 +28,13 @@ class Seen:
     """The functions in which the host waited for the device, a stream or an event."""
     ordered: list[tuple[str, object, object]] = field(default_factory=list)
     """A function in which one stream was told to wait for another, and the two."""
+    kept: list[tuple[torch.Tensor, object]] = field(default_factory=list)
+    """A tensor whose memory is not given away before a stream has read it, and the stream."""
+
+    def keeps(self, tensor: torch.Tensor, stream: object) -> bool:
+        """Whether a tensor's memory waits for a stream."""
+        place = tensor.untyped_storage().data_ptr()
+        return any(own is stream and kept.untyped_storage().data_ptr() == place for kept, own in self.kept)
 
 
 @contextlib.contextmanager
@@ -74,6 +81,6 @@ def accelerator_like_a_gpu() -> Iterator[Seen]:
     }
     with (
         mock.patch.multiple(type(get_accelerator()), **like_a_gpu),
-        mock.patch.object(torch.Tensor, "record_stream", lambda *_: None),
+        mock.patch.object(torch.Tensor, "record_stream", lambda *kept: seen.kept.append(kept)),
     ):
         yield seen

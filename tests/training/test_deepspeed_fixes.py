@@ -8,11 +8,12 @@ import datetime
 import importlib
 import json
 import sys
+from typing import Any
 from unittest import mock
 
 import pytest
 import torch
-from accelerator_stand_in import accelerator_like_a_gpu
+from accelerator_stand_in import Seen, accelerator_like_a_gpu
 from test_engine import run_steps
 from toy import Toy, partition_everything, toy_batch, toy_config
 
@@ -246,6 +247,49 @@ def test_upstream_still_stops_the_host_where_streams_can_wait(run_ranks, tmp_pat
         (partition_everything(tmp_path), [epilogue]),
     ):
         assert run_ranks(order_of_reductions, 1, path) == [[(False, waiting), (True, [])]], path
+
+
+def dropped_early(path: str) -> list[int]:
+    """For DeepSpeed as it is and with the fix: how many gradients that travel alone are dropped while the
+    stream of reductions may still have to read them.
+    """
+    world, found = start(60), []
+    for fix in (lambda engine: None, deepspeed_fixes.keep_what_travels_alone):
+        with (
+            accelerator_like_a_gpu() as seen,
+            mock.patch.object(deepspeed_fixes, "keep_what_travels_alone", fix),
+        ):
+            config = toy_config(path)
+            engine = Engine(Toy(), config, world)
+            early = watch_drops(engine.deepspeed.optimizer, seen)
+            run_steps(engine, config, world, [Kind.PAIR])
+            found.append(len(early))
+    return found
+
+
+def watch_drops(zero: Any, seen: Seen) -> list[torch.nn.Parameter]:
+    """Returns a list that gets the parameters whose gradient, larger than a bucket, is dropped too early."""
+    early, clear = [], zero.clear_grad_attribute
+
+    def watched(parameter: torch.nn.Parameter) -> None:
+        gradient = parameter.grad
+        large = gradient is not None and gradient.numel() > zero.reduce_bucket_size
+        if large and not seen.keeps(gradient, zero.reduction_stream):
+            early.append(parameter)
+        clear(parameter)
+
+    zero.clear_grad_attribute = watched
+    return early
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("scatter", [True, False])
+def test_upstream_still_drops_gradients_before_their_reduction_has_read_them(run_ranks, tmp_path, scatter):
+    path = tmp_path / "small_buckets.json"
+    zero = {"stage": 2, "overlap_comm": True, "reduce_bucket_size": 64, "reduce_scatter": scatter}
+    path.write_text(json.dumps({"zero_optimization": zero}))
+    upstream, fixed = zip(*run_ranks(dropped_early, 3, str(path)), strict=True)
+    assert any(upstream) and not any(fixed), (upstream, fixed)
 
 
 def test_a_host_that_reads_offloaded_gradients_waits_for_them(run_ranks):

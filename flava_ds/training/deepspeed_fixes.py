@@ -260,6 +260,17 @@ def clear_stale_gradients(zero: Any) -> None:
             partition.grad.zero_()
 
 
+def tell_the_last_pass(engine: Any) -> None:
+    """Tells ZeRO whether the next backward pass is the last one of its update; call it before each.
+
+    DeepSpeed tells it in a hook on the outputs of the forward pass, which it does not find in a dataclass,
+    and again after the pass. ZeRO would then take what it reduces or copies to the host meanwhile, as one
+    bucket after the other is full, for gradients of a pass like the one before.
+    """
+    if hasattr(engine.optimizer, "set_gradient_accumulation_boundary"):
+        engine.optimizer.set_gradient_accumulation_boundary(engine.is_gradient_accumulation_boundary())
+
+
 def local_gradients(engine: Any) -> list[tuple[dict[str, Any], list[torch.Tensor], bool]]:
     """Lists this rank's averaged gradients: (parameter group, tensors, whether all ranks hold the same).
 

@@ -161,6 +161,7 @@ class Engine:
         if self._micro_steps:
             self.deepspeed.step()  # closes the previous micro-step; update() closes the last one
         output = self.deepspeed("step", batch, denominators, gradients)
+        deepspeed_fixes.tell_the_last_pass(self.deepspeed)
         # The loss is already divided by the step's global count, so DeepSpeed must not divide by the
         # accumulation steps again.
         self.deepspeed.backward(output.loss, scale_wrt_gas=False)

@@ -85,6 +85,7 @@ def merged_settings(config: Config, world_size: int, device_type: str) -> dict[s
     if not isinstance(zero, dict) or type(zero.get("stage")) is not int:
         raise ConfigError(f'{path}: zero_optimization needs an explicit "stage" (0, 1, 2 or 3)')
     _check_zero(zero, path)
+    _check_divisors(settings, zero, path)
     _check_precision(config.training.precision, zero, path, device_type)
     if zero["stage"] in (1, 2) and not offloads(zero, "offload_optimizer"):
         zero = {**zero, "compute_grad_norm": False}  # Engine.update measures and clips on the device
@@ -139,6 +140,11 @@ def _check_zero(zero: dict[str, Any], path: str) -> None:
             f"{path}: 'zero_optimization.compute_grad_norm' is set by flava_ds, which measures the norm "
             "itself; remove it"
         )
+    if zero.get("round_robin_gradients") and zero["stage"] in (1, 2):
+        raise ConfigError(
+            f"{path}: 'zero_optimization.round_robin_gradients' is refused in stages 1 and 2, because "
+            "DeepSpeed then mistakes which elements are whose, and checkpoints have wrong ones; remove it"
+        )
     check_offloading(zero, path)
     try:
         DeepSpeedZeroConfig(**zero)
@@ -146,6 +152,24 @@ def _check_zero(zero: dict[str, Any], path: str) -> None:
         problem = error.errors()[0] if hasattr(error, "errors") else {"loc": (), "msg": str(error)}
         where = ".".join(("zero_optimization", *map(str, problem["loc"])))
         raise ConfigError(f"{path}: {where}: {problem['msg']}") from error
+
+
+def _check_divisors(settings: Mapping[str, Any], zero: Mapping[str, Any], path: str) -> None:
+    """Rejects dividing gradients beside a reduction where DeepSpeed cannot, or does it wrongly."""
+    factor = settings.get("gradient_predivide_factor", 1)
+    key = "gradient_predivide_factor" if factor != 1 else "prescale_gradients"
+    if factor == 1 and not settings.get("prescale_gradients"):
+        return
+    if zero["stage"] == 3 and factor != 1:
+        raise ConfigError(
+            f"{path}: '{key}' is refused in stage 3, where DeepSpeed leaves gradients too small if it is the "
+            "number of ranks; remove it"
+        )
+    if zero["stage"] >= 2 and zero.get("reduce_scatter", True):
+        raise ConfigError(
+            f"{path}: '{key}' needs zero_optimization.reduce_scatter false in stage {zero['stage']}; set it, "
+            f"or remove '{key}': gradients are divided before they are reduced there anyway"
+        )
 
 
 def check_offloading(zero: Mapping[str, Any], path: str) -> None:

@@ -83,6 +83,22 @@ def test_shipped_files_pass_and_always_carry_clipping(name):
             ["offload_param", "nvme", 'use "cpu"'],
         ),
         (
+            {"zero_optimization": {"stage": 1, "round_robin_gradients": True}},
+            ["round_robin_gradients", "remove it"],
+        ),
+        (
+            {"zero_optimization": {"stage": 2}, "prescale_gradients": True},
+            ["'prescale_gradients'", "reduce_scatter false"],
+        ),
+        (
+            {"zero_optimization": {"stage": 2}, "gradient_predivide_factor": 2.0},
+            ["'gradient_predivide_factor'", "reduce_scatter false"],
+        ),
+        (
+            {"zero_optimization": {"stage": 3, "reduce_scatter": False}, "gradient_predivide_factor": 2.0},
+            ["'gradient_predivide_factor'", "stage 3"],
+        ),
+        (
             '{"zero_optimization": {"stage": 1}, "zero_optimization": {"stage": 2}}',
             ["'zero_optimization' occurs twice"],
         ),
@@ -94,6 +110,13 @@ def test_bad_files_are_refused_by_key(tmp_path, content, words):
     with pytest.raises(ConfigError) as caught:
         settings_of(tmp_path, content)
     assert all(word in str(caught.value) for word in [*words, "mine.json"]), caught.value
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_gradients_may_be_divided_before_where_deepspeed_multiplies_them_again(tmp_path, stage):
+    zero = {"stage": stage, "reduce_scatter": False}
+    given = {"zero_optimization": zero, "prescale_gradients": False, "gradient_predivide_factor": 2.0}
+    assert settings_of(tmp_path, given)["gradient_predivide_factor"] == 2.0
 
 
 def test_unknown_names_get_a_suggestion():

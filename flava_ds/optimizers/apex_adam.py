@@ -43,10 +43,12 @@ class Scaler:
 class ApexGates(Gated):
     """Lets groups of apex's FusedAdam sleep; a base class before it.
 
-    Its step() has three habits to know. It counts an update before it reads the flag of that update, so the
-    flag must be there beforehand. It pairs groups, and the parameters in them, with a list of master weights
-    made at the start, by position and up to the shorter of both: a group that is missing would cost others
-    their parameters. And it wants learning rates on the device.
+    Its step() has four habits to know. It counts an update before it reads the flag of that update, so the
+    flag must be there beforehand. It counts by group, whereas ZeRO-3 calls it for one part of a group after
+    the other (sub_group_size), so each tensor has its own count, which is the group's while it moves. It
+    pairs groups, and the parameters in them, with a list of master weights made at the start, by position
+    and up to the shorter of both: a group that is missing would cost others their parameters. And it wants
+    learning rates on the device.
     """
 
     moments = ("exp_avg", "exp_avg_sq")
@@ -80,8 +82,9 @@ class ApexGates(Gated):
         scale = torch.ones((), device=device) if self.grad_scale is None else self.grad_scale
         self._dummy_overflow_buf.copy_(flag)
         rates = [group["lr"] for group in moving]
-        for group, rate in zip(moving, rates, strict=True):
-            self._count(group, device)
+        counts = [[self.create_state(p)["step"] for p in group["params"]] for group in moving]
+        for group, rate, own in zip(moving, rates, counts, strict=True):
+            group["step"] = own[0].clone()
             group["lr"] = torch.full((), rate, dtype=torch.float32, device=device)
         self.param_groups = moving
         self.param_groups_master = [{"params": [None] * len(group["params"])} for group in moving]
@@ -89,23 +92,13 @@ class ApexGates(Gated):
             super().step(grad_scaler=Scaler(flag, scale))  # type: ignore[call-overload]  # apex's
         finally:
             self.param_groups = everything
-            for group, rate in zip(moving, rates, strict=True):
-                group["lr"] = rate
+            for group, rate, own in zip(moving, rates, counts, strict=True):
+                group["lr"], count = rate, group.pop("step")
+                for part in own:
+                    part.copy_(count)
 
-    def _count(self, group: dict[str, Any], device: torch.device) -> Tensor:
-        """Returns a group's number of updates, on the device. apex counts by group, not by parameter."""
-        if "step" not in group:
-            group["step"] = torch.zeros(1, dtype=torch.int32, device=device)
-        count: Tensor = group["step"]
-        return count
-
-    def updates_of(self, group: dict[str, Any], parameter: Tensor) -> int:
-        self.create_state(parameter)
-        return int(self._count(group, parameter.device))
-
-    def set_updates(self, group: dict[str, Any], parameter: Tensor, count: int) -> None:
-        self.create_state(parameter)
-        self._count(group, parameter.device).fill_(count)
+    def _no_updates(self, parameter: Tensor) -> Tensor:
+        return torch.zeros(1, dtype=torch.int32, device=parameter.device)
 
 
 def gate(vendor: type) -> Callable[..., Gated]:

@@ -205,7 +205,8 @@ def test_the_compiled_kernel_takes_what_apex_hands_it(compiled, sources, monkeyp
     activate(optimizer, "text", "frozen")
     with pytest.raises(RuntimeError, match="expected input to be on cuda"):
         optimizer.step()
-    optimizer.param_groups[1]["step"] = torch.zeros(1)
+    for p in optimizer.param_groups[1]["params"]:
+        optimizer.state[p]["step"] = torch.zeros(1)
     with pytest.raises(RuntimeError, match="expected scalar type Int but found Float"):
         optimizer.step()
 
@@ -221,6 +222,26 @@ def test_the_count_of_a_checkpoint_goes_on(vendor):
     optimizer.step()
     assert optimizer.updates_of(group, group["params"][1]) == 8
     assert optimizer.updates_of(optimizer.param_groups[0], optimizer.param_groups[0]["params"][0]) == 0
+
+
+def test_parts_of_a_group_that_move_one_after_the_other_have_their_own_counts(vendor):
+    """As ZeRO-3 calls it, with a group of more elements than sub_group_size."""
+    kind, device = vendor
+    start = [torch.randn(4, generator=torch.Generator().manual_seed(i)).to(device) for i in range(3)]
+    moved = []
+    for vendors in (gate(kind), GatedAdamW):
+        parts = [torch.nn.Parameter(own.clone()) for own in start]
+        optimizer = vendors([{"params": parts, "lr": CONFIG.lr, "weight_decay": 0.1}], CONFIG)
+        (group,) = optimizer.param_groups
+        for step in range(3):
+            for part in parts:
+                part.grad, group["params"] = torch.full_like(part, 1.0 + step), [part]
+                optimizer.found_inf = torch.tensor(float(step == 1), device=device)
+                optimizer.step()
+                group["params"] = []
+        moved.append(parts)
+        assert [optimizer.updates_of(group, part) for part in parts] == [2, 2, 2]
+    torch.testing.assert_close(*moved, rtol=2e-5, atol=2e-6)
 
 
 def test_apex_is_told_from_its_namesake(monkeypatch):

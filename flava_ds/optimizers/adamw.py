@@ -118,8 +118,16 @@ def _gate_deepspeed_adam(vendor: type) -> Callable[..., Gated]:
                 )
             try:
                 super().step()
+                self._share_counts()
             finally:
                 self.param_groups = everything
+
+        def _share_counts(self) -> None:
+            """Gives the tensors of a group the count of its last, which alone the vendor raises."""
+            for group in self.param_groups:
+                own = [self.state[p] for p in group["params"] if p.grad is not None]
+                for state in own:
+                    state["step"] = own[-1]["step"]
 
         def _no_updates(self, parameter: Tensor) -> int:
             return 0  # counted on the host

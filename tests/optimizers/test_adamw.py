@@ -69,8 +69,8 @@ def test_deepspeed_fused_adam_says_that_it_needs_cuda():
 
 
 def test_a_vendor_optimizer_is_gated_too(monkeypatch):
-    """DeepSpeed's interface, with steps of one size behind it, which know no flag either: groups sleep, the
-    flag skips, the scale divides.
+    """DeepSpeed's interface, with steps of one size behind it, which know no flag either, and count in the
+    last tensor of a group: groups sleep, the flag skips, the scale divides, all tensors have the count.
     """
 
     class FusedAdam(torch.optim.Optimizer):
@@ -84,6 +84,10 @@ def test_a_vendor_optimizer_is_gated_too(monkeypatch):
                 for parameter in group["params"]:
                     if parameter.grad is not None:
                         parameter -= group["lr"] * parameter.grad.sign()
+                        state = self.state[parameter]
+                        if not state:
+                            state["step"] = 0
+                state["step"] += 1
 
     vendor = types.ModuleType("deepspeed.ops.adam")
     vendor.FusedAdam = FusedAdam
@@ -105,3 +109,6 @@ def test_a_vendor_optimizer_is_gated_too(monkeypatch):
     assert all(
         torch.equal(p.grad, torch.ones_like(p)) for name, p in module.named_parameters() if name in expected
     )
+    for group in optimizer.param_groups:
+        counts = {optimizer.updates_of(group, parameter) for parameter in group["params"]}
+        assert counts == {int("image" in group["kinds"])}

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from flava_ds.data.regions import PackedRegions, SampleRegions
 from flava_ds.data.stored_regions import StoredRegions
 from flava_ds.errors import ConfigError
+from flava_ds.layers.ghost_norm import GhostBatchNorm
 from flava_ds.layers.heads import tied_words
 from flava_ds.layers.regions import PackedImages
 from flava_ds.layers.transformer import Encoded
@@ -50,35 +51,47 @@ class Projector:
         return self.model.text_embeddings(features)
 
 
-class StillNorms(nn.Module):
-    """What is fine-tuned with an image tower whose batch norms go on normalising by their running moments."""
-
-    tower: ClassVar[str]
-    """The tower's name among the submodules."""
-
-    def train(self, mode: bool = True) -> Self:
-        """Sets the mode of all but the tower."""
-        super().train(mode)
-        self.get_submodule(self.tower).eval()
-        return self
-
-
-class TunableImages(StillNorms):
-    """One state of each image, with a graph, of a copied encoder."""
-
-    tower = "encoder"
+class Tunable(nn.Module):
+    """One state of each text, image or pair, with a graph, of copied parts of a model. Their batch norms go
+    on normalising by their running moments.
+    """
 
     def __init__(
-        self, encoder: Any, states: Callable[[Any, Tensor], Tensor], *, width: int, image_size: int
+        self, states: Callable[..., Tensor], *, width: int, image_size: int = 0, **parts: nn.Module
     ) -> None:
-        """`states` returns what `encoder` makes of images [b c H W] on its device: [b width]."""
+        """`states` gets the parts, which are submodules of their names, b arrays of ids, and images [b c H W]
+        on the parts' device or None: -> [b width].
+        """
         super().__init__()
-        self.encoder, self.states = encoder, states
-        self.width, self.image_size = width, image_size
+        self.states, self.width, self.image_size = states, width, image_size
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets the mode of all but the batch norms."""
+        super().train(mode)
+        for part in self.modules():
+            if isinstance(part, GhostBatchNorm):
+                part.eval()
+        return self
 
     def forward(self, texts: Sequence[np.ndarray], pixels: Tensor | None = None) -> Tensor:
-        assert pixels is not None  # the texts are empty
-        return self.states(self.encoder, pixels.to(next(self.encoder.parameters()).device))
+        images = None if pixels is None else pixels.to(next(self.parameters()).device)
+        return self.states(*self.children(), texts, images)
+
+
+def side_by_side(text: Tunable, image: Tunable) -> Tunable:
+    """Returns an image's state beside a text's, of copies of two towers: [b d_image + d_text].
+
+    Source: FLAVA, section 4.1: CLIP's baselines get the same head on the two vectors side by side.
+    """
+    of_image, [tower] = image.states, image.children()
+
+    def states(own: Tunable, tower: nn.Module, texts: Sequence[np.ndarray], pixels: Tensor) -> Tensor:
+        return torch.cat([of_image(tower, [], pixels), own(texts)], dim=1)
+
+    width = image.width + text.width
+    return Tunable(states, width=width, image_size=image.image_size, text=text, image=tower)
 
 
 class PairMatcher:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from flava_ds.batch import Packed
 from flava_ds.families.albef.model import Albef
 from flava_ds.families.flava.image_encoder import ImageEncoder
-from flava_ds.families.offers import Projector, TunableImages, WordReading, for_pairs
+from flava_ds.families.offers import Projector, Tunable, WordReading, for_pairs
 from flava_ds.layers.patches import enlarged_edge
 from flava_ds.layers.transformer import Encoded
 from flava_ds.layers.words import pack
@@ -81,37 +81,29 @@ class AlbefEmbedder(AlbefPart, Projector):
         """Encodes b arrays of ids, special tokens included: -> [b d], in the model's dtype."""
         return self.model.text_encoder.first_states(texts)
 
-    def image_states(self, scale: float = 1.0) -> TunableImages:
+    def image_states(self, scale: float = 1.0) -> Tunable:
         """Returns a copy of the image encoder for images `scale` times as large: their CLS."""
         shape, encoder = self.model.config.image, copy.deepcopy(self.model.image_encoder)
-        return TunableImages(
-            encoder.requires_grad_(True),
-            ImageEncoder.first_tokens,
-            width=shape.hidden_size,
-            image_size=enlarged_edge(shape, scale),
-        )
 
-    def pair_states(self, scale: float = 1.0) -> TunablePairs:
-        """Returns a copy for images `scale` times as large; the model stays unchanged."""
-        return TunablePairs(self.model, enlarged_edge(self.model.config.image, scale))
+        def states(encoder: ImageEncoder, _: Sequence[np.ndarray], pixels: Tensor) -> Tensor:
+            return encoder.first_tokens(pixels)
 
+        edge, encoder = enlarged_edge(shape, scale), encoder.requires_grad_(True)
+        return Tunable(states, width=shape.hidden_size, image_size=edge, encoder=encoder)
 
-class TunablePairs(nn.Module):
-    """The CLS of each text with its image, with a graph; positions are interpolated in each pass.
+    def pair_states(self, scale: float = 1.0) -> Tunable:
+        """Returns a copy for images `scale` times as large: the CLS of each text with its image. Positions
+        are interpolated in each pass; the model stays unchanged.
 
-    Source: Li et al. 2021, section 4, and its code. VQA's answer decoder and SNLI-VE's head of two layers are
-    left out: tasks put the heads that they have on this state.
-    """
-
-    def __init__(self, model: Albef, image_size: int) -> None:
-        super().__init__()
-        self.width, self.image_size = model.config.fusion.hidden_size, image_size
-        self.model: Albef = copy.deepcopy(model).requires_grad_(True)
-        for part in (self.model.image_projection, self.model.text_projection):
+        Source: Li et al. 2021, section 4, and its code. VQA's answer decoder and SNLI-VE's head of two layers
+        are left out: tasks put the heads that they have on this state.
+        """
+        model: Albef = copy.deepcopy(self.model).requires_grad_(True)
+        for part in (model.image_projection, model.text_projection, model.temperature):
             part.requires_grad_(False)  # no state depends on them
-        self.model.temperature.requires_grad_(False)
 
-    def forward(self, texts: Sequence[np.ndarray], pixels: Tensor | None = None) -> Tensor:
-        assert pixels is not None  # these are pairs
-        part = AlbefPart(self.model)
-        return part.fused(self.model.image_states(pixels.to(part.device)), texts, first_only=True).first()
+        def states(model: Albef, texts: Sequence[np.ndarray], pixels: Tensor) -> Tensor:
+            return AlbefPart(model).first(pixels, [texts])[0]
+
+        edge = enlarged_edge(model.config.image, scale)
+        return Tunable(states, width=model.config.fusion.hidden_size, image_size=edge, model=model)

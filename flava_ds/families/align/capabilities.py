@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from flava_ds.families.align.model import Align
 from flava_ds.families.bert.model import BertEncoder
-from flava_ds.families.offers import Projector, StillNorms, TunableImages
+from flava_ds.families.offers import Projector, Tunable, side_by_side
 from flava_ds.layers.efficientnet import EfficientNet
 from flava_ds.training.task import Task
 
@@ -45,52 +44,29 @@ class AlignEmbedder(Projector):
         """Encodes b arrays of ids, special tokens included: -> [b d], in the model's dtype."""
         return self.model.text_encoder.first_states(texts)
 
-    def text_states(self) -> TunableTexts:
-        """Returns a copy of the text tower to fine-tune; the model stays unchanged."""
-        return TunableTexts(self.model)
+    def text_states(self) -> Tunable:
+        """Returns a copy of the text tower to fine-tune, for the CLS of each text."""
+        encoder = copy.deepcopy(self.model.text_encoder).requires_grad_(True)
+        return Tunable(cls_states, width=self.model.config.text.hidden_size, encoder=encoder)
 
-    def image_states(self, scale: float = 1.0) -> TunableImages:
+    def image_states(self, scale: float = 1.0) -> Tunable:
         """Returns a copy of the image tower to fine-tune, for images `scale` times as large."""
         tower = copy.deepcopy(self.model.image_encoder).requires_grad_(True)
-        return TunableImages(tower, mean_states, width=tower.channels, image_size=self._edge(scale))
+        return Tunable(mean_states, width=tower.channels, image_size=self._edge(scale), encoder=tower)
 
-    def pair_states(self, scale: float = 1.0) -> TunablePairs:
+    def pair_states(self, scale: float = 1.0) -> Tunable:
         """Returns a copy of both towers to fine-tune, for images `scale` times as large."""
-        return TunablePairs(self.model, self._edge(scale))
+        return side_by_side(self.text_states(), self.image_states(scale))
 
     def _edge(self, scale: float) -> int:
         return max(1, round(scale * self.model.config.image.image_size))
 
 
-def mean_states(tower: EfficientNet, pixels: Tensor) -> Tensor:
+def cls_states(encoder: BertEncoder, texts: Sequence[np.ndarray], _: None = None) -> Tensor:
+    """Returns the CLS of b arrays of ids: -> [b d]."""
+    return encoder.first_states(texts)
+
+
+def mean_states(tower: EfficientNet, _: Sequence[np.ndarray], pixels: Tensor) -> Tensor:
     """Returns the mean over the grid of the tower's last states: [b c H W] -> [b d]."""
     return tower(pixels).mean((2, 3))
-
-
-class TunableTexts(nn.Module):
-    """The CLS of each text, with a graph."""
-
-    def __init__(self, model: Align) -> None:
-        super().__init__()
-        self.width = model.config.text.hidden_size
-        self.encoder: BertEncoder = copy.deepcopy(model.text_encoder).requires_grad_(True)
-
-    def forward(self, texts: Sequence[np.ndarray], pixels: Tensor | None = None) -> Tensor:
-        return self.encoder.first_states(texts)
-
-
-class TunablePairs(StillNorms):
-    """The image's features beside the text's CLS: [b d_image + d_text], as for CLIP."""
-
-    tower = "image"
-
-    def __init__(self, model: Align, image_size: int) -> None:
-        super().__init__()
-        self.text, self.image_size = TunableTexts(model), image_size
-        self.image = copy.deepcopy(model.image_encoder).requires_grad_(True)
-        self.width = self.text.width + self.image.channels
-
-    def forward(self, texts: Sequence[np.ndarray], pixels: Tensor | None = None) -> Tensor:
-        assert pixels is not None  # these are pairs
-        pixels = pixels.to(self.image.stem_conv.weight.device)
-        return torch.cat([mean_states(self.image, pixels), self.text(texts)], dim=1)

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flava_ds.data.two_segments import segments
 from flava_ds.families.bert.model import Bert
-from flava_ds.families.offers import WordReading, names_by_type
+from flava_ds.families.offers import Tunable, WordReading, names_by_type
 from flava_ds.layers.heads import MaskedPredictionHead, TiedPredictionHead
 from flava_ds.layers.transformer import Encoded
 from flava_ds.layers.words import pack
@@ -65,24 +65,18 @@ class BertTexts:
         """Encodes b arrays of ids: -> [b d], in the model's dtype."""
         return encode(self.model, self.sep_id, texts, first_only=True).first()
 
-    def text_states(self) -> TunableTexts:
-        """Returns a copy of the encoder to fine-tune; the model stays unchanged."""
-        return TunableTexts(self.model, self.sep_id)
+    def text_states(self) -> Tunable:
+        """Returns a copy of the encoder to fine-tune, for the pooled CLS of each text; the model stays
+        unchanged.
 
+        Source: Devlin et al. 2019, BERT, section 4.1 and its published code.
+        """
+        sep_id, width = self.sep_id, self.model.config.text.hidden_size
 
-class TunableTexts(nn.Module):
-    """The pooled CLS of each text, with a graph.
+        def states(model: Bert, texts: Sequence[np.ndarray], _: None) -> Tensor:
+            return model.pooled(encode(model, sep_id, texts, first_only=True).first())
 
-    Source: Devlin et al. 2019, BERT, section 4.1 and its published code.
-    """
-
-    def __init__(self, model: Bert, sep_id: int) -> None:
-        super().__init__()
-        self.width, self.sep_id = model.config.text.hidden_size, sep_id
-        self.model: Bert = copy.deepcopy(model).requires_grad_(True)
-
-    def forward(self, texts: Sequence[np.ndarray], pixels: Tensor | None = None) -> Tensor:
-        return self.model.pooled(encode(self.model, self.sep_id, texts, first_only=True).first())
+        return Tunable(states, width=width, model=copy.deepcopy(self.model).requires_grad_(True))
 
 
 class BertScorer:

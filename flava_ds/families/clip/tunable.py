@@ -9,11 +9,10 @@ import copy
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from flava_ds.families.clip.model import Clip, ImageTower, TextTower
-from flava_ds.families.offers import TunableImages
+from flava_ds.families.offers import Tunable, side_by_side
 from flava_ds.layers.patches import enlarged_edge, resized_positions
 from flava_ds.layers.words import pack
 
@@ -24,51 +23,29 @@ class ClipStates:
     def __init__(self, model: Clip) -> None:
         self.model = model
 
-    def text_states(self) -> TunableTower:
-        """Returns a copy of the text tower."""
-        return TunableTower(self.model.text_encoder)
+    def text_states(self) -> Tunable:
+        """Returns a copy of the text tower, for each text's last state after the final LayerNorm."""
+        tower = copy.deepcopy(self.model.text_encoder).requires_grad_(True)
+        return Tunable(last_states, width=tower.positions.shape[1], tower=tower)
 
-    def image_states(self, scale: float = 1.0) -> TunableImages:
+    def image_states(self, scale: float = 1.0) -> Tunable:
         """Returns a copy of the image tower, for images `scale` times as large."""
         tower, edge = enlarged(self.model, scale)
-        return TunableImages(tower, first_states, width=self.model.config.image.hidden_size, image_size=edge)
+        return Tunable(
+            first_states, width=self.model.config.image.hidden_size, image_size=edge, encoder=tower
+        )
 
-    def pair_states(self, scale: float = 1.0) -> TunableTowers:
+    def pair_states(self, scale: float = 1.0) -> Tunable:
         """Returns a copy of both towers, for images `scale` times as large."""
-        return TunableTowers(self.model, scale)
+        return side_by_side(self.text_states(), self.image_states(scale))
 
 
-class TunableTower(nn.Module):
-    """A text's last state after the final LayerNorm."""
-
-    def __init__(self, tower: TextTower) -> None:
-        super().__init__()
-        self.width = tower.positions.shape[1]
-        self.tower = copy.deepcopy(tower).requires_grad_(True)
-
-    def forward(self, texts: Sequence[np.ndarray], pixels: Tensor | None = None) -> Tensor:
-        return self.tower.last_states(pack(texts, self.tower.positions.device))
+def last_states(tower: TextTower, texts: Sequence[np.ndarray], _: None = None) -> Tensor:
+    """Returns the last states of b arrays of ids: -> [b d]."""
+    return tower.last_states(pack(texts, tower.positions.device))
 
 
-class TunableTowers(nn.Module):
-    """The image's state beside the text's: [b d_image + d_text].
-
-    Source: FLAVA, section 4.1: CLIP's baselines get the same head on the two vectors side by side.
-    """
-
-    def __init__(self, model: Clip, scale: float) -> None:
-        super().__init__()
-        self.text = TunableTower(model.text_encoder)
-        self.image, self.image_size = enlarged(model, scale)
-        self.width = self.text.width + model.config.image.hidden_size
-
-    def forward(self, texts: Sequence[np.ndarray], pixels: Tensor | None = None) -> Tensor:
-        assert pixels is not None  # these are pairs
-        image = first_states(self.image, pixels.to(self.image.positions.device))
-        return torch.cat([image, self.text(texts)], dim=1)
-
-
-def first_states(tower: ImageTower, pixels: Tensor) -> Tensor:
+def first_states(tower: ImageTower, _: Sequence[np.ndarray], pixels: Tensor) -> Tensor:
     """Returns the CLS of images: [b c H W] -> [b d]."""
     return tower(pixels).first()
 

@@ -17,7 +17,7 @@ from flava_ds.families.flava.image_encoder import ImageEncoder
 from flava_ds.families.flava.model import Flava
 from flava_ds.families.flava.text_encoder import TextEncoder
 from flava_ds.families.flava.views import View
-from flava_ds.families.offers import TunableImages
+from flava_ds.families.offers import Tunable
 from flava_ds.layers.patches import enlarged_edge, resized_positions
 from flava_ds.layers.words import pack
 
@@ -25,11 +25,16 @@ from flava_ds.layers.words import pack
 class FlavaStates(FlavaPart):
     """Gives copies of the encoders to fine-tune."""
 
-    def text_states(self) -> TunableTexts:
-        """Returns a copy of the text encoder."""
-        return TunableTexts(self.model)
+    def text_states(self) -> Tunable:
+        """Returns a copy of the text encoder, for CLS_T after the final LayerNorm.
 
-    def image_states(self, scale: float = 1.0) -> TunableImages:
+        Source: paper, section 4: GLUE is fine-tuned on the text encoder alone.
+        """
+        encoder = copy.deepcopy(self.model.text_encoder)
+        ask_for_gradients(encoder)
+        return Tunable(text_states, width=self.model.config.text.hidden_size, text_encoder=encoder)
+
+    def image_states(self, scale: float = 1.0) -> Tunable:
         """Returns a copy of the image encoder, for images `scale` times as large: CLS_I after the final
         LayerNorm."""
         encoder = copy.deepcopy(self.model.image_encoder)
@@ -37,58 +42,44 @@ class FlavaStates(FlavaPart):
         ask_for_gradients(encoder)
         if encoder.mask_token is not None:  # clean images have none
             encoder.mask_token.requires_grad_(False)
-        config = encoder.config
-        return TunableImages(
-            encoder, ImageEncoder.first_tokens, width=config.hidden_size, image_size=config.image_size
-        )
+        edge = encoder.config.image_size
+        return Tunable(image_states, width=encoder.config.hidden_size, image_size=edge, encoder=encoder)
 
-    def pair_states(self, scale: float = 1.0) -> TunablePairs:
-        """Returns a copy of the three encoders, for images `scale` times as large."""
-        return TunablePairs(enlarged(self.model, scale))
+    def pair_states(self, scale: float = 1.0) -> Tunable:
+        """Returns a copy of the three encoders, for images `scale` times as large: CLS_M after the final
+        LayerNorm, of clean images and texts.
 
-
-class TunableTexts(nn.Module):
-    """CLS_T after the final LayerNorm; the last block finishes no other row.
-
-    Source: paper, section 4: GLUE is fine-tuned on the text encoder alone.
-    """
-
-    def __init__(self, model: Flava) -> None:
-        super().__init__()
-        self.width = model.config.text.hidden_size
-        self.text_encoder: TextEncoder = copy.deepcopy(model.text_encoder)
-        ask_for_gradients(self.text_encoder)
-
-    def forward(self, texts: Sequence[np.ndarray], pixels: Tensor | None = None) -> Tensor:
-        packed = pack(texts, next(self.parameters()).device)
-        first = packed.cu_seqlens[:-1].long()
-        [encoded] = self.text_encoder([packed.ids], packed.cu_seqlens, packed.max_seqlen, keep=[first])
-        return encoded.rows(first)
-
-
-class TunablePairs(nn.Module):
-    """CLS_M after the final LayerNorm, of clean images and texts; the last block finishes no other row.
-
-    Source: paper, section 4: multimodal tasks are fine-tuned on the fused encoder's CLS.
-    """
-
-    def __init__(self, model: Flava) -> None:
-        """`model` is already a copy."""
-        super().__init__()
-        self.width, self.image_size = model.config.multimodal.hidden_size, model.config.image_size
-        self.model: Flava = model
+        Source: paper, section 4: multimodal tasks are fine-tuned on the fused encoder's CLS.
+        """
+        model = enlarged(self.model, scale)
         ask_for_gradients(model)
         trained = model.parameters_of(View.MULTIMODAL, read_directly=True)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in trained)
+        width, edge = model.config.multimodal.hidden_size, model.config.image_size
+        return Tunable(pair_states, width=width, image_size=edge, model=model)
 
-    def forward(self, texts: Sequence[np.ndarray], pixels: Tensor | None = None) -> Tensor:
-        assert pixels is not None  # these are pairs
-        part = FlavaPart(self.model)
-        packed = pack(texts, part.device)
-        layout, image, text = part.layout(packed), part.encode_images(pixels), part.encode_texts(packed)
-        first = layout.cu_seqlens[:-1].long()
-        return self.model.fuse(image.packed, text.packed, layout, keep=first).rows(first)
+
+def text_states(encoder: TextEncoder, texts: Sequence[np.ndarray], _: None = None) -> Tensor:
+    """Returns CLS_T of each text; the last block finishes no other row."""
+    packed = pack(texts, next(encoder.parameters()).device)
+    first = packed.cu_seqlens[:-1].long()
+    [encoded] = encoder([packed.ids], packed.cu_seqlens, packed.max_seqlen, keep=[first])
+    return encoded.rows(first)
+
+
+def image_states(encoder: ImageEncoder, _: Sequence[np.ndarray], pixels: Tensor) -> Tensor:
+    """Returns CLS_I of each image."""
+    return encoder.first_tokens(pixels)
+
+
+def pair_states(model: Flava, texts: Sequence[np.ndarray], pixels: Tensor) -> Tensor:
+    """Returns CLS_M of each pair; the last block finishes no other row."""
+    part = FlavaPart(model)
+    packed = pack(texts, part.device)
+    layout, image, text = part.layout(packed), part.encode_images(pixels), part.encode_texts(packed)
+    first = layout.cu_seqlens[:-1].long()
+    return model.fuse(image.packed, text.packed, layout, keep=first).rows(first)
 
 
 def ask_for_gradients(module: nn.Module) -> None:

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flava_ds.batch import Packed
 from flava_ds.data.tokenizer import WordPieceTokenizer
-from flava_ds.families.offers import StillNorms, TunableImages
+from flava_ds.families.offers import Tunable
 from flava_ds.families.simvlm.model import Simvlm
 from flava_ds.layers.patches import enlarged_edge
 from flava_ds.layers.transformer import at_least_fp32
@@ -156,27 +155,50 @@ class SimvlmFeatures(SimvlmPart):
         """Encodes b arrays of ids: -> [b d], in the model's dtype."""
         return self.text_states_of(texts)
 
-    def text_states(self) -> TunableTexts:
-        """Returns a copy of the model to fine-tune on texts; the model stays unchanged."""
-        return TunableTexts(self.model)
+    def text_states(self) -> Tunable:
+        """Returns a copy of the model to fine-tune on texts: the decoder's state of a text's last token, when
+        the encoder has read the whole text. The model stays unchanged.
 
-    def image_states(self, scale: float = 1.0) -> TunableImages:
+        Source: Wang et al. 2022, section 4.1, after BART (Lewis et al. 2020); recalled.
+        """
+        model: Simvlm = copy.deepcopy(self.model).requires_grad_(True)
+        read, unread = (model.parameters_of(view, read_directly=True) for view in ("text_suffix", "suffix"))
+        for name in unread - read:
+            model.get_parameter(name).requires_grad_(False)
+
+        def states(model: Simvlm, texts: Sequence[np.ndarray], _: None) -> Tensor:
+            return SimvlmPart(model).text_states_of(texts)
+
+        return Tunable(states, width=model.config.decoder.hidden_size, model=model)
+
+    def image_states(self, scale: float = 1.0) -> Tunable:
         """Returns a copy of the encoder to fine-tune on images, `scale` times as large, in whole patches. The
         first token's embedding and position stay as they are."""
-        config, model = self.model.config, copy.deepcopy(self.model)
+        config, model, cls_id = self.model.config, copy.deepcopy(self.model), self.cls_id
         del model.decoder, model.decoder_norm, model.suffix_positions
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(not name.startswith(("words", "prefix_positions")))
-        return TunableImages(
-            model,
-            partial(image_vectors, cls_id=self.cls_id),
-            width=config.encoder.hidden_size,
-            image_size=enlarged_edge(config.image, scale),
-        )
 
-    def pair_states(self, scale: float = 1.0) -> TunablePairs:
-        """Returns a copy to fine-tune on pairs, for images `scale` times as large, in whole patches."""
-        return TunablePairs(self.model, enlarged_edge(self.model.config.image, scale))
+        def states(model: Simvlm, _: Sequence[np.ndarray], pixels: Tensor) -> Tensor:
+            return image_vectors(model, pixels, cls_id=cls_id)
+
+        edge = enlarged_edge(config.image, scale)
+        return Tunable(states, width=config.encoder.hidden_size, image_size=edge, encoder=model)
+
+    def pair_states(self, scale: float = 1.0) -> Tunable:
+        """Returns a copy to fine-tune on pairs, for images `scale` times as large, in whole patches: the
+        decoder's state of a text's last token, when the encoder has read the image.
+
+        Source: Wang et al. 2022, section 4.1; recalled.
+        """
+        config, model = self.model.config, copy.deepcopy(self.model).requires_grad_(True)
+
+        def states(model: Simvlm, texts: Sequence[np.ndarray], pixels: Tensor) -> Tensor:
+            part = SimvlmPart(model)
+            return part.last_states(model.read(part.starts(texts), part.patches(pixels)), texts)
+
+        edge = enlarged_edge(config.image, scale)
+        return Tunable(states, width=config.decoder.hidden_size, image_size=edge, model=model)
 
 
 def image_vectors(model: Simvlm, pixels: Tensor, *, cls_id: int) -> Tensor:
@@ -188,42 +210,3 @@ def image_vectors(model: Simvlm, pixels: Tensor, *, cls_id: int) -> Tensor:
     count, length = patches.shape[:2]
     memory = model.read(part.starts([np.array([cls_id])] * count), patches)
     return memory.hidden.unflatten(0, (count, length + 1))[:, :length].mean(1)
-
-
-class TunableTexts(nn.Module):
-    """The decoder's state of a text's last token; the encoder has read the whole text.
-
-    Source: Wang et al. 2022, section 4.1, after BART (Lewis et al. 2020); recalled.
-    """
-
-    def __init__(self, model: Simvlm) -> None:
-        super().__init__()
-        self.width = model.config.decoder.hidden_size
-        self.model: Simvlm = copy.deepcopy(model).requires_grad_(True)
-        unread = self.model.parameters_of("suffix", read_directly=True) - self.model.parameters_of(
-            "text_suffix", read_directly=True
-        )
-        for name in unread:
-            self.model.get_parameter(name).requires_grad_(False)
-
-    def forward(self, texts: Sequence[np.ndarray], pixels: Tensor | None = None) -> Tensor:
-        return SimvlmPart(self.model).text_states_of(texts)
-
-
-class TunablePairs(StillNorms):
-    """The decoder's state of a text's last token; the encoder has read the image.
-
-    Source: Wang et al. 2022, section 4.1; recalled.
-    """
-
-    tower = "model.image_tower"
-
-    def __init__(self, model: Simvlm, image_size: int) -> None:
-        super().__init__()
-        self.width, self.image_size = model.config.decoder.hidden_size, image_size
-        self.model: Simvlm = copy.deepcopy(model).requires_grad_(True)
-
-    def forward(self, texts: Sequence[np.ndarray], pixels: Tensor | None = None) -> Tensor:
-        assert pixels is not None  # these are pairs
-        part = SimvlmPart(self.model)
-        return part.last_states(self.model.read(part.starts(texts), part.patches(pixels)), texts)

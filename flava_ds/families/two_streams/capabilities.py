@@ -20,6 +20,7 @@ from flava_ds.families.offers import (
     STORED_ALONE,
     FoundBefore,
     RegionPairStates,
+    Tunable,
     WordReading,
     detector_of,
     for_pairs,
@@ -64,28 +65,23 @@ class TextPart:
     def __init__(self, model: TwoStreamModel) -> None:
         self.model = model
 
-    def text_states(self) -> TunableTexts:
-        """Returns a copy of the stream of words; the model stays unchanged."""
-        return TunableTexts(self.model)
-
-
-class TunableTexts(nn.Module):
-    """The pooled CLS of each text, with a graph. Attention to an empty stream of regions adds its bias."""
-
-    def __init__(self, model: TwoStreamModel) -> None:
-        super().__init__()
-        self.width, self.model = model.config.pooled_size, copy.deepcopy(model)
-        read = self.model.parameters_of(TEXT_VIEW, read_directly=True) | self.model.pooler_parameters()
-        for name, parameter in self.model.named_parameters():
+    def text_states(self) -> Tunable:
+        """Returns a copy of the stream of words, for the pooled CLS of each text."""
+        model: TwoStreamModel = copy.deepcopy(self.model)
+        read = model.parameters_of(TEXT_VIEW, read_directly=True) | model.pooler_parameters()
+        for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in read and not OF_REGIONS.search(name))
+        return Tunable(text_states, width=model.config.pooled_size, model=model)
 
-    def forward(self, texts: Sequence[np.ndarray], pixels: Tensor | None = None) -> Tensor:
-        model, table = self.model, self.model.word_table()
-        packed, size = pack(texts, table.device), model.config.regions.feature_size
-        none = PackedImages(table.new_zeros(0, size), table.new_zeros(0, 4), 0 * packed.cu_seqlens, 0)
-        reads = {TEXT_VIEW: packed.cu_seqlens[:-1].long()}
-        encoded = model.encode_pairs(packed, model.regions_alone(none), reads)
-        return model.pooled_text(encoded[TEXT_VIEW].first())
+
+def text_states(model: TwoStreamModel, texts: Sequence[np.ndarray], _: None = None) -> Tensor:
+    """Returns the pooled CLS of each text. Attention to an empty stream of regions adds its bias."""
+    table = model.word_table()
+    packed, size = pack(texts, table.device), model.config.regions.feature_size
+    none = PackedImages(table.new_zeros(0, size), table.new_zeros(0, 4), 0 * packed.cu_seqlens, 0)
+    reads = {TEXT_VIEW: packed.cu_seqlens[:-1].long()}
+    encoded = model.encode_pairs(packed, model.regions_alone(none), reads)
+    return model.pooled_text(encoded[TEXT_VIEW].first())
 
 
 class PairPart:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from flava_ds.families.bert.capabilities import types_of_texts
-from flava_ds.families.offers import StillNorms
+from flava_ds.families.offers import Tunable
 from flava_ds.families.unit.config import TASKS
 from flava_ds.families.unit.model import OF_IMAGES, Unit
 from flava_ds.layers.boxes import to_corners
@@ -94,9 +94,9 @@ class UnitTexts:
     sep_id: int
     task: str
 
-    def text_states(self) -> TunableStates:
+    def text_states(self) -> Tunable:
         """Returns a copy of the model; the model stays unchanged."""
-        return TunableStates(self.model, self.sep_id, self.task, "text", self.model.config.image_size)
+        return tunable(self.model, self.sep_id, self.task, "text", self.model.config.image_size)
 
 
 @dataclass(frozen=True)
@@ -107,36 +107,30 @@ class UnitPairs:
     sep_id: int
     task: str
 
-    def pair_states(self, scale: float = 1.0) -> TunableStates:
+    def pair_states(self, scale: float = 1.0) -> Tunable:
         """Returns a copy for images `scale` times as large, in whole patches; the model stays unchanged."""
         size = enlarged_edge(self.model.config.image, scale)
-        return TunableStates(self.model, self.sep_id, self.task, "pair", size)
+        return tunable(self.model, self.sep_id, self.task, "pair", size)
 
 
-class TunableStates(StillNorms):
-    """The first query's state after the last layer, with the token and the queries of a task of the run.
-    Parts that were frozen stay so.
+def tunable(model: Unit, sep_id: int, task: str, content: str, image_size: int) -> Tunable:
+    """Returns a copy to fine-tune: the first query's state after the last layer, with the token and the
+    queries of a task of the run. Parts that were frozen stay so.
 
     Source: Hu & Singh 2021, section 3.4.
     """
+    model = copy.deepcopy(model)
+    used = model.parameters_of(task, read_directly=True)
+    if content == "text":
+        used = {name for name in used if not name.startswith(OF_IMAGES)}
+    still = tuple(f"image_tower.{name}." for name in model.image_tower.frozen)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in used and not name.startswith(still))
 
-    tower = "model.image_tower"
+    def states(model: Unit, texts: Sequence[np.ndarray], images: Tensor | None) -> Tensor:
+        device = model.decoder_norm.weight.device
+        types = types_of_texts(texts, sep_id).to(device)
+        encoded = model.answer(task, images, pack(texts, device), types)
+        return encoded.rows(model.last_rows(task, len(texts), device))
 
-    def __init__(self, model: Unit, sep_id: int, task: str, content: str, image_size: int) -> None:
-        super().__init__()
-        self.width, self.image_size = model.config.decoder.hidden_size, image_size
-        self.sep_id, self.task = sep_id, task
-        self.model: Unit = copy.deepcopy(model)
-        used = model.parameters_of(task, read_directly=True)
-        if content == "text":
-            used = {name for name in used if not name.startswith(OF_IMAGES)}
-        still = tuple(f"image_tower.{name}." for name in self.model.image_tower.frozen)
-        for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(name in used and not name.startswith(still))
-
-    def forward(self, texts: Sequence[np.ndarray], pixels: Tensor | None = None) -> Tensor:
-        device = self.model.decoder_norm.weight.device
-        types = types_of_texts(texts, self.sep_id).to(device)
-        images = None if pixels is None else pixels.to(device)
-        encoded = self.model.answer(self.task, images, pack(texts, device), types)
-        return encoded.rows(self.model.last_rows(self.task, len(texts), device))
+    return Tunable(states, width=model.config.decoder.hidden_size, image_size=image_size, model=model)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from flava_ds.families.offers import WordReading, for_pairs
+from flava_ds.families.offers import Tunable, WordReading, for_pairs
 from flava_ds.families.vilt.model import Vilt, layout_of
 from flava_ds.layers.pairs import SequenceLayout
 from flava_ds.layers.patches import enlarged_edge
@@ -72,24 +72,16 @@ class ViltPart:
         [(encoded, layout)] = self.encode(pixels, [texts])
         return WordReading(encoded, self.model, head, layout.text_rows)
 
-    def pair_states(self, scale: float = 1.0) -> TunablePairs:
-        """Returns a copy for images `scale` times as large, or as large as `max_patches` allows."""
-        image = self.model.config.image
-        most = math.isqrt(image.max_patches) * image.patch_size
-        return TunablePairs(self.model, min(enlarged_edge(image, scale), most))
+    def pair_states(self, scale: float = 1.0) -> Tunable:
+        """Returns a copy for images `scale` times as large, or as large as `max_patches` allows: the pooled
+        CLS of each text with its image. Positions are interpolated in each pass.
 
+        Source: Kim et al. 2021, section 4.3, and its code.
+        """
+        image, model = self.model.config.image, copy.deepcopy(self.model).requires_grad_(True)
+        edge = min(enlarged_edge(image, scale), math.isqrt(image.max_patches) * image.patch_size)
 
-class TunablePairs(nn.Module):
-    """The pooled CLS of each text with its image, with a graph.
+        def states(model: Vilt, texts: Sequence[np.ndarray], pixels: Tensor) -> Tensor:
+            return ViltPart(model).pooled(pixels, [texts])[0]
 
-    Source: Kim et al. 2021, section 4.3, and its code. Positions are interpolated in each pass.
-    """
-
-    def __init__(self, model: Vilt, image_size: int) -> None:
-        super().__init__()
-        self.width, self.image_size = model.config.image.hidden_size, image_size
-        self.model: Vilt = copy.deepcopy(model).requires_grad_(True)
-
-    def forward(self, texts: Sequence[np.ndarray], pixels: Tensor | None = None) -> Tensor:
-        assert pixels is not None  # these are pairs
-        return ViltPart(self.model).pooled(pixels, [texts])[0]
+        return Tunable(states, width=image.hidden_size, image_size=edge, model=model)

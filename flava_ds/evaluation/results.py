@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -82,11 +82,7 @@ def _as_worked_out(result: dict[str, Any], before: list[dict[str, Any]]) -> dict
 
 
 def _apart(result: Mapping[str, Any]) -> str:
-    return _text(result, TELL_APART)
-
-
-def _text(result: Mapping[str, Any], names: Sequence[str]) -> str:
-    return json.dumps([result.get(name) for name in names], sort_keys=True)
+    return json.dumps([result.get(name) for name in TELL_APART], sort_keys=True)
 
 
 @contextmanager

@@ -42,14 +42,14 @@ def train(sequence: Stages, options: argparse.Namespace, overrides: list[str]) -
     rehearsed = {
         stage.name: train_command.rehearse(stage.config, ranks[stage.name])
         for stage in sequence.stages
-        if options.dry_run or finished_with(stage) is None
+        if finished_with(stage) is None
     }
     # What a file outside of the package defines beside its function may be in the stages' configurations.
     own = [options.recipe.rpartition(":")[0]] if is_outside(options.recipe) else []
     plugins = [*options.plugin, *own]
     for number, stage in enumerate(sequence.stages, start=1):
         where = f"stage {number} of {len(sequence.stages)}, '{stage.name}'"
-        if not options.dry_run and (changed := finished_with(stage)) is not None:
+        if (changed := finished_with(stage)) is not None:
             print(f"{where}: finished, {stage.config.run_path} is left as it is", flush=True)
             for setting in changed:
                 print(f"  it was trained with another setting: {setting}", flush=True)

@@ -108,10 +108,12 @@ def test_stages_go_on_where_they_were_and_pass_weights_on(launched, tmp_path, ca
     assert not torch.equal(of_image[f"weight/{patches}"], passed[patches].flatten())
 
     capsys.readouterr()
-    assert command.train(sequence, OPTIONS, [*still, "--text.optimizer.lr", "0.1"]) == 0 and len(started) == 4
-    told = capsys.readouterr().out
-    assert told.count("finished") == 3 and "another setting: optimizer.lr 0.0005 -> 0.1" in told
-    assert "it began from another checkpoint" not in told
+    for options in (OPTIONS, argparse.Namespace(**{**vars(OPTIONS), "dry_run": True})):
+        assert command.train(sequence, options, [*still, "--text.optimizer.lr", "0.1"]) == 0
+        assert len(started) == 4
+        told = capsys.readouterr().out
+        assert told.count("finished") == 3 and "another setting: optimizer.lr 0.0005 -> 0.1" in told
+        assert "it began from another checkpoint" not in told
     text.run_path.rename(tmp_path / "aside")
     assert command.train(sequence, OPTIONS, [*still, "--text.seed", "7"]) == 0 and len(started) == 5
     told = capsys.readouterr().out

@@ -112,6 +112,10 @@ class Toy(nn.Module):
     def target_flops(self, batch: Batch) -> float:
         return 0.5
 
+    def used_by(self, name: str) -> set[str]:
+        """All of pairs, as no encoder is asked about in other steps."""
+        return {own for own, _ in self.named_parameters()}
+
     def encoders(self) -> dict[str, list[nn.Parameter]]:
         return {
             name: list(part.parameters()) for name, part in self.named_children() if name.endswith("_encoder")

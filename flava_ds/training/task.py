@@ -238,8 +238,7 @@ class Task(nn.Module):
         every = dict(self.named_parameters())
         users: dict[str, set[str]] = {name: set() for name, own in every.items() if own.requires_grad}
         for name, objective in self.objectives.items():
-            own = {f"objectives.{name}.{parameter}" for parameter, _ in objective.named_parameters()}
-            used = own | {f"model.{parameter}" for parameter in objective.model_parameters(self.model)}
+            used = self.used_by(name)
             if unknown := sorted(used - every.keys()):
                 raise AssertionError(
                     f"objective '{name}' uses '{unknown[0]}', which is no parameter of "
@@ -248,6 +247,12 @@ class Task(nn.Module):
             for parameter in used & users.keys():
                 users[parameter] |= {str(kind) for kind in objective.kinds}
         return {name: frozenset(kinds) for name, kinds in users.items()}
+
+    def used_by(self, name: str) -> set[str]:
+        """Returns the names of the parameters that an objective's loss depends on."""
+        objective = self.objectives[name]
+        own = {f"objectives.{name}.{parameter}" for parameter, _ in objective.named_parameters()}
+        return own | {f"model.{parameter}" for parameter in objective.model_parameters(self.model)}
 
     def first_steps(self) -> dict[str, int]:
         """Returns the first step that moves a parameter, for those that objectives hold still before it."""

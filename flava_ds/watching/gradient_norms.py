@@ -67,12 +67,14 @@ class GradientNorms(Watcher):
 
     def gradients(self, update: Update) -> Iterator[tuple[str, dict[str, dict[int, Tensor]]]]:
         """Yields each objective with its gradients: encoder -> place of the parameter in it -> gradient, for
-        the encoders and parameters that get one.
+        the encoders and parameters that it reaches.
 
         Only this rank's micro-batches count. The other objectives are divided by infinity, so one backward
-        pass per objective is enough and no head needs to be detached.
+        pass per objective is enough and no head needs to be detached; what they alone reach gets zeros.
         """
-        encoders, denominators = self.engine.module.encoders(), update.denominators
+        task, denominators = self.engine.module, update.denominators
+        encoders = task.encoders()
+        names = {id(parameter): name for name, parameter in task.named_parameters()}
         device = self.engine.world.device
         for objective in denominators:
             only = {
@@ -81,16 +83,17 @@ class GradientNorms(Watcher):
             }
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
                 micro_batches = zip(update.batches, update.gradients, strict=True)
-                losses = [self.engine.module("step", batch, only, part).loss for batch, part in micro_batches]
+                losses = [task("step", batch, only, part).loss for batch, part in micro_batches]
             trunk = [parameter for group in encoders.values() for parameter in group]
             gradients = iter(
                 torch.autograd.grad(torch.stack(losses).sum(), trunk, allow_unused=True) if trunk else ()
             )
+            reached = task.used_by(objective)
             found = {
                 encoder: {
                     place: gradient
-                    for place, gradient in enumerate([next(gradients) for _ in group])
-                    if gradient is not None
+                    for place, (parameter, gradient) in enumerate([(own, next(gradients)) for own in group])
+                    if gradient is not None and names[id(parameter)] in reached
                 }
                 for encoder, group in encoders.items()
             }

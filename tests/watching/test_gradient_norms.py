@@ -1,8 +1,10 @@
 """Gradient norms of single objectives against plain autograd, and the steps at which they are measured."""
 
+import types
+
 import pytest
 import torch
-from sample_batches import tiny_config
+from sample_batches import denominators, make_batch, tiny_config
 from test_engine import batches_of
 from test_trainer import toy_trainer
 from toy import gradients_alone, update_of
@@ -35,6 +37,19 @@ def test_norms_are_those_of_each_loss_alone_by_encoder(run_ranks, tmp_path, monk
     monkeypatch.chdir(tmp_path)
     ((found, expected),) = run_ranks(measured_against_autograd, 1)
     assert found == pytest.approx(expected, rel=1e-5) and len(found) == 8 and min(found.values()) > 0
+
+
+def test_an_encoder_that_an_objective_does_not_reach_has_no_norm():
+    config = tiny_config()
+    task, batch = build_task(config), make_batch(Kind.PAIR, config)
+    world = types.SimpleNamespace(device=torch.device("cpu"), is_main=True)
+    watch = GradientNorms(types.SimpleNamespace(stage=1, world=world, module=task), 1, metrics=None)
+    parts = {"batches": [batch], "denominators": denominators(task, batch), "gradients": [None]}
+    found = watch.measure(update_of(**parts))
+    of_contrast = {name for name in found if name.startswith("encoder_gradient_norm/global_contrastive/")}
+    assert {name.rpartition("/")[2] for name in of_contrast} == {"image_encoder", "text_encoder"}
+    assert "encoder_gradient_norm/itm/multimodal_encoder" in found
+    assert all(float(value) > 0 for value in found.values()), found
 
 
 def norms(every: int, stage: int = 1) -> GradientNorms:

@@ -372,7 +372,7 @@ def show(sweep: Sweep, parquet: bool) -> int:
         raise UserError(f"{sweep.folder}: has no run yet; go on with its SPEC")
     rows: Sequence[Sequence[str]] = status_rows(sweep)
     print(render(rows, indent=""))
-    if lacking := without_metric(sweep):
+    if lacking := sweep.without_metric():
         print(f"without {sweep.metric} in their logs: {', '.join(lacking)}")
     print(*write_tables(sweep, parquet), sep="\n")
     try:
@@ -380,15 +380,3 @@ def show(sweep: Sweep, parquet: bool) -> int:
     except ImportError as error:
         print(f"no sweep.html: {error.name} is missing; `pip install 'flava_ds[demo]'` and ask for --status")
     return 0
-
-
-def without_metric(sweep: Sweep) -> list[str]:
-    """Returns the finished runs that have not logged what they are compared by."""
-    from flava_ds.scaling.sweep import FINISHED
-
-    states = {name: sweep.state(name) for name in sweep.runs}
-    return [
-        name
-        for name, own in states.items()
-        if own["state"] == FINISHED and "reason" not in own and sweep.metric not in own["results"]
-    ]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from flava_ds.commands.sweep import config_of, with_facts, without_metric, words_of
-from flava_ds.errors import CheckpointError, ConfigError, UserError
+from flava_ds.commands.sweep import words_of
+from flava_ds.errors import CheckpointError, UserError
 from flava_ds.ranks import launch
 from flava_ds.ranks.stop_signals import is_stop
 
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
 LAUNCHERS = Path(__file__).parents[2] / "launchers"
 FIRST_PORT = 29500
 PORTS = 1000
-ASKED_AT_MOST = 100
-"""Points that Optuna is asked for until one is new."""
 
 
 def run_all(sweep: Sweep, spec: Spec | None, names: list[str], options: argparse.Namespace) -> int:
@@ -31,6 +28,7 @@ def run_all(sweep: Sweep, spec: Spec | None, names: list[str], options: argparse
 
     Raises: CheckpointError when another process runs this sweep.
     """
+    from flava_ds.commands.sweep_search import asked
     from flava_ds.ranks.run_lock import RunLock
 
     lock = RunLock(sweep.folder, otherwise="give this sweep another --folder")
@@ -121,75 +119,6 @@ def launcher(name: str) -> Path:
             "install one by `pip install -e .`, and run this again"
         )
     return path
-
-
-def asked(sweep: Sweep, spec: Spec) -> tuple[Sweep, str] | None:
-    """Returns the sweep with the run that Optuna asks for next, by the ended ones, and the run's name; None
-    when it asks for no new one.
-
-    The manifest is the only memory: the study is made anew from it each time. A run that failed, or whose
-    metric is not finite, is told as a pruned trial, which ranks behind all that have a number; so is one that
-    cannot be, which a line says.
-
-    Raises: UserError; also when a finished run has not logged the metric, as then none will.
-    """
-    try:
-        import optuna
-    except ImportError as error:
-        raise UserError("a search by optuna needs it; `pip install 'flava_ds[sweep]'`") from error
-    import numpy as np
-
-    from flava_ds.scaling.spec import Run
-    from flava_ds.scaling.sweep import FAILED, FINISHED
-
-    assert spec.asked is not None  # the caller looked
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    distributions: dict[str, Any] = {}
-    for name, own in spec.asked.fields.items():
-        if own.choices:
-            distributions[name] = optuna.distributions.CategoricalDistribution(own.choices)
-        elif own.integer:
-            distributions[name] = optuna.distributions.IntDistribution(
-                int(own.low), int(own.high), log=own.log
-            )
-        else:
-            distributions[name] = optuna.distributions.FloatDistribution(own.low, own.high, log=own.log)
-    # a sum would give neighbouring seeds the same draws, shifted by one run
-    drawn = np.random.SeedSequence([spec.asked.seed, len(sweep.runs)]).generate_state(1)
-    sampler = optuna.samplers.TPESampler(seed=int(drawn[0]))
-    if lacking := without_metric(sweep):
-        raise UserError(
-            f"{sweep.path_of(lacking[0])}: has finished without {spec.metric} in its log, so there is "
-            "nothing to search by; let runs last until it is logged, or name another metric and --folder"
-        )
-    higher = sweep.higher_is_better()
-    study = optuna.create_study(sampler=sampler, direction="maximize" if higher else "minimize")
-    for name, run in sweep.runs.items():
-        state = sweep.state(name)
-        value = state.get("results", {}).get(spec.metric)
-        if state["state"] in (FINISHED, FAILED):
-            how = optuna.trial.TrialState.PRUNED if value is None else optuna.trial.TrialState.COMPLETE
-            trial = optuna.trial.create_trial(
-                state=how, params=dict(run.point), distributions=distributions, value=value
-            )
-            study.add_trial(trial)
-    left_out: set[str] = set()
-    for _ in range(ASKED_AT_MOST):
-        proposed = study.ask(distributions)
-        run = Run({**spec.fixed, **proposed.params}, proposed.params)
-        if run.name in sweep.runs or run.name in left_out:
-            continue
-        grown = dataclasses.replace(sweep, runs={**sweep.runs, run.name: run})
-        try:
-            grown = with_facts(grown, {run.name: config_of(grown, run)})
-        except ConfigError as error:
-            print(f"left out: {error}", flush=True)
-            left_out.add(run.name)
-            study.tell(proposed, state=optuna.trial.TrialState.PRUNED)
-            continue
-        grown.save()
-        return grown, run.name
-    return None
 
 
 def write_array(sweep: Sweep, names: list[str], options: argparse.Namespace) -> str:

@@ -125,6 +125,15 @@ class Sweep:
         """Returns the tasks' numbers of which lower is better, by what those of finished runs say."""
         return {name for run in self.runs for name in self.state(run).get("lower_is_better", [])}
 
+    def without_metric(self) -> list[str]:
+        """Returns the finished runs that have not logged what they are compared by, finite or not."""
+        states = {name: self.state(name) for name in self.runs}
+        return [
+            name
+            for name, own in states.items()
+            if own["state"] == FINISHED and "reason" not in own and self.metric not in own["results"]
+        ]
+
     def begin(self, name: str) -> None:
         """Notes that a run is starting."""
         self._write(name, {"state": RUNNING, "attempts": self.state(name)["attempts"] + 1})

@@ -6,7 +6,7 @@ import pytest
 
 from flava_ds import cli
 from flava_ds.commands import sweep as command
-from flava_ds.commands import sweep_jobs
+from flava_ds.commands import sweep_jobs, sweep_search
 from flava_ds.errors import ConfigError, UserError
 from flava_ds.scaling.spec import Run, parse
 from flava_ds.scaling.sweep import Sweep
@@ -26,7 +26,7 @@ def test_optuna_goes_to_where_the_metric_is_better(tmp_path, metric):
     sweep = Sweep(tmp_path, "flava_debug", metric, "c", {})
     (tmp_path / "states").mkdir()
     for _ in range(16):
-        sweep, name = sweep_jobs.asked(sweep, spec)
+        sweep, name = sweep_search.asked(sweep, spec)
         state = {
             "state": "finished",
             "attempts": 1,
@@ -45,7 +45,7 @@ def test_optuna_keeps_away_from_where_runs_fail_or_diverge(tmp_path):
     sweep = Sweep(tmp_path, "flava_debug", spec.metric, "c", {})
     (tmp_path / "states").mkdir()
     for number in range(18):
-        sweep, name = sweep_jobs.asked(sweep, spec)
+        sweep, name = sweep_search.asked(sweep, spec)
         ended = {"state": "finished", "results": {spec.metric: 2.0}}
         if sweep.runs[name].overrides["optimizer.lr"] > 0.03:
             ended = {"state": "failed"} if number % 2 else {"state": "finished", "results": {}}
@@ -60,12 +60,12 @@ def test_a_search_by_what_runs_do_not_log_ends_at_once(tmp_path):
     data = {"base": "flava_debug", "metric": "loss/mlm", "search": {"by": "optuna", "runs": 2, "fields": {
         "optimizer.lr": {"from": 1e-3, "to": 1e-1}}}}  # fmt: skip
     spec = parse(data, "s", "s")
-    sweep, name = sweep_jobs.asked(Sweep(tmp_path, "flava_debug", "loss/mlm", "c", {}), spec)
+    sweep, name = sweep_search.asked(Sweep(tmp_path, "flava_debug", "loss/mlm", "c", {}), spec)
     (tmp_path / "states").mkdir()
     state = {"state": "finished", "attempts": 1, "results": {"steps": 2}}
     (tmp_path / "states" / f"{name}.json").write_text(json.dumps(state))
     with pytest.raises(UserError, match=f"{name}: has finished without loss/mlm in its log"):
-        sweep_jobs.asked(sweep, spec)
+        sweep_search.asked(sweep, spec)
 
 
 def test_optuna_leaves_out_what_cannot_be_and_ends_when_all_is_asked_for(tmp_path, capsys):
@@ -76,7 +76,7 @@ def test_optuna_leaves_out_what_cannot_be_and_ends_when_all_is_asked_for(tmp_pat
         search = {"by": "optuna", "runs": 6, "seed": seed, "fields": fields}
         data = {"base": "flava_debug", "metric": "loss/mim", "search": search}
         spec, sweep = parse(data, "s", "s"), Sweep(tmp_path / str(seed), "flava_debug", "loss/mim", "c", {})
-        while (grown := sweep_jobs.asked(sweep, spec)) is not None:
+        while (grown := sweep_search.asked(sweep, spec)) is not None:
             sweep, name = grown
             (tmp_path / str(seed) / "states").mkdir(exist_ok=True)
             state = {"state": "finished", "attempts": 1, "results": {spec.metric: 1.0}}
@@ -96,7 +96,7 @@ def test_neighbouring_seeds_are_other_searches(tmp_path):
             "optimizer.lr": {"from": 1e-5, "to": 1e-1}}}}  # fmt: skip
         spec, sweep = parse(data, "s", "s"), Sweep(tmp_path / str(seed), "flava_debug", "loss/mim", "c", {})
         for _ in range(4):
-            sweep, _ = sweep_jobs.asked(sweep, spec)
+            sweep, _ = sweep_search.asked(sweep, spec)
         asked.append(set(sweep.runs))
     assert not asked[0] & asked[1]
 
@@ -108,7 +108,7 @@ def test_optuna_asks_by_what_has_finished(tmp_path, capsys, monkeypatch):
     spec = parse(data, "s", "s")
     sweep = Sweep(tmp_path, "flava_debug", spec.metric, "c", {})
     for _ in range(12):
-        sweep, name = sweep_jobs.asked(sweep, spec)
+        sweep, name = sweep_search.asked(sweep, spec)
         loss = abs(sweep.runs[name].overrides["optimizer.lr"] - 0.05)
         state = {"state": "finished", "attempts": 1, "results": {spec.metric: loss}}
         (tmp_path / "states").mkdir(exist_ok=True)

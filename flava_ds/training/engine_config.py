@@ -45,6 +45,28 @@ OWNED = {
 }
 """Top-level keys that belong to the recipe, and the field that sets each."""
 
+REFUSED = {
+    "compute_grad_norm": "is set by flava_ds, which measures the norm itself; remove it",
+    "cpu_offload": 'is an old name; write "offload_optimizer": {"device": "cpu"}',
+    "cpu_offload_param": 'is an old name; write "offload_param": {"device": "cpu"}',
+    "cpu_offload_use_pin_memory": "is an old name; set pin_memory in offload_optimizer or offload_param",
+    "legacy_stage1": "is gone from DeepSpeed; remove it",
+    "stage3_gather_fp16_weights_on_model_save": "is an old name; write "
+    "stage3_gather_16bit_weights_on_model_save",
+    "stage3_module_granularity_threshold": "makes leaves of modules whose inputs are no tensors; name classes "
+    "in leaf_module",
+    "module_granularity_threshold": "is stage3_module_granularity_threshold; name classes in leaf_module",
+    "zenflow": "delays the updates of most weights, without the engine's norm and clipping; remove it",
+    "offload_optimizer.ratio": "splits updates between host and device, in an optimizer of DeepSpeed's, not "
+    "the recipe's; remove it",
+    "offload_optimizer.super_offload": "has an optimizer of its own, not the recipe's; remove it",
+}
+"""Entries of zero_optimization that cannot work here when they are set, and what to do. Those that can are
+trained with in tests/training/test_engine_zero_keys.py.
+"""
+QUANTIZED = ("zero_quantized_weights", "zero_quantized_nontrainable_weights", "zero_quantized_gradients")
+"""Entries of zero_optimization that need kernels which DeepSpeed has for GPUs only."""
+
 
 def shipped_settings() -> dict[str, Path]:
     """Returns the files under ds_configs by name, from the installed package or a checkout."""
@@ -84,7 +106,7 @@ def merged_settings(config: Config, world_size: int, device_type: str) -> dict[s
     zero = settings.get("zero_optimization")
     if not isinstance(zero, dict) or type(zero.get("stage")) is not int:
         raise ConfigError(f'{path}: zero_optimization needs an explicit "stage" (0, 1, 2 or 3)')
-    _check_zero(zero, path)
+    _check_zero(zero, path, device_type)
     _check_divisors(settings, zero, path)
     _check_precision(config.training.precision, zero, path, device_type)
     if zero["stage"] in (1, 2) and not offloads(zero, "offload_optimizer"):
@@ -126,7 +148,7 @@ def _check_keys(settings: dict[str, Any], path: str) -> None:
             raise ConfigError(f"{path}: unknown key '{key}'{did_you_mean(key, ALLOWED | OWNED.keys())}")
 
 
-def _check_zero(zero: dict[str, Any], path: str) -> None:
+def _check_zero(zero: dict[str, Any], path: str, device_type: str) -> None:
     """Rejects unknown or impossible entries of zero_optimization, using DeepSpeed's own schema."""
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
@@ -135,23 +157,32 @@ def _check_zero(zero: dict[str, Any], path: str) -> None:
     for key in zero:
         if key not in known:
             raise ConfigError(f"{path}: unknown key 'zero_optimization.{key}'{did_you_mean(key, known)}")
-    if "compute_grad_norm" in zero:
-        raise ConfigError(
-            f"{path}: 'zero_optimization.compute_grad_norm' is set by flava_ds, which measures the norm "
-            "itself; remove it"
-        )
     if zero.get("round_robin_gradients") and zero["stage"] in (1, 2):
         raise ConfigError(
             f"{path}: 'zero_optimization.round_robin_gradients' is refused in stages 1 and 2, because "
             "DeepSpeed then mistakes which elements are whose, and checkpoints have wrong ones; remove it"
         )
     check_offloading(zero, path)
+    _check_refused(zero, path, device_type)
     try:
         DeepSpeedZeroConfig(**zero)
     except ValueError as error:
         problem = error.errors()[0] if hasattr(error, "errors") else {"loc": (), "msg": str(error)}
         where = ".".join(("zero_optimization", *map(str, problem["loc"])))
         raise ConfigError(f"{path}: {where}: {problem['msg']}") from error
+
+
+def _check_refused(zero: Mapping[str, Any], path: str, device_type: str) -> None:
+    """Rejects entries that DeepSpeed knows and that would end in an error of its own."""
+    optimizer = zero.get("offload_optimizer")
+    nested = optimizer if isinstance(optimizer, dict) else {}
+    given = {**zero, **{f"offload_optimizer.{key}": value for key, value in nested.items()}}
+    for key, value in given.items():
+        whole = key == "offload_optimizer.ratio" and value == 1
+        if key in REFUSED and (key == "compute_grad_norm" or value) and not whole:
+            raise ConfigError(f"{path}: 'zero_optimization.{key}' {REFUSED[key]}")
+        if device_type == "cpu" and key in QUANTIZED and value:
+            raise ConfigError(f"{path}: 'zero_optimization.{key}' does not run on a CPU; remove it")
 
 
 def _check_divisors(settings: Mapping[str, Any], zero: Mapping[str, Any], path: str) -> None:

@@ -53,8 +53,8 @@ REFUSED = {
     "legacy_stage1": "is gone from DeepSpeed; remove it",
     "stage3_gather_fp16_weights_on_model_save": "is an old name; write "
     "stage3_gather_16bit_weights_on_model_save",
-    "stage3_module_granularity_threshold": "makes leaves of modules whose inputs are no tensors; name classes "
-    "in leaf_module",
+    "stage3_module_granularity_threshold": "makes leaves of modules whose inputs are no tensors; name "
+    "classes in leaf_module",
     "module_granularity_threshold": "is stage3_module_granularity_threshold; name classes in leaf_module",
     "zenflow": "delays the updates of most weights, without the engine's norm and clipping; remove it",
     "offload_optimizer.ratio": "splits updates between host and device, in an optimizer of DeepSpeed's, not "

@@ -224,7 +224,7 @@ def check_earlier(sweep: Sweep, configs: dict[str, Config], options: argparse.Na
 
 
 def check_begin(sweep: Sweep, options: argparse.Namespace) -> None:
-    """As `check_earlier`, before a job script begins a run: one finished run tells if the base changed."""
+    """As `check_earlier`, before a run begins: one finished run tells if the base has changed meanwhile."""
     from flava_ds.recipes.outside import import_plugins
     from flava_ds.scaling.sweep import FINISHED
 

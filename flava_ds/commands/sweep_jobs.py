@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flava_ds.commands.sweep import words_of
+from flava_ds.commands.sweep import check_begin, words_of
 from flava_ds.errors import CheckpointError, UserError
 from flava_ds.ranks import launch
 from flava_ds.ranks.stop_signals import is_stop
@@ -61,11 +61,15 @@ def run_all(sweep: Sweep, spec: Spec | None, names: list[str], options: argparse
 
 
 def run_one(sweep: Sweep, name: str, where: str, options: argparse.Namespace) -> int | None:
-    """Runs a run to its end and notes how it ended; returns its exit status, None if it runs elsewhere."""
+    """Runs a run to its end and notes how it ended; returns its exit status, None if it runs elsewhere.
+
+    Raises: ConfigError when the base was changed behind a finished run.
+    """
     print(f"{where}, {name}: {sweep.runs[name].place()}", flush=True)
     if (holder := runs_elsewhere(sweep.path_of(name))) is not None:
         print(f"  left alone: {holder}", flush=True)
         return None
+    check_begin(sweep, options)
     log = sweep.log_of(name)
     log.parent.mkdir(parents=True, exist_ok=True)
     command = command_of(sweep, name, options)
@@ -175,7 +179,6 @@ def note(sweep: Sweep, options: argparse.Namespace) -> int:
     A finished run has no words. Raises: UserError for an unknown run, or a base that was changed behind a
     finished one.
     """
-    from flava_ds.commands.sweep import check_begin
     from flava_ds.scaling.sweep import FINISHED
 
     name = options.begin or options.end[0]

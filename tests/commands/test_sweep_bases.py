@@ -1,10 +1,16 @@
 """What a sweep's runs were trained with is compared with what its base says now."""
 
 import json
+import sys
+
+import pytest
 
 from flava_ds import cli
 from flava_ds.commands import sweep as command
+from flava_ds.commands import sweep_jobs
 from flava_ds.config import save
+from flava_ds.errors import ConfigError
+from flava_ds.ranks.launch import Launch
 
 
 def options_of(*words):
@@ -54,6 +60,28 @@ def test_a_base_that_was_changed_behind_finished_runs_is_refused(tmp_path, capsy
     del saved["training"]["clip_each_parameter"]
     (sweep.path_of(first) / "config.json").write_text(json.dumps(saved))
     assert cli.main(begin) == 0
+
+
+def test_a_base_that_is_changed_while_its_sweep_runs_ends_it(tmp_path, monkeypatch):
+    sweep = known(based(tmp_path))
+    sweep.save()
+    begun = []
+
+    def command_of(sweep, name, options):
+        """A first run that trains and meanwhile somebody edits the base."""
+        begun.append(name)
+        sweep.path_of(name).mkdir(parents=True)
+        save(command.config_of(sweep, sweep.runs[name]), sweep.path_of(name) / "config.json")
+        line = {"step": 0, "loss/mmm_text": 2.5, "seconds_per_step": 1.0, "samples_per_second": 8.0}
+        (sweep.path_of(name) / "log.jsonl").write_text(json.dumps(line))
+        based(tmp_path, optimizer={"lr": 0.25})
+        return Launch(arguments=[sys.executable, "-c", "pass"])
+
+    monkeypatch.setattr(sweep_jobs, "command_of", command_of)
+    options = options_of(str(sweep.folder))
+    with pytest.raises(ConfigError, match="trained with other settings, optimizer.lr .* -> 0.25; runs that"):
+        sweep_jobs.run_all(sweep, None, list(sweep.runs), options)
+    assert begun == [next(iter(sweep.runs))] and sweep.state(begun[0])["state"] == "finished"
 
 
 def test_what_is_known_of_a_run_follows_a_base_that_was_mended(tmp_path, capsys):

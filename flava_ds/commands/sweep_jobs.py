@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -36,7 +37,10 @@ def run_all(sweep: Sweep, spec: Spec | None, names: list[str], options: argparse
     try:
         left = []
         for number, name in enumerate(names, start=1):
-            status = run_one(sweep, name, f"run {number} of {len(names)}", options)
+            where = f"run {number} of {len(names)}"
+            if spec is not None and spec.asked is not None:  # numbered as the search has asked for them
+                where = f"run {list(sweep.runs).index(name) + 1} of {spec.asked.runs}"
+            status = run_one(sweep, name, where, options)
             if status is None:
                 left.append(name)
             elif is_stop(status):
@@ -107,7 +111,9 @@ def command_of(sweep: Sweep, name: str, options: argparse.Namespace) -> launch.L
     words = command_words(sweep, name)
     if options.hostfile is not None:
         script = launcher("deepspeed.sh")
-        variables = {"HOSTFILE": str(options.hostfile.absolute())}
+        # the script calls flava-ds and deepspeed, which lie beside this Python
+        path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
+        variables = {"HOSTFILE": str(options.hostfile.absolute()), "PATH": path}
         return launch.Launch(arguments=["bash", str(script), sweep.base, *words], environment=variables)
     gpus = launch.count_gpus()
     ranks = options.ranks or max(1, gpus)

@@ -193,7 +193,9 @@ def test_a_hostfile_is_the_deepspeed_launchers(tmp_path):
     sweep, options = planned_in(tmp_path, "--hostfile", str(hosts))
     name = next(iter(sweep.runs))
     made = sweep_jobs.command_of(sweep, name, options)
-    assert made.environment == {"HOSTFILE": str(hosts)}
+    assert made.environment["HOSTFILE"] == str(hosts)
+    # its flava-ds and deepspeed are found though no environment is active
+    assert made.environment["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
     assert made.arguments[1].endswith("launchers/deepspeed.sh") and made.arguments[2] == "flava_debug"
     assert made.arguments[-4:] == ["--logging.run-directory", str(sweep.folder), "--name", name]
 

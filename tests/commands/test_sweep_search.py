@@ -128,10 +128,13 @@ def test_optuna_asks_by_what_has_finished(tmp_path, capsys, monkeypatch):
     assert cli.main(["sweep", str(path), "--folder", str(tmp_path / "new"), "--slurm", "--yes"]) == 2
     assert "asks for runs one by one" in capsys.readouterr().err
     begun: list[str] = []
-    monkeypatch.setattr(sweep_jobs, "run_one", lambda sweep, name, *_: begun.append(name) or 0)
+    monkeypatch.setattr(sweep_jobs, "run_one", lambda sweep, name, where, _: begun.append(where) or 0)
     empty = Sweep(tmp_path / "new", "flava_debug", spec.metric, "c", {})
     sweep_jobs.run_all(empty, spec, [], options_of("new", "--most", "2"))
-    assert len(begun) == 2
+    assert begun == ["run 1 of 12", "run 2 of 12"]
+    grown = Sweep.open(tmp_path / "new")  # whose second run was stopped
+    sweep_jobs.run_all(grown, spec, list(grown.runs)[1:], options_of("new", "--most", "2"))
+    assert begun[2:] == ["run 2 of 12", "run 3 of 12"]
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from flava_ds.ranks.distributed import DEVICE_LATER_S, World
 from flava_ds.training import deepspeed_fixes, fragments
 from flava_ds.training.compiling import compile_blocks
 from flava_ds.training.engine_config import merged_settings, offloads, zero_stage
+from flava_ds.training.norms import squared_norm
 from flava_ds.training.task import StepOutput, Task, fold_biases
 
 SKIP_COUNTERS = ("skipped", "skipped_in_a_row", "longest_skip")
@@ -209,8 +210,7 @@ class Engine:
         for group, tensors, replicated in deepspeed_fixes.local_gradients(self.deepspeed):
             # Without ZeRO every rank has the same gradients: only rank 0 adds them to the sum over ranks.
             if group["active"] and tensors and not (replicated and self.world.rank > 0):
-                norms = torch.stack(torch._foreach_norm(tensors, 2, dtype=torch.float32))
-                square += norms.square().sum().to(square.device)
+                square += squared_norm(tensors).to(square.device)
         if self.world.size > 1:
             dist.all_reduce(square)
         # fp16 gradients still carry the loss scale.

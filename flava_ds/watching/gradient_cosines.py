@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flava_ds.training.engine import Engine
+from flava_ds.training.norms import squared_norm
 from flava_ds.training.watcher import Update
 from flava_ds.watching.gradient_norms import GradientNorms
 from flava_ds.watching.metrics import Metrics
@@ -75,6 +76,6 @@ def cosines(ours: Gradients, theirs: Gradients) -> dict[str, Tensor]:
             torch.cat([own[encoder][place].to(device).flatten().float() for place in shared])
             for own in (ours, theirs)
         )
-        lengths = (left.norm() * right.norm()).clamp(min=torch.finfo(torch.float32).tiny)
-        found[encoder] = left @ right / lengths
+        lengths = squared_norm([left]).sqrt() * squared_norm([right]).sqrt()
+        found[encoder] = (left * right).sum() / lengths.clamp(min=torch.finfo(torch.float32).tiny)
     return found

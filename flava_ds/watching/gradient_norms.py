@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flava_ds.ranks.distributed import log
 from flava_ds.training.engine import Engine
+from flava_ds.training.norms import squared_norm
 from flava_ds.training.watcher import Update, Watcher
 from flava_ds.watching.metrics import Metrics
 
@@ -51,12 +52,7 @@ class GradientNorms(Watcher):
         """Returns each objective's gradient norm, on all encoders and on each, by log field."""
         found = {}
         for objective, gradients in self.gradients(update):
-            squares = {
-                encoder: torch.stack(torch._foreach_norm([*own.values()], 2, dtype=torch.float32))
-                .square()
-                .sum()
-                for encoder, own in gradients.items()
-            }
+            squares = {encoder: squared_norm([*own.values()]) for encoder, own in gradients.items()}
             total = sum(squares.values(), torch.zeros((), device=self.engine.world.device))
             found[f"gradient_norm/{objective}"] = total.sqrt()
             found |= {

@@ -1,0 +1,30 @@
+"""Norms of gradients, precise on the host too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+ROW = 1024
+"""Elements in host memory whose norm is taken at once. There torch adds up the squares in a few fp32 sums one
+after the other, which leaves out 1 % of a norm of 100 million elements, and more of larger ones.
+"""
+
+
+def squared_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """Returns the sum of the squares of all elements of one or more tensors of one device: scalar, fp32."""
+    if tensors[0].device.type == "cpu":
+        norms = torch.cat([_norms_of_rows(tensor.flatten()) for tensor in tensors])
+    else:
+        norms = torch.stack(torch._foreach_norm(list(tensors), 2, dtype=torch.float32))
+    return norms.square().sum()
+
+
+def _norms_of_rows(flat: Tensor) -> Tensor:
+    """Returns the norm of every ROW elements, and that of the rest: [n] -> [n // ROW + 1], fp32."""
+    whole = flat.numel() // ROW * ROW
+    rows = torch.linalg.vector_norm(flat[:whole].view(-1, ROW), dim=1, dtype=torch.float32)
+    rest = torch.linalg.vector_norm(flat[whole:], dtype=torch.float32)
+    return torch.cat([rows, rest[None]])

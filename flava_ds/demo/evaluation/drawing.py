@@ -61,8 +61,8 @@ def drawing_codebook(inputs: Inputs) -> ImageCodebook:
 @torch.inference_mode()
 def draw_captions(model: FrozenModel, inputs: Inputs, codebook: ImageCodebook, samples: Samples) -> Tensor:
     """Draws a picture from each sample's caption: [N 3 H W] uint8."""
-    most, size, patches = inputs.max_tokens("pair"), model.image_size, inputs.config.model.num_patches
-    captions, [empty] = (inputs.tokenizer.encode_batch(texts, most) for texts in (samples.captions, [""]))
+    most, size, patches = model.most_tokens["pair"], model.image_size, inputs.config.model.num_patches
+    captions, [empty] = (model.tokenizer.encode_batch(texts, most) for texts in (samples.captions, [""]))
     scorer = model.need(Scorer, "drawing")
     codebook.to(model.device)
     codes = draw(scorer, codebook, captions, empty, HOW, image_size=size, num_patches=patches)

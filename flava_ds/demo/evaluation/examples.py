@@ -110,7 +110,7 @@ def reconstruct(model: FrozenModel, inputs: Inputs) -> list[list[Picture]]:
     scorer = scorer_of(model, "mim", "masked patches")
     samples = inputs.unseen_style
     chosen = samples.select(spaced(len(samples), MASKED_PICTURES), "masked examples")
-    [masked] = masked_inputs(inputs, "image", chosen, len(chosen))
+    [masked] = masked_inputs(model, inputs, "image", chosen, len(chosen))
     assert masked.pixels is not None and masked.patches is not None  # since the model predicts patches
     predicted = masked.codes.clone()
     predicted.view(-1)[masked.patch_rows] = masked_logits(scorer, masked, "mim").argmax(-1).cpu()
@@ -160,7 +160,7 @@ def write(model: FrozenModel, inputs: Inputs) -> list[tuple[Picture, str]]:
     scorer_of(model, "mmm_text", "words beside a picture")
     samples = inputs.unseen_style
     chosen = samples.select(spaced(len(samples), QUERIES), "pictures to write about as examples")
-    texts = write_captions(model, inputs, chosen)
+    texts = write_captions(model, chosen)
     return [(picture_of(chosen, row), text) for row, text in enumerate(texts)]
 
 
@@ -189,12 +189,12 @@ def fill_texts(model: FrozenModel, inputs: Inputs, name: str) -> list[MaskedText
     scorer = scorer_of(model, name, "masked words there")
     kind, samples = ("text", inputs.texts) if name == "mlm" else ("pair", inputs.unseen_style)
     chosen = samples.select(spaced(len(samples), MASKED_TEXTS), f"masked examples of {name}")
-    [masked] = masked_inputs(inputs, kind, chosen, len(chosen))
+    [masked] = masked_inputs(model, inputs, kind, chosen, len(chosen))
     best = masked_logits(scorer, masked, name).softmax(-1).topk(GUESSES, dim=-1)
     blanks = {
         row: Blank(
-            word(inputs, answer),
-            [(word(inputs, token), share) for token, share in zip(tokens, shares, strict=True)],
+            word(model, answer),
+            [(word(model, token), share) for token, share in zip(tokens, shares, strict=True)],
         )
         for row, answer, tokens, shares in zip(
             masked.token_rows.tolist(),
@@ -207,15 +207,15 @@ def fill_texts(model: FrozenModel, inputs: Inputs, name: str) -> list[MaskedText
     found, start = [], 0
     for number, text in enumerate(masked.texts):
         inner = range(1, len(text) - 1)  # without CLS and SEP
-        pieces = join_pieces([blanks.get(start + place) or word(inputs, int(text[place])) for place in inner])
+        pieces = join_pieces([blanks.get(start + place) or word(model, int(text[place])) for place in inner])
         found.append(MaskedText(pieces, picture_of(chosen, number) if kind == "pair" else None))
         start += len(text)
     return [text for text in found if any(isinstance(piece, Blank) for piece in text.pieces)]
 
 
-def word(inputs: Inputs, token: int) -> str:
+def word(model: FrozenModel, token: int) -> str:
     """Returns the vocabulary's entry, or the number of a row beyond the vocabulary."""
-    return inputs.tokenizer.token(token) if token < inputs.tokenizer.vocab_size else f"[{token}]"
+    return model.tokenizer.token(token) if token < model.tokenizer.vocab_size else f"[{token}]"
 
 
 def join_pieces(pieces: list[str | Blank]) -> list[str | Blank]:

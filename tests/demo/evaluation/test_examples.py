@@ -55,7 +55,7 @@ def test_masked_pictures_differ_from_the_codebooks_drawing_under_the_mask_only(
 ):
     rows = examples.reconstruct(model, inputs)
     samples = inputs.unseen_style.select(examples.spaced(24, examples.MASKED_PICTURES), "masked examples")
-    [batch] = masked_inputs(inputs, "image", samples, 8)
+    [batch] = masked_inputs(model, inputs, "image", samples, 8)
     own = inputs.codebook.decode(batch.codes)
     assert len(rows) == 8 and all(len(row) == 4 for row in rows)
     for number, (original, masked, _, codebook) in enumerate(rows):

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 
-from flava_ds.demo.evaluation.base import Unavailable
 from flava_ds.demo.evaluation.drawing import draw_captions, drawing_codebook
 from flava_ds.demo.evaluation.inputs import Inputs
 from flava_ds.demo.evaluation.masked import PREDICTS, MaskedInputs, masked_inputs
@@ -104,7 +103,7 @@ def retrieve_captions(model: FrozenModel, inputs: Inputs) -> list[tuple[Picture,
 def reconstruct(model: FrozenModel, inputs: Inputs) -> list[list[Picture]]:
     """Fills masked images: original, masked, predicted codes, true codes, as drawn by the codebook.
 
-    Raises: Unavailable without a codebook that can draw, or without the MIM objective.
+    Raises: Lacking without a codebook that can draw, or without the MIM objective.
     """
     codebook = drawing_codebook(inputs)
     scorer = scorer_of(model, "mim", "masked patches")
@@ -134,7 +133,7 @@ def reconstruct(model: FrozenModel, inputs: Inputs) -> list[list[Picture]]:
 def draw(model: FrozenModel, inputs: Inputs) -> list[tuple[str, list[Picture]]]:
     """Draws held-out captions: caption, and its drawing, the codebook's of the true picture, and that one.
 
-    Raises: Unavailable without a codebook that can draw, or without the objective for codes of pairs.
+    Raises: Lacking without a codebook that can draw, or without the objective for codes of pairs.
     """
     codebook = drawing_codebook(inputs)
     scorer_of(model, "mmm_image", "an image from its caption")
@@ -156,7 +155,7 @@ def draw(model: FrozenModel, inputs: Inputs) -> list[tuple[str, list[Picture]]]:
 
 
 def write(model: FrozenModel, inputs: Inputs) -> list[tuple[Picture, str]]:
-    """Writes about held-out pictures: each with its caption. Raises: Unavailable as scorer_of."""
+    """Writes about held-out pictures: each with its caption. Raises: Lacking as scorer_of."""
     scorer_of(model, "mmm_text", "words beside a picture")
     samples = inputs.unseen_style
     chosen = samples.select(spaced(len(samples), QUERIES), "pictures to write about as examples")
@@ -165,13 +164,10 @@ def write(model: FrozenModel, inputs: Inputs) -> list[tuple[Picture, str]]:
 
 
 def scorer_of(model: FrozenModel, name: str, what: str) -> Scorer:
-    """Returns the scorer for an objective's masked positions. Raises: Unavailable."""
-    try:
-        scorer = model.need(Scorer, ASKED_BY)
-    except Lacking as reason:
-        raise Unavailable(str(reason)) from reason
+    """Returns the scorer for an objective's masked positions. Raises: Lacking."""
+    scorer = model.need(Scorer, ASKED_BY)
     if PREDICTS[name] not in scorer.predicts:
-        raise Unavailable(f"objectives.{name}.weight is 0, so nothing predicts {what}")
+        raise Lacking(f"objectives.{name}.weight is 0, so nothing predicts {what}")
     return scorer
 
 
@@ -184,7 +180,7 @@ def masked_logits(scorer: Scorer, masked: MaskedInputs, name: str) -> torch.Tens
 def fill_texts(model: FrozenModel, inputs: Inputs, name: str) -> list[MaskedText]:
     """Fills masked words of glosses (name 'mlm') or of captions with their images ('mmm_text').
 
-    Raises: Unavailable if the run does not train the objective.
+    Raises: Lacking if the run does not train the objective.
     """
     scorer = scorer_of(model, name, "masked words there")
     kind, samples = ("text", inputs.texts) if name == "mlm" else ("pair", inputs.unseen_style)

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from flava_ds.data.order import hash64
 from flava_ds.data.tokenizer import WordPieceTokenizer
-from flava_ds.demo.evaluation.base import CHANCE, Unavailable
+from flava_ds.demo.evaluation.base import CHANCE
 from flava_ds.demo.evaluation.inputs import SEED, Inputs
-from flava_ds.evaluation.frozen_model import BATCH_ROWS, FrozenModel
+from flava_ds.evaluation.frozen_model import BATCH_ROWS, FrozenModel, Lacking
 from flava_ds.evaluation.protocols import Predictions, Reading, Scorer
 from flava_ds.evaluation.samples import Samples
 from flava_ds.families.flava.capabilities import PREDICTS
@@ -87,7 +87,7 @@ def measure(model: FrozenModel, inputs: Inputs) -> dict[str, float]:
                 model, inputs, kind, names, inputs.texts if kind == "text" else inputs.unseen_style
             )
     if not metrics:
-        raise Unavailable(inputs.codebook_problem or "the run trains no masked objective")
+        raise Lacking(inputs.codebook_problem or "the run trains no masked objective")
     return metrics
 
 
@@ -109,7 +109,7 @@ def predict(
     for name, values in sums.items():
         nats, right, count = values.tolist()
         if not count:
-            raise Unavailable(f"masking selected nothing to predict for {name}; check objectives.{name}")
+            raise Lacking(f"masking selected nothing to predict for {name}; check objectives.{name}")
         metrics[f"masked/{name}/accuracy"] = right / count
         metrics[f"masked/{name}/accuracy{CHANCE}"] = targets[name].most_common(1)[0][1] / count
         metrics[f"masked/{name}/loss_nats"] = nats / count

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from flava_ds.demo.evaluation.base import CHANCE, Unavailable
+from flava_ds.demo.evaluation.base import CHANCE
 from flava_ds.demo.evaluation.drawing import MOST_SAMPLES
 from flava_ds.demo.evaluation.inputs import Inputs
 from flava_ds.demo.evaluation.retrieval import recalls
-from flava_ds.evaluation.frozen_model import FrozenModel
+from flava_ds.evaluation.frozen_model import FrozenModel, Lacking
 from flava_ds.evaluation.labelled import spaced
 from flava_ds.evaluation.protocols import Scorer
 from flava_ds.evaluation.samples import Samples
@@ -32,7 +32,7 @@ def measure(model: FrozenModel, inputs: Inputs) -> dict[str, float]:
     is the model itself.
     """
     if WRITES not in model.need(Scorer, ASKED_BY).predicts:
-        raise Unavailable("the run does not train masked words beside a picture")
+        raise Lacking("the run does not train masked words beside a picture")
     every = inputs.unseen_style
     samples = every.select(spaced(len(every), MOST_SAMPLES), "pictures to write about")
     images, concepts = model.image_embeddings(samples, ASKED_BY), samples.column("concept")

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from sample_runs import frozen, world
 
-from flava_ds.demo.evaluation.base import Unavailable
 from flava_ds.demo.evaluation.masked import PREDICTS, masked_inputs, measure
 from flava_ds.evaluation.frozen_model import Lacking
 
@@ -117,7 +116,7 @@ def test_with_nothing_to_measure_the_reason_is_named(tmp_path):
     inputs, module = world(tmp_path, codebook_weights=None)
     for name in ("mlm", "mmm_text"):
         del module.objectives[name]
-    with pytest.raises(Unavailable, match="codebook_weights"):
+    with pytest.raises(Lacking, match="codebook_weights"):
         measure(frozen(inputs, module), inputs)
     for name in ("mim", "mmm_image"):
         del module.objectives[name]

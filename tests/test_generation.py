@@ -123,7 +123,8 @@ def test_the_seed_decides_what_chance_does():
 
 def test_a_text_gets_its_surest_word_first(tmp_path):
     inputs, module = world(tmp_path)
-    model, tokenizer = frozen(inputs, module), inputs.tokenizer
+    model = frozen(inputs, module)
+    tokenizer = model.tokenizer
     said = tokenizer.encode_batch(["kite flies owl"], 9)[0][1:-1]
 
     def likes(texts, pixels):

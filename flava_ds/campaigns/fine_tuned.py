@@ -57,12 +57,10 @@ def tuned_texts(name: str, model: FrozenModel, parts: tuple[Any, Any]) -> np.nda
     return tuned(name, model, encoder, SentenceHead, TEXTS, parts)
 
 
-def tuned_on_draws(
-    name: str, model: FrozenModel, draws: list[LabelledTexts], test: LabelledTexts
-) -> np.ndarray:
+def tuned_on_draws(model: FrozenModel, draws: list[LabelledTexts], test: LabelledTexts) -> np.ndarray:
     """Fine-tunes the text encoder on each draw; all see the same test texts: [DRAWS N] bool, in one row."""
     return np.concatenate(
-        [tuned_texts(f"{name}_{number}", model, (draw, test)) for number, draw in enumerate(draws)]
+        [tuned_texts(f"category_{number}", model, (draw, test)) for number, draw in enumerate(draws)]
     )
 
 

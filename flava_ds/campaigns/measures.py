@@ -52,7 +52,7 @@ def vision(model: FrozenModel, inputs: Inputs) -> Hits:
 def language(model: FrozenModel, inputs: Inputs) -> Hits:
     """Fine-tunes the text encoder to tell a gloss's category, on several draws of training glosses."""
     draws = category_draws(inputs)
-    hits = tuned_on_draws("category", model, draws, categories_of(inputs.texts, draws[0].class_names))
+    hits = tuned_on_draws(model, draws, categories_of(inputs.texts, draws[0].class_names))
     # All draws see the same test glosses, so each counts once, with the share of draws that get it right.
     return {"language/category": ("words", np.tile(inputs.texts.column("word"), DRAWS), hits)}
 

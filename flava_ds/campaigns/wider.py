@@ -115,7 +115,7 @@ def glosses(model: FrozenModel, inputs: Inputs) -> Hits:
     frozen = [model.text_features(texts, ASKED_BY) for texts in (learned, test.texts)]
     right = _probed(frozen[0], np.concatenate([draw.labels for draw in draws]), frozen[1]) == test.labels
     words = np.array([zlib.crc32(word_of(text).encode()) % GROUPS for text in test.texts])
-    tuned = tuned_on_draws("category", model, draws, test)
+    tuned = tuned_on_draws(model, draws, test)
     return {
         "language/category": ("groups of words", np.tile(words, DRAWS), tuned),
         "language/frozen_category": ("groups of words", np.tile(words, DRAWS), np.tile(right, DRAWS)),

@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+SHARDS = "folder, .tar or brace pattern"
+"""What the actions of `flava-ds prepare` accept as shards."""
+
 
 def local_path(text: str) -> Path:
     """Returns the path that an argument names; argparse prints the complaint about one that names none."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeGuard
+from dataclasses import dataclass, replace
+from typing import Any, Self, TypeGuard
 
 import numpy as np
 
@@ -43,20 +43,31 @@ class SampleRegions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackedRegions:
-    """The regions of a batch's samples, laid end to end.
+class EndToEnd:
+    """Arrays of a batch's samples, laid end to end, and the rows of each sample in them: [b] int64."""
+
+    lengths: np.ndarray
+
+    def at(self, rows: np.ndarray) -> Self:
+        """Returns those of some samples: [m] sorted rows."""
+        kept, own = packed_at(rows, self.lengths), vars(self).items()
+        arrays = {name: array[kept] for name, array in own if name != "lengths" and array is not None}
+        return replace(self, lengths=self.lengths[rows], **arrays)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedRegions(EndToEnd):
+    """The regions of a batch's samples.
 
     Shapes:
         features  [O y]  float16 or float32
         boxes     [O 4]  float32
         classes   [O z]  float16 or float32, or None
-        lengths   [b]    int64, regions of each sample
     """
 
     features: np.ndarray
     boxes: np.ndarray
     classes: np.ndarray | None
-    lengths: np.ndarray
 
     @classmethod
     def of(cls, samples: Sequence[SampleRegions], *, classes: bool) -> PackedRegions:
@@ -66,16 +77,6 @@ class PackedRegions:
             boxes=np.concatenate([own.boxes for own in samples]),
             classes=np.concatenate([own.classes for own in samples]) if classes else None,
             lengths=np.array([len(own.boxes) for own in samples], dtype=np.int64),
-        )
-
-    def at(self, rows: np.ndarray) -> PackedRegions:
-        """Returns the regions of some samples: [m] sorted rows."""
-        kept = packed_at(rows, self.lengths)
-        return PackedRegions(
-            features=self.features[kept],
-            boxes=self.boxes[kept],
-            classes=None if self.classes is None else self.classes[kept],
-            lengths=self.lengths[rows],
         )
 
     @property

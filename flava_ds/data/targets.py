@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flava_ds.data.regions import MemberTensors, packed_at
+from flava_ds.data.regions import EndToEnd, MemberTensors
 from flava_ds.storage import faults
 from flava_ds.storage.faults import SampleFault
 
@@ -38,21 +38,19 @@ class SampleTargets:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackedTargets:
-    """The labels of a batch's samples, laid end to end.
+class PackedTargets(EndToEnd):
+    """The labels of a batch's samples.
 
     Shapes:
         labels   [O]    int64
         boxes    [O 4]  float32, or None
         scores   [O]    float32
-        lengths  [b]    int64, labels of each sample
         attributes  [O a]  int64, or None
     """
 
     labels: np.ndarray
     boxes: np.ndarray | None
     scores: np.ndarray
-    lengths: np.ndarray
     attributes: np.ndarray | None = None
 
     @classmethod
@@ -66,17 +64,6 @@ class PackedTargets:
             scores=np.concatenate([own.scores for own in samples]),
             lengths=np.array([len(own.labels) for own in samples], dtype=np.int64),
             attributes=np.concatenate(attributes) if attributes else None,
-        )
-
-    def at(self, rows: np.ndarray) -> PackedTargets:
-        """Returns the labels of some samples: [m] sorted rows."""
-        kept = packed_at(rows, self.lengths)
-        return PackedTargets(
-            labels=self.labels[kept],
-            boxes=None if self.boxes is None else self.boxes[kept],
-            scores=self.scores[kept],
-            lengths=self.lengths[rows],
-            attributes=None if self.attributes is None else self.attributes[kept],
         )
 
 

@@ -15,6 +15,7 @@ from statistics import median
 from flava_ds.config import Config
 from flava_ds.errors import CheckpointError, UserError
 from flava_ds.ranks.launch import Launch
+from flava_ds.ranks.stop_signals import last_words
 from flava_ds.watching.log_line import console_line, show
 from flava_ds.watching.run_log import read_log
 
@@ -54,9 +55,8 @@ def follow_training(launch: Launch, run_path: Path, total_steps: int) -> None:
             if process.poll() is None:
                 stop(process)
     if process.returncode:
-        raise UserError(
-            f"training ended with status {process.returncode}: {last_words(output)} (all of it: {output})"
-        )
+        why = last_words(output) or "it printed nothing"
+        raise UserError(f"training ended with status {process.returncode}: {why} (all of it: {output})")
 
 
 @contextmanager
@@ -134,17 +134,6 @@ def wait_for_folder(run_path: Path, patience_s: float = 90.0) -> None:
             print("waiting for the processes of the stopped demo", flush=True)
             said = True
         time.sleep(0.5)
-
-
-def last_words(output: Path) -> str:
-    """Returns the error line of a failed process, or its last line."""
-    lines = [
-        line.strip()
-        for line in output.read_text(encoding="utf-8", errors="replace").splitlines()
-        if line.strip()
-    ]
-    errors = [line for line in lines if line.startswith("error:") or "Error: " in line]
-    return (errors or lines or ["it printed nothing"])[-1][:300]
 
 
 def seconds_per_step(log: Path, config: Config) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import pkgutil
 import sys
 import traceback
@@ -13,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 from flava_ds.config.evaluation import OWN_FILE
+from flava_ds.data.user_pipeline import run_file
 from flava_ds.errors import DataError, UserError, first_of
 from flava_ds.evaluation import methods
 from flava_ds.evaluation import tasks as package
@@ -147,22 +147,16 @@ def _imported(path: Path) -> ModuleType | None:
 
 
 def _run(file: Path, path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"flava_ds_tasks_{len(_LOADED)}_{path.stem}", path)
-    assert spec is not None and spec.loader is not None  # as of every file whose name ends in .py
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look up annotations there
     try:
-        spec.loader.exec_module(module)
-    except BaseException as error:
-        del sys.modules[spec.name]
-        if isinstance(error, UserError) or not isinstance(error, Exception | SystemExit):
-            raise
+        return run_file(path, f"flava_ds_tasks_{len(_LOADED)}_{path.stem}")
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
         lines = [
             frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)
         ]
         line = lines[-1] if lines else getattr(error, "lineno", None) or 1
         raise DataError(f"{file}:{line}: {type(error).__name__}: {getattr(error, 'msg', error)}") from error
-    return module
 
 
 def _check_tasks(file: Path, found: object) -> None:

@@ -54,16 +54,25 @@ class Projector:
 class Tunable(nn.Module):
     """One state of each text, image or pair, with a graph, of copied parts of a model. Their batch norms go
     on normalising by their running moments.
+
+    If `stored_regions` is not None, images are given as the regions that it reads.
     """
 
     def __init__(
-        self, states: Callable[..., Tensor], *, width: int, image_size: int = 0, **parts: nn.Module
+        self,
+        states: Callable[..., Tensor],
+        *,
+        width: int,
+        image_size: int = 0,
+        stored_regions: StoredRegions | None = None,
+        **parts: nn.Module,
     ) -> None:
         """`states` gets the parts, which are submodules of their names, b arrays of ids, and images [b c H W]
-        on the parts' device or None: -> [b width].
+        on the parts' device, their regions, or None: -> [b width].
         """
         super().__init__()
         self.states, self.width, self.image_size = states, width, image_size
+        self.stored_regions = stored_regions
         for name, part in parts.items():
             self.add_module(name, part)
 
@@ -75,8 +84,11 @@ class Tunable(nn.Module):
                 part.eval()
         return self
 
-    def forward(self, texts: Sequence[np.ndarray], pixels: Tensor | None = None) -> Tensor:
-        images = None if pixels is None else pixels.to(next(self.parameters()).device)
+    def forward(
+        self, texts: Sequence[np.ndarray], images: Tensor | Sequence[SampleRegions] | None = None
+    ) -> Tensor:
+        if isinstance(images, Tensor):
+            images = images.to(next(self.parameters()).device)
         return self.states(*self.children(), texts, images)
 
 
@@ -308,39 +320,28 @@ class FoundBefore:
         return list(regions.tags)
 
 
-class RegionPairStates:
-    """Gives copies to fine-tune of a model that reads regions."""
+def tunable_pairs(part: Any, scale: float) -> Tunable:
+    """Returns a copy of a model that reads regions, for images `scale` times as large: the pooled state of
+    each text with its image. The detector stays as it is.
 
-    def __init__(self, part: Any) -> None:
-        """`part` runs its `model` on images and texts, and its `pooled` returns what is fine-tuned."""
-        self.part = part
-
-    def pair_states(self, scale: float = 1.0) -> TunableRegionPairs:
-        """Returns a copy for images `scale` times as large."""
-        return TunableRegionPairs(self.part, round(scale * self.part.model.config.image_size))
-
-
-class TunableRegionPairs(nn.Module):
-    """The pooled state of each text with its image, with a graph; the detector stays as it is.
-
-    If `stored_regions` is not None, images are given as the regions that it reads.
+    `part` runs its `model` on images and texts, and its `pooled` returns what is fine-tuned.
     """
+    config, model = part.model.config, copy.deepcopy(part.model)
+    read = model.pooler_parameters().union(
+        *(model.parameters_of(view, read_directly=True) for view in config.pooled_views)
+    )
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in read)
 
-    def __init__(self, part: Any, image_size: int) -> None:
-        super().__init__()
-        config = part.model.config
-        self.part, self.width, self.image_size = copy.copy(part), config.pooled_size, image_size
-        self.stored_regions = part.detector.stored if isinstance(part.detector, FoundBefore) else None
-        self.model = copy.deepcopy(part.model)
-        read = self.model.pooler_parameters().union(
-            *(self.model.parameters_of(view, read_directly=True) for view in config.pooled_views)
-        )
-        for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(name in read)
-        self.part.model = self.model
+    def states(model: nn.Module, texts: Sequence[np.ndarray], images: Any) -> Tensor:
+        own = copy.copy(part)
+        own.model = model
+        return own.pooled(images, [texts])[0]
 
-    def forward(
-        self, texts: Sequence[np.ndarray], images: Tensor | Sequence[SampleRegions] | None = None
-    ) -> Tensor:
-        assert images is not None  # these are pairs
-        return self.part.pooled(images, [texts])[0]
+    return Tunable(
+        states,
+        width=config.pooled_size,
+        image_size=round(scale * config.image_size),
+        stored_regions=part.detector.stored if isinstance(part.detector, FoundBefore) else None,
+        model=model,
+    )

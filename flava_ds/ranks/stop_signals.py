@@ -1,4 +1,4 @@
-"""Signals that ask a run to write a checkpoint and end."""
+"""Signals that ask a run to write a checkpoint and end, and how a command has ended."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """SIGUSR1 is for Slurm's --signal=USR1, sent before a time limit."""
+MOST_LETTERS = 300
+"""Of what is told of a command's output."""
 REPEATED_SIGNAL_S = 3.0
 """Repeats within this many seconds belong to the same request."""
 
@@ -26,6 +29,19 @@ def signal_of(status: int) -> signal.Signals | None:
     """
     number = 256 - status if 192 < status < 255 else status - 128
     return signal.Signals(number) if number in [*signal.Signals] else None
+
+
+def last_words(output: Path) -> str:
+    """Returns the line of a command's output that says why it failed: our last error, or else the last
+    exception, or else the last line; empty without any.
+    """
+    if not output.is_file():
+        return ""
+    text = output.read_text(encoding="utf-8", errors="replace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    told = [line for line in lines if line.startswith("error: ")]
+    raised = [line for line in lines if "Error: " in line]
+    return (told or raised or lines or [""])[-1][:MOST_LETTERS]
 
 
 @contextmanager

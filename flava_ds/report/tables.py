@@ -87,18 +87,18 @@ def facts(config: Config, log: RunLog, held_out: list[tuple[str, str]]) -> dict[
             known = ((name, value) for name, value in header[key].items() if value is not None)
             tables[title] = [(name.replace("_", " "), plain(value)) for name, value in known]
     if "Kernels" in tables:
-        tables["Kernels"] = _sharing(tables["Kernels"], "all operators")
+        tables["Kernels"] = _sharing(tables["Kernels"])
     if held_out:
         tables["Evaluation"] = held_out
     return tables
 
 
-def _sharing(rows: list[tuple[str, str]], everything: str) -> list[tuple[str, str]]:
-    """Returns a row for each value, with the names that share it, or `everything` if all do."""
+def _sharing(rows: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Returns a row for each value, with the operators that share it."""
     names: dict[str, list[str]] = {}
     for name, value in rows:
         names.setdefault(value, []).append(name)
-    return [(everything if len(names) == 1 else ", ".join(own), value) for value, own in names.items()]
+    return [("all operators" if len(names) == 1 else ", ".join(own), value) for value, own in names.items()]
 
 
 def plain(value: Any) -> str:

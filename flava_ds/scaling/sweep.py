@@ -22,7 +22,7 @@ from flava_ds.config.evaluation import higher_is_better
 from flava_ds.config.plain_files import loads, read_small
 from flava_ds.errors import ConfigError, UserError, number_of
 from flava_ds.ranks.lock_files import NAME as LOCK
-from flava_ds.ranks.stop_signals import is_stop, signal_of
+from flava_ds.ranks.stop_signals import is_stop, last_words, signal_of
 from flava_ds.scaling.results import results
 from flava_ds.scaling.spec import Run
 from flava_ds.storage.atomic import write_json, write_whole
@@ -31,7 +31,6 @@ from flava_ds.watching.run_log import lower_is_better, read_log
 MANIFEST = "sweep.json"
 PLANNED, RUNNING, FINISHED, FAILED = "planned", "running", "finished", "failed"
 STATES = (PLANNED, RUNNING, FINISHED, FAILED)
-REASON_LETTERS = 300
 
 
 @dataclass(frozen=True)
@@ -161,7 +160,8 @@ class Sweep:
         elif (ended := signal_of(status)) is not None:
             own = {"state": FAILED, "reason": f"killed by {ended.name}"}
         else:
-            own = {"state": FAILED, "reason": reason_in(self.log_of(name)) or f"exit status {status}"}
+            why = last_words(self.log_of(name)).removeprefix("error: ")
+            own = {"state": FAILED, "reason": why or f"exit status {status}"}
         self._write(name, own | {"attempts": attempts})
         return own
 
@@ -189,15 +189,6 @@ class Sweep:
         if state["state"] != RUNNING or (self.path_of(name) / LOCK).exists():
             return ""
         return "nobody trains in its folder: it is starting, or was killed; the same command goes on"
-
-
-def reason_in(log: Path) -> str:
-    """Returns the line of a log that says why its run failed: the last error, or else the last line."""
-    if not log.is_file():
-        return ""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return (errors or lines or [""])[-1][:REASON_LETTERS]
 
 
 def merged(old: Sweep | None, new: Sweep, where: str, other_commit: bool) -> Sweep:

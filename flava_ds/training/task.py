@@ -312,13 +312,11 @@ def _hidden(encoded: Encodings, reads: Mapping[str, Tensor]) -> dict[str, Tensor
 def recompute_activations(module: nn.Module, training: TrainingConfig) -> None:
     """Sets what every transformer of `module` computes again: its blocks whole, or their GELU."""
     for part in module.modules():
-        if isinstance(part, PositionedTransformer):
+        if isinstance(part, PositionedTransformer | TwoStreams):
             part.activation_checkpointing = training.activation_checkpointing
         elif isinstance(part, Transformer):
             part.activation_checkpointing = training.activation_checkpointing
             part.checkpoint_sums = training.checkpoint_sums
-        elif isinstance(part, TwoStreams):
-            part.activation_checkpointing = training.activation_checkpointing
         elif isinstance(part, Block | CoAttentionLayer):
             part.recompute_gelu(training.recompute_gelu)
 

@@ -317,21 +317,21 @@ def test_a_pipe_runs_only_by_the_users_own_word(streams, tmp_path):
 
 
 PIPELINE = """
-import io, tarfile
+from __future__ import annotations
+import dataclasses, tarfile
+@dataclasses.dataclass
+class Format: suffix: str = ".webp"
 def samples(part):
     for shard in part.shards:
         with tarfile.open(shard) as tar:
             for member in tar:
-                if member.name.endswith(".webp"):
-                    picture = tar.extractfile(member).read()
-                    sample = {"webp": picture, "json": '{"captions": ["a cat"]}'}
+                if member.name.endswith(Format().suffix):
+                    sample = {"webp": tar.extractfile(member).read(), "json": '{"captions": ["a cat"]}'}
                     yield {"__key__": member.name[:-5], "__url__": str(shard), **sample}
-def broken(part):
-    yield {"webp": b""}
+def broken(part): yield {"webp": b""}
 def decoded(part):
     yield {"__key__": "a", "webp": [1, 2], "json": '{"captions": ["a cat"]}'}
-def failing(part):
-    raise OSError("no such bucket")
+def failing(part): raise OSError("no such bucket")
 """
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from flava_ds.demo.training import follow_training, last_words, seconds_per_step
+from flava_ds.demo.training import follow_training, seconds_per_step
 from flava_ds.errors import UserError
 from flava_ds.ranks.launch import Launch
 from flava_ds.recipes import resolve
@@ -123,11 +123,6 @@ def wait_for(happened, seconds=120.0):
     while not happened():
         assert time.monotonic() < deadline
         time.sleep(0.05)
-
-
-def test_last_words_fall_back_to_the_last_line(tmp_path):
-    (tmp_path / "log").write_text("one\ntwo\n\n")
-    assert last_words(tmp_path / "log") == "two"
 
 
 def test_seconds_per_step_weighs_sources_and_survives_a_slow_first_step(tmp_path):

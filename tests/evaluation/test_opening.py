@@ -19,7 +19,7 @@ from flava_ds.api import Model
 from flava_ds.data.tokenizer import WordPieceTokenizer
 from flava_ds.errors import CheckpointError, ConfigError, DataError
 from flava_ds.evaluation.frozen_model import Lacking, Workplace
-from flava_ds.evaluation.opening import freeze, is_huggingface, most_tokens, open_model
+from flava_ds.evaluation.opening import MOST_TOKENS, freeze, is_huggingface, most_tokens, open_model
 from flava_ds.evaluation.protocols import Embedder, Matcher, PairStates, TextFeatures
 from flava_ds.evaluation.registry import tasks
 from flava_ds.evaluation.runner import evaluate, find_all
@@ -113,6 +113,8 @@ def test_texts_are_as_long_as_in_training(run):
         most_tokens(configuration.Config(name="any"), "pair") == 77
         and most_tokens(configuration.Config(name="any"), "text") == 512
     )
+    bare = dataclasses.replace(config, data=configuration.DataConfig())
+    assert most_tokens(bare, "pair") == config.model.text.max_position_embeddings < MOST_TOKENS["pair"]
 
 
 def test_a_folder_whose_tokenizer_was_left_behind_is_refused(run, tmp_path):

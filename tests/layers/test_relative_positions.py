@@ -10,9 +10,9 @@ from transformers.models.beit.modeling_beit import BeitRelativePositionBias
 
 from flava_ds.checkpoints.initial_weights import load_initial_weights
 from flava_ds.errors import CheckpointError
+from flava_ds.families.flava.capabilities import FlavaEmbedder
 from flava_ds.families.flava.hf import LAYOUTS
 from flava_ds.families.flava.task import build_task
-from flava_ds.families.flava.tunable import FlavaStates
 from flava_ds.families.flava.views import Kind, View
 from flava_ds.hf.files import write_tensors
 from flava_ds.layers.relative_positions import RelativeAttention, offset_index
@@ -81,7 +81,7 @@ def test_checkpointed_and_compiled_blocks_have_the_same_gradients():
 
 def test_larger_images_are_fine_tuned_through_the_small_table():
     model = build_task(relative()).model
-    pairs = FlavaStates(model).pair_states(2.0)
+    pairs = FlavaEmbedder(model).pair_states(2.0)
     pixels = torch.randint(0, 256, (1, 3, 24, 24), dtype=torch.uint8)
     pairs([torch.tensor([2, 110, 3]).numpy()], pixels).square().sum().backward()
     tables = [block.attention.offset_biases for block in pairs.model.image_encoder.transformer.blocks]

@@ -8,9 +8,10 @@ import pytest
 
 from flava_ds.commands.sweep import show
 from flava_ds.errors import ConfigError, UserError
+from flava_ds.ranks.stop_signals import last_words
 from flava_ds.report.sweep_page import best_of, status_rows, write_sweep_page
 from flava_ds.scaling.spec import Run
-from flava_ds.scaling.sweep import Sweep, merged, reason_in, write_tables
+from flava_ds.scaling.sweep import Sweep, merged, write_tables
 from flava_ds.watching.run_log import LOWER
 
 
@@ -176,9 +177,14 @@ def test_a_broken_state_is_one_line(tmp_path, text):
 
 def test_the_last_error_is_the_reason(tmp_path):
     log = tmp_path / "log"
-    assert reason_in(log) == ""
-    log.write_text("a\nb\n\n")
-    assert reason_in(log) == "b"
+    assert last_words(log) == ""
+    for said, reason in (
+        ("a\nb\n\n", "b"),
+        ("ValueError: a\n  b\n", "ValueError: a"),
+        ("error: a\nCalledProcessError: of a launcher\n", "error: a"),
+    ):
+        log.write_text(said)
+        assert last_words(log) == reason
     with pytest.raises(UserError, match=r"holds no sweep\.json"):
         Sweep.open(tmp_path)
 

@@ -21,7 +21,8 @@ from flava_ds.data.plan import BatchPlan
 from flava_ds.data.tokenizer import WordPieceTokenizer
 from flava_ds.demo.evaluation.inputs import build_inputs
 from flava_ds.errors import ConfigError
-from flava_ds.evaluation.opening import open_model
+from flava_ds.evaluation.frozen_model import Described
+from flava_ds.evaluation.opening import freeze, open_model
 from flava_ds.evaluation.protocols import ImageFeatures
 from flava_ds.layers.transformer import at_least_fp32
 from flava_ds.objectives.global_contrastive import GlobalContrastiveConfig
@@ -174,8 +175,9 @@ def test_the_demos_held_out_data_ask_the_family_for_its_vocabulary(tmp_path):
     config = stranger_config(
         tmp_path, name="towers", model=TowersConfig(), objectives={"c": GlobalContrastiveConfig()}
     )
-    inputs = build_inputs(config, tmp_path / "data")
-    assert inputs.tokenizer.vocab_size == config.model.load_tokenizer(config).vocab_size
+    build_inputs(config, tmp_path / "data")
+    model = freeze(config, config.model.build(config), Described("towers", config.model.type))
+    assert model.tokenizer.vocab_size == config.model.load_tokenizer(config).vocab_size
 
 
 def test_what_a_built_in_head_asks_of_a_family_without_shapes_is_said():

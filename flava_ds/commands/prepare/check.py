@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from flava_ds.commands.local_path import report_path
-from flava_ds.commands.prepare.shards import SHARDS
+from flava_ds.commands.local_path import SHARDS, report_path
 from flava_ds.errors import UserError
 from flava_ds.plain_text import log_to_console
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from flava_ds.commands.prepare.shards import SHARDS
+from flava_ds.commands.local_path import SHARDS
 from flava_ds.errors import UserError
 from flava_ds.plain_text import log_to_console
 

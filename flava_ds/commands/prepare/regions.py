@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from flava_ds.commands.local_path import local_path
-from flava_ds.commands.prepare.shards import SHARDS
+from flava_ds.commands.local_path import SHARDS, local_path
 
 
 def add_arguments(action: argparse.ArgumentParser) -> None:

@@ -13,12 +13,6 @@ from flava_ds.demo.evaluation.inputs import Inputs
 from flava_ds.evaluation.frozen_model import FrozenModel
 
 Measurement = Callable[[FrozenModel, Inputs], dict[str, float]]
-"""Returns the metrics; equal weights give equal results. Raises: Unavailable or Lacking if the run lacks what
-the measurement needs.
-"""
+"""Returns the metrics; equal weights give equal results. Raises: Lacking without what it needs."""
 CHANCE, PIXELS = "/chance", "/pixel_1nn"
 """Suffixes of a metric's reference values: guessing, and the nearest neighbour on raw pixels."""
-
-
-class Unavailable(Exception):
-    """A measurement that is impossible for this run; the message says why."""

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 from flava_ds.codebook.image_codebook import ImageCodebook
-from flava_ds.demo.evaluation.base import Unavailable
 from flava_ds.demo.evaluation.inputs import Inputs
 from flava_ds.demo.evaluation.retrieval import recalls
-from flava_ds.evaluation.frozen_model import FrozenModel
+from flava_ds.evaluation.frozen_model import FrozenModel, Lacking
 from flava_ds.evaluation.labelled import spaced
 from flava_ds.evaluation.protocols import Embedder, Scorer
 from flava_ds.evaluation.samples import Samples
@@ -31,7 +30,7 @@ def measure(model: FrozenModel, inputs: Inputs) -> dict[str, float]:
     """
     embedder, codebook = model.need(Embedder, ASKED_BY), drawing_codebook(inputs)
     if DRAWS not in model.need(Scorer, ASKED_BY).predicts:
-        raise Unavailable("the run does not train the codes of masked patches beside a caption")
+        raise Lacking("the run does not train the codes of masked patches beside a caption")
     every = inputs.unseen_style
     samples = every.select(spaced(len(every), MOST_SAMPLES), "captions to draw")
     size = model.image_size
@@ -50,19 +49,19 @@ def measure(model: FrozenModel, inputs: Inputs) -> dict[str, float]:
 
 
 def drawing_codebook(inputs: Inputs) -> ImageCodebook:
-    """Returns the run's codebook. Raises: Unavailable if there is none that can draw codes."""
+    """Returns the run's codebook. Raises: Lacking if there is none that can draw codes."""
     if inputs.codebook is None:
-        raise Unavailable(inputs.codebook_problem)
+        raise Lacking(inputs.codebook_problem)
     if inputs.codebook.decoder is None:
-        raise Unavailable("the codebook was loaded without a decoder, so codes cannot be drawn")
+        raise Lacking("the codebook was loaded without a decoder, so codes cannot be drawn")
     return inputs.codebook
 
 
 @torch.inference_mode()
 def draw_captions(model: FrozenModel, inputs: Inputs, codebook: ImageCodebook, samples: Samples) -> Tensor:
     """Draws a picture from each sample's caption: [N 3 H W] uint8."""
-    most, size, patches = inputs.max_tokens("pair"), model.image_size, inputs.config.model.num_patches
-    captions, [empty] = (inputs.tokenizer.encode_batch(texts, most) for texts in (samples.captions, [""]))
+    most, size, patches = model.most_tokens["pair"], model.image_size, inputs.config.model.num_patches
+    captions, [empty] = (model.tokenizer.encode_batch(texts, most) for texts in (samples.captions, [""]))
     scorer = model.need(Scorer, "drawing")
     codebook.to(model.device)
     codes = draw(scorer, codebook, captions, empty, HOW, image_size=size, num_patches=patches)

@@ -19,7 +19,7 @@ from flava_ds.demo.evaluation import (
     writing,
     zero_shot,
 )
-from flava_ds.demo.evaluation.base import Measurement, Unavailable
+from flava_ds.demo.evaluation.base import Measurement
 from flava_ds.demo.evaluation.inputs import Inputs, build_inputs
 from flava_ds.errors import UserError
 from flava_ds.evaluation.frozen_model import FrozenModel, Lacking
@@ -103,7 +103,7 @@ def evaluate(model: FrozenModel, inputs: Inputs, *, deadline: float | None = Non
             continue
         try:
             metrics |= measure(model, inputs)
-        except (Unavailable, Lacking) as reason:
+        except Lacking as reason:
             left_out[name] = str(reason)
         seconds[name] = round(time.monotonic() - start, 2)
         log.info("evaluated %s in %.1f s", name, seconds[name])

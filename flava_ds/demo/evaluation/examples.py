@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 
-from flava_ds.demo.evaluation.base import Unavailable
 from flava_ds.demo.evaluation.drawing import draw_captions, drawing_codebook
 from flava_ds.demo.evaluation.inputs import Inputs
 from flava_ds.demo.evaluation.masked import PREDICTS, MaskedInputs, masked_inputs
@@ -104,13 +103,13 @@ def retrieve_captions(model: FrozenModel, inputs: Inputs) -> list[tuple[Picture,
 def reconstruct(model: FrozenModel, inputs: Inputs) -> list[list[Picture]]:
     """Fills masked images: original, masked, predicted codes, true codes, as drawn by the codebook.
 
-    Raises: Unavailable without a codebook that can draw, or without the MIM objective.
+    Raises: Lacking without a codebook that can draw, or without the MIM objective.
     """
     codebook = drawing_codebook(inputs)
     scorer = scorer_of(model, "mim", "masked patches")
     samples = inputs.unseen_style
     chosen = samples.select(spaced(len(samples), MASKED_PICTURES), "masked examples")
-    [masked] = masked_inputs(inputs, "image", chosen, len(chosen))
+    [masked] = masked_inputs(model, inputs, "image", chosen, len(chosen))
     assert masked.pixels is not None and masked.patches is not None  # since the model predicts patches
     predicted = masked.codes.clone()
     predicted.view(-1)[masked.patch_rows] = masked_logits(scorer, masked, "mim").argmax(-1).cpu()
@@ -134,7 +133,7 @@ def reconstruct(model: FrozenModel, inputs: Inputs) -> list[list[Picture]]:
 def draw(model: FrozenModel, inputs: Inputs) -> list[tuple[str, list[Picture]]]:
     """Draws held-out captions: caption, and its drawing, the codebook's of the true picture, and that one.
 
-    Raises: Unavailable without a codebook that can draw, or without the objective for codes of pairs.
+    Raises: Lacking without a codebook that can draw, or without the objective for codes of pairs.
     """
     codebook = drawing_codebook(inputs)
     scorer_of(model, "mmm_image", "an image from its caption")
@@ -156,22 +155,19 @@ def draw(model: FrozenModel, inputs: Inputs) -> list[tuple[str, list[Picture]]]:
 
 
 def write(model: FrozenModel, inputs: Inputs) -> list[tuple[Picture, str]]:
-    """Writes about held-out pictures: each with its caption. Raises: Unavailable as scorer_of."""
+    """Writes about held-out pictures: each with its caption. Raises: Lacking as scorer_of."""
     scorer_of(model, "mmm_text", "words beside a picture")
     samples = inputs.unseen_style
     chosen = samples.select(spaced(len(samples), QUERIES), "pictures to write about as examples")
-    texts = write_captions(model, inputs, chosen)
+    texts = write_captions(model, chosen)
     return [(picture_of(chosen, row), text) for row, text in enumerate(texts)]
 
 
 def scorer_of(model: FrozenModel, name: str, what: str) -> Scorer:
-    """Returns the scorer for an objective's masked positions. Raises: Unavailable."""
-    try:
-        scorer = model.need(Scorer, ASKED_BY)
-    except Lacking as reason:
-        raise Unavailable(str(reason)) from reason
+    """Returns the scorer for an objective's masked positions. Raises: Lacking."""
+    scorer = model.need(Scorer, ASKED_BY)
     if PREDICTS[name] not in scorer.predicts:
-        raise Unavailable(f"objectives.{name}.weight is 0, so nothing predicts {what}")
+        raise Lacking(f"objectives.{name}.weight is 0, so nothing predicts {what}")
     return scorer
 
 
@@ -184,17 +180,17 @@ def masked_logits(scorer: Scorer, masked: MaskedInputs, name: str) -> torch.Tens
 def fill_texts(model: FrozenModel, inputs: Inputs, name: str) -> list[MaskedText]:
     """Fills masked words of glosses (name 'mlm') or of captions with their images ('mmm_text').
 
-    Raises: Unavailable if the run does not train the objective.
+    Raises: Lacking if the run does not train the objective.
     """
     scorer = scorer_of(model, name, "masked words there")
     kind, samples = ("text", inputs.texts) if name == "mlm" else ("pair", inputs.unseen_style)
     chosen = samples.select(spaced(len(samples), MASKED_TEXTS), f"masked examples of {name}")
-    [masked] = masked_inputs(inputs, kind, chosen, len(chosen))
+    [masked] = masked_inputs(model, inputs, kind, chosen, len(chosen))
     best = masked_logits(scorer, masked, name).softmax(-1).topk(GUESSES, dim=-1)
     blanks = {
         row: Blank(
-            word(inputs, answer),
-            [(word(inputs, token), share) for token, share in zip(tokens, shares, strict=True)],
+            word(model, answer),
+            [(word(model, token), share) for token, share in zip(tokens, shares, strict=True)],
         )
         for row, answer, tokens, shares in zip(
             masked.token_rows.tolist(),
@@ -207,15 +203,15 @@ def fill_texts(model: FrozenModel, inputs: Inputs, name: str) -> list[MaskedText
     found, start = [], 0
     for number, text in enumerate(masked.texts):
         inner = range(1, len(text) - 1)  # without CLS and SEP
-        pieces = join_pieces([blanks.get(start + place) or word(inputs, int(text[place])) for place in inner])
+        pieces = join_pieces([blanks.get(start + place) or word(model, int(text[place])) for place in inner])
         found.append(MaskedText(pieces, picture_of(chosen, number) if kind == "pair" else None))
         start += len(text)
     return [text for text in found if any(isinstance(piece, Blank) for piece in text.pieces)]
 
 
-def word(inputs: Inputs, token: int) -> str:
+def word(model: FrozenModel, token: int) -> str:
     """Returns the vocabulary's entry, or the number of a row beyond the vocabulary."""
-    return inputs.tokenizer.token(token) if token < inputs.tokenizer.vocab_size else f"[{token}]"
+    return model.tokenizer.token(token) if token < model.tokenizer.vocab_size else f"[{token}]"
 
 
 def join_pieces(pieces: list[str | Blank]) -> list[str | Blank]:

@@ -10,7 +10,6 @@ from typing import Any
 from flava_ds import config as configuration
 from flava_ds.config import Config
 from flava_ds.demo.evaluation import examples, tables
-from flava_ds.demo.evaluation.base import Unavailable
 from flava_ds.demo.evaluation.evaluator import RESULT, find_data
 from flava_ds.demo.evaluation.inputs import Inputs, build_inputs
 from flava_ds.errors import UserError
@@ -102,6 +101,6 @@ def collect_examples(
     for name, part in parts.items():
         try:
             shown[name] = part(model, inputs)
-        except (Unavailable, UserError) as error:
+        except UserError as error:
             shown["missing_parts"][name] = str(error)
     return shown

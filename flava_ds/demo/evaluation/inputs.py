@@ -15,9 +15,7 @@ from torch import Tensor
 
 from flava_ds.codebook.image_codebook import ImageCodebook, load_codebook
 from flava_ds.config import Config
-from flava_ds.data.tokenizer import WordPieceTokenizer
 from flava_ds.errors import CheckpointError, DataError
-from flava_ds.evaluation.opening import most_tokens
 from flava_ds.evaluation.samples import Samples, read_samples
 from flava_ds.storage.shards import expand_shards
 
@@ -34,7 +32,6 @@ class Inputs:
     config: Config
     root: Path
     """Folder of the demo's data: shards of pairs and texts, and concepts.json."""
-    tokenizer: WordPieceTokenizer
     codebook: ImageCodebook | None = None
     codebook_problem: str = ""
     """Why there is no codebook."""
@@ -131,10 +128,6 @@ class Inputs:
     def _codes(self) -> dict[Samples, Tensor]:
         return {}
 
-    def max_tokens(self, kind: str) -> int:
-        """Returns the longest text kept, special tokens included, from the run's first source of `kind`."""
-        return most_tokens(self.config, kind)
-
     def masking(self, name: str) -> Any:
         """Returns the masked objective of a kind of FLAVA's, however the run calls it; None without one."""
         from flava_ds.objectives.masked_image import MaskedImageConfig, MultimodalMaskedImageConfig
@@ -150,14 +143,10 @@ class Inputs:
 
 
 def build_inputs(config: Config, root: Path) -> Inputs:
-    """Loads the tokenizer and, if possible, the codebook.
-
-    Raises: ConfigError if the vocabulary does not fit the model, DataError if it cannot be read.
-    """
-    tokenizer = config.model.load_tokenizer(config)
+    """Loads the codebook, if possible."""
     if config.codebook_weights is None:
-        return Inputs(config, root, tokenizer, None, "the run's configuration names no codebook_weights")
+        return Inputs(config, root, None, "the run's configuration names no codebook_weights")
     try:
-        return Inputs(config, root, tokenizer, load_codebook(config.codebook_weights, config.codebook))
+        return Inputs(config, root, load_codebook(config.codebook_weights, config.codebook))
     except CheckpointError as error:
-        return Inputs(config, root, tokenizer, None, str(error))
+        return Inputs(config, root, None, str(error))

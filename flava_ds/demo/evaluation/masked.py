@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from flava_ds.data.order import hash64
-from flava_ds.demo.evaluation.base import CHANCE, Unavailable
+from flava_ds.data.tokenizer import WordPieceTokenizer
+from flava_ds.demo.evaluation.base import CHANCE
 from flava_ds.demo.evaluation.inputs import SEED, Inputs
-from flava_ds.evaluation.frozen_model import BATCH_ROWS, FrozenModel
+from flava_ds.evaluation.frozen_model import BATCH_ROWS, FrozenModel, Lacking
 from flava_ds.evaluation.protocols import Predictions, Reading, Scorer
 from flava_ds.evaluation.samples import Samples
 from flava_ds.families.flava.capabilities import PREDICTS
@@ -25,6 +27,7 @@ MOST_SAMPLES = 1024
 """Per set; about ten thousand masked tokens or patches, for a standard error of half a per cent."""
 KINDS = {"text": ("mlm",), "image": ("mim",), "pair": ("mmm_image", "mmm_text")}
 """Objectives per kind of input: text, images, pairs."""
+ASKED_BY = "the demo's masked"
 NONE = torch.empty(0, dtype=torch.int64)
 
 
@@ -74,27 +77,28 @@ def measure(model: FrozenModel, inputs: Inputs) -> dict[str, float]:
 
     Masks are drawn from fixed seeds with the run's own masking settings; images are not augmented.
     """
-    scorer = model.need(Scorer, "the demo's masked")
+    scorer = model.need(Scorer, ASKED_BY)
     metrics: dict[str, float] = {}
     for kind, wanted in KINDS.items():
         usable = [name for name in wanted if inputs.codebook or name in ("mlm", "mmm_text")]
         names = [name for name in usable if PREDICTS[name] in scorer.predicts]
         if names:
             metrics |= predict(
-                inputs, scorer, kind, names, inputs.texts if kind == "text" else inputs.unseen_style
+                model, inputs, kind, names, inputs.texts if kind == "text" else inputs.unseen_style
             )
     if not metrics:
-        raise Unavailable(inputs.codebook_problem or "the run trains no masked objective")
+        raise Lacking(inputs.codebook_problem or "the run trains no masked objective")
     return metrics
 
 
 def predict(
-    inputs: Inputs, scorer: Scorer, kind: str, names: list[str], samples: Samples
+    model: FrozenModel, inputs: Inputs, kind: str, names: list[str], samples: Samples
 ) -> dict[str, float]:
     """Measures all predictions from one kind of input, encoded once."""
+    scorer = model.need(Scorer, ASKED_BY)
     sums = {name: np.zeros(3) for name in names}
     targets: dict[str, Counter[int]] = {name: Counter() for name in names}
-    for masked in masked_inputs(inputs, kind, samples, MOST_SAMPLES):
+    for masked in masked_inputs(model, inputs, kind, samples, MOST_SAMPLES):
         reading = masked.read(scorer)
         for name in names:
             labels = masked.labels(name)
@@ -105,18 +109,20 @@ def predict(
     for name, values in sums.items():
         nats, right, count = values.tolist()
         if not count:
-            raise Unavailable(f"masking selected nothing to predict for {name}; check objectives.{name}")
+            raise Lacking(f"masking selected nothing to predict for {name}; check objectives.{name}")
         metrics[f"masked/{name}/accuracy"] = right / count
         metrics[f"masked/{name}/accuracy{CHANCE}"] = targets[name].most_common(1)[0][1] / count
         metrics[f"masked/{name}/loss_nats"] = nats / count
     return metrics
 
 
-def masked_inputs(inputs: Inputs, kind: str, samples: Samples, most: int) -> Iterator[MaskedInputs]:
+def masked_inputs(
+    model: FrozenModel, inputs: Inputs, kind: str, samples: Samples, most: int
+) -> Iterator[MaskedInputs]:
     """Yields batches of one kind ('text', 'image', 'pair'), with masks fixed by each sample's index."""
     count = min(most, len(samples))
     if kind != "image":
-        ids = inputs.tokenizer.encode_batch(samples.captions[:count], inputs.max_tokens(kind))
+        ids = model.tokenizer.encode_batch(samples.captions[:count], model.most_tokens[kind])
     codes = inputs.codes(samples, count) if kind != "text" and inputs.codebook is not None else NONE
     for start in range(0, count, BATCH_ROWS):
         rows = np.arange(start, min(start + BATCH_ROWS, count))
@@ -125,9 +131,8 @@ def masked_inputs(inputs: Inputs, kind: str, samples: Samples, most: int) -> Ite
             fields |= masked_image_fields(inputs, samples, rows, "mim" if kind == "image" else "mmm_image")
             fields["codes"] = codes[start : start + BATCH_ROWS]
         if kind != "image":
-            fields |= masked_text_fields(
-                inputs, [ids[row] for row in rows], rows, "mlm" if kind == "text" else "mmm_text"
-            )
+            masking = inputs.masking("mlm" if kind == "text" else "mmm_text")
+            fields |= masked_text_fields(model.tokenizer, [ids[row] for row in rows], rows, masking)
         yield MaskedInputs(**fields)
 
 
@@ -145,12 +150,12 @@ def masked_image_fields(
     }
 
 
-def masked_text_fields(inputs: Inputs, texts: list[np.ndarray], rows: np.ndarray, objective: str) -> dict:
+def masked_text_fields(
+    tokenizer: WordPieceTokenizer, texts: list[np.ndarray], rows: np.ndarray, masking: Any
+) -> dict[str, Any]:
     """Returns texts with their masks."""
     lengths = np.array([len(text) for text in texts])
-    tokens = mask_tokens(
-        hash64(SEED, rows), np.concatenate(texts), lengths, inputs.masking(objective), inputs.tokenizer
-    )
+    tokens = mask_tokens(hash64(SEED, rows), np.concatenate(texts), lengths, masking, tokenizer)
     masked, token_rows, labels = vars(tokens).values()
     return {
         "texts": texts,

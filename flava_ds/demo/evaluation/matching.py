@@ -29,7 +29,8 @@ def measure(model: FrozenModel, inputs: Inputs) -> dict[str, float]:
         "random": draw_mismatches(concepts, np.zeros(len(rows), dtype=np.int64)),
         "same_subgroup": draw_mismatches(concepts, np.unique(subgroups, return_inverse=True)[1]),
     }
-    ids = inputs.tokenizer.encode_batch([samples.captions[row] for row in rows], inputs.max_tokens("pair"))
+    captions = [samples.captions[row] for row in rows]
+    ids = model.tokenizer.encode_batch(captions, model.most_tokens["pair"])
     # -1, for no partner, is read as row 0, and its score is of no use
     pairings = [[ids[max(partner, 0)] for partner in partners] for partners in (rows, *wrong.values())]
     scores = model.log_odds(samples.select(rows, "pairs to match"), pairings, ASKED_BY).cpu().numpy().T

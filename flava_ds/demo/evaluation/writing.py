@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from flava_ds.demo.evaluation.base import CHANCE, Unavailable
+from flava_ds.demo.evaluation.base import CHANCE
 from flava_ds.demo.evaluation.drawing import MOST_SAMPLES
 from flava_ds.demo.evaluation.inputs import Inputs
 from flava_ds.demo.evaluation.retrieval import recalls
-from flava_ds.evaluation.frozen_model import FrozenModel
+from flava_ds.evaluation.frozen_model import FrozenModel, Lacking
 from flava_ds.evaluation.labelled import spaced
 from flava_ds.evaluation.protocols import Scorer
 from flava_ds.evaluation.samples import Samples
@@ -32,12 +32,12 @@ def measure(model: FrozenModel, inputs: Inputs) -> dict[str, float]:
     is the model itself.
     """
     if WRITES not in model.need(Scorer, ASKED_BY).predicts:
-        raise Unavailable("the run does not train masked words beside a picture")
+        raise Lacking("the run does not train masked words beside a picture")
     every = inputs.unseen_style
     samples = every.select(spaced(len(every), MOST_SAMPLES), "pictures to write about")
     images, concepts = model.image_embeddings(samples, ASKED_BY), samples.column("concept")
     labels = [inputs.labels[concept] for concept in concepts]
-    sets = {"written": write_captions(model, inputs, samples), "caption": samples.captions}
+    sets = {"written": write_captions(model, samples), "caption": samples.captions}
     metrics: dict[str, float] = {}
     for name, texts in sets.items():
         embedded = model.text_embeddings(texts, ASKED_BY)
@@ -56,10 +56,10 @@ def names(texts: Sequence[str], labels: Sequence[str]) -> np.ndarray:
 
 
 @torch.inference_mode()
-def write_captions(model: FrozenModel, inputs: Inputs, samples: Samples) -> list[str]:
+def write_captions(model: FrozenModel, samples: Samples) -> list[str]:
     """Writes a caption about each sample's picture."""
-    scorer, most = model.need(Scorer, "writing"), inputs.max_tokens("pair") - 2
+    scorer, most = model.need(Scorer, "writing"), model.most_tokens["pair"] - 2
     pixels = samples.pixels(model.image_size)
     words = [count for count in WORDS if count <= most] or [most]
-    ids = write_best(scorer, inputs.tokenizer, pixels, words=words, turns=TURNS)
-    return [inputs.tokenizer.decode(own) for own in ids]
+    ids = write_best(scorer, model.tokenizer, pixels, words=words, turns=TURNS)
+    return [model.tokenizer.decode(own) for own in ids]

@@ -6,9 +6,8 @@ import dataclasses
 import io
 import json
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,8 @@ from flava_ds.evaluation.stored import Files, Load, Parts, read_bytes
 MAGIC = (b"\x89PNG", b"\xff\xd8", b"RIFF")
 """How the formats begin that the training decoder reads; the rest goes to Pillow: some sets hold PPM, and the
 Pets have a few GIF and BMP files that are called .jpg."""
+FOLDERS = {"test": "test", "val": "valid", "train": "train"}
+"""Split -> folder, in the sets that OpenAI has published with CLIP."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,18 +135,17 @@ def split_as_published(
     return (Variant("published", tuple(needed.items()), read),)
 
 
-def split_in_folders(folders: Mapping[str, str], classes: Sequence[str] = ("",)) -> tuple[Variant, ...]:
-    """Returns the one variant of a data set whose splits are folders (split -> folder) of a folder per class.
-
-    `classes` are those that must be there.
+def split_in_folders(*classes: str) -> tuple[Variant, ...]:
+    """Returns the one variant of a data set whose splits are FOLDERS of a folder per class; `classes` are
+    those that must be there.
     """
-    needed = {split: tuple(f"{name}/{own}" for own in classes) for split, name in folders.items()}
-    return split_as_published(needed, partial(_read_folders, folders))
+    needed = {split: tuple(f"{name}/{own}" for own in classes or ("",)) for split, name in FOLDERS.items()}
+    return split_as_published(needed, _read_folders)
 
 
-def _read_folders(folders: Mapping[str, str], root: Path, split: str) -> Listing:
-    there = [root / folder for folder in folders.values() if (root / folder).is_dir()]
-    return by_class_folder(root / folders[split], folders_of(there))
+def _read_folders(root: Path, split: str) -> Listing:
+    there = [root / folder for folder in FOLDERS.values() if (root / folder).is_dir()]
+    return by_class_folder(root / FOLDERS[split], folders_of(there))
 
 
 def of_files(

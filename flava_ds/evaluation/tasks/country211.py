@@ -9,6 +9,6 @@ DATA = PublishedImages(
     licence="each photograph's own, of Creative Commons (YFCC100M)",
     origin="by hand: country211.tgz (11 GB), linked from CLIP's data/country211.md, unpacked",
     layout="{train,valid,test}/COUNTRY/*.jpg",
-    variants=split_in_folders({"test": "test", "val": "valid", "train": "train"}),
+    variants=split_in_folders(),
 )
 TASKS = (ImageProbe("country211_probe", DATA),)

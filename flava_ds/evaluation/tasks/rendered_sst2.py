@@ -12,8 +12,6 @@ DATA = PublishedImages(
     licence="none is stated; the sentences are the Stanford Sentiment Treebank's",
     origin="by hand: rendered-sst2.tgz (131 MB), linked from CLIP's data/rendered-sst2.md, unpacked",
     layout="{train,valid,test}/{negative,positive}/*.png",
-    variants=split_in_folders(
-        {"test": "test", "val": "valid", "train": "train"}, classes=("negative", "positive")
-    ),
+    variants=split_in_folders("negative", "positive"),
 )
 TASKS = (ImageProbe("rendered_sst2_probe", DATA),)

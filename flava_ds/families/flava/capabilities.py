@@ -1,25 +1,30 @@
-"""FLAVA's capabilities for evaluation: vectors, match log odds, masked predictions, token states.
+"""FLAVA's capabilities for evaluation: vectors, match log odds, masked predictions, states to fine-tune.
 
-Shapes follow flava_ds/evaluation/protocols.py. Nothing here needs a training batch or keeps a graph.
+Shapes follow flava_ds/evaluation/protocols.py. Only states to fine-tune keep a graph.
 """
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flava_ds.batch import Packed
 from flava_ds.config import Config
+from flava_ds.families.flava.image_encoder import ImageEncoder
 from flava_ds.families.flava.model import Flava
-from flava_ds.families.flava.views import image_patch_rows
-from flava_ds.families.offers import HeadPredictions, PairMatcher, Projector, names_by_type
+from flava_ds.families.flava.text_encoder import TextEncoder
+from flava_ds.families.flava.views import View, image_patch_rows
+from flava_ds.families.offers import HeadPredictions, PairMatcher, Projector, Tunable, names_by_type
 from flava_ds.layers.heads import MaskedPredictionHead
 from flava_ds.layers.pairs import SequenceLayout
+from flava_ds.layers.patches import enlarged_edge, resized_positions
 from flava_ds.layers.transformer import Encoded
 from flava_ds.layers.words import PackedIds, pack
 from flava_ds.training.task import Task
@@ -33,11 +38,9 @@ def offers(module: Task, config: Config) -> tuple[tuple[object, ...], dict[str, 
 
     `module` has the model as `model` and the heads under `objectives`.
     """
-    from flava_ds.families.flava.tunable import FlavaStates  # which stands on this module
-
     model: Flava = module.model
     objectives: Mapping[str, Any] = module.objectives  # their heads differ in type
-    parts: list[object] = [FlavaEmbedder(model), FlavaTokens(model), FlavaStates(model)]
+    parts: list[object] = [FlavaEmbedder(model)]
     lacks, names = {}, names_by_type(module, config)
     if "itm" in names:
         matching: Any = config.objectives[names["itm"]]
@@ -96,7 +99,8 @@ class FlavaPart:
 
 
 class FlavaEmbedder(FlavaPart, Projector):
-    """Image and text vectors in the contrastive space, and the CLS states that are projected into it.
+    """What the encoders give without an objective's head: vectors, all states of a sequence after the final
+    LayerNorm, and copies to fine-tune.
 
     Source: paper, section 4: probes read the CLS before the projection; retrieval and zero-shot
     classification read the projection.
@@ -111,10 +115,6 @@ class FlavaEmbedder(FlavaPart, Projector):
     def text_features(self, texts: Sequence[np.ndarray]) -> Tensor:
         """Encodes b arrays of ids: -> [b d], in the model's dtype."""
         return self.encode_texts(pack(texts, self.device)).first()
-
-
-class FlavaTokens(FlavaPart):
-    """All states of a sequence after the final LayerNorm."""
 
     @torch.inference_mode()
     def image_tokens(self, pixels: Tensor) -> Tensor:
@@ -132,6 +132,42 @@ class FlavaTokens(FlavaPart):
         packed = pack(texts, self.device)
         fused = self.fuse(self.encode_images(pixels).packed, self.encode_texts(packed).packed, packed)
         return fused.last_hidden_state(), self.layout(packed).cu_seqlens
+
+    def text_states(self) -> Tunable:
+        """Returns a copy of the text encoder, for CLS_T after the final LayerNorm.
+
+        Source: paper, section 4: GLUE is fine-tuned on the text encoder alone.
+        """
+        encoder = copy.deepcopy(self.model.text_encoder)
+        ask_for_gradients(encoder)
+        return Tunable(text_states, width=self.model.config.text.hidden_size, text_encoder=encoder)
+
+    def image_states(self, scale: float = 1.0) -> Tunable:
+        """Returns a copy of the image encoder, for images `scale` times as large: CLS_I after the final
+        LayerNorm."""
+        encoder = copy.deepcopy(self.model.image_encoder)
+        enlarge(encoder, scale)
+        ask_for_gradients(encoder)
+        if encoder.mask_token is not None:  # clean images have none
+            encoder.mask_token.requires_grad_(False)
+        edge = encoder.config.image_size
+        return Tunable(image_states, width=encoder.config.hidden_size, image_size=edge, encoder=encoder)
+
+    def pair_states(self, scale: float = 1.0) -> Tunable:
+        """Returns a copy of the three encoders, for images `scale` times as large: CLS_M after the final
+        LayerNorm, of clean images and texts.
+
+        Source: paper, section 4: multimodal tasks are fine-tuned on the fused encoder's CLS.
+        """
+        model = copy.deepcopy(self.model)
+        enlarge(model.image_encoder, scale)
+        model.config = dataclasses.replace(model.config, image=model.image_encoder.config)
+        ask_for_gradients(model)
+        trained = model.parameters_of(View.MULTIMODAL, read_directly=True)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in trained)
+        width, edge = model.config.multimodal.hidden_size, model.config.image_size
+        return Tunable(pair_states, width=width, image_size=edge, model=model)
 
 
 class FlavaScorer(FlavaPart):
@@ -196,3 +232,42 @@ class FlavaReading:
                 self.encoded.rows(image_patch_rows(rows, self.num_patches)), self.heads["image"]
             )
         return HeadPredictions(self.encoded.rows(self.layout.patch_rows(rows)), self.heads["image of a pair"])
+
+
+def text_states(encoder: TextEncoder, texts: Sequence[np.ndarray], _: None = None) -> Tensor:
+    """Returns CLS_T of each text; the last block finishes no other row."""
+    packed = pack(texts, next(encoder.parameters()).device)
+    first = packed.cu_seqlens[:-1].long()
+    [encoded] = encoder([packed.ids], packed.cu_seqlens, packed.max_seqlen, keep=[first])
+    return encoded.rows(first)
+
+
+def image_states(encoder: ImageEncoder, _: Sequence[np.ndarray], pixels: Tensor) -> Tensor:
+    """Returns CLS_I of each image."""
+    return encoder.first_tokens(pixels)
+
+
+def pair_states(model: Flava, texts: Sequence[np.ndarray], pixels: Tensor) -> Tensor:
+    """Returns CLS_M of each pair; the last block finishes no other row."""
+    part = FlavaPart(model)
+    packed = pack(texts, part.device)
+    layout, image, text = part.layout(packed), part.encode_images(pixels), part.encode_texts(packed)
+    first = layout.cu_seqlens[:-1].long()
+    return model.fuse(image.packed, text.packed, layout, keep=first).rows(first)
+
+
+def ask_for_gradients(module: nn.Module) -> None:
+    """Turns on gradients except for the poolers, which nothing reads."""
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_("pooler" not in name.split("."))
+
+
+def enlarge(encoder: ImageEncoder, scale: float) -> None:
+    """Turns an encoder into one of images `scale` times as large."""
+    image = encoder.config
+    edge = enlarged_edge(image, scale)
+    if edge != image.image_size:
+        larger = dataclasses.replace(image, image_size=edge)
+        encoder.config, encoder.patch_embedding.image_size = larger, edge
+        table = resized_positions(encoder.position_embeddings.detach(), (larger.grid_size, larger.grid_size))
+        encoder.position_embeddings = nn.Parameter(table)

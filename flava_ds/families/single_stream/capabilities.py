@@ -19,11 +19,12 @@ from flava_ds.families.offers import (
     STORED_ALONE,
     FoundBefore,
     PairMatcher,
-    RegionPairStates,
+    Tunable,
     WordReading,
     detector_of,
     for_pairs,
     images_of,
+    tunable_pairs,
 )
 from flava_ds.families.single_stream.config import SingleStreamConfig
 from flava_ds.families.single_stream.model import SingleStream
@@ -54,7 +55,7 @@ def offers(module: Task, config: Any) -> tuple[tuple[object, ...], dict[str, str
     most = min([model.max_tokens, *trained[:1]])
     part = PairPart(module.model, detector, model.load_tokenizer(config), most)
     if isinstance(detector, FoundBefore):
-        return (texts, RegionPairStates(part)), LACKS | STORED_ALONE
+        return (texts, part), LACKS | STORED_ALONE
     parts, lacks = for_pairs(module, config, ImageTextMatchingConfig, part.pooled, part.read)
     for name, objective in module.objectives.items():
         if isinstance(objective, NextSentence):
@@ -67,7 +68,7 @@ def offers(module: Task, config: Any) -> tuple[tuple[object, ...], dict[str, str
             chosen = Chosen(objective.classifier, WRONG_CAPTION, MATCH)
             parts.append(PairMatcher(part.pooled, chosen, wrong))
             lacks.pop("Matcher", None)
-    return (texts, RegionPairStates(part), *parts), LACKS | lacks
+    return (texts, part, *parts), LACKS | lacks
 
 
 class Chosen(nn.Module):
@@ -82,7 +83,7 @@ class Chosen(nn.Module):
 
 
 class PairPart:
-    """Runs a model on images and texts, without a training batch."""
+    """Runs a model on images and texts, without a training batch, and gives copies of it to fine-tune."""
 
     def __init__(
         self, model: SingleStream, detector: Any, tokenizer: WordPieceTokenizer, most_tokens: int
@@ -153,3 +154,7 @@ class PairPart:
         # of each text's tokens the given ones come first, before its tags
         within = JointLayout(given, layout.text_cu_seqlens - given, layout.max_seqlen)
         return WordReading(encoded, self.model, head, lambda rows: layout.text_rows(within.text_rows(rows)))
+
+    def pair_states(self, scale: float = 1.0) -> Tunable:
+        """Returns a copy for images `scale` times as large."""
+        return tunable_pairs(self, scale)

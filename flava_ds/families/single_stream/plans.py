@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from flava_ds.config import Config, SourceConfig
 from flava_ds.config.objectives import corruptions_of, in_use
 from flava_ds.data.plan import BatchPlan, Corruption, RegionsPlan
@@ -37,24 +39,20 @@ def plan(config: Config, source: SourceConfig) -> BatchPlan:
         masked = masked or MultimodalMaskedTextConfig()
     mask: list[Corruption] = [] if masked is None else [TokenMask(masked, tokenizer, mismatched_too=True)]
     mask += [TokenTypes(tokenizer.sep_id)] * model.reads_tags
-    own = corruptions_of(config, source)
-    if source.kind == "text":
-        return BatchPlan(
-            kind=source.kind,
-            tokenizer=tokenizer,
-            max_tokens=source.max_tokens,
-            sample_seeds=model.text.hidden_dropout > 0,
-            corruptions=tuple(dict.fromkeys([*mask, *own])),
-        )
-    return BatchPlan(
+    common = BatchPlan(
         kind=source.kind,
-        regions=RegionsPlan.of(config, source),
         tokenizer=tokenizer,
         max_tokens=source.max_tokens,
         sample_seeds=model.text.hidden_dropout > 0,
+        corruptions=tuple(dict.fromkeys([*mask, *corruptions_of(config, source)])),
+    )
+    if source.kind == "text":
+        return common
+    return replace(
+        common,
+        regions=RegionsPlan.of(config, source),
         mismatch_probability=wrong_caption,
         wrong_tags_probability=contrast.wrong_tags_probability if contrast is not None else 0.0,
         matches_apart=mismatched is not None,
         composer=composer,
-        corruptions=tuple(dict.fromkeys([*mask, *own])),
     )

@@ -19,12 +19,12 @@ from flava_ds.families.offers import (
     NO_DETECTOR,
     STORED_ALONE,
     FoundBefore,
-    RegionPairStates,
     Tunable,
     WordReading,
     detector_of,
     for_pairs,
     images_of,
+    tunable_pairs,
 )
 from flava_ds.families.two_streams.config import TEXT_VIEW, TwoStreamConfig
 from flava_ds.families.two_streams.model import TwoStreamModel
@@ -54,9 +54,9 @@ def offers(module: Task, config: Any) -> tuple[tuple[object, ...], dict[str, str
     detector = detector_of(model, module.model.word_table().device)
     part = PairPart(module.model, detector)
     if isinstance(detector, FoundBefore):
-        return (texts, RegionPairStates(part)), LACKS | STORED_ALONE
+        return (texts, part), LACKS | STORED_ALONE
     parts, lacks = for_pairs(module, config, ImageTextMatchingConfig, part.pooled, part.read)
-    return (texts, RegionPairStates(part), *parts), LACKS | lacks
+    return (texts, part, *parts), LACKS | lacks
 
 
 class TextPart:
@@ -85,7 +85,7 @@ def text_states(model: TwoStreamModel, texts: Sequence[np.ndarray], _: None = No
 
 
 class PairPart:
-    """Runs a model on images and texts, without a training batch."""
+    """Runs a model on images and texts, without a training batch, and gives copies of it to fine-tune."""
 
     def __init__(self, model: TwoStreamModel, detector: Any) -> None:
         """`detector` finds regions in images [b c H W] uint8 (flava_ds/regions)."""
@@ -117,3 +117,7 @@ class PairPart:
         regions = self.regions(pixels)
         encoded = self.model.encode_pairs(pack(texts, regions.hidden.device), regions, {TEXT_VIEW: None})
         return WordReading(encoded[TEXT_VIEW], self.model, head)
+
+    def pair_states(self, scale: float = 1.0) -> Tunable:
+        """Returns a copy for images `scale` times as large."""
+        return tunable_pairs(self, scale)

@@ -6,9 +6,9 @@ from sample_runs import SEEN, UNSEEN_STYLES, frozen, world
 
 from demo.evaluation.known_answers import KnownAnswers
 from flava_ds.demo.evaluation import examples
-from flava_ds.demo.evaluation.base import Unavailable
 from flava_ds.demo.evaluation.examples import Blank
 from flava_ds.demo.evaluation.masked import masked_inputs
+from flava_ds.evaluation.frozen_model import Lacking
 from flava_ds.report.pictures import uri_of_bytes, uri_of_pixels
 
 
@@ -55,7 +55,7 @@ def test_masked_pictures_differ_from_the_codebooks_drawing_under_the_mask_only(
 ):
     rows = examples.reconstruct(model, inputs)
     samples = inputs.unseen_style.select(examples.spaced(24, examples.MASKED_PICTURES), "masked examples")
-    [batch] = masked_inputs(inputs, "image", samples, 8)
+    [batch] = masked_inputs(model, inputs, "image", samples, 8)
     own = inputs.codebook.decode(batch.codes)
     assert len(rows) == 8 and all(len(row) == 4 for row in rows)
     for number, (original, masked, _, codebook) in enumerate(rows):
@@ -102,10 +102,10 @@ def test_pieces_of_words_and_closing_punctuation_are_glued():
 
 def test_what_is_lacking_is_named(tmp_path):
     inputs, module = world(tmp_path, codebook_weights=None)
-    with pytest.raises(Unavailable, match="codebook_weights"):
+    with pytest.raises(Lacking, match="codebook_weights"):
         examples.reconstruct(frozen(inputs, module), inputs)
-    with pytest.raises(Unavailable, match="codebook_weights"):
+    with pytest.raises(Lacking, match="codebook_weights"):
         examples.draw(frozen(inputs, module), inputs)
     del module.objectives["mlm"]
-    with pytest.raises(Unavailable, match="objectives.mlm.weight"):
+    with pytest.raises(Lacking, match="objectives.mlm.weight"):
         examples.fill_texts(frozen(inputs, module), inputs, "mlm")

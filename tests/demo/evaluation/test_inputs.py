@@ -6,11 +6,8 @@ import pytest
 import torch
 from sample_runs import SEEN, UNSEEN_STYLES, WORDS, world, world_config
 
-from flava_ds.config import DataConfig
 from flava_ds.demo.evaluation.inputs import build_inputs
-from flava_ds.errors import ConfigError, DataError
-from flava_ds.evaluation.opening import MOST_TOKENS
-from flava_ds.families.flava.config import FlavaTextConfig
+from flava_ds.errors import DataError
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +29,6 @@ def test_styles_are_the_same_objects_every_time(inputs):
     assert all(set(samples.column("style")) == {name} for name, samples in first.items())
 
 
-def test_text_is_cut_as_in_training(inputs):
-    assert (inputs.max_tokens("pair"), inputs.max_tokens("text")) == (16, 20)
-    bare = dataclasses.replace(inputs, config=dataclasses.replace(inputs.config, data=DataConfig()))
-    assert bare.max_tokens("pair") == min(
-        MOST_TOKENS["pair"], inputs.config.model.text.max_position_embeddings
-    )
-
-
 def test_codes_are_the_codebooks(inputs):
     expected = inputs.codebook.encode(inputs.unseen_style.pixels(inputs.config.codebook.image_size))
     assert torch.equal(inputs.codes(inputs.unseen_style, 7), expected[:7])
@@ -52,15 +41,6 @@ def test_the_checksum_follows_the_data(inputs, tmp_path):
     with (other.root / "concepts.json").open("a") as file:
         file.write(" ")
     assert dataclasses.replace(other).checksum != inputs.checksum
-
-
-def test_a_vocabulary_larger_than_the_models_is_refused(tmp_path):
-    config = world_config(tmp_path)
-    small = dataclasses.replace(
-        config.model, text=FlavaTextConfig(vocab_size=10, hidden_size=24, num_attention_heads=3)
-    )
-    with pytest.raises(ConfigError, match="model.text.vocab_size 10 is smaller"):
-        build_inputs(dataclasses.replace(config, model=small), tmp_path)
 
 
 def test_a_codebook_that_is_not_there_is_a_reason(tmp_path):

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from sample_runs import frozen, world
 
-from flava_ds.demo.evaluation.base import Unavailable
 from flava_ds.demo.evaluation.masked import PREDICTS, masked_inputs, measure
 from flava_ds.evaluation.frozen_model import Lacking
 
@@ -69,8 +68,9 @@ CASES += [("pair", name, "unseen_style") for name in ("mmm_text", "mmm_image")]
 @pytest.mark.parametrize("kind, name, samples", CASES)
 def test_numbers_are_those_of_plain_torch(inputs_and_module, kind, name, samples):
     inputs, module = inputs_and_module
-    metrics = measure(frozen(inputs, module), inputs)
-    [masked] = masked_inputs(inputs, kind, getattr(inputs, samples), 1000)
+    model = frozen(inputs, module)
+    metrics = measure(model, inputs)
+    [masked] = masked_inputs(model, inputs, kind, getattr(inputs, samples), 1000)
     with torch.no_grad():
         logits = plain_logits(module, masked, name)
     labels = masked.labels(name)
@@ -87,8 +87,8 @@ def test_numbers_are_those_of_plain_torch(inputs_and_module, kind, name, samples
 
 
 def test_targets_are_the_codes_and_words_under_the_mask(inputs_and_module):
-    inputs, _ = inputs_and_module
-    [masked] = masked_inputs(inputs, "pair", inputs.unseen_style, 1000)
+    inputs = inputs_and_module[0]
+    [masked] = masked_inputs(frozen(*inputs_and_module), inputs, "pair", inputs.unseen_style, 1000)
     texts, changed = (torch.from_numpy(np.concatenate(ids)) for ids in (masked.texts, masked.masked_texts))
     assert torch.equal(masked.patch_rows, masked.patches.flatten().nonzero()[:, 0])
     assert torch.equal(masked.token_labels, texts[masked.token_rows])
@@ -98,8 +98,10 @@ def test_targets_are_the_codes_and_words_under_the_mask(inputs_and_module):
 
 
 def test_masks_are_the_same_every_time_and_differ_between_samples(inputs_and_module):
-    inputs, _ = inputs_and_module
-    [first], [again] = (list(masked_inputs(inputs, "image", inputs.unseen_style, 10)) for _ in range(2))
+    inputs, model = inputs_and_module[0], frozen(*inputs_and_module)
+    [first], [again] = (
+        list(masked_inputs(model, inputs, "image", inputs.unseen_style, 10)) for _ in range(2)
+    )
     assert torch.equal(first.patches, again.patches)
     assert len(np.unique(first.patches.numpy(), axis=0)) > 3
 
@@ -114,7 +116,7 @@ def test_with_nothing_to_measure_the_reason_is_named(tmp_path):
     inputs, module = world(tmp_path, codebook_weights=None)
     for name in ("mlm", "mmm_text"):
         del module.objectives[name]
-    with pytest.raises(Unavailable, match="codebook_weights"):
+    with pytest.raises(Lacking, match="codebook_weights"):
         measure(frozen(inputs, module), inputs)
     for name in ("mim", "mmm_image"):
         del module.objectives[name]

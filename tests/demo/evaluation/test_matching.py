@@ -41,10 +41,11 @@ def test_scores_are_those_of_the_whole_model_less_the_prior(inputs_and_module):
 
     inputs, module = inputs_and_module
     samples, model = inputs.unseen_style, module.model
-    ids = inputs.tokenizer.encode_batch(samples.captions, 16)
+    known = frozen(inputs, module)
+    ids = known.tokenizer.encode_batch(samples.captions, known.most_tokens["pair"])
     partners = draw_mismatches(samples.column("concept"), np.zeros(len(samples), dtype=int))
     pixels = samples.pixels(inputs.config.model.image.image_size)
-    found = frozen(inputs, module).log_odds(samples, [[ids[partner] for partner in partners]], "a test")[:, 0]
+    found = known.log_odds(samples, [[ids[partner] for partner in partners]], "a test")[:, 0]
     for row in (0, 5, 23):
         text = torch.from_numpy(ids[partners[row]])
         layout = SequenceLayout(

@@ -22,7 +22,7 @@ def test_written_and_true_captions_are_measured_alike(tmp_path):
     # "a drawing of WORD" names its own of twelve concepts and no other.
     assert metrics["writing/caption/names_the_concept"] == 1
     assert metrics["writing/caption/names_the_concept/chance"] == 1 / 12
-    texts = write_captions(model, inputs, inputs.unseen_style)
+    texts = write_captions(model, inputs.unseen_style)
     labels = inputs.unseen_style.column("label")
     share = np.mean([label in text.split() for text, label in zip(texts, labels, strict=True)])
     assert metrics["writing/written/names_the_concept"] == share

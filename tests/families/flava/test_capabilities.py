@@ -58,9 +58,10 @@ def fused(module, pixels, text, mask=None):
 
 def test_each_part_satisfies_its_protocol(parts):
     wanted = {
-        "FlavaEmbedder": (Embedder, ImageFeatures, TextFeatures),
-        "FlavaTokens": (Tokens,),
-        "FlavaStates": (TextStates, ImageStates, PairStates),
+        "FlavaEmbedder": (
+            *(Embedder, ImageFeatures, TextFeatures, Tokens),
+            *(TextStates, ImageStates, PairStates),
+        ),
         "PairMatcher": (Matcher,),
         "FlavaScorer": (Scorer,),
     }
@@ -85,12 +86,12 @@ def test_vectors_are_those_of_single_samples_and_keep_no_graph(module, parts, pi
 
 
 def test_states_are_in_their_order(module, parts, pixels):
-    tokens, embedder = parts["FlavaTokens"], parts["FlavaEmbedder"]
-    images, texts = tokens.image_tokens(pixels), tokens.text_tokens(TEXTS)
+    embedder = parts["FlavaEmbedder"]
+    images, texts = embedder.image_tokens(pixels), embedder.text_tokens(TEXTS)
     assert images.shape == (3 * 10, 24) and texts.shape == (4 + 3 + 6, 24)
     torch.testing.assert_close(images[::10], embedder.image_features(pixels))
     torch.testing.assert_close(texts[[0, 4, 7]], embedder.text_features(TEXTS))
-    pairs, starts = tokens.pair_tokens(pixels, TEXTS)
+    pairs, starts = embedder.pair_tokens(pixels, TEXTS)
     assert starts.tolist() == [0, 15, 29, 46] and len(pairs) == 46
     with torch.no_grad():
         torch.testing.assert_close(pairs[15:29], fused(module, pixels[1], TEXTS[1]))
@@ -116,7 +117,7 @@ def test_masked_places_are_found_in_texts_images_and_pairs(module, parts, pixels
     rows, patches = torch.tensor([1, 8]), mask.flatten().nonzero()[:, 0]
     heads = {name: module.objectives[name].head for name in ("mlm", "mim", "mmm_text", "mmm_image")}
     with torch.no_grad():
-        alone = parts["FlavaTokens"].text_tokens(TEXTS)
+        alone = parts["FlavaEmbedder"].text_tokens(TEXTS)
         torch.testing.assert_close(scorer.read(TEXTS).tokens(rows).logits(), heads["mlm"].logits(alone[rows]))
         [image] = module.model.image_encoder(pixels, mask, clean=False)
         expected = heads["mim"].logits(image.last_hidden_state()[torch.tensor([10 + 1 + 4, 20 + 1 + 0])])

@@ -8,9 +8,8 @@ from families.family_checks import check_image_states
 from sample_batches import CLS, SEP, tiny_config
 
 from flava_ds.evaluation.protocols import PairStates, TextStates
-from flava_ds.families.flava.capabilities import FlavaEmbedder, FlavaTokens, offers
+from flava_ds.families.flava.capabilities import FlavaEmbedder, offers
 from flava_ds.families.flava.task import build_task
-from flava_ds.families.flava.tunable import FlavaStates
 
 TEXTS = [np.array([CLS, 110, 111, SEP]), np.array([CLS, 120, SEP]), np.array([CLS, 130, 131, 132, 133, SEP])]
 
@@ -34,12 +33,12 @@ def test_a_flava_offers_both_kinds_of_states():
 
 def test_states_are_those_of_the_frozen_model(model, pixels):
     frozen = model.requires_grad_(False)
-    texts = FlavaStates(frozen).text_states()
-    expected = FlavaEmbedder(frozen).text_features(TEXTS)
-    torch.testing.assert_close(texts(TEXTS), expected, rtol=1e-5, atol=1e-6)
-    check_image_states(FlavaEmbedder(frozen), FlavaStates(frozen), pixels)
-    fused, starts = FlavaTokens(frozen).pair_tokens(pixels, TEXTS)
-    pairs = FlavaStates(frozen).pair_states()
+    part = FlavaEmbedder(frozen)
+    texts = part.text_states()
+    torch.testing.assert_close(texts(TEXTS), part.text_features(TEXTS), rtol=1e-5, atol=1e-6)
+    check_image_states(part, part, pixels)
+    fused, starts = part.pair_tokens(pixels, TEXTS)
+    pairs = part.pair_states()
     torch.testing.assert_close(pairs(TEXTS, pixels), fused[starts[:-1].long()], rtol=1e-5, atol=1e-6)
     assert texts.width == 24 == pairs.width and pairs.image_size == 12
 
@@ -47,8 +46,8 @@ def test_states_are_those_of_the_frozen_model(model, pixels):
 def test_all_that_asks_for_a_gradient_gets_one_and_the_model_stays(model, pixels):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for encoder, inputs in (
-        (FlavaStates(model).text_states(), (TEXTS,)),
-        (FlavaStates(model).pair_states(), (TEXTS, pixels)),
+        (FlavaEmbedder(model).text_states(), (TEXTS,)),
+        (FlavaEmbedder(model).pair_states(), (TEXTS, pixels)),
     ):
         encoder(*inputs).square().sum().backward()
         trained = {name: p for name, p in encoder.named_parameters() if p.requires_grad}
@@ -71,16 +70,16 @@ def test_larger_images_have_interpolated_positions_as_in_hugging_face(model):
     ).embeddings
     table = model.image_encoder.position_embeddings.detach()
     theirs.position_embeddings.data.copy_(table[None])
-    larger = FlavaStates(model).pair_states(480 / 224)
+    larger = FlavaEmbedder(model).pair_states(480 / 224)
     edge = larger.image_size
     assert edge == 24 and image.image_size == 12  # 25.7 in whole patches of 4
     with torch.no_grad():
         expected = theirs.interpolate_pos_encoding(torch.zeros(1, 1 + 36, 24), edge, edge)[0]
     ours = larger.model.image_encoder.position_embeddings
     torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-7)
-    alone = FlavaStates(model).image_states(480 / 224)
+    alone = FlavaEmbedder(model).image_states(480 / 224)
     assert alone.image_size == edge and torch.equal(alone.encoder.position_embeddings, ours)
     pixels = torch.zeros(3, 3, edge, edge, dtype=torch.uint8)
     assert larger(TEXTS, pixels).shape == (3, 24)
     with pytest.raises(ValueError, match="expects 12 x 12"):
-        FlavaStates(model).pair_states()(TEXTS, pixels)
+        FlavaEmbedder(model).pair_states()(TEXTS, pixels)

@@ -75,6 +75,10 @@ def run(options: argparse.Namespace) -> int:
     check_earlier(sweep, configs, options)
     names = waiting(sweep, options)
     check_start(sweep, {name: configs[name] for name in names}, options)
+    if options.slurm or options.hostfile is not None:
+        sweep_jobs.launcher("slurm.sbatch" if options.slurm else "deepspeed.sh")  # before anything is written
+    if options.hostfile is not None and names:
+        sweep_jobs.check_hosts(sweep, names[0], options)
     sweep = with_facts(sweep, configs)
     for line in estimate(*with_asked(sweep, spec, configs, names, options), options):
         print(line)
@@ -85,8 +89,6 @@ def run(options: argparse.Namespace) -> int:
     asks = spec is not None and spec.asked is not None and len(sweep.runs) < spec.asked.runs
     if not names and not asks:
         return show(sweep, options.parquet)
-    if options.slurm or options.hostfile is not None:
-        sweep_jobs.launcher("slurm.sbatch" if options.slurm else "deepspeed.sh")  # before anything is written
     if not options.yes and input("Start? [y/N] ").strip().lower() not in ("y", "yes"):
         return 2
     sweep.save()
@@ -113,6 +115,8 @@ def check_options(options: argparse.Namespace) -> None:
             raise UserError(f"--{name} {value}: use at least 1")
     if options.slurm and options.hostfile is not None:
         raise UserError("--slurm and --hostfile are two ways to run a sweep; choose one")
+    if options.ranks is not None and (options.slurm or options.hostfile is not None):
+        raise UserError("--ranks is for runs on this machine; Slurm's settings or the hostfile say how many")
     if options.gpus is not None and options.gpu is None:
         raise UserError("--gpus is for --gpu; name one")
     if options.hostfile is not None and not options.hostfile.is_file():

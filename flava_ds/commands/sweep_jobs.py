@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
+import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flava_ds.commands.sweep import check_begin, words_of
 from flava_ds.errors import CheckpointError, UserError
 from flava_ds.ranks import launch
-from flava_ds.ranks.stop_signals import is_stop
+from flava_ds.ranks.stop_signals import is_stop, output_lines
 
 if TYPE_CHECKING:
     from flava_ds.scaling.spec import Spec
@@ -21,6 +24,11 @@ if TYPE_CHECKING:
 LAUNCHERS = Path(__file__).parents[2] / "launchers"
 FIRST_PORT = 29500
 PORTS = 1000
+LOST = re.compile(
+    r"^pdsh@\S+: \S+: ssh exited with exit code (255|127)$|was not reachable via ssh"
+    r"|bash: line \d+: \S*python\S*: No such"
+)
+"""What pdsh, DeepSpeed and a remote shell say of a machine that is gone or has no environment."""
 
 
 def run_all(sweep: Sweep, spec: Spec | None, names: list[str], options: argparse.Namespace) -> int:
@@ -67,8 +75,11 @@ def run_all(sweep: Sweep, spec: Spec | None, names: list[str], options: argparse
 def run_one(sweep: Sweep, name: str, where: str, options: argparse.Namespace) -> int | None:
     """Runs a run to its end and notes how it ended; returns its exit status, None if it runs elsewhere.
 
-    Raises: ConfigError when the base was changed behind a finished run.
+    Raises: ConfigError when the base was changed behind a finished run; UserError when the run has failed
+    because a machine is lost, on which the next ones would fail too.
     """
+    from flava_ds.scaling.sweep import FAILED
+
     print(f"{where}, {name}: {sweep.runs[name].place()}", flush=True)
     if (holder := runs_elsewhere(sweep.path_of(name))) is not None:
         print(f"  left alone: {holder}", flush=True)
@@ -77,12 +88,38 @@ def run_one(sweep: Sweep, name: str, where: str, options: argparse.Namespace) ->
     log = sweep.log_of(name)
     log.parent.mkdir(parents=True, exist_ok=True)
     command = command_of(sweep, name, options)
-    sweep.begin(name)
+    start = sweep.begin(name)
     status = command.wait(log)
     own = sweep.end(name, status)
     said = own.get("reason") or f"{sweep.metric} {own['results'].get(sweep.metric, 'not logged')}"
     print(f"  {own['state']}: {said}", flush=True)
+    if options.hostfile is not None and own["state"] == FAILED and (why := machine_lost(log, start)):
+        raise UserError(
+            f"{why}: no further run begins on these machines; mend {options.hostfile} or the machine "
+            f"({log} has it all), and the same command goes on"
+        )
     return status
+
+
+def machine_lost(log: Path, start: int) -> str:
+    """Returns what the launcher over ssh said of a machine that it could not reach, or where it found no
+    Python, from byte `start` of a run's log on; empty if it said nothing like that.
+    """
+    lines = output_lines(log, start)
+    return next((line for line in lines if LOST.search(line)), "")
+
+
+def check_hosts(sweep: Sweep, name: str, options: argparse.Namespace) -> None:
+    """Raises UserError when the launcher refuses a run on the machines of --hostfile, as a dry run tells."""
+    command = command_of(sweep, name, options)
+    done = subprocess.run(
+        [*command.arguments, "--dry-run"],
+        env={**os.environ, **command.environment}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+        raise UserError((told or lines or [f"{command}: exit status {done.returncode}"])[-1])
 
 
 def runs_elsewhere(run_path: Path) -> str | None:
@@ -113,7 +150,10 @@ def command_of(sweep: Sweep, name: str, options: argparse.Namespace) -> launch.L
         script = launcher("deepspeed.sh")
         # the script calls flava-ds and deepspeed, which lie beside this Python
         path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
+        # sweeps that share a first machine must not meet at one port
+        port = FIRST_PORT + zlib.crc32(str(sweep.path_of(name).absolute()).encode()) % PORTS
         variables = {"HOSTFILE": str(options.hostfile.absolute()), "PATH": path}
+        variables["PORT"] = os.environ.get("PORT", str(port))
         return launch.Launch(arguments=["bash", str(script), sweep.base, *words], environment=variables)
     gpus = launch.count_gpus()
     ranks = options.ranks or max(1, gpus)

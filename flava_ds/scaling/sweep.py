@@ -22,7 +22,7 @@ from flava_ds.config.evaluation import higher_is_better
 from flava_ds.config.plain_files import loads, read_small
 from flava_ds.errors import ConfigError, UserError, number_of
 from flava_ds.ranks.lock_files import NAME as LOCK
-from flava_ds.ranks.stop_signals import is_stop, last_words, signal_of
+from flava_ds.ranks.stop_signals import is_stop, last_words, own_error, signal_of
 from flava_ds.scaling.results import results
 from flava_ds.scaling.spec import Run
 from flava_ds.storage.atomic import write_json, write_whole
@@ -101,7 +101,8 @@ class Sweep:
         path = self.folder / "states" / f"{name}.json"
         try:
             said = dict(loads(read_small(path)))
-            if said["state"] not in STATES or not isinstance(said["attempts"], int):
+            counts = (said["attempts"], said.get("log_bytes", 0))
+            if said["state"] not in STATES or not all(isinstance(own, int) for own in counts):
                 raise ValueError(f"state {said['state']!r:.40} after {said['attempts']!r:.40} attempts")
             wrong = [
                 key for key, value in said.get("results", {}).items() if not isinstance(value, int | float)
@@ -133,16 +134,21 @@ class Sweep:
             if own["state"] == FINISHED and "reason" not in own and self.metric not in own["results"]
         ]
 
-    def begin(self, name: str) -> None:
-        """Notes that a run is starting."""
-        self._write(name, {"state": RUNNING, "attempts": self.state(name)["attempts"] + 1})
+    def begin(self, name: str) -> int:
+        """Notes that a run is starting, and returns where in its log this attempt does: a byte."""
+        log = self.log_of(name)
+        size = log.stat().st_size if log.is_file() else 0
+        attempts = self.state(name)["attempts"] + 1
+        self._write(name, {"state": RUNNING, "attempts": attempts, "log_bytes": size})
+        return size
 
     def end(self, name: str, status: int) -> dict[str, Any]:
         """Notes how a run ended, by its exit status, and returns its state.
 
         A run that a signal asked to stop is planned again: it goes on from its checkpoint.
         """
-        attempts = self.state(name)["attempts"]
+        begun = self.state(name)
+        said, attempts = (self.log_of(name), begun.get("log_bytes", 0)), begun["attempts"]
         if status == 0:
             log = read_log(self.path_of(name) / "log.jsonl")
             own: dict[str, Any] = {"state": FINISHED, "results": results(log)}
@@ -153,15 +159,13 @@ class Sweep:
             if not own["results"]:
                 own = {"state": FAILED, "reason": "it ended well, but its log has no steps"}
         elif is_stop(status):
-            own = {
-                "state": PLANNED,
-                "reason": f"stopped by signal {status - 128}; it goes on from its checkpoint",
-            }
-        elif (ended := signal_of(status)) is not None:
-            own = {"state": FAILED, "reason": f"killed by {ended.name}"}
+            why = f"stopped by signal {status - 128}; the same command goes on with it"
+            own = {"state": PLANNED, "reason": why}
         else:
-            why = last_words(self.log_of(name)).removeprefix("error: ")
-            own = {"state": FAILED, "reason": why or f"exit status {status}"}
+            ended = signal_of(status)
+            # a rank that is killed is named by the others
+            why = own_error(*said) or (f"killed by {ended.name}" if ended is not None else last_words(*said))
+            own = {"state": FAILED, "reason": why.removeprefix("error: ") or f"exit status {status}"}
         self._write(name, own | {"attempts": attempts})
         return own
 

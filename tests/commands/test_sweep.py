@@ -17,6 +17,7 @@ import pytest
 from flava_ds import cli
 from flava_ds.commands import sweep as command
 from flava_ds.commands import sweep_jobs
+from flava_ds.errors import UserError
 from flava_ds.ranks.launch import Launch
 from flava_ds.scaling.sweep import Sweep
 
@@ -61,7 +62,7 @@ def test_two_runs_interrupted_and_continued(tmp_path, capsys, monkeypatch):
     process.send_signal(signal.SIGINT)  # to the sweep alone, as a notebook does
     told, _ = process.communicate(timeout=600)
     assert process.returncode == 128 + signal.SIGINT, told
-    assert "2 runs: " in told and "stopped by signal 2; it goes on from its checkpoint" in told
+    assert "2 runs: " in told and "stopped by signal 2; the same command goes on with it" in told
     assert told.endswith("stopped by signal 2; the same command goes on from here\n")
     first, second = Sweep.open(folder).runs
     assert Sweep.open(folder).state(first)["state"] == "planned" and not (folder / second).exists()
@@ -198,6 +199,37 @@ def test_a_hostfile_is_the_deepspeed_launchers(tmp_path):
     assert made.environment["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
     assert made.arguments[1].endswith("launchers/deepspeed.sh") and made.arguments[2] == "flava_debug"
     assert made.arguments[-4:] == ["--logging.run-directory", str(sweep.folder), "--name", name]
+    ports = {sweep_jobs.command_of(sweep, own, options).environment["PORT"] for own in sweep.runs}
+    assert len(ports) == len(sweep.runs), "two sweeps on one first machine do not meet"
+
+
+def test_a_hostfile_that_no_run_can_use_is_refused_before_the_first(tmp_path, capsys):
+    spec, hosts = write_spec(tmp_path), tmp_path / "hosts"
+    words = ["sweep", str(spec), "--folder", str(tmp_path / "sweep"), "--hostfile", str(hosts), "--yes"]
+    for content, message in (("node1\n", "'node1' is no machine"), ("node1 slots=5\n", "not divisible by 5")):
+        hosts.write_text(content)
+        assert cli.main(words) == 2
+        assert message in capsys.readouterr().err and not (tmp_path / "sweep").exists()
+    assert cli.main([*words, "--ranks", "2"]) == 2 and "--ranks is for" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "node1: {python}: No such file or directory".format(python="bash: line 1: /opt/venv/bin/python"),
+        "pdsh@node0: node1: ssh exited with exit code 255",
+    ],
+)
+def test_a_lost_machine_ends_a_sweep_before_all_its_runs_have_failed(tmp_path, monkeypatch, said):
+    hosts = tmp_path / "hosts"
+    hosts.write_text("node1 slots=8\n")
+    sweep, options = planned_in(tmp_path, "--hostfile", str(hosts))
+    fails = Launch(arguments=["bash", "-c", f"echo '{said}'; exit 1"])
+    monkeypatch.setattr(sweep_jobs, "command_of", lambda *_: fails)
+    with pytest.raises(UserError, match=r"no further run begins on these machines; mend .*hosts"):
+        sweep_jobs.run_all(sweep, None, list(sweep.runs), options)
+    first, second = sweep.runs
+    assert (sweep.state(first)["state"], sweep.state(second)["state"]) == ("failed", "planned")
 
 
 @pytest.mark.parametrize("words", [["--slurm"], ["--hostfile", "hosts"]])

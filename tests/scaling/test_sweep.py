@@ -28,7 +28,9 @@ def test_states_and_reasons(tmp_path):
     first, second = sweep.runs
     assert sweep.state(first)["state"] == "planned"
     sweep.begin(first)
-    assert sweep.state(first) | {"since": ""} == {"state": "running", "attempts": 1, "since": ""}
+    assert sweep.state(first) | {"since": ""} == {
+        "state": "running", "attempts": 1, "log_bytes": 0, "since": ""
+    }  # fmt: skip
     sweep.log_of(first).parent.mkdir()
     sweep.log_of(first).write_text("step 1\nerror: out of disk\nTerminated\n")
     sweep.end(first, 2)
@@ -182,11 +184,32 @@ def test_the_last_error_is_the_reason(tmp_path):
         ("a\nb\n\n", "b"),
         ("ValueError: a\n  b\n", "ValueError: a"),
         ("error: a\nCalledProcessError: of a launcher\n", "error: a"),
+        ("node1: error: a\npdsh@node0: node1: ssh exited with exit code 1\n", "error: a"),
+        (
+            f"node1: {(gone := 'bash: line 1: python: No such file')}\nnode0: StoreError: b\n",
+            f"node1: {gone}",
+        ),
     ):
         log.write_text(said)
         assert last_words(log) == reason
     with pytest.raises(UserError, match=r"holds no sweep\.json"):
         Sweep.open(tmp_path)
+
+
+def test_a_reason_is_of_the_attempt_that_failed_and_names_the_rank_that_was_killed(tmp_path):
+    (tmp_path / "sweep.json").write_text(manifest())
+    sweep = Sweep.open(tmp_path)
+    [name] = sweep.runs
+    log = sweep.log_of(name)
+    log.parent.mkdir()
+    log.write_text("error: HOSTFILE 'hosts' is missing\n")
+    sweep.begin(name)
+    assert sweep.end(name, 247)["reason"] == "killed by SIGKILL"
+    sweep.begin(name)
+    with log.open("a") as file:
+        file.write("node0: error: rank 1 (host node1) ended without a word\npdsh@node0: node0: ssh exited\n")
+    assert sweep.end(name, 247)["reason"] == "rank 1 (host node1) ended without a word"
+    assert sweep.state(name)["attempts"] == 2
 
 
 def test_a_search_that_has_asked_for_nothing_yet_opens_again(tmp_path):

@@ -135,9 +135,8 @@ def _first_lacking(shards: list[Path], wanted: Mapping[str, Sequence[str]]) -> s
     for name, (offsets, _) in table.columns.items():
         if len(rows := np.flatnonzero(offsets < 0)):
             key, shard = table.key(int(rows[0])), table.shards[table.shard_of(int(rows[0]))]
-            return (
-                f"sample '{key}' in {shard} has no .{wanted[name][0]} ({len(rows)} of {len(table)} samples)"
-            )
+            what = " or ".join(f".{suffix}" for suffix in wanted[name])
+            return f"sample '{key}' in {shard} has no {what} ({len(rows)} of {len(table)} samples)"
     return None
 
 

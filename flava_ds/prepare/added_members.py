@@ -46,7 +46,9 @@ class AddedMember:
 
 @dataclass(frozen=True, kw_only=True)
 class AddedReport:
-    """The counts of `add_members`; `failed` images could not be decoded and are copied as they are."""
+    """The counts of `add_members`: `samples` have the member; the image of the `failed` ones could not be
+    decoded, and is copied as it is.
+    """
 
     shards_written: int
     shards_kept: int
@@ -55,7 +57,7 @@ class AddedReport:
 
     def __str__(self) -> str:
         kept = f", {self.shards_kept} kept from before" if self.shards_kept else ""
-        failed = f", {self.failed:,} of them with a picture that cannot be decoded" if self.failed else ""
+        failed = f", and {self.failed:,} more with a picture that cannot be decoded" if self.failed else ""
         return f"shards: {self.shards_written} written{kept}; samples: {self.samples:,}{failed}"
 
 
@@ -98,14 +100,14 @@ def add_members(
 
 def _write_shard(shard: Path, target: Path, member: AddedMember, batch_size: int) -> dict[str, int]:
     """Copies one shard with members added; returns the counts of their images and of undecodable ones."""
-    counts, found = {"samples": 0, "failed": 0}, Counter[str]()
+    counts, found, seen = {"samples": 0, "failed": 0}, Counter[str](), set[str]()
     try:
         with (
             replacing(target, alone=True) as temporary,
             tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar,
         ):
             for group in _groups(shard, member.suffix, batch_size, found):
-                _add_group(tar, shard, group, member, counts)
+                _add_group(tar, shard, group, member, counts, seen)
             _check_damage(shard, target, found, empty=not tar.offset)
     except OSError as error:
         raise DataError(f"shard '{target}' cannot be written: {error.strerror or error}") from error
@@ -135,8 +137,11 @@ def _add_group(
     group: list[tuple[str, bytes]],
     member: AddedMember,
     counts: dict[str, int],
+    seen: set[str],
 ) -> None:
-    """Writes a group of members, with the added one after each image."""
+    """Writes a group of members, with the added one after each image but a second one of a sample, of which
+    training reads the first; `seen` has the keys of all before.
+    """
     images: dict[int, Tensor] = {}
     added: dict[int, bytes] = {}
 
@@ -145,7 +150,9 @@ def _add_group(
         images.clear()
 
     for number, (name, data) in enumerate(group):
-        if _split(name)[1] in IMAGE_SUFFIXES:
+        key, suffix = _split(name)
+        if suffix in IMAGE_SUFFIXES and key not in seen:
+            seen.add(key)
             try:
                 images[number] = decode_image(data)
             except SampleFault as fault:

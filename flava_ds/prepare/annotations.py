@@ -85,11 +85,16 @@ def open_text(path: Path, *, strict: bool = False) -> Iterator[TextIO]:
         raise DataError(f"annotations '{path}' cannot be read: {said}") from error
 
 
-def load_json(path: Path, *fields: str) -> dict[str, Any]:
-    """Reads a JSON object that has `fields`. Raises: DataError as `require` does, or for what is no JSON."""
-    with open_text(path) as stream:
+def load_json(path: Path, *fields: str, strict: bool = False) -> dict[str, Any]:
+    """Reads a JSON object that has `fields`; `strict` is that of `open_text`.
+
+    Raises: DataError as `require` does, or for what is no JSON.
+    """
+    with open_text(path, strict=strict) as stream:
         try:
             value = json.load(stream)
+        except UnicodeDecodeError:
+            raise
         except (ValueError, EOFError, OSError, RecursionError) as error:
             raise DataError(f"annotations '{path}': not JSON: {error}") from error
     require(path, value, *fields)

@@ -9,12 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from flava_ds.errors import DataError
-from flava_ds.prepare.annotations import Annotated, Dropped, captioned, clean, json_lines, open_text
+from flava_ds.prepare.annotations import (
+    NO_CAPTION,
+    Annotated,
+    Dropped,
+    captioned,
+    clean,
+    json_lines,
+    open_text,
+)
 
 log = logging.getLogger(__name__)
 
 IMAGE_COLUMNS = ("file_name", "filepath", "image", "path", "file")
 CAPTION_COLUMNS = ("caption", "text", "title")
+BARE = "; pictures without captions are for `flava-ds prepare imagenet`, in a folder of folders"
 TEXTS = "; texts without pictures are for `flava-ds prepare own_text`"
 
 
@@ -23,7 +32,7 @@ def read(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
 
     The first of IMAGE_COLUMNS that a table has names the file below --images, the first of CAPTION_COLUMNS
     its caption, or in .jsonl a list of them. Other columns of a picture's first row go to its .json, integers
-    as numbers. All tables are held in memory.
+    as numbers. All tables are held in memory. An empty caption beside others is left out by itself.
 
     Raises: DataError naming the table and what it lacks, or the line that cannot be read.
     """
@@ -39,6 +48,8 @@ def read(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
             captions += map(clean, texts)
     for number, (name, (captions, rest)) in enumerate(found.items()):
         record = {"file": name, **rest}
+        if any(captions):
+            yield from (Dropped(NO_CAPTION, name) for caption in captions if not caption)
         yield captioned(captions, called=name, key=f"{number:09d}", images=(name,), record=record)
 
 
@@ -68,7 +79,10 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 def _column(path: Path, row: dict[str, Any], names: Sequence[str]) -> str:
     name = next((name for name in names if name in row), None)
     if name is None:
-        raise DataError(f"own: '{path}' has the columns {', '.join(row)}; it needs one of {', '.join(names)}")
+        more = BARE if names == CAPTION_COLUMNS else ""
+        raise DataError(
+            f"own: '{path}' has the columns {', '.join(row)}; it needs one of {', '.join(names)}{more}"
+        )
     return name
 
 

@@ -54,29 +54,32 @@ def read_ccnews(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
 def read_own(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
     """Yields passages of texts in any language: plain files, or .json and .jsonl of the fields that
     read_ccnews takes. A folder stands for its .txt, .json and .jsonl files; all may be .gz or .bz2.
+
+    Raises: DataError for other bytes than UTF-8, too.
     """
     for path, name in _files(paths, (".txt", ".json", ".jsonl")):
         structured = {".json", ".jsonl"} & set(path.suffixes)
-        yield from _articles(path, name) if structured else _lines(path, name)
+        yield from _articles(path, name, strict=True) if structured else _lines(path, name, strict=True)
 
 
-def _lines(path: Path, name: str) -> Iterator[Annotated]:
-    """Yields the passages of a plain file."""
-    with open_text(path) as stream:
+def _lines(path: Path, name: str, *, strict: bool = False) -> Iterator[Annotated]:
+    """Yields the passages of a plain file; `strict` is that of `open_text`."""
+    with open_text(path, strict=strict) as stream:
         yield from _numbered(name, passages(stream))
 
 
 def _articles(
-    path: Path, name: str, languages: Sequence[str | None] | None = None
+    path: Path, name: str, languages: Sequence[str | None] | None = None, *, strict: bool = False
 ) -> Iterator[Annotated | Dropped]:
     """Yields the passages of a file's articles, of those whose `language` is one of `languages`, if given."""
-    articles = json_lines(path) if ".jsonl" in path.suffixes else [load_json(path)]
+    lines = ".jsonl" in path.suffixes
+    articles = json_lines(path, strict=strict) if lines else [load_json(path, strict=strict)]
     for number, article in enumerate(articles):
         text = next((article[field] for field in _TEXT_FIELDS if isinstance(article.get(field), str)), "")
         if languages is not None and article.get("language") not in languages:
             yield Dropped(NOT_ENGLISH)
         elif not text.strip():
-            yield Dropped(NO_CAPTION)
+            yield Dropped(NO_CAPTION, f"{path.name}, article {number + 1}")
         else:
             yield from _numbered(f"{name}-{number:06d}", passages(text.splitlines()))
 

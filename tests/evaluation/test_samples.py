@@ -65,6 +65,14 @@ def test_a_missing_member_is_named(tmp_path):
         read_samples(tmp_path / "set")
 
 
+def test_a_missing_picture_may_be_of_any_kind(tmp_path):
+    broken = pair(0, "noto")
+    del broken["webp"]
+    write_shards(tmp_path / "set", [pair(1, "noto"), broken], 10)
+    with pytest.raises(DataError, match=r"has no \.webp or \.jpg or \.jpeg or \.png \(1 of"):
+        read_samples(tmp_path / "set")
+
+
 def test_members_with_a_dot_in_their_suffix_are_told_and_lose_no_sample(tmp_path, caplog):
     write_shards(tmp_path / "set", [pair(0, "noto") | {"seg.png": b""}, pair(1, "noto")], 10)
     assert len(read_samples(tmp_path / "set")) == 2

@@ -3,6 +3,7 @@ reads them."""
 
 import dataclasses
 import io
+import tarfile
 from collections import Counter
 
 import numpy as np
@@ -133,6 +134,17 @@ def test_an_undecodable_picture_is_copied_without_codes(source, codebook, tmp_pa
     report = write_codes(source, codebook, CONFIG, out=tmp_path / "out")
     assert (report.samples, report.failed) == (11, 1)
     assert set(read_tar(tmp_path / "out" / "00001.tar")) == {"a.webp", "a.txt", "b.webp", "b.codes.npy"}
+    assert str(report).endswith("samples: 11, and 1 more with a picture that cannot be decoded")
+
+
+@pytest.mark.parametrize("batch_size", [1, 64])
+def test_a_second_picture_of_a_sample_gets_no_second_codes(source, codebook, tmp_path, batch_size):
+    twice = [("a.webp", picture(1)), ("a.webp", picture(2)), ("b.webp", picture(1))]
+    write_tar(tmp_path / "in" / "00001.tar", twice)
+    report = write_codes(source, codebook, CONFIG, out=tmp_path / "out", batch_size=batch_size)
+    with tarfile.open(tmp_path / "out" / "00001.tar") as tar:
+        assert tar.getnames() == ["a.webp", "a.codes.npy", "a.webp", "b.webp", "b.codes.npy"]
+    assert report.samples == 12
 
 
 def test_what_is_refused(source, codebook, tmp_path):

@@ -49,9 +49,13 @@ def test_pictures_that_are_nowhere_end_it_and_the_right_folder_follows(tmp_path,
 
 
 def test_json_lines_may_list_captions(tmp_path):
-    rows = [{"file_name": "a.jpg", "text": ["one", " two "], "width": 5}, {"file_name": "b.jpg", "text": " "}]
+    rows = [
+        {"file_name": "a.jpg", "text": ["one", " two ", ""], "width": 5},
+        {"file_name": "b.jpg", "text": " "},
+    ]
     (tmp_path / "metadata.jsonl").write_text("\ufeff" + "\n".join(map(json.dumps, rows)))
-    first, second = read([tmp_path / "metadata.jsonl"])
+    empty, first, second = read([tmp_path / "metadata.jsonl"])
+    assert empty == Dropped(NO_CAPTION, "a.jpg"), "also one beside others is counted"
     assert (first.captions, first.images, second) == (
         ("one", "two"),
         ("a.jpg",),
@@ -70,6 +74,7 @@ def test_a_table_with_commas_may_have_a_tab_in_a_further_column_s_name(tmp_path)
     ("name", "text", "words"),
     [
         ("a.csv", "picture,caption\nx,y\n", "has the columns picture, caption; it needs one of file_name"),
+        ("a.csv", "file_name\nx\n", "one of caption, text, title; pictures without captions are for"),
         ("a.csv", "filepath\ttitle\nx\ta, b\n", "has tabs between its columns; rename it to .tsv"),
         ("a.csv", "file_name,caption\nx,a dog, asleep\n", "line 2: not one value for each of the 2 columns"),
         ("a.tsv", "file_name\tcaption\nx\n", "line 2: not one value for each"),

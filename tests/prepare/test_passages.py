@@ -68,7 +68,7 @@ def test_ccnews_as_news_please_and_as_lines(tmp_path):
     first, second, german, empty = read_ccnews([tmp_path])
     assert (first.key, first.captions) == ("one-000000-0000000", ("First line. Second line.",))
     assert (second.key, second.captions) == ("two-000000-0000000", ("Third.",))
-    assert german == Dropped(NOT_ENGLISH) and empty == Dropped(NO_CAPTION)
+    assert german == Dropped(NOT_ENGLISH) and empty == Dropped(NO_CAPTION, "two.jsonl.gz, article 3")
 
 
 def test_documents_of_one_name_and_of_long_names_are_all_written(tmp_path):
@@ -109,10 +109,20 @@ def test_own_texts_are_read_plain_and_from_json_in_any_language(tmp_path):
     assert [entry.captions[0] if isinstance(entry, Annotated) else entry for entry in found] == [
         "One line. Another one.",
         "Eine Zeile.",
-        Dropped(NO_CAPTION),
+        Dropped(NO_CAPTION, "b.jsonl, article 2"),
         "An article.",
         "Only where it is named.",
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("a.txt", "grüner Käse\n"), ("b.json", '{"text": "ü"}'), ("c.jsonl", '{"text": "ü"}\n')],
+)
+def test_own_texts_in_another_encoding_are_refused_and_not_mended(tmp_path, name, text):
+    (tmp_path / name).write_bytes(text.encode("latin-1"))
+    with pytest.raises(DataError, match=f"{name}': not UTF-8: byte 0xfc after"):
+        list(read_own([tmp_path]))
 
 
 def test_files_of_one_name_in_two_folders_are_two_documents(tmp_path):

@@ -23,8 +23,8 @@ def read(paths: Sequence[Path]) -> Iterator[Annotated | Dropped]:
         classes = sorted(folder for folder in root.iterdir() if folder.is_dir()) if root.is_dir() else []
         if not classes:
             raise DataError(
-                f"imagenet: '{root}' has no class folders; give the folder that contains n01440764 and so on, "
-                "or one with your pictures in a folder inside"
+                f"imagenet: '{root}' has no class folders; give the folder that contains n01440764, "
+                "or one that has your pictures in a folder inside"
             )
         for number, folder in enumerate(classes):
             for file in sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES):

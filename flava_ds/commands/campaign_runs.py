@@ -37,7 +37,7 @@ def add_arguments(command: argparse.ArgumentParser, *, rows: tuple[str, str], wo
 def run_left(options: argparse.Namespace, table: Table) -> Path:
     """Runs what is left of a table; returns the folder of its results.
 
-    Raises: UserError; KeyboardInterrupt, or SystemExit with 128 + signal, when it is asked to stop.
+    Raises: UserError; SystemExit with 128 + signal when it is asked to stop.
     """
     from flava_ds.campaigns import campaign
     from flava_ds.campaigns.performing import perform

@@ -25,6 +25,7 @@ from flava_ds.evaluation.opening import freeze
 from flava_ds.families.flava.config import flava_objectives
 from flava_ds.families.flava.task import FlavaTask, build_task
 from flava_ds.objectives.masked_image import MaskedImageConfig, MultimodalMaskedImageConfig
+from flava_ds.storage.atomic import write_whole
 
 WORDS = "apple bear cloud daisy eagle flame grape house igloo jewel kite lemon moon nest owl pear".split()
 FILLERS = "a an the of drawing picture emoji icon black and white : grows flies shines ##s".split()
@@ -95,9 +96,10 @@ def write_world(root: Path) -> Path:
 
 
 def world_config(folder: Path, **overrides) -> Config:
-    """A tiny configuration whose vocabulary and codebook lie in `folder`."""
+    """A tiny configuration whose vocabulary and codebook lie in `folder`. Ranks may share it."""
     vocabulary = folder / "vocab.txt"
-    vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *FILLERS, *WORDS]) + "\n")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *FILLERS, *WORDS]
+    write_whole(vocabulary, "\n".join(words) + "\n")
     masking = dict(num_masked_patches=4, min_patches_per_block=1)
     sources = {
         "pair": SourceConfig(kind="pair", seed=0, shards=str(folder / "data" / "pairs-train"), max_tokens=16),

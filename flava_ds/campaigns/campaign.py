@@ -18,7 +18,7 @@ from flava_ds.campaigns.course import quarter
 from flava_ds.code_hash import hash_of_sources
 from flava_ds.config import Config
 from flava_ds.config.plain_files import loads, read_small
-from flava_ds.errors import UserError, did_you_mean
+from flava_ds.errors import UserError, did_you_mean, first_of
 from flava_ds.recipes.stages import Stage, Stages
 from flava_ds.watching.environment import git_state
 
@@ -189,10 +189,14 @@ def read_result(file: Path) -> dict[str, Any]:
         if not all(map(math.isfinite, numbers.values())):
             raise ValueError(f"{numbers} are no numbers")
         whole = {"seed": int(found["seed"]), "row": str(found["row"]), "code": dict(found["code"])}
+        whole |= {name: dict(found.get(name, {})) for name in ("added", "lacks")}
         return found | numbers | whole
     except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError, OverflowError) as error:
-        said = f"{type(error).__name__}: {error}"
-        raise UserError(f"{file}: no result of such a run ({said}); delete it to run it again") from error
+        raise _damaged(file, f"{type(error).__name__}: {error}") from error
+
+
+def _damaged(file: Path, said: str) -> UserError:
+    return UserError(f"{file}: no result of such a run ({said}); delete it to run it again")
 
 
 def read_results(folder: Path) -> dict[str, list[dict[str, Any]]]:
@@ -228,20 +232,31 @@ def plan(table: Table, rows: list[str], seeds: int, work: str, out: Path) -> lis
 
 
 def checked_result(run: Run) -> dict[str, Any]:
-    """Reads the result of a run. Raises: UserError if it is of other settings, or damaged."""
+    """Reads the result of a run.
+
+    Raises: UserError if it is of other settings, damaged, or without a number of what it was measured on.
+    """
+    from flava_ds.campaigns.measure import NUMBERS
+
     result = read_result(run.file)
     if result.get("settings") != run.settings:
         raise UserError(
             f"{run.file}: of other settings ({result.get('settings')}, here {run.settings}), made by "
             f"commit {result['code'].get('commit')}; give another --out, or delete it to run it again"
         )
-    added = result.get("added", {})
+    added = result["added"]
     wrong = [name for name, own in run.added.items() if added.get(name, own) != own]
     if wrong:
         raise UserError(
             f"{run.file}: its {wrong[0]} are of another protocol ({added[wrong[0]]}, here "
             f"{run.added[wrong[0]]}); give another --out, or delete it to run it again"
         )
+    measured = [*run.domains, *(name for name in run.added if name in added)]
+    if run.table.some_lack:
+        measured = [name for name in measured if name not in result["lacks"]]
+    numbers = [number for name in measured for number in NUMBERS[name]]
+    if absent := [number for number in numbers if number not in result["metrics"]]:
+        raise _damaged(run.file, f"without {first_of(absent, 3)}")
     return result
 
 
@@ -274,7 +289,7 @@ def unfinished(planned: list[Run]) -> Iterator[Run]:
             todo.append(run)
             continue
         result = checked_result(run)
-        added = result.get("added", {})
+        added = result["added"]
         lacking = "".join(f", without {name}" for name in run.added if name not in added)
         other = result["code"].get("sources") != here["sources"]
         how = " by other code" * other + lacking

@@ -17,6 +17,7 @@ from flava_ds.evaluation.tasks.scenes import PIXELS
 from flava_ds.evaluation.tasks.scenes import RECIPE as SCENES
 
 MEASURES = measures.MEASURES | wider.MEASURES
+NUMBERS = measures.NUMBERS | wider.NUMBERS
 PROTOCOL = {
     "texts": asdict(TEXTS) | {"draws": DRAWS},
     "pairs": asdict(PAIRS),

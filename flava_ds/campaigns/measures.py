@@ -106,6 +106,18 @@ MEASURES: dict[str, Measure] = {
     "scenes": scenes,
 }
 
+RETRIEVAL = ("multimodal/caption_to_image_reciprocal_rank", "multimodal/image_to_caption_reciprocal_rank")
+SCENE_SETS = (QUESTIONS.name, STATEMENTS.name)
+NUMBERS: dict[str, tuple[str, ...]] = {
+    "vision": ("vision/group", "vision/subgroup"),
+    "language": ("language/category",),
+    "multimodal": (*RETRIEVAL, "multimodal/fit"),
+    "retrieval": RETRIEVAL,
+    "fit": ("multimodal/fit",),
+    "scenes": tuple(f"multimodal/{name}{of}" for name in SCENE_SETS for of in ("", MAJORITY)),
+}
+"""Measure -> its numbers; a result that lacks one of them is damaged."""
+
 
 def reciprocal_ranks(queries: Tensor, keys: Tensor, labels: np.ndarray) -> np.ndarray:
     """Returns one over the rank of the first key of a query's label; of keys as near as it, half come first.

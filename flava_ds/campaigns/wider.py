@@ -146,6 +146,13 @@ MEASURES: dict[str, Measure] = {
     "reviews": reviews,
     "category_question": category_question,
 }
+NUMBERS: dict[str, tuple[str, ...]] = {
+    "other_pictures": ("vision/animals", "vision/stamps"),
+    "glosses": ("language/category", "language/frozen_category"),
+    "reviews": ("language/reviews",),
+    "category_question": ("multimodal/category_question",),
+}
+"""Measure -> its numbers."""
 
 
 def questions(samples: Samples) -> LabelledPairs:

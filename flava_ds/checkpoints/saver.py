@@ -254,16 +254,22 @@ class _Task:
 
     def fail(self, problem: Exception) -> None:
         """Records the failure as a CheckpointError that names the place."""
-        said = (str(problem).splitlines() or [type(problem).__name__])[0][:300]
+        kind, said = type(problem).__name__, (str(problem).splitlines() or [""])[0][:300]
         if isinstance(problem, CheckpointError):
             self.error = problem
-        else:
+        elif isinstance(problem, OSError):
             mend = "check the storage and the network"
             if self.where.local is not None:
                 mend = "make room or mend the disk"
             self.error = CheckpointError(
-                f"{self.where} cannot be written ({said}); {mend}, then start the same command again"
+                f"{self.where} cannot be written ({said or kind}); {mend}, then start the same command again"
             )
+        else:  # a bug, or no memory for the copies: no disk is to blame
+            what = ": ".join(filter(None, (kind, said)))
+            self.error = CheckpointError(
+                f"{self.where} was not written ({what}); run again with --debug for the traceback"
+            )
+            self.error.__cause__ = problem
         self.status = Status.FAILED
 
     def join(self, timeout_s: float | None = None) -> None:

@@ -22,15 +22,16 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Runs what is left, then prints the verdicts so far.
+    """Runs what is left, then prints the verdicts so far; returns 1 while another command is at a run.
 
     Raises: UserError.
     """
     from flava_ds.campaigns.ablation import TABLE, judge, spelled
     from flava_ds.campaigns.campaign import read_results
 
-    for judged in judge(read_results(campaign_runs.run_left(options, TABLE))):
+    folder, status = campaign_runs.run_left(options, TABLE)
+    for judged in judge(read_results(folder)):
         found = judged.estimate
         said = "" if found is None else f": {found.value:+.2f} +- {found.standard_error:.2f} points"
         print(f"{spelled(judged.ordering)}{said}: {judged.verdict} ({judged.seeds} seeds)")
-    return 0
+    return status

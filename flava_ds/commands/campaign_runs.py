@@ -34,10 +34,11 @@ def add_arguments(command: argparse.ArgumentParser, *, rows: tuple[str, str], wo
     )
 
 
-def run_left(options: argparse.Namespace, table: Table) -> Path:
-    """Runs what is left of a table; returns the folder of its results.
+def run_left(options: argparse.Namespace, table: Table) -> tuple[Path, int]:
+    """Runs what is left of a table; returns the folder of its results and the command's exit status: 1 while
+    another command is at a run that was left alone.
 
-    Raises: UserError; KeyboardInterrupt, or SystemExit with 128 + signal, when it is asked to stop.
+    Raises: UserError; SystemExit with 128 + signal when it is asked to stop.
     """
     from flava_ds.campaigns import campaign
     from flava_ds.campaigns.performing import perform
@@ -53,7 +54,7 @@ def run_left(options: argparse.Namespace, table: Table) -> Path:
     campaign.check_others(table, planned, options.work, options.out)
     if todo[: options.most]:
         check_writable(options.out / options.work, "--out")
-    performed = 0
+    performed, left_alone = 0, []
     for number, each in enumerate(todo):
         if performed == options.most:
             break
@@ -61,6 +62,7 @@ def run_left(options: argparse.Namespace, table: Table) -> Path:
         with alone(each) as why_not:
             if why_not:
                 print(f"{each.row}, seed {each.seed}: left alone, {why_not}", flush=True)
+                left_alone.append(each.file)
                 continue
             performed += 1
             with like_ctrl_c():
@@ -69,7 +71,7 @@ def run_left(options: argparse.Namespace, table: Table) -> Path:
                 except KeyboardInterrupt:
                     print("\nstopped; the same command goes on from here", flush=True)
                     raise
-    return options.out / options.work
+    return options.out / options.work, int(not all(file.is_file() for file in left_alone))
 
 
 @contextmanager

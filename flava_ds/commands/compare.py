@@ -22,7 +22,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Runs what is left, then prints the table so far.
+    """Runs what is left, then prints the table so far; returns 1 while another command is at a run.
 
     Raises: UserError.
     """
@@ -30,5 +30,6 @@ def run(options: argparse.Namespace) -> int:
     from flava_ds.campaigns.comparison import TABLE, table_rows
     from flava_ds.scaling.table import render
 
-    print(render(table_rows(read_results(campaign_runs.run_left(options, TABLE)))))
-    return 0
+    folder, status = campaign_runs.run_left(options, TABLE)
+    print(render(table_rows(read_results(folder))))
+    return status

@@ -62,10 +62,10 @@ def last_words(output: Path, start: int = 0) -> str:
 
 @contextmanager
 def like_ctrl_c() -> Iterator[None]:
-    """Lets the first of the other STOP_SIGNALS end the block as Ctrl-C does: what runs inside is stopped and
-    waited for.
+    """Lets the first of STOP_SIGNALS end the block as Ctrl-C does: what runs inside is stopped and waited
+    for, and says how to go on.
 
-    Raises: SystemExit with 128 + signal then.
+    Raises: SystemExit with 128 + signal then, which ends the command without a further word.
     """
     asked: list[int] = []
 
@@ -82,9 +82,7 @@ def like_ctrl_c() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        if asked:
-            raise SystemExit(128 + asked[0]) from None
-        raise
+        raise SystemExit(128 + (asked or [signal.SIGINT])[0]) from None
     finally:
         for number, previous in before.items():
             signal.signal(number, previous)

@@ -147,7 +147,7 @@ def exposed_reduction(
         time = seconds(collective, size, cluster, share)
         end, busy = max(end, ready) + time, busy + time
     exposed = max(0.0, end - backward)
-    return exposed, busy - exposed
+    return exposed, max(0.0, busy - exposed)  # a rounding error below 0 would be shown as -0.00
 
 
 def kind_time(

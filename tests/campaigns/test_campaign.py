@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
@@ -12,21 +13,35 @@ from flava_ds.campaigns.campaign import (
     check_others,
     code,
     plan,
+    read_result,
     read_results,
     unfinished,
 )
+from flava_ds.campaigns.comparison import MEASURED
+from flava_ds.campaigns.comparison import TABLE as COMPARISON
 from flava_ds.campaigns.fine_tuned import PAIRS
+from flava_ds.campaigns.measure import NUMBERS
 from flava_ds.cli import main
 from flava_ds.errors import UserError
 from flava_ds.recipes.ablation import ROWS
 from flava_ds.storage.atomic import check_writable
 
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+NUMBER = {"value": 0.5, "clusters": "concepts", "scale": 1, "sums": [1, 2]}
+
+
+def numbers_of(*domains):
+    """Every number of some domains."""
+    return {name: NUMBER for domain in domains for name in NUMBERS[domain]}
+
 
 def finish(run, **changes):
     """Writes a result as a run would."""
     run.file.parent.mkdir(parents=True, exist_ok=True)
+    measured = numbers_of(*run.domains, *changes.get("added", ()))
     result = {"row": run.row, "seed": run.seed, "settings": run.settings, "code": code()}
-    result |= {"training_flops": 1.0, "training_seconds": 1, "metrics": {}, "counts": {}}
+    result |= {"training_flops": 1.0, "training_seconds": 1, "metrics": measured}
+    result["counts"] = {"concepts": [2, 4]}
     run.file.write_text(json.dumps(result | changes), encoding="utf-8")
 
 
@@ -59,18 +74,16 @@ def test_a_result_of_other_code_is_said_and_of_other_settings_refused(tmp_path, 
 
 def test_a_damaged_result_and_those_beside_the_planned_ones_are_refused(tmp_path):
     one, two = plan(TABLE, ["clip"], 2, "tiny", tmp_path)
-    number = {"value": 0.5, "clusters": "concepts", "scale": 1, "sums": [1, 2]}
-    counts = {"counts": {"concepts": [2, 4]}}
-    finish(one, metrics={"vision/group": number}, **counts)
+    finish(one)
     assert list(unfinished([one])) == []
     for metrics, message in (
-        ({"vision/group": number | {"value": 0.6}}, "items of vision/group have the mean 0.5 and not 0.6"),
-        ({"vision/group": number | {"value": float("nan")}}, "and not nan"),
-        ({"vision/group": number | {"sums": [3]}}, "vision/group has sums of 1 clusters of 2"),
+        ({"vision/group": NUMBER | {"value": 0.6}}, "items of vision/group have the mean 0.5 and not 0.6"),
+        ({"vision/group": NUMBER | {"value": float("nan")}}, "and not nan"),
+        ({"vision/group": NUMBER | {"sums": [3]}}, "vision/group has sums of 1 clusters of 2"),
         ({"vision/group": {"value": 0.5}}, "KeyError: 'sums'"),
         (5, "TypeError: "),
     ):
-        finish(one, metrics=metrics, **counts)
+        finish(one, metrics=metrics)
         with pytest.raises(UserError, match=f"clip-0.json: no result of such a run .*{message}.*delete it"):
             list(unfinished([one]))
     finish(one, training_flops=float("nan"))
@@ -87,6 +100,54 @@ def test_a_damaged_result_and_those_beside_the_planned_ones_are_refused(tmp_path
         check_others(TABLE, [one], "tiny", tmp_path)
     with pytest.raises(UserError, match="--out: .*mim-0.json/tiny cannot be written .Not a directory"):
         check_writable(one.file.with_name("mim-0.json") / "tiny", "--out")
+
+
+@pytest.mark.parametrize(
+    ("table", "row", "changes", "absent"),
+    [
+        (TABLE, "mim", {"metrics": {}}, "vision/group, vision/subgroup"),
+        (TABLE, "clip", {"metrics": numbers_of("vision", "multimodal")}, "language/category"),
+        (
+            TABLE,
+            "mlm",
+            {"metrics": {}, "lacks": {"language": "this table lacks nothing"}},
+            "language/category",
+        ),
+        (TABLE, "mlm", {"lacks": 5}, "TypeError: .*"),
+        (COMPARISON, "demo", {"metrics": {}}, "vision/group, vision/subgroup, language/category and 3 more"),
+        (COMPARISON, "demo", {"metrics": numbers_of("vision"), "lacks": {"language": ""}}, "multimodal/.*"),
+        (COMPARISON, "demo", {"metrics": numbers_of(*MEASURED), "added": "of it"}, "multimodal/scene_.*"),
+    ],
+)
+def test_a_result_without_a_number_that_was_measured_is_damaged(tmp_path, table, row, changes, absent):
+    """Only the ablation told it, as a KeyError of its verdicts."""
+    (run,) = plan(table, [row], 1, "tiny", tmp_path)
+    added = {"added": run.added} if "added" in changes else {}
+    finish(run, **changes | added)
+    why = rf"{row}-0.json: no result of such a run \((without )?{absent}\); delete it to run it again"
+    with pytest.raises(UserError, match=why):
+        list(unfinished([run]))
+    with pytest.raises(UserError, match=why):
+        check_others(table, [], "tiny", tmp_path)
+
+
+def test_a_result_may_lack_what_its_model_cannot_do_and_what_was_not_measured_yet(tmp_path):
+    (run,) = plan(COMPARISON, ["demo_bert"], 1, "tiny", tmp_path)
+    finish(run, metrics=numbers_of("language"), lacks=dict.fromkeys(("vision", "retrieval", "fit"), "no"))
+    assert list(unfinished([run])) == []
+    finish(run, metrics={}, lacks=dict.fromkeys(MEASURED, "no"))
+    assert list(unfinished([run])) == []
+
+
+@pytest.mark.parametrize("table", [TABLE, COMPARISON])
+def test_the_committed_results_have_the_numbers_of_their_domains(table):
+    files = list((RESULTS / table.name).glob("*/*.json"))
+    for file in files:
+        result = read_result(file)
+        run = Run(table, result["row"], result["seed"], file.parent.name, RESULTS / table.name)
+        measured = {*run.domains, *result["added"]} - set(result["lacks"])
+        assert result["metrics"].keys() == numbers_of(*measured).keys(), file
+    assert len(files) > 40
 
 
 def test_a_result_from_before_a_domain_was_added_remains_and_another_protocol_is_refused(

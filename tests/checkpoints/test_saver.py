@@ -18,8 +18,10 @@ from toy import Toy, toy_config
 from flava_ds.build import build_trainer
 from flava_ds.checkpoints import checkpoint, files
 from flava_ds.checkpoints.contents import read_state
-from flava_ds.checkpoints.saver import HostCopy, Saver
+from flava_ds.checkpoints.place import Place
+from flava_ds.checkpoints.saver import HostCopy, Saver, Status, _Task
 from flava_ds.config import CheckpointConfig, Config, LoggingConfig
+from flava_ds.errors import CheckpointError
 from flava_ds.ranks.distributed import start
 from flava_ds.ranks.lock_files import NAME
 from flava_ds.training.engine import Engine
@@ -188,3 +190,27 @@ def test_host_copies_are_used_again_and_follow_a_change_of_shape():
     assert second["a"].data_ptr() == first["a"].data_ptr() and torch.equal(second["a"], torch.full((3,), 2.0))
     third = host.take("weights", {"a": torch.zeros(5), "b": source["b"]})
     assert third["a"].shape == (5,) and third["b"].data_ptr() == first["b"].data_ptr()
+
+
+@pytest.mark.parametrize(
+    ("where", "problem", "said"),
+    [
+        ("runs/a", OSError(28, "No space left"), "runs/a cannot be written (.*No space left); make room"),
+        ("s3://a", OSError("gone"), "s3://a cannot be written (gone); check the storage and the network"),
+        ("runs/a", RuntimeError("a bug"), "runs/a was not written (RuntimeError: a bug); run again with"),
+        ("s3://a", MemoryError(), "s3://a was not written (MemoryError); run again with --debug"),
+        ("runs/a", OSError(), "runs/a cannot be written (OSError); make room or mend the disk"),
+        ("runs/a", CheckpointError("said already"), "said already"),
+    ],
+)
+def test_a_disk_is_to_blame_for_what_the_system_says_alone(where, problem, said):
+    def write():
+        raise problem
+
+    task = _Task(Place(where), Status.WRITTEN)
+    task.begin(write)
+    task.join()
+    assert task.status == Status.FAILED
+    with pytest.raises(CheckpointError, match=said.replace("(", r"\(").replace(")", r"\)")) as told:
+        raise task.error
+    assert ("disk" in str(told.value)) == ("make room" in said)

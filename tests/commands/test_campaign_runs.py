@@ -7,6 +7,8 @@ import pytest
 
 from flava_ds.campaigns import performing
 from flava_ds.campaigns.ablation import TABLE
+from flava_ds.cli import main
+from flava_ds.commands import campaign_runs
 from flava_ds.commands.campaign_runs import add_arguments, run_left
 from flava_ds.ranks.stop_signals import STOP_SIGNALS
 
@@ -39,29 +41,39 @@ def test_an_interrupted_campaign_says_how_to_go_on(tmp_path, capsys, monkeypatch
             begun.append("its training is waited for")
 
     monkeypatch.setattr(performing, "perform", interrupted)
-    with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit) as ended:
-        run_left(options_of(tmp_path), TABLE)
+    with pytest.raises(SystemExit) as ended:
+        main(["ablation", "--rows", "clip", "mim", "--work", "tiny", "--seeds", "1", "--out", str(tmp_path)])
     assert len(begun) == 2 and before == [signal.getsignal(own) for own in STOP_SIGNALS]
-    assert number == signal.SIGINT or ended.value.code == 128 + number
-    assert capsys.readouterr().out.endswith("stopped; the same command goes on from here\n")
+    assert ended.value.code == 128 + number
+    told = capsys.readouterr()
+    assert told.out.endswith("stopped; the same command goes on from here\n") and not told.err
 
 
 def test_two_campaigns_at_once_share_the_runs(tmp_path, capsys, monkeypatch):
-    """The second, for one run, begins while the first is at `mim`; the first finds `clip` finished."""
+    """The second, for one run, begins while the first is at `mim`; the first finds `clip` finished. Only the
+    second ends before all are.
+    """
     monkeypatch.chdir(tmp_path)
-    performed = []
+    performed, statuses = [], []
 
     def perform(run):
         performed.append(run.row)
         if len(performed) == 1:
-            run_left(options_of(tmp_path, "--most", "1"), TABLE)
+            statuses.append(run_left(options_of(tmp_path, "--most", "1"), TABLE)[1])
         run.file.parent.mkdir(exist_ok=True)
         run.file.write_text("{}")
 
     monkeypatch.setattr(performing, "perform", perform)
-    run_left(options_of(tmp_path), TABLE)
-    assert performed == ["mim", "clip"]
+    statuses.append(run_left(options_of(tmp_path), TABLE)[1])
+    assert performed == ["mim", "clip"] and statuses == [1, 0]
     told = capsys.readouterr().out
     assert "mim, seed 0: left alone, another command is at it\n" in told
     assert f"clip, seed 0: left alone, it has finished meanwhile, {tmp_path}/tiny/clip-0.json\n" in told
     assert not list((tmp_path / "runs" / "ablation-tiny").iterdir())
+
+
+@pytest.mark.parametrize("command", ["ablation", "compare"])
+@pytest.mark.parametrize("status", [0, 1])
+def test_a_run_that_another_command_is_at_is_told_by_the_status(tmp_path, monkeypatch, command, status):
+    monkeypatch.setattr(campaign_runs, "run_left", lambda options, table: (tmp_path, status))
+    assert main([command, "--out", str(tmp_path)]) == status

@@ -8,7 +8,13 @@ import pytest
 from flava_ds.errors import ConfigError
 from flava_ds.scaling.assumptions import MIDDLE, RANGES
 from flava_ds.scaling.hardware import GPUS, at_precision, cluster
-from flava_ds.scaling.step_time import PRODUCTS, TORCH, expected_largest, operator_seconds
+from flava_ds.scaling.step_time import (
+    PRODUCTS,
+    TORCH,
+    expected_largest,
+    exposed_reduction,
+    operator_seconds,
+)
 from flava_ds.scaling.work import Amount, Operator
 
 H100 = GPUS["h100"]
@@ -116,3 +122,11 @@ def test_the_expected_largest_of_some_normal_numbers():
     """Harter 1961; of two it is 1 / sqrt(pi)."""
     found = [expected_largest(number) for number in (1, 2, 8, 1000)]
     assert found == pytest.approx([0, 0.5642, 1.4236, 3.2414], abs=2e-3)
+
+
+@pytest.mark.parametrize("payload", [1e6, 2e8, 5e8])
+def test_a_reduction_that_is_all_exposed_hides_nothing(payload):
+    """Rounding left -1e-18 s, which a plan shows as -0.00."""
+    machine = cluster("a100-40", 4, None, None)
+    exposed, hidden = exposed_reduction(payload, "all_reduce", 1e8, 0.1, machine, 0.8, overlap=False)
+    assert exposed > 0 and f"{hidden:.2f}" == "0.00"

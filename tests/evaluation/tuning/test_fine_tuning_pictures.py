@@ -3,7 +3,9 @@ and after a kill.
 """
 
 import dataclasses
+import os
 import re
+from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
@@ -13,6 +15,7 @@ import torch
 from evaluation.color_world import write_image_folder, write_own
 from evaluation.language_world import write_sst2
 from evaluation.tuning.test_fine_tuning import QUICK, fitted, frozen, killed_and_resumed, learns
+from sample_runs import world_config
 
 from flava_ds.config import ImageTransformConfig
 from flava_ds.errors import ConfigError, DataError
@@ -140,6 +143,12 @@ def on_ranks(folder):
     with on_noise(), noting:
         task.run(frozen(folder, share=Share(start(60))), find_data(task.data, folder))
     return logits[-1]
+
+
+def test_a_rank_that_reads_the_tiny_vocabulary_is_not_disturbed_by_one_that_writes_it(tmp_path):
+    with Path(world_config(tmp_path).data.vocabulary).open() as opened:
+        world_config(tmp_path)
+        assert os.fstat(opened.fileno()).st_nlink == 0  # another file took its place; its words remain
 
 
 @pytest.mark.distributed

@@ -75,12 +75,13 @@ def run(options: argparse.Namespace) -> int:
     check_earlier(sweep, configs, options)
     names = waiting(sweep, options)
     check_start(sweep, {name: configs[name] for name in names}, options)
-    if options.slurm or options.hostfile is not None:
-        sweep_jobs.launcher("slurm.sbatch" if options.slurm else "deepspeed.sh")  # before anything is written
-    if options.hostfile is not None and names:
-        sweep_jobs.check_hosts(sweep, names[0], options)
     sweep = with_facts(sweep, configs)
-    for line in estimate(*with_asked(sweep, spec, configs, names, options), options):
+    known, all_configs, coming = with_asked(sweep, spec, configs, names, options)
+    if coming and (options.slurm or options.hostfile is not None):  # before anything is written
+        sweep_jobs.launcher("slurm.sbatch" if options.slurm else "deepspeed.sh")
+    if coming and options.hostfile is not None:
+        sweep_jobs.check_hosts(known, coming[0], options)
+    for line in estimate(known, all_configs, coming, options):
         print(line)
     if options.dry_run:
         for name in names:

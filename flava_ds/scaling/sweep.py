@@ -102,7 +102,7 @@ class Sweep:
         try:
             said = dict(loads(read_small(path)))
             counts = (said["attempts"], said.get("log_bytes", 0))
-            if said["state"] not in STATES or not all(isinstance(own, int) for own in counts):
+            if said["state"] not in STATES or not all(isinstance(own, int) and own >= 0 for own in counts):
                 raise ValueError(f"state {said['state']!r:.40} after {said['attempts']!r:.40} attempts")
             wrong = [
                 key for key, value in said.get("results", {}).items() if not isinstance(value, int | float)

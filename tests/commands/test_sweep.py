@@ -211,6 +211,9 @@ def test_a_hostfile_that_no_run_can_use_is_refused_before_the_first(tmp_path, ca
         assert cli.main(words) == 2
         assert message in capsys.readouterr().err and not (tmp_path / "sweep").exists()
     assert cli.main([*words, "--ranks", "2"]) == 2 and "--ranks is for" in capsys.readouterr().err
+    search = {"by": "optuna", "runs": 3, "fields": {"optimizer.lr": {"from": 1e-5, "to": 1e-1, "log": True}}}
+    spec.write_text(json.dumps({"base": "flava_debug", "search": search}))
+    assert cli.main(words) == 2 and "not divisible by 5" in capsys.readouterr().err, "nor one of a search"
 
 
 @pytest.mark.parametrize(

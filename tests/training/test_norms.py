@@ -10,7 +10,7 @@ import torch
 
 from flava_ds.training import deepspeed_fixes
 from flava_ds.training.engine import Engine
-from flava_ds.training.norms import ROW, squared_norm
+from flava_ds.training.norms import MOST, ROW, squared_norm
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -26,7 +26,7 @@ def test_the_norm_of_millions_of_offloaded_gradients_is_that_in_fp64(dtype):
 
 
 def test_squares_of_all_elements_are_added_up_whatever_their_shapes():
-    tensors = [torch.randn(()), torch.randn(3, ROW - 1).t(), torch.zeros(0, 2)]
+    tensors = [torch.randn(()), torch.randn(3, ROW - 1).t(), torch.randn(3, MOST + 7).t(), torch.zeros(0, 2)]
     expected = sum(float(tensor.double().square().sum()) for tensor in tensors)
     assert float(squared_norm(tensors)) == pytest.approx(expected, rel=1e-6)
     assert squared_norm([torch.tensor([1.0, torch.inf])]).isinf()

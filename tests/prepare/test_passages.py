@@ -116,12 +116,16 @@ def test_own_texts_are_read_plain_and_from_json_in_any_language(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "text"),
-    [("a.txt", "grüner Käse\n"), ("b.json", '{"text": "ü"}'), ("c.jsonl", '{"text": "ü"}\n')],
+    ("name", "text", "line"),
+    [
+        ("a.txt", "good\n\ngrüner Käse\n", 3),
+        ("b.json", '{"text": "ü"}', 1),
+        ("c.jsonl", '{"text": "a"}\n{"text": "ü"}\n', 2),
+    ],
 )
-def test_own_texts_in_another_encoding_are_refused_and_not_mended(tmp_path, name, text):
+def test_own_texts_in_another_encoding_are_refused_and_not_mended(tmp_path, name, text, line):
     (tmp_path / name).write_bytes(text.encode("latin-1"))
-    with pytest.raises(DataError, match=f"{name}': not UTF-8: byte 0xfc after"):
+    with pytest.raises(DataError, match=f"{name}', line {line}: not UTF-8: byte 0xfc after"):
         list(read_own([tmp_path]))
 
 

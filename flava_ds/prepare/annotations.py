@@ -133,6 +133,11 @@ def json_lines(path: Path, *, strict: bool = False) -> Iterator[dict[str, Any]]:
 
     Raises: DataError that names the file and line.
     """
+    yield from (value for _, value in numbered_json_lines(path, strict=strict))
+
+
+def numbered_json_lines(path: Path, *, strict: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields what `json_lines` does, each with the number of its line, from 1 on."""
     with open_text(path, strict=strict) as stream:
         for number, line in enumerate(stream, 1):
             if line.strip():
@@ -144,7 +149,7 @@ def json_lines(path: Path, *, strict: bool = False) -> Iterator[dict[str, Any]]:
                     raise DataError(
                         f"annotations '{path}', line {number}: {type(value).__name__} instead of an object"
                     )
-                yield value
+                yield number, value
 
 
 def json_array(path: Path) -> Iterator[Any]:

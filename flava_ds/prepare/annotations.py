@@ -8,7 +8,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -67,7 +67,7 @@ def open_text(path: Path, *, strict: bool = False) -> Iterator[TextIO]:
 
     Other bytes become replacement characters, as published files hold a few; with `strict` they are refused.
 
-    Raises: DataError that names the file, also while it is read.
+    Raises: DataError that names the file, also while it is read, and the line of a byte that is refused.
     """
     openers: dict[str, Callable[..., TextIO]] = {".gz": gzip.open, ".bz2": bz2.open}
     opener, errors = openers.get(path.suffix, open), "strict" if strict else "replace"
@@ -77,12 +77,29 @@ def open_text(path: Path, *, strict: bool = False) -> Iterator[TextIO]:
     except UnicodeDecodeError as error:
         before = error.object[max(0, error.start - 20) : error.start].decode("utf-8", "replace")
         raise DataError(
-            f"annotations '{path}': not UTF-8: byte {error.object[error.start]:#04x} after {before!r}; save "
-            "it as UTF-8 (a spreadsheet calls that 'CSV UTF-8')"
+            f"annotations '{path}'{_line_not_utf8(path, opener)}: not UTF-8: byte "
+            f"{error.object[error.start]:#04x} after {before!r}; save it as UTF-8 (a spreadsheet calls that "
+            "'CSV UTF-8')"
         ) from error
     except (OSError, EOFError, zlib.error) as error:
         said = getattr(error, "strerror", None) or error
         raise DataError(f"annotations '{path}' cannot be read: {said}") from error
+
+
+def _line_not_utf8(path: Path, opener: Callable[..., TextIO]) -> str:
+    """Returns ", line N" of the first line that is not UTF-8; "" where it cannot be read again."""
+    if not path.is_file():  # a pipe
+        return ""
+    with (
+        suppress(OSError, EOFError, zlib.error),
+        opener(path, "rt", encoding="utf-8", errors="surrogateescape", newline="") as stream,
+    ):
+        for number, line in enumerate(stream, 1):
+            try:
+                line.encode()
+            except UnicodeEncodeError:
+                return f", line {number}"
+    return ""
 
 
 def load_json(path: Path, *fields: str, strict: bool = False) -> dict[str, Any]:
@@ -116,6 +133,11 @@ def json_lines(path: Path, *, strict: bool = False) -> Iterator[dict[str, Any]]:
 
     Raises: DataError that names the file and line.
     """
+    yield from (value for _, value in numbered_json_lines(path, strict=strict))
+
+
+def numbered_json_lines(path: Path, *, strict: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields what `json_lines` does, each with the number of its line, from 1 on."""
     with open_text(path, strict=strict) as stream:
         for number, line in enumerate(stream, 1):
             if line.strip():
@@ -127,7 +149,7 @@ def json_lines(path: Path, *, strict: bool = False) -> Iterator[dict[str, Any]]:
                     raise DataError(
                         f"annotations '{path}', line {number}: {type(value).__name__} instead of an object"
                     )
-                yield value
+                yield number, value
 
 
 def json_array(path: Path) -> Iterator[Any]:

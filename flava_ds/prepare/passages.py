@@ -16,8 +16,8 @@ from flava_ds.prepare.annotations import (
     Annotated,
     Dropped,
     clean,
-    json_lines,
     load_json,
+    numbered_json_lines,
     open_text,
 )
 
@@ -73,13 +73,13 @@ def _articles(
 ) -> Iterator[Annotated | Dropped]:
     """Yields the passages of a file's articles, of those whose `language` is one of `languages`, if given."""
     lines = ".jsonl" in path.suffixes
-    articles = json_lines(path, strict=strict) if lines else [load_json(path, strict=strict)]
-    for number, article in enumerate(articles):
+    articles = numbered_json_lines(path, strict=strict) if lines else [(1, load_json(path, strict=strict))]
+    for number, (line, article) in enumerate(articles):
         text = next((article[field] for field in _TEXT_FIELDS if isinstance(article.get(field), str)), "")
         if languages is not None and article.get("language") not in languages:
             yield Dropped(NOT_ENGLISH)
-        elif not text.strip():
-            yield Dropped(NO_CAPTION, f"{path.name}, article {number + 1}")
+        elif not clean(text):
+            yield Dropped(NO_CAPTION, f"{path}, line {line}" if lines else str(path))
         else:
             yield from _numbered(f"{name}-{number:06d}", passages(text.splitlines()))
 

@@ -51,9 +51,18 @@ def test_bytes_of_another_encoding_are_replaced_or_refused(tmp_path):
     with open_text(path) as stream:
         assert stream.read() == "ein gro\ufffder Hund"
     with (
-        pytest.raises(DataError, match="a.txt': not UTF-8: byte 0xdf after 'ein gro'; save it as UTF-8"),
+        pytest.raises(DataError, match="a.txt', line 1: not UTF-8: byte 0xdf after 'ein gro'; save it"),
         open_text(path, strict=True) as stream,
     ):
+        stream.read()
+
+
+@pytest.mark.parametrize(("suffix", "opener"), [("", open), (".gz", gzip.open)])
+def test_the_line_of_a_refused_byte_is_named(tmp_path, suffix, opener):
+    path = tmp_path / f"a.txt{suffix}"
+    with opener(path, "wb") as file:
+        file.write("größer\n\n".encode() * 10_000 + "größer\n".encode("latin-1") * 2)
+    with pytest.raises(DataError, match="', line 20001: not UTF-8"), open_text(path, strict=True) as stream:
         stream.read()
 
 

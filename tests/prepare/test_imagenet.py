@@ -14,6 +14,8 @@ def test_walks_classes_in_order(tmp_path):
         "n01440764/notes.txt",
         "n01440764/1.jpg",
         "n01443537/1.jpg",
+        "beside.jpg",
+        "n01443537/further/down.jpg",
     ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")

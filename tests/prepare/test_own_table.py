@@ -79,8 +79,8 @@ def test_a_table_with_commas_may_have_a_tab_in_a_further_column_s_name(tmp_path)
         ("a.csv", "file_name,caption\nx,a dog, asleep\n", "line 2: not one value for each of the 2 columns"),
         ("a.tsv", "file_name\tcaption\nx\n", "line 2: not one value for each"),
         ("a.csv", 'file_name,caption\nx,"a dog\n', "line [12]: unexpected end of data"),
-        ("a.csv", "file_name,caption\nx,caf\udce9\n", "a.csv': not UTF-8: byte 0xe9 after .*x,caf"),
-        ("a.jsonl", '{"file": "x", "text": "caf\udce9"}', "a.jsonl': not UTF-8: byte 0xe9"),
+        ("a.csv", "file_name,caption\nx,caf\udce9\n", "a.csv', line 2: not UTF-8: byte 0xe9 after .*x,caf"),
+        ("a.jsonl", '{"file": "x", "text": "caf\udce9"}', "a.jsonl', line 1: not UTF-8: byte 0xe9"),
         ("a.parquet", "", "is no table; give a .csv, .tsv or .jsonl"),
     ],
 )

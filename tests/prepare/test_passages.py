@@ -68,7 +68,9 @@ def test_ccnews_as_news_please_and_as_lines(tmp_path):
     first, second, german, empty = read_ccnews([tmp_path])
     assert (first.key, first.captions) == ("one-000000-0000000", ("First line. Second line.",))
     assert (second.key, second.captions) == ("two-000000-0000000", ("Third.",))
-    assert german == Dropped(NOT_ENGLISH) and empty == Dropped(NO_CAPTION, "two.jsonl.gz, article 3")
+    assert german == Dropped(NOT_ENGLISH) and empty == Dropped(
+        NO_CAPTION, f"{tmp_path / 'two.jsonl.gz'}, line 3"
+    )
 
 
 def test_documents_of_one_name_and_of_long_names_are_all_written(tmp_path):
@@ -101,27 +103,33 @@ def test_folder_without_documents_is_refused(tmp_path):
 
 def test_own_texts_are_read_plain_and_from_json_in_any_language(tmp_path):
     (tmp_path / "a.txt").write_text("One line.\nAnother one.\n")
-    (tmp_path / "b.jsonl").write_text('{"text": "Eine Zeile.", "language": "de"}\n{"title": "no text"}\n')
+    (tmp_path / "b.jsonl").write_text('{"text": "Eine Zeile.", "language": "de"}\n\n{"title": "no text"}\n')
     (tmp_path / "c.json").write_text('{"maintext": "An article."}')
     (tmp_path / "d.csv").write_text("not read")
+    (tmp_path / "d.json").write_text(json.dumps({"text": "\0 \ud800"}))
     (tmp_path / "e.md").write_text("Only where it is named.")
     found = list(read_own([tmp_path, tmp_path / "e.md"]))
     assert [entry.captions[0] if isinstance(entry, Annotated) else entry for entry in found] == [
         "One line. Another one.",
         "Eine Zeile.",
-        Dropped(NO_CAPTION, "b.jsonl, article 2"),
+        Dropped(NO_CAPTION, f"{tmp_path / 'b.jsonl'}, line 3"),
         "An article.",
+        Dropped(NO_CAPTION, str(tmp_path / "d.json")),
         "Only where it is named.",
     ]
 
 
 @pytest.mark.parametrize(
-    ("name", "text"),
-    [("a.txt", "grüner Käse\n"), ("b.json", '{"text": "ü"}'), ("c.jsonl", '{"text": "ü"}\n')],
+    ("name", "text", "line"),
+    [
+        ("a.txt", "good\n\ngrüner Käse\n", 3),
+        ("b.json", '{"text": "ü"}', 1),
+        ("c.jsonl", '{"text": "a"}\n{"text": "ü"}\n', 2),
+    ],
 )
-def test_own_texts_in_another_encoding_are_refused_and_not_mended(tmp_path, name, text):
+def test_own_texts_in_another_encoding_are_refused_and_not_mended(tmp_path, name, text, line):
     (tmp_path / name).write_bytes(text.encode("latin-1"))
-    with pytest.raises(DataError, match=f"{name}': not UTF-8: byte 0xfc after"):
+    with pytest.raises(DataError, match=f"{name}', line {line}: not UTF-8: byte 0xfc after"):
         list(read_own([tmp_path]))
 
 

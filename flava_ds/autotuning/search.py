@@ -25,8 +25,8 @@ from typing import Any
 from flava_ds.config import Config, dumps
 from flava_ds.config.plain_files import loads
 from flava_ds.errors import ConfigError, number_of
+from flava_ds.ranks.endings import is_stop, last_words, output_lines, signal_of
 from flava_ds.ranks.launch import plan_launch
-from flava_ds.ranks.stop_signals import is_stop, last_words, signal_of
 from flava_ds.recipes import resolve
 from flava_ds.scaling.facts import shares_of
 from flava_ds.storage.atomic import write_json
@@ -154,7 +154,7 @@ class Tuner:
             if is_stop(status):
                 raise StoppedError(status)
             if status:
-                said = last_words(log).removeprefix("error: ") or f"exit status {status}"
+                said = last_words(output_lines(log)) or f"exit status {status}"
                 # the kernel kills a process when the host's memory runs out
                 lost = signal_of(status) == signal.SIGKILL or "ran out of memory" in said
                 return Trial(choices, reason=OUT_OF_MEMORY if lost else said)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from flava_ds.commands.sweep import check_begin, words_of
 from flava_ds.errors import CheckpointError, UserError
 from flava_ds.ranks import launch
-from flava_ds.ranks.stop_signals import is_stop, output_lines
+from flava_ds.ranks.endings import is_stop, last_words, output_lines
 
 if TYPE_CHECKING:
     from flava_ds.scaling.spec import Spec
@@ -105,8 +105,7 @@ def machine_lost(log: Path, start: int) -> str:
     """Returns what the launcher over ssh said of a machine that it could not reach, or where it found no
     Python, from byte `start` of a run's log on; empty if it said nothing like that.
     """
-    lines = output_lines(log, start)
-    return next((line for line in lines if LOST.search(line)), "")
+    return next((line for line in output_lines(log, start) if LOST.search(line)), "")
 
 
 def check_hosts(sweep: Sweep, name: str, options: argparse.Namespace) -> None:
@@ -117,9 +116,7 @@ def check_hosts(sweep: Sweep, name: str, options: argparse.Namespace) -> None:
         env={**os.environ, **command.environment}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-        raise UserError((told or lines or [f"{command}: exit status {done.returncode}"])[-1])
+        raise UserError(last_words(done.stderr.splitlines()) or f"{command}: exit status {done.returncode}")
 
 
 def runs_elsewhere(run_path: Path) -> str | None:

@@ -14,8 +14,8 @@ from statistics import median
 
 from flava_ds.config import Config
 from flava_ds.errors import CheckpointError, UserError
+from flava_ds.ranks.endings import last_words, output_lines
 from flava_ds.ranks.launch import Launch
-from flava_ds.ranks.stop_signals import last_words
 from flava_ds.watching.log_line import console_line, show
 from flava_ds.watching.run_log import read_log
 
@@ -55,7 +55,7 @@ def follow_training(launch: Launch, run_path: Path, total_steps: int) -> None:
             if process.poll() is None:
                 stop(process)
     if process.returncode:
-        why = last_words(output) or "it printed nothing"
+        why = last_words(output_lines(output)) or "it printed nothing"
         raise UserError(f"training ended with status {process.returncode}: {why} (all of it: {output})")
 
 

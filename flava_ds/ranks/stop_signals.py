@@ -1,63 +1,18 @@
-"""Signals that ask a run to write a checkpoint and end, and how a command has ended."""
+"""Signals that ask a run to write a checkpoint and end."""
 
 from __future__ import annotations
 
 import os
-import re
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """SIGUSR1 is for Slurm's --signal=USR1, sent before a time limit."""
-OWN_ERROR = re.compile(r"(?:\S+: )?(error: .*)")
-"""A line that tells an error of ours; pdsh puts the host before it."""
-MOST_LETTERS = 300
-"""Of what is told of a command's output."""
 REPEATED_SIGNAL_S = 3.0
 """Repeats within this many seconds belong to the same request."""
-
-
-def is_stop(status: int) -> bool:
-    """Returns whether an exit status says that one of STOP_SIGNALS has ended a command."""
-    return status - 128 in STOP_SIGNALS
-
-
-def signal_of(status: int) -> signal.Signals | None:
-    """Returns the signal that has ended a command, by its exit status: 128 + signal, or 256 - signal of
-    DeepSpeed's launcher when it has ended a rank. 255 is ssh's own.
-    """
-    number = 256 - status if 192 < status < 255 else status - 128
-    return signal.Signals(number) if number in [*signal.Signals] else None
-
-
-def output_lines(output: Path, start: int = 0) -> list[str]:
-    """Returns the lines of a command's output from byte `start` on but empty ones; none without a file."""
-    if not output.is_file():
-        return []
-    with output.open("rb") as file:
-        file.seek(start)
-        text = file.read().decode("utf-8", errors="replace")
-    return [line.strip() for line in text.splitlines() if line.strip()]
-
-
-def own_error(output: Path, start: int = 0) -> str:
-    """Returns the last error of ours in a command's output, on whichever host; empty without one."""
-    found = [told for line in output_lines(output, start) if (told := OWN_ERROR.match(line))]
-    return found[-1][1][:MOST_LETTERS] if found else ""
-
-
-def last_words(output: Path, start: int = 0) -> str:
-    """Returns what a command's output says about why it failed: our last error, or else what a shell could
-    not start, or else the last exception, or else the last line; empty without any.
-    """
-    lines = output_lines(output, start)
-    shells = [line for line in lines if "bash: line " in line]
-    raised = [line for line in lines if "Error: " in line]
-    return own_error(output, start) or (shells or raised or lines or [""])[-1][:MOST_LETTERS]
 
 
 @contextmanager

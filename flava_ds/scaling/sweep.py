@@ -21,8 +21,8 @@ from typing import Any
 from flava_ds.config.evaluation import higher_is_better
 from flava_ds.config.plain_files import loads, read_small
 from flava_ds.errors import ConfigError, UserError, number_of
+from flava_ds.ranks.endings import is_stop, last_words, output_lines, own_error, signal_of
 from flava_ds.ranks.lock_files import NAME as LOCK
-from flava_ds.ranks.stop_signals import is_stop, last_words, own_error, signal_of
 from flava_ds.scaling.results import results
 from flava_ds.scaling.spec import Run
 from flava_ds.storage.atomic import write_json, write_whole
@@ -148,7 +148,7 @@ class Sweep:
         A run that a signal asked to stop is planned again: it goes on from its checkpoint.
         """
         begun = self.state(name)
-        said, attempts = (self.log_of(name), begun.get("log_bytes", 0)), begun["attempts"]
+        attempts = begun["attempts"]
         if status == 0:
             log = read_log(self.path_of(name) / "log.jsonl")
             own: dict[str, Any] = {"state": FINISHED, "results": results(log)}
@@ -162,10 +162,10 @@ class Sweep:
             why = f"stopped by signal {status - 128}; the same command goes on with it"
             own = {"state": PLANNED, "reason": why}
         else:
-            ended = signal_of(status)
+            said, ended = output_lines(self.log_of(name), begun.get("log_bytes", 0)), signal_of(status)
             # a rank that is killed is named by the others
-            why = own_error(*said) or (f"killed by {ended.name}" if ended is not None else last_words(*said))
-            own = {"state": FAILED, "reason": why.removeprefix("error: ") or f"exit status {status}"}
+            why = own_error(said) or (f"killed by {ended.name}" if ended is not None else last_words(said))
+            own = {"state": FAILED, "reason": why or f"exit status {status}"}
         self._write(name, own | {"attempts": attempts})
         return own
 

@@ -45,14 +45,17 @@ OWNED = {
 }
 """Top-level keys that belong to the recipe, and the field that sets each."""
 
-REFUSED = {
+UNNAMED = {
     "compute_grad_norm": "is set by flava_ds, which measures the norm itself; remove it",
     "cpu_offload": 'is an old name; write "offload_optimizer": {"device": "cpu"}',
     "cpu_offload_param": 'is an old name; write "offload_param": {"device": "cpu"}',
     "cpu_offload_use_pin_memory": "is an old name; set pin_memory in offload_optimizer or offload_param",
-    "legacy_stage1": "is gone from DeepSpeed; remove it",
     "stage3_gather_fp16_weights_on_model_save": "is an old name; write "
     "stage3_gather_16bit_weights_on_model_save",
+}
+"""Entries of zero_optimization that may not be there, whatever their value, and what to do."""
+REFUSED = {
+    "legacy_stage1": "is gone from DeepSpeed; remove it",
     "stage3_module_granularity_threshold": "makes leaves of modules whose inputs are no tensors; name "
     "classes in leaf_module",
     "module_granularity_threshold": "is stage3_module_granularity_threshold; name classes in leaf_module",
@@ -178,9 +181,9 @@ def _check_refused(zero: Mapping[str, Any], path: str, device_type: str) -> None
     nested = optimizer if isinstance(optimizer, dict) else {}
     given = {**zero, **{f"offload_optimizer.{key}": value for key, value in nested.items()}}
     for key, value in given.items():
-        whole = key == "offload_optimizer.ratio" and value == 1
-        if key in REFUSED and (key == "compute_grad_norm" or value) and not whole:
-            raise ConfigError(f"{path}: 'zero_optimization.{key}' {REFUSED[key]}")
+        off = (1,) if key == "offload_optimizer.ratio" else (None, False, 0)
+        if why := UNNAMED.get(key) or (REFUSED.get(key) if value not in off else None):
+            raise ConfigError(f"{path}: 'zero_optimization.{key}' {why}")
         if device_type == "cpu" and key in QUANTIZED and value:
             raise ConfigError(f"{path}: 'zero_optimization.{key}' does not run on a CPU; remove it")
 

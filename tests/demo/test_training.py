@@ -42,7 +42,7 @@ def test_follows_a_run_to_its_end(tmp_path, capsys):
 def test_failure_is_one_error_with_the_last_words(tmp_path):
     code = "import sys\nprint('error: shard 3 is damaged')\nprint('noise of a launcher')\nsys.exit(3)"
     with pytest.raises(
-        UserError, match=r"training ended with status 3: error: shard 3 is damaged \(all of it: .*train.log\)"
+        UserError, match=r"training ended with status 3: shard 3 is damaged \(all of it: .*train.log\)"
     ):
         follow_training(launch(code), tmp_path, total_steps=2)
 

@@ -8,7 +8,7 @@ import pytest
 
 from flava_ds.commands.sweep import show
 from flava_ds.errors import ConfigError, UserError
-from flava_ds.ranks.stop_signals import last_words
+from flava_ds.ranks.endings import last_words, output_lines
 from flava_ds.report.sweep_page import best_of, status_rows, write_sweep_page
 from flava_ds.scaling.spec import Run
 from flava_ds.scaling.sweep import Sweep, merged, write_tables
@@ -179,19 +179,19 @@ def test_a_broken_state_is_one_line(tmp_path, text):
 
 def test_the_last_error_is_the_reason(tmp_path):
     log = tmp_path / "log"
-    assert last_words(log) == ""
+    assert last_words(output_lines(log)) == ""
     for said, reason in (
         ("a\nb\n\n", "b"),
         ("ValueError: a\n  b\n", "ValueError: a"),
-        ("error: a\nCalledProcessError: of a launcher\n", "error: a"),
-        ("node1: error: a\npdsh@node0: node1: ssh exited with exit code 1\n", "error: a"),
+        ("error: a\nCalledProcessError: of a launcher\n", "a"),
+        ("node1: error: a\npdsh@node0: node1: ssh exited with exit code 1\n", "a"),
         (
             f"node1: {(gone := 'bash: line 1: python: No such file')}\nnode0: StoreError: b\n",
             f"node1: {gone}",
         ),
     ):
         log.write_text(said)
-        assert last_words(log) == reason
+        assert last_words(output_lines(log)) == reason
     with pytest.raises(UserError, match=r"holds no sweep\.json"):
         Sweep.open(tmp_path)
 

@@ -10,7 +10,7 @@ from test_engine import compare_stages
 from test_engine_config import settings_of
 
 from flava_ds.errors import ConfigError
-from flava_ds.training.engine_config import QUANTIZED, REFUSED, shipped_settings
+from flava_ds.training.engine_config import QUANTIZED, REFUSED, UNNAMED, shipped_settings
 
 SHIPPED = {
     key for own in shipped_settings().values() for key in json.loads(own.read_text())["zero_optimization"]
@@ -50,7 +50,7 @@ def test_every_entry_that_deepspeed_knows_is_trained_with_or_refused():
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
     known = {field.alias or name for name, field in DeepSpeedZeroConfig.model_fields.items()}
-    refused = (known & REFUSED.keys()) | {*QUANTIZED}
+    refused = (known & (REFUSED | UNNAMED).keys()) | {*QUANTIZED}
     assert known == SHIPPED | TRAINED.keys() | refused | {"round_robin_gradients"}
     assert not refused & (SHIPPED | TRAINED.keys())
 
@@ -71,11 +71,12 @@ def test_every_entry_that_may_be_set_trains_as_without_it(run_ranks, tmp_path):
         assert max(errors.values()) < 1e-6, errors
 
 
-@pytest.mark.parametrize("key", [*REFUSED, *QUANTIZED])
+@pytest.mark.parametrize("key", [*REFUSED, *UNNAMED, *QUANTIZED])
 def test_entries_that_would_end_in_deepspeeds_own_error_are_refused(tmp_path: Path, key: str):
     section, _, nested = key.rpartition(".")
-    value = 0.5 if nested == "ratio" else {} if key == "zenflow" else True
-    own = {section: {"device": "cpu", nested: value}} if section else {key: value or {"topk_ratio": 0.1}}
+    # where nothing is offloaded, an old name is refused even if it is off, and a share even of nothing
+    value = {"ratio": 0.0, "zenflow": {}}.get(nested, key not in UNNAMED)
+    own = {section: {"device": "cpu", nested: value}} if section else {key: value}
     with pytest.raises(ConfigError, match=f"mine.json: 'zero_optimization.{key}' .*"):
         settings_of(tmp_path, {"zero_optimization": {"stage": 3, **own}})
 
@@ -83,4 +84,5 @@ def test_entries_that_would_end_in_deepspeeds_own_error_are_refused(tmp_path: Pa
 def test_entries_that_are_off_are_not_refused(tmp_path):
     off = dict.fromkeys(QUANTIZED, False) | {"legacy_stage1": False, "stage3_module_granularity_threshold": 0}
     offload = {"device": "cpu", "ratio": 1.0, "super_offload": False}
-    settings_of(tmp_path, {"zero_optimization": {"stage": 3, "offload_optimizer": offload, **off}})
+    merged = settings_of(tmp_path, {"zero_optimization": {"stage": 3, "offload_optimizer": offload, **off}})
+    assert merged["zero_optimization"]["offload_optimizer"] == offload

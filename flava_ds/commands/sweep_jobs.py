@@ -12,7 +12,7 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flava_ds.commands.sweep import check_begin, words_of
+from flava_ds.commands.sweep_runs import check_begin, words_of
 from flava_ds.errors import CheckpointError, UserError
 from flava_ds.ranks import launch
 from flava_ds.ranks.endings import is_stop, last_words, output_lines

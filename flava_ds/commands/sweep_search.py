@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from flava_ds.commands.sweep import config_of, with_facts
+from flava_ds.commands.sweep_runs import config_of, with_facts
 from flava_ds.errors import ConfigError, UserError
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import pytest
 
 from flava_ds import cli
 from flava_ds.commands import sweep as command
-from flava_ds.commands import sweep_jobs
+from flava_ds.commands import sweep_jobs, sweep_runs
 from flava_ds.errors import UserError
 from flava_ds.ranks.launch import Launch
 from flava_ds.scaling.sweep import Sweep
@@ -94,7 +94,7 @@ def options_of(*words):
 
 def planned_in(tmp_path, *words, folder="sweep"):
     options = options_of(str(write_spec(tmp_path)), "--folder", str(tmp_path / folder), *words)
-    sweep, _ = command.planned(options)
+    sweep, _ = sweep_runs.planned(options)
     sweep.save()
     return sweep, options
 
@@ -108,7 +108,7 @@ def test_a_failed_run_says_why_and_is_tried_again(tmp_path):
     assert sweep_jobs.run_one(sweep, name, "run 1", options) in (1, 2)
     state = sweep.state(name)
     assert state["state"] == "failed" and name in state["reason"] and "\n" not in state["reason"]
-    assert name in command.waiting(sweep, options)
+    assert name in sweep_runs.waiting(sweep, options)
 
 
 def test_a_killed_run_has_failed_and_the_next_one_begins(tmp_path, capsys, monkeypatch):
@@ -282,8 +282,8 @@ def test_slips_are_one_line(tmp_path, capsys, spec, words, message):
 
 def test_the_small_study_can_be_run_as_it_is_written():
     options = options_of(str(STUDY), "--ranks", "2", "--yes")
-    sweep, _ = command.planned(options)
-    configs = {name: command.config_of(sweep, run) for name, run in sweep.runs.items()}
+    sweep, _ = sweep_runs.planned(options)
+    configs = {name: sweep_runs.config_of(sweep, run) for name, run in sweep.runs.items()}
     command.check_start(sweep, configs, options)
     assert len(configs) == 31 and sum(run.held_out for run in sweep.runs.values()) == 1
     held_out = next(name for name, run in sweep.runs.items() if run.held_out)

@@ -6,8 +6,7 @@ import sys
 import pytest
 
 from flava_ds import cli
-from flava_ds.commands import sweep as command
-from flava_ds.commands import sweep_jobs
+from flava_ds.commands import sweep_jobs, sweep_runs
 from flava_ds.config import save
 from flava_ds.errors import ConfigError
 from flava_ds.ranks.launch import Launch
@@ -27,9 +26,9 @@ def based(tmp_path, **changed):
 
 
 def known(words):
-    sweep, _ = command.planned(options_of(*words[1:]))
-    configs = {name: command.config_of(sweep, run) for name, run in sweep.runs.items()}
-    return command.with_facts(sweep, configs)
+    sweep, _ = sweep_runs.planned(options_of(*words[1:]))
+    configs = {name: sweep_runs.config_of(sweep, run) for name, run in sweep.runs.items()}
+    return sweep_runs.with_facts(sweep, configs)
 
 
 def narrow():
@@ -40,7 +39,7 @@ def test_a_base_that_was_changed_behind_finished_runs_is_refused(tmp_path, capsy
     sweep = known(based(tmp_path))
     first = next(iter(sweep.runs))
     sweep.path_of(first).mkdir(parents=True)
-    save(command.config_of(sweep, sweep.runs[first]), sweep.path_of(first) / "config.json")
+    save(sweep_runs.config_of(sweep, sweep.runs[first]), sweep.path_of(first) / "config.json")
     sweep.save()
     (sweep.path_of(first) / "log.jsonl").write_text(json.dumps({"step": 0, "loss/mlm": 2.5}))
     sweep.end(first, 0)
@@ -71,7 +70,7 @@ def test_a_base_that_is_changed_while_its_sweep_runs_ends_it(tmp_path, monkeypat
         """A first run that trains and meanwhile somebody edits the base."""
         begun.append(name)
         sweep.path_of(name).mkdir(parents=True)
-        save(command.config_of(sweep, sweep.runs[name]), sweep.path_of(name) / "config.json")
+        save(sweep_runs.config_of(sweep, sweep.runs[name]), sweep.path_of(name) / "config.json")
         line = {"step": 0, "loss/mmm_text": 2.5, "seconds_per_step": 1.0, "samples_per_second": 8.0}
         (sweep.path_of(name) / "log.jsonl").write_text(json.dumps(line))
         based(tmp_path, optimizer={"lr": 0.25})

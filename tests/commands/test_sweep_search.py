@@ -5,8 +5,7 @@ import json
 import pytest
 
 from flava_ds import cli
-from flava_ds.commands import sweep as command
-from flava_ds.commands import sweep_jobs, sweep_search
+from flava_ds.commands import sweep_jobs, sweep_runs, sweep_search
 from flava_ds.errors import ConfigError, UserError
 from flava_ds.scaling.spec import Run, parse
 from flava_ds.scaling.sweep import Sweep
@@ -150,13 +149,13 @@ def test_optuna_asks_by_what_has_finished(tmp_path, capsys, monkeypatch):
 )
 def test_a_search_by_optuna_that_is_another_one_now_is_refused(tmp_path, search, fixed, others):
     asked = Run({"optimizer.lr": 0.01}, {"optimizer.lr": 0.01})
-    Sweep(tmp_path / "sweep", "flava_debug", "loss/mlm", command.commit_now(), {asked.name: asked}).save()
+    Sweep(tmp_path / "sweep", "flava_debug", "loss/mlm", sweep_runs.commit_now(), {asked.name: asked}).save()
     path = tmp_path / "asked.json"
     by = {"by": "optuna", "runs": 2, "fields": search}
     path.write_text(json.dumps({"base": "flava_debug", "fixed": fixed, "search": by}))
     options = options_of(str(path), "--folder", str(tmp_path / "sweep"))
     if others:
         with pytest.raises(ConfigError, match="holds another sweep, with 1 run that .*asked.json does not"):
-            command.planned(options)
+            sweep_runs.planned(options)
     else:
-        assert command.planned(options)[0].runs == {asked.name: asked}
+        assert sweep_runs.planned(options)[0].runs == {asked.name: asked}

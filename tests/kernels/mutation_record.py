@@ -70,16 +70,24 @@ def holds(record: Record, module: str, mutant: Mutant) -> bool:
     )
 
 
-def to_run(record: Record, seed: str) -> dict[str, list[str]]:
-    """Names the mutants without a row that holds by module; and of a third of the modules, which the seed
-    draws, one that has such a row.
+def held_in(record: Record) -> dict[str, list[str]]:
+    """Names the mutants with a row that holds, by module."""
+    return {
+        module: [mutant.name for mutant in planted if holds(record, module, mutant)]
+        for module, planted in mutants.MUTANTS.items()
+    }
+
+
+def to_run(held: dict[str, list[str]], seed: str) -> dict[str, list[str]]:
+    """Names the mutants that are not held by module; and of a third of the modules, which the seed draws, one
+    that is.
     """
     in_turn = rotation.draw_some(mutants.MUTANTS, seed, len(mutants.MUTANTS) // 3)
     found = {}
     for module, planted in mutants.MUTANTS.items():
-        held = [mutant.name for mutant in planted if holds(record, module, mutant)]
-        drawn = rotation.draw(held, f"{seed} {module}") if held and module in in_turn else ""
-        if names := [mutant.name for mutant in planted if mutant.name not in held or mutant.name == drawn]:
+        some = held[module] and module in in_turn
+        drawn = rotation.draw(held[module], f"{seed} {module}") if some else ""
+        if names := [own.name for own in planted if own.name not in held[module] or own.name == drawn]:
             found[module] = names
     return found
 

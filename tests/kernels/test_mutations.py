@@ -13,11 +13,15 @@ import rotation
 
 KERNELS = Path(flava_kernels.__file__).parent / "triton_ops"
 
+EVERYTHING = {module: [mutant.name for mutant in planted] for module, planted in mutants.MUTANTS.items()}
+
 
 @pytest.mark.slow
 @pytest.mark.triton
 def test_every_mutant_dies(tmp_path, full):
-    wanted = mutation_record.to_run({} if full else mutation_record.read(), rotation.commit())
+    wanted = mutation_record.to_run(
+        mutation_record.held_in({} if full else mutation_record.read()), rotation.commit()
+    )
     assert len(wanted) >= len(mutants.MUTANTS) // 3
     for module, names in wanted.items():
         outcomes, said = mutation_record.run(module, names, tmp_path / module)
@@ -34,7 +38,9 @@ def recorded(module: str, outcome: str = "caught") -> mutation_record.Record:
 
 
 def test_recorded_mutants_run_in_turn():
-    held = {key: row for module in mutants.MUTANTS for key, row in recorded(module).items()}
+    record = {key: row for module in mutants.MUTANTS for key, row in recorded(module).items()}
+    held = mutation_record.held_in(record)
+    assert held == EVERYTHING
     drawn = [mutation_record.to_run(held, str(seed)) for seed in range(200)]
     assert {len(wanted) for wanted in drawn} == {len(mutants.MUTANTS) // 3}
     assert all(len(names) == 1 for wanted in drawn for names in wanted.values())
@@ -45,12 +51,14 @@ def test_recorded_mutants_run_in_turn():
 
 
 def test_a_mutant_without_a_row_that_holds_always_runs():
-    held = {key: row for module in mutants.MUTANTS for key, row in recorded(module).items()}
     lost = mutants.PACKING[1].name
-    del held["packing", lost]
+    record = recorded("packing")
+    del record["packing", lost]
+    packing = mutation_record.held_in(record)["packing"]
+    assert packing == [name for name in EVERYTHING["packing"] if name != lost]
+    held = EVERYTHING | {"packing": packing}
     assert all(lost in mutation_record.to_run(held, str(seed))["packing"] for seed in range(10))
-    everything = {module: [mutant.name for mutant in planted] for module, planted in mutants.MUTANTS.items()}
-    assert mutation_record.to_run({}, "0") == everything
+    assert mutation_record.to_run(mutation_record.held_in({}), "0") == EVERYTHING
 
 
 def test_a_record_holds_for_a_death_and_its_own_outcome_only():

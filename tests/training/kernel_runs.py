@@ -1,5 +1,5 @@
 """Short runs of `flava_debug` with kernels or references, each a process of its own: what
-test_trainer_on_kernels.py does on a GPU, in Triton's interpreter and on a CPU.
+test_trainer_on_kernels.py does on a GPU and in Triton's interpreter.
 
     python tests/training/kernel_runs.py FOLDER NAME PRECISION [STOP]
 """
@@ -29,7 +29,7 @@ from flava_ds.recipes.flava_debug import flava_debug  # noqa: E402
 from flava_ds.training.task import fold_biases  # noqa: E402
 from flava_ds.training.watcher import Watcher  # noqa: E402
 
-STEPS, STOPPED = 6, 4
+STEPS, STOPPED = 6, 3
 """Enough for every kind of step; the interpreter takes seconds for one of so few samples."""
 BATCH = 4
 KERNELS = "flava_kernels.triton_ops."
@@ -42,13 +42,15 @@ differ by 2e-6 and 1e-4. In bf16 they differ there by 0.03 (a gradient norm) and
 
 
 class Stops(Watcher):
-    """Sends its own process a signal, as a scheduler does."""
+    """Notes the steps, and after so many sends its own process a signal, as a scheduler does."""
 
-    def __init__(self, step: int) -> None:
-        self.step = step
+    def __init__(self, stop: int) -> None:
+        self.stop = stop
+        self.steps: list[int] = []
 
     def after_step(self, step: int, *, stopping: bool) -> None:
-        if step + 1 == self.step:
+        self.steps.append(step)
+        if step + 1 == self.stop:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -76,13 +78,14 @@ def train(folder: Path, name: str, precision: str, stop: int = 0) -> None:
     trainer = build(config)
     if os.environ["FLAVA_KERNELS"] == "triton":
         fold_biases(trainer.engine.module, True)  # which the engine does on a GPU alone
-    if stop:
-        trainer.watchers += (Stops(stop),)
+    stops = Stops(stop)
+    trainer.watchers += (stops,)
     before = _weights(trainer)
     status = trainer.fit()
     loaded = {module.removeprefix(KERNELS) for module in sys.modules if module.startswith(KERNELS)}
     torch.save({"before": before, "after": _weights(trainer)}, folder / f"{name}.pt")
     told = {"status": status, "loaded": sorted(loaded), "device": trainer.world.device.type}
+    told["steps"] = stops.steps
     told["folds"] = all(p.folds for p in trainer.engine.module.modules() if isinstance(p, FoldingLinear))
     (folder / f"{name}.json").write_text(json.dumps(told))
 
@@ -120,22 +123,22 @@ def logged(folder: Path, name: str) -> list[dict[str, float]]:
     ]
 
 
-def check(folder: Path, kernels: str, device: str, precision: str = "fp32", **environment: str) -> None:
-    """Asserts that runs with references and with `kernels` have the same losses and weights within LIMITS.
-
-    And that one that is stopped, and goes on in another process, is the uninterrupted one bit for bit.
+def check(folder: Path, device: str, precision: str = "fp32", **environment: str) -> None:
+    """Asserts that a run with references, and one with kernels that is stopped and goes on in another
+    process, have the same losses and weights within LIMITS.
     """
     unpack(folder / DATA)
     told = run(folder, "torch", "references", precision, **environment)
     assert (told["status"], told["device"]) == (0, device) and "attention" not in told["loaded"]
     assert told["folds"] == (device == "cuda")
-    told = run(folder, kernels, "kernels", precision, **environment)
-    assert told["status"] == 0 and (kernels != "triton" or TRAINED <= set(told["loaded"]))
-    stopped = run(folder, kernels, "stopped", precision, STOPPED, **environment)
+    stopped = run(folder, "triton", "kernels", precision, STOPPED, **environment)
     assert stopped["status"] == 128 + signal.SIGTERM
-    assert run(folder, kernels, "stopped", precision, **environment)["status"] == 0
+    begun = torch.load(folder / "kernels.pt")
+    told = run(folder, "triton", "kernels", precision, **environment)
+    assert told["status"] == 0 and stopped["steps"] + told["steps"] == [*range(STEPS)] and told["steps"]
+    assert TRAINED <= {*stopped["loaded"], *told["loaded"]}
     of_losses, of_weights = LIMITS[precision]
-    theirs, ours, resumed = (logged(folder, name) for name in ("references", "kernels", "stopped"))
+    theirs, ours = (logged(folder, name) for name in ("references", "kernels"))
     assert len(theirs) == STEPS and {line["kind"] for line in theirs} == {"pair", "image", "text"}
     for step, (expected, found) in enumerate(zip(theirs, ours, strict=True)):
         assert found.keys() == expected.keys() and found["kind"] == expected["kind"], step
@@ -144,18 +147,21 @@ def check(folder: Path, kernels: str, device: str, precision: str = "fp32", **en
             assert off <= of_losses * abs(expected[key]), (
                 f"step {step}: {key} {found[key]}, not {expected[key]}"
             )
-    assert resumed == ours
-    weights = {name: torch.load(folder / f"{name}.pt") for name in ("references", "kernels", "stopped")}
-    before, after, other = (
-        weights["references"]["before"],
-        *(weights[n]["after"] for n in ("references", "kernels")),
-    )
-    assert _equal(weights["kernels"]["before"], before), "the runs begin at different weights"
-    way, apart = _distance(after, before), _distance(after, other)
+    references, finished = (torch.load(folder / f"{name}.pt") for name in ("references", "kernels"))
+    before, after = references["before"], references["after"]
+    assert _equal(begun["before"], before), "the runs begin at different weights"
+    assert not _equal(begun["after"], before) and not _equal(finished["after"], begun["after"])
+    way, apart = _distance(after, before), _distance(after, finished["after"])
     assert 0 < way and apart <= of_weights * way, f"the weights are {apart / way:.1e} of their way apart"
     print(f"weights {apart / way:.1e} of their way apart")
-    assert _equal(weights["stopped"]["after"], other), "a run that goes on has other weights"
-    assert not _equal(weights["stopped"]["before"], other)
+
+
+def check_going_on(folder: Path, device: str, precision: str) -> None:
+    """Asserts, after `check`, that the run that went on is an uninterrupted one bit for bit."""
+    assert run(folder, "triton", "uninterrupted", precision)["device"] == device
+    assert logged(folder, "uninterrupted") == logged(folder, "kernels")
+    one, other = (torch.load(folder / f"{name}.pt")["after"] for name in ("uninterrupted", "kernels"))
+    assert _equal(one, other), "a run that goes on has other weights"
 
 
 def _equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:

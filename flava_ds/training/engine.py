@@ -65,6 +65,7 @@ class Engine:
         deepspeed_fixes.wait_in_streams(self.deepspeed)
         deepspeed_fixes.keep_what_travels_alone(self.deepspeed)
         deepspeed_fixes.unscale_by_their_own_scale(self.deepspeed.optimizer)
+        deepspeed_fixes.skip_at_the_smallest_scale(self.deepspeed.optimizer)
         self.module, self.optimizer = module, optimizer
         self._blocks = [part for part in module.modules() if isinstance(part, Block)]
         self.skipped, self.skipped_in_a_row, self.longest_skip = (

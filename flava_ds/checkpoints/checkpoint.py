@@ -149,7 +149,8 @@ def _to_go_on_from(place: Place) -> Iterator[Place]:
             folder,
         )
     yield folder
-    older = [place / name for name in files.complete(place) if name < folder.name]
+    step = files.step_of(folder.name)
+    older = [place / name for name in files.complete(place) if files.step_of(name) < step]
     yield from reversed(older)
 
 

@@ -27,7 +27,7 @@ _LOGS = (
 )
 _RESULTS = ("evaluations.json", "suites", "fine_tuning", "evaluation.json", "report.html")
 """What a run, and evaluations of it, write into its folder."""
-_NAME = re.compile(r"step_\d{8}")
+_NAME = re.compile(r"step_(\d{8}|[1-9]\d{8,})")
 
 
 class Seen:
@@ -131,8 +131,8 @@ def latest(place: Place, seen: Seen | None = None) -> Place | None:
         name, names = again, complete(place, seen)
     if name is None or name in names:
         return place / (name or names[-1]) if names else None
-    before = [other for other in names if other < name]
-    if not _NAME.fullmatch(name) or not before:
+    before = [other for other in names if is_name(name) and step_of(other) < step_of(name)]
+    if not before:
         raise CheckpointError(
             f"{place / LATEST} names '{name}', which is not a complete checkpoint there; write the name of "
             f"one of {names} into it, or delete it to go on from the newest"
@@ -147,7 +147,7 @@ def complete(place: Place, seen: Seen | None = None) -> list[str]:
     of one that another process has begun to delete may be gone.
     """
     seen = Seen() if seen is None else seen
-    listed = [name for name in place.names() if _NAME.fullmatch(name)]
+    listed = sorted(filter(is_name, place.names()), key=step_of)
     seen.forget(seen.complete.difference(listed))
     seen.complete.update(
         name for name in listed if name not in seen.complete and (place / name).has(MANIFEST)
@@ -160,9 +160,7 @@ def remove_leftovers(place: Place) -> list[str]:
     leftovers = [
         name
         for name in place.names()
-        if ".tmp-" in name
-        or name.endswith(PARTIAL)
-        or (_NAME.fullmatch(name) and not (place / name).has(MANIFEST))
+        if ".tmp-" in name or name.endswith(PARTIAL) or (is_name(name) and not (place / name).has(MANIFEST))
     ]
     for name in leftovers:
         with suppress(FileNotFoundError):  # another process's, and gone by now

@@ -26,7 +26,7 @@ from flava_ds.checkpoints.contents import (
     read_state,
     weights_name,
 )
-from flava_ds.checkpoints.files import CONFIG, FOLDER, MANIFEST, Seen, complete, latest, place_of
+from flava_ds.checkpoints.files import CONFIG, FOLDER, MANIFEST, Seen, complete, latest, place_of, step_of
 from flava_ds.checkpoints.place import Place
 from flava_ds.config.plain_files import loads
 from flava_ds.errors import CheckpointError
@@ -259,7 +259,8 @@ def good_checkpoints(place: Place, seen: Seen | None = None) -> Iterator[Place]:
     Those in `seen` are looked at when their turn comes.
     """
     current = latest(place, seen)
-    names = [name for name in complete(place, seen) if current is not None and name <= current.name]
+    until = -1 if current is None else step_of(current.name)
+    names = [name for name in complete(place, seen) if step_of(name) <= until]
     folders = (place / name for name in reversed(names))
     yield from (folder for folder in folders if folder.has(MANIFEST) and _is_good(folder))
 

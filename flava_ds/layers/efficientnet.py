@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flava_ds.layers.ghost_norm import GhostBatchNorm
+from flava_ds.layers.ghost_norm import FixedPrecision, GhostBatchNorm
 from flava_ds.layers.patches import normalized
 
 STEM, EPS, SQUEEZE = 32, 1e-3, 0.25
@@ -116,7 +116,7 @@ class InvertedBlock(nn.Module):
         return hidden + (found if path is None else found * path[:, None, None, None].to(found.dtype))
 
 
-class EfficientNet(nn.Module):
+class EfficientNet(FixedPrecision):
     """Pixels to a grid of features with 1/32 of the edges, rounded up.
 
     Shapes:

@@ -11,6 +11,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from flava_ds.layers.ghost_norm import FixedPrecision
+
 
 class Tiled(Protocol):
     """An image's size and that of its patches."""
@@ -38,7 +40,7 @@ class PictureShape(Tiled, Protocol):
     def image_std(self) -> tuple[float, float, float]: ...
 
 
-class PatchEmbedding(nn.Linear):
+class PatchEmbedding(FixedPrecision, nn.Linear):
     """Projects each patch; normalises uint8 pixels on the device first.
 
     Shapes:

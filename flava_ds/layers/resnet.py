@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flava_ds.layers.ghost_norm import FrozenBatchNorm, GhostBatchNorm
+from flava_ds.layers.ghost_norm import FixedPrecision, FrozenBatchNorm, GhostBatchNorm
 from flava_ds.layers.patches import normalized
 
 STEM_STRIDE = 4
@@ -41,7 +41,7 @@ class StagesShape(Protocol):
     def frozen_stages(self) -> int | None: ...
 
 
-class ResNetStages(nn.Module):
+class ResNetStages(FixedPrecision):
     """Pixels to a grid of features; each stage after the first halves its edges.
 
     Parameters and buffers have torchvision's names, so the weights of its ResNets fit. Its blocks stride in

@@ -12,6 +12,7 @@ from flava_kernels.packing import places
 from torch import Tensor, nn
 
 from flava_ds.batch import Batch, Packed
+from flava_ds.layers.embedding import Embedding
 from flava_ds.layers.fused import ResidualLayerNorm
 from flava_ds.layers.hidden_dropout import HiddenDropout
 from flava_ds.layers.transformer import Pooler
@@ -75,9 +76,9 @@ class BertEmbeddings(nn.Module):
 
     def __init__(self, shape: WordsShape):
         super().__init__()
-        self.words = nn.Embedding(shape.vocab_size, shape.hidden_size)
-        self.positions = nn.Embedding(shape.max_position_embeddings, shape.hidden_size)
-        self.token_types = nn.Embedding(shape.type_vocab_size, shape.hidden_size)
+        self.words = Embedding(shape.vocab_size, shape.hidden_size)
+        self.positions = Embedding(shape.max_position_embeddings, shape.hidden_size)
+        self.token_types = Embedding(shape.type_vocab_size, shape.hidden_size)
         self.norm = ResidualLayerNorm(shape.hidden_size, eps=shape.layer_norm_eps)
 
     def forward(

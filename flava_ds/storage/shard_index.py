@@ -52,13 +52,13 @@ class ShardIndex:
     def column(self, suffixes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Returns offset and size of each sample's first member with one of the suffixes: [n], [n].
 
-        The offset is -1 where there is none.
+        The offset is -1 where there is none. The size of a member of 4 GiB or more is 4 GiB less one byte.
         """
         offset, size = np.full(len(self), -1, dtype=np.int64), np.zeros(len(self), dtype=np.uint32)
         wanted = [self.suffixes.index(suffix) for suffix in suffixes if suffix in self.suffixes]
         members = np.flatnonzero(np.isin(self.member_suffix, wanted))[::-1]
         offset[self.member_sample[members]] = self.member_offset[members]
-        size[self.member_sample[members]] = self.member_size[members]
+        size[self.member_sample[members]] = self.member_size[members].clip(max=np.iinfo(size.dtype).max)
         return offset, size
 
 

@@ -242,6 +242,17 @@ def unscale_by_their_own_scale(zero: Any) -> None:
     zero._update_scale, zero.unscale_and_clip_grads = update_scale, unscale_and_clip_grads
 
 
+def skip_at_the_smallest_scale(zero: Any) -> None:
+    """Lets fp16 skip an update where the loss scale cannot be lowered any more.
+
+    DeepSpeed ends the run there with an error of its own: within 17 skipped updates in a row or fewer, which
+    is before a log line at which training.stop_on_nonfinite would have rolled it back.
+    """
+    scaler: Any = getattr(zero, "loss_scaler", None)
+    if getattr(scaler, "dynamic", False):
+        scaler.raise_error_at_min_scale = False
+
+
 def clear_stale_gradients(zero: Any) -> None:
     """Zeroes the gradient buffers that survive an update; call it before the first micro-step.
 

@@ -57,6 +57,7 @@ class Engine:
             compile_blocks(module, self.stage)
         groups = parameter_groups(module, module.users(), config.optimizer, module.first_steps())
         optimizer = check_optimizer(config.optimizer.build(groups))
+        exact = fragments.trained_weights(module) if config.training.precision != "fp32" else {}
         import deepspeed
 
         self.deepspeed, *_ = deepspeed.initialize(
@@ -65,7 +66,9 @@ class Engine:
         deepspeed_fixes.wait_in_streams(self.deepspeed)
         deepspeed_fixes.keep_what_travels_alone(self.deepspeed)
         deepspeed_fixes.unscale_by_their_own_scale(self.deepspeed.optimizer)
+        deepspeed_fixes.skip_at_the_smallest_scale(self.deepspeed.optimizer)
         self.module, self.optimizer = module, optimizer
+        fragments.start_from(self, exact)
         self._blocks = [part for part in module.modules() if isinstance(part, Block)]
         self.skipped, self.skipped_in_a_row, self.longest_skip = (
             torch.zeros((), dtype=torch.int64, device=world.device) for _ in range(3)

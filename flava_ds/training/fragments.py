@@ -186,6 +186,25 @@ def places(engine: Engine) -> dict[int, Places]:
     return found
 
 
+def trained_weights(module: nn.Module) -> dict[str, Tensor]:
+    """Returns a module's trained parameters in host memory, by name: [...] fp32."""
+    return {name: own.detach().cpu() for name, own in module.named_parameters() if own.requires_grad}
+
+
+def start_from(engine: Engine, weights: Mapping[str, Tensor]) -> None:
+    """Copies whole weights to the optimizer's tensors; none changes nothing.
+
+    DeepSpeed makes those of the module's parameters after it has rounded these to half precision. A run
+    would then start from other weights than the same one in fp32, or than those that it was given.
+    """
+    names = _names(engine)
+    for slot in _slots(engine) if weights else ():
+        flat = slot.flat.detach().view(-1)
+        for piece in slot.pieces:
+            whole = weights[names[piece.parameter]].view(-1)
+            flat.narrow(0, piece.offset, piece.numel).copy_(whole.narrow(0, piece.start, piece.numel))
+
+
 def begin_loading(engine: Engine) -> None:
     """Prepares the fragments for new values. Collective: all ranks call it together."""
     if engine.stage == 3:

@@ -1,12 +1,17 @@
-"""Positions on other grids."""
+"""Positions on other grids, and pixels in half precision."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from flava_ds.config.encoders import VisionEncoderConfig
+from flava_ds.config.encoders import ConvStemConfig, VisionEncoderConfig
 from flava_ds.families.flava.image_encoder import ImageEncoder
-from flava_ds.layers.patches import resized_positions
+from flava_ds.layers.efficientnet import EfficientNet
+from flava_ds.layers.patches import PatchEmbedding, resized_positions
+from flava_ds.layers.resnet import ResNetStages
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MOMENTS = {"image_mean": MEAN, "image_std": STD}
 
 
 @pytest.mark.parametrize(
@@ -44,3 +49,20 @@ def test_an_encoder_reads_other_sizes_when_told():
         encoder(small)
     with pytest.raises(ValueError, match="no multiples of 4"):
         encoder(torch.zeros(1, 3, 6, 8, dtype=torch.uint8), any_size=True)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: PatchEmbedding(
+            VisionEncoderConfig(image_size=8, image_mean=MEAN, image_std=STD, patch_size=4)
+        ),
+        lambda: ResNetStages(ConvStemConfig(width=4, blocks=(1,), **MOMENTS)),
+        lambda: EfficientNet(0.1, 0.1, MEAN, STD, 2),
+    ],
+)
+def test_pixels_are_normalised_by_exact_moments_in_half_precision(build):
+    module = build().eval().bfloat16()
+    assert torch.equal(module.image_mean, torch.tensor(MEAN))
+    assert torch.equal(module.image_std, torch.tensor(STD))
+    assert module(torch.zeros(2, 3, 8, 8, dtype=torch.uint8)).dtype == torch.bfloat16

@@ -113,6 +113,8 @@ def test_members_are_found_by_sample_and_suffix(make_shard):
     data = path.read_bytes()
     assert [data[o : o + s] for o, s in zip(offset, size, strict=True)] == [b"two", b"one"]
     assert index.column(("webp", "jpg"))[0].tolist()[0] == -1
+    large = replace(index, member_size=index.member_size + 2**32)
+    assert set(large.column(("txt",))[1].tolist()) == {2**32 - 1}, "a huge member is no small one"
     assert index.faults == {"duplicate member": 1, "pickled member": 1, "suffix with a dot": 2}
     assert "pkl" not in index.suffixes
 

@@ -13,25 +13,29 @@ from flava_ds.training import deepspeed_fixes, engine_config
 from flava_ds.training.engine import Engine
 
 
+def allow_fp16() -> None:
+    """Lets this process train in fp16 for the rest of its life."""
+    from deepspeed.accelerator import get_accelerator
+
+    accelerator = get_accelerator()
+    types = [torch.float, torch.half]
+    for patch in (
+        mock.patch.object(engine_config, "_check_precision"),
+        mock.patch.object(type(accelerator), "is_fp16_supported", lambda _: True),
+        mock.patch.object(type(accelerator), "supported_dtypes", lambda _: types),
+    ):
+        patch.start()
+
+
 def train(stages: tuple[str, ...], window: int, fixed: bool) -> dict[str, tuple[float, float]]:
     """The mean distance of weights from the fp32 reference, and the last loss scale, by stage; the scale is
     raised after so many updates.
     """
     world, found = start(60), {}
     expected = reference(toy_config(), "frozen", world.size)
-    from deepspeed.accelerator import get_accelerator
-
-    accelerator = get_accelerator()
-    types = [torch.float, torch.half]
-    keep = [] if fixed else [mock.patch.object(deepspeed_fixes, "unscale_by_their_own_scale")]
-    patches = [
-        mock.patch.object(engine_config, "_check_precision"),
-        mock.patch.object(type(accelerator), "is_fp16_supported", lambda _: True),
-        mock.patch.object(type(accelerator), "supported_dtypes", lambda _: types),
-        *keep,
-    ]
-    for patch in patches:
-        patch.start()
+    allow_fp16()
+    if not fixed:
+        mock.patch.object(deepspeed_fixes, "unscale_by_their_own_scale").start()
     for stage in stages:
         config = toy_config(stage, precision="fp16")
         engine = Engine(Toy(), config, world)
@@ -54,3 +58,22 @@ def test_every_stage_follows_fp32_while_the_loss_scale_rises(run_ranks, tmp_path
 def test_upstream_still_unscales_by_the_next_steps_scale(run_ranks, tmp_path):
     (found,) = run_ranks(train, 1, ("zero1", partition_everything(tmp_path)), 2, False)
     assert all(distance > 0.01 for distance, _ in found.values()), found
+
+
+def diverge(stages: tuple[str, ...]) -> dict[str, tuple[int, float]]:
+    """Updates skipped and the last loss scale, by stage, where every step's inputs are no numbers."""
+    world, found = start(60), {}
+    allow_fp16()
+    for stage in stages:
+        config = toy_config(stage, precision="fp16")
+        engine = Engine(Toy(), config, world)
+        engine.deepspeed.optimizer.loss_scaler.cur_scale = 4.0
+        run_steps(engine, config, world, KINDS[:6], poison=frozenset(range(6)))
+        found[stage] = int(engine.longest_skip), engine.deepspeed.optimizer.loss_scaler.cur_scale
+    return found
+
+
+def test_updates_are_skipped_where_the_loss_scale_cannot_fall_any_more(run_ranks, tmp_path):
+    stages = ("zero1", "zero2_offload", partition_everything(tmp_path))
+    for found in run_ranks(diverge, 1, stages):
+        assert set(found.values()) == {(6, 1.0)}, found

@@ -10,13 +10,13 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from flava_kernels.packing import places
 from torch import Tensor, nn
 
 from flava_ds.batch import Batch
 from flava_ds.families.clip.config import ClipConfig
+from flava_ds.layers.embedding import Embedding, embed
 from flava_ds.layers.fused import LayerNorm
 from flava_ds.layers.heads import ContrastedModel
 from flava_ds.layers.patches import PatchEmbedding
@@ -56,7 +56,7 @@ class TextTower(nn.Module):
     def __init__(self, config: ClipConfig):
         super().__init__()
         shape = config.text
-        self.word_embeddings = nn.Embedding(shape.vocab_size, shape.hidden_size)
+        self.word_embeddings = Embedding(shape.vocab_size, shape.hidden_size)
         self.positions = nn.Parameter(torch.zeros(shape.max_position_embeddings, shape.hidden_size))
         self.transformer = Transformer(shape, causal=True, activation=config.activation)
         self.final_norm = LayerNorm(shape.hidden_size, eps=shape.layer_norm_eps)
@@ -64,7 +64,7 @@ class TextTower(nn.Module):
     def forward(self, texts: PackedIds, keep: Tensor | None = None) -> Encoded:
         """Encodes texts; `keep` names the rows that will be read, sorted: [k]."""
         _, position = places(texts.cu_seqlens, texts.ids.shape[0])
-        hidden = self.word_embeddings(texts.ids) + F.embedding(position, self.positions)
+        hidden = self.word_embeddings(texts.ids) + embed(position, self.positions)
         layout = texts.cu_seqlens, texts.max_seqlen
         return encode_versions(self.transformer, self.final_norm, hidden, layout, [keep])[0]
 

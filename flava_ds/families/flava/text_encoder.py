@@ -9,6 +9,7 @@ from flava_kernels.packing import places
 from torch import Tensor, nn
 
 from flava_ds.families.flava.config import FlavaTextConfig
+from flava_ds.layers.embedding import Embedding
 from flava_ds.layers.fused import LayerNorm, ResidualLayerNorm
 from flava_ds.layers.transformer import Encoded, Transformer, encode_versions, frozen_pooler
 
@@ -22,10 +23,10 @@ class TextEncoder(nn.Module):
     def __init__(self, config: FlavaTextConfig, *, pooler: bool = False):
         super().__init__()
         self.config = config
-        self.word_embeddings = nn.Embedding(
+        self.word_embeddings = Embedding(
             config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id
         )
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.position_embeddings = Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.embedding_norm = ResidualLayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.transformer = Transformer(config)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from flava_ds.batch import Batch, Packed
 from flava_ds.families.simvlm.config import SimvlmConfig
 from flava_ds.layers.cross_attention import DecoderBlock
+from flava_ds.layers.embedding import Embedding, embed
 from flava_ds.layers.fused import LayerNorm
 from flava_ds.layers.pairs import prefixed
 from flava_ds.layers.patches import resized_positions
@@ -37,7 +38,7 @@ class Simvlm(nn.Module):
         self.config = config
         self.image_tower = ResNetStages(image)
         self.projection = nn.Linear(self.image_tower.channels, width)
-        self.words = nn.Embedding(text.vocab_size, width)
+        self.words = Embedding(text.vocab_size, width)
         self.patch_positions = nn.Parameter(torch.zeros(image.num_patches, width))
         self.prefix_positions = nn.Parameter(torch.zeros(text.max_position_embeddings, width))
         self.suffix_positions = nn.Parameter(torch.zeros(text.max_position_embeddings, width))
@@ -97,7 +98,7 @@ class Simvlm(nn.Module):
     def embed(self, texts: PackedIds, positions: Tensor) -> Tensor:
         """Adds word and position embeddings of packed ids: [T] -> [T d]."""
         _, place = places(texts.cu_seqlens, texts.ids.shape[0])
-        return self.words(texts.ids) + F.embedding(place, positions)
+        return self.words(texts.ids) + embed(place, positions)
 
     def word_table(self) -> Tensor:
         """Returns the word embeddings, which are the classifier, too: [v d]."""

@@ -6,13 +6,13 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from flava_kernels.packing import places, sequence_of_rows, unpack
 from torch import Tensor, nn
 
 from flava_ds.batch import Batch, Packed
 from flava_ds.families.single_stream.model import SingleStream
 from flava_ds.families.vlbert.config import VlbertConfig
+from flava_ds.layers.embedding import embed
 from flava_ds.layers.fused import LayerNorm
 from flava_ds.layers.hidden_dropout import HiddenDropout
 from flava_ds.layers.regions import JoinedRegions, JointLayout, PackedImages
@@ -88,7 +88,7 @@ class Vlbert(SingleStream):
             seen = self.no_image.weight.expand(texts.ids.shape[0], -1)
         else:
             visual = self.embed_regions(images)
-            seen = F.embedding(sample, visual.index_select(0, images.cu_seqlens[:-1].long()))
+            seen = embed(sample, visual.index_select(0, images.cu_seqlens[:-1].long()))
         types = torch.zeros_like(texts.ids) if token_types is None else token_types
         placed = self.embeddings.positions(position) + self.embeddings.token_types(types)
         words = self._normed(self.embeddings.words(texts.ids), self.word_norm(seen) + placed)

@@ -31,7 +31,9 @@ from flava_ds.config import (
     TrainingConfig,
 )
 from flava_ds.config.schedules import CosineScheduleConfig
+from flava_ds.training.watcher import Update, Watcher
 
+STAGES = ("zero0", "zero1", "zero2", "zero3")
 WAIT_S = 240.0
 """Not a measure of speed: a hang would last for ever."""
 
@@ -94,25 +96,69 @@ def family_config(
     )
 
 
-def check_losses_of_every_split(
-    make: Callable[..., Config], names: Sequence[str], told: Told, rel: float = 1e-6
-) -> None:
-    """Trains `make(name, stage=..., accumulation=...)` on one rank with two micro-steps, and on two ranks in
-    every ZeRO stage; the losses must agree within `rel`.
+class StopAfter(Watcher):
+    """Sends the process a signal after a step, as a scheduler would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def after_update(self, update: Update) -> None:
+        if update.step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def train_all(runs: Sequence[tuple[Config, int | None]]) -> list[int]:
+    """On every rank: one run after the other, of which some are stopped after a step; returns their exit
+    statuses.
+
+    Each configuration goes through JSON, as it does where a launcher starts the ranks.
     """
-    configs = [(make("one", accumulation=2), 1)]
-    configs += [(make(stage, stage=stage), 2) for stage in ("zero0", "zero1", "zero2", "zero3")]
-    for config, ranks in configs:
-        job = Job(config, ranks)
-        assert job.wait() == [0] * ranks, job.said()[-2000:]
-    expected, *others = [
-        [record[f"loss/{name}"] for record in steps_of(config.run_path) for name in names]
-        for config, _ in configs
+    from flava_ds.build import build
+    from flava_ds.ranks import run_lock
+
+    statuses = []
+    for config, stopped_after in runs:
+        trainer = build(configuration.parse(json.dumps(configuration.to_dict(config)).encode(), config.name))
+        if stopped_after is not None and trainer.world.is_main:
+            trainer.watchers += (StopAfter(stopped_after),)
+        statuses.append(trainer.fit())
+        run_lock.release_all()
+    return statuses
+
+
+def losses_of(config: Config) -> list[float]:
+    """Returns the losses of all steps of a run."""
+    return [
+        record[key]
+        for record in steps_of(config.run_path)
+        for key in (f"loss/{name}" for name in config.objectives)
+        if key in record
     ]
-    assert len(set(expected)) == len(expected) == configs[0][0].training.total_steps * len(names)
-    for (config, _), found in zip(configs[1:], others, strict=True):
-        assert found == pytest.approx(expected, rel=rel), config.name
-        told.split(str(config.model.type), f"2 ranks, {config.name}", found, expected, rel)
+
+
+def check_losses_of_every_split(
+    runs: Sequence[tuple[Config, Sequence[Config]]], told: Told, rel: float = 1e-6
+) -> None:
+    """Trains the first of each pair on one rank and the others on two; their losses must agree within
+    `rel`.
+    """
+    alone, splits = [one for one, _ in runs], [other for _, others in runs for other in others]
+    for ranks, configs in ((1, alone), (2, splits)):
+        ended = rank_processes.run_ranks(train_all, ranks, [(config, None) for config in configs])
+        assert ended == [[0] * len(configs)] * ranks
+    for one, others in runs:
+        expected = losses_of(one)
+        assert len(set(expected)) == len(expected) >= one.training.total_steps, one.name
+        for other in others:
+            found = losses_of(other)
+            assert found == pytest.approx(expected, rel=rel), other.name
+            named = f"2 ranks, {other.engine.deepspeed_config}"
+            told.split(str(one.model.type), named, found, expected, rel)
+
+
+def every_stage(make: Callable[..., Config], stages: Sequence[str] = STAGES) -> list:
+    """Returns `make(name, accumulation=2)`, and with it `make(name, stage=...)` for each ZeRO stage."""
+    return [(make("one", accumulation=2), [make(stage, stage=stage) for stage in stages])]
 
 
 class Job:

@@ -41,7 +41,7 @@ LACKS = {
 
 @pytest.mark.parametrize("row", PIXELS[1:])
 def test_every_row_has_the_flops_of_the_first(row):
-    """Those of regions are counted on batches of the planner, in their families' tests."""
+    """Those of regions are counted on batches of the planner, in tests/recipes/test_demo.py."""
     assert flops_of_row(row) == pytest.approx(flops_of_row(ROWS[0]), rel=0.03)
 
 

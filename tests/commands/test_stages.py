@@ -13,9 +13,9 @@ import signal
 
 import pytest
 import torch
-from real_runs import steps_of
+from real_runs import steps_of, train_all
 from safetensors.torch import load_file, save_file
-from stranger_runs import numbers_of, stranger_config, train_all
+from stranger_runs import numbers_of, stranger_config
 
 from flava_ds import config as configuration
 from flava_ds.cli import main

@@ -1,6 +1,7 @@
 """The demo's recipes fit the data set and each other."""
 
 import pytest
+from demo_flops import planned_flops
 
 from flava_ds.codebook.image_codebook import load_codebook
 from flava_ds.recipes import resolve
@@ -54,3 +55,17 @@ def test_rivals_start_from_weights_as_wide_as_the_demo_s(name):
     )
     cut_at_two_deviations = 0.8796
     assert float(words.detach().std()) == pytest.approx(cut_at_two_deviations * INITIALIZER_RANGE, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "pair", "regions"),
+    [("lxmert", 12, 4), ("vilbert", 12, 4), ("uniter", 12, 4), ("vinvl", 16, 4), ("visualbert", 23, 4)]
+    + [("vlbert", 12, 4), ("unit", 9, 0)],
+)
+def test_rivals_on_scenes_have_the_demo_s_training_flops(name, pair, regions):
+    """With the scenes' averages: tokens of a pair, regions found, and 20 tokens of a text. Those without
+    regions are counted on their data, in tests/campaigns/test_comparison.py.
+    """
+    averages = {"max_regions": regions} if regions else {}
+    found = planned_flops(resolve(f"demo_{name}", []), {"pair": pair, "image": pair, "text": 20}, **averages)
+    assert found == pytest.approx(600 * 24.9e9, rel=0.04)

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import signal
 from collections import defaultdict
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from real_runs import steps_of
+from real_runs import losses_of, steps_of, train_all
 from safetensors import safe_open
 from sample_runs import world_config, write_world
 from told import Told
@@ -32,7 +31,6 @@ from flava_ds.config import (
 )
 from flava_ds.config.schedules import ConstantScheduleConfig
 from flava_ds.optimizers.adamw import AdamWConfig
-from flava_ds.training.watcher import Update, Watcher
 
 STEPS, STOPPED_AFTER = 5, 2
 SAMPLES = 8
@@ -73,36 +71,6 @@ def split(config: Config, name: str, stage: str, micro_batches: int) -> Config:
     )
 
 
-class StopAfter(Watcher):
-    """Sends the process a signal after a step, as a scheduler would."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def after_update(self, update: Update) -> None:
-        if update.step == self.step:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
-def train_all(runs: tuple[tuple[Config, int | None], ...]) -> list[int]:
-    """On every rank: one run after the other, of which some are stopped after a step; returns their exit
-    statuses.
-
-    Each configuration goes through JSON, as it does where a launcher starts the ranks.
-    """
-    from flava_ds.build import build
-    from flava_ds.ranks import run_lock
-
-    statuses = []
-    for config, stopped_after in runs:
-        trainer = build(configuration.parse(json.dumps(configuration.to_dict(config)).encode(), config.name))
-        if stopped_after is not None and trainer.world.is_main:
-            trainer.watchers += (StopAfter(stopped_after),)
-        statuses.append(trainer.fit())
-        run_lock.release_all()
-    return statuses
-
-
 def prove(
     run_ranks: Callable[..., list[Any]], config: Config, *, zero3: bool = True, told: Told | None = None
 ) -> list[dict[str, Any]]:
@@ -134,7 +102,7 @@ def prove(
     for other in (alone[1], *(whole for whole, _ in runs[::3])):
         if told is not None:
             named = "1 rank of 4 micro-batches" if other is alone[1] else f"2 ranks, {other.name[:5]}"
-            told.split(str(config.model.type), named, losses_of(curve(other)), losses_of(expected), 1e-6)
+            told.split(str(config.model.type), named, losses_of(other), losses_of(alone[0]), 1e-6)
         for ours, theirs in zip(curve(other), expected, strict=True):
             # The norm of a gradient whose terms nearly cancel has more rounding than the losses.
             assert ours.pop("grad_norm") == pytest.approx(theirs["grad_norm"], rel=1e-5), other.name
@@ -142,11 +110,6 @@ def prove(
         for name, own in numbers_of(other).items():
             torch.testing.assert_close(own, numbers[name], rtol=1e-5, atol=1e-6, msg=f"{other.name}: {name}")
     return expected
-
-
-def losses_of(lines: list[dict[str, Any]]) -> list[float]:
-    """Returns the losses of a curve."""
-    return [value for line in lines for key, value in line.items() if key.startswith("loss/")]
 
 
 def curve(config: Config) -> list[dict[str, Any]]:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stranger_runs import STEPS, STOPPED_AFTER, curve, split, stranger_config, train_all
+from real_runs import train_all
+from stranger_runs import STEPS, STOPPED_AFTER, curve, split, stranger_config
 
 from flava_ds.config import LoggingConfig
 from flava_ds.config.sinks import SinkConfig

@@ -1,23 +1,20 @@
-"""The families of one stream through the real trainer, their batches, the planner, and their recipes."""
+"""The families of one stream through the real trainer, their batches, and the planner."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
 import torch
 from data.shard_files import PIECES
-from rank_processes import run_ranks
-from real_runs import family_config, steps_of
+from real_runs import check_losses_of_every_split, family_config
 from region_files import CLASSES, WIDTH, with_regions, write_regions, write_texts
 
-from flava_ds.config import Config, SourceConfig, from_dict, to_dict
+from flava_ds.config import Config, SourceConfig
 from flava_ds.config.checks import check_objectives
 from flava_ds.config.encoders import BertTextConfig, RegionsConfig
 from flava_ds.data.indexed import IndexedShards
 from flava_ds.data.reader import BatchReader
 from flava_ds.errors import ConfigError
-from flava_ds.families.single_stream.task import SingleStreamTask
 from flava_ds.families.uniter.config import UniterConfig
 from flava_ds.families.vinvl.config import VinvlConfig
 from flava_ds.families.visualbert.config import VisualBertConfig
@@ -30,7 +27,6 @@ from flava_ds.objectives.masked_text import JointMaskedTextConfig, MultimodalMas
 from flava_ds.objectives.next_sentence import SentenceImageConfig
 from flava_ds.objectives.tag_contrast import TagContrastConfig
 from flava_ds.objectives.word_patch_alignment import WordPatchAlignmentConfig
-from flava_ds.recipes import RECIPES
 from flava_ds.scaling.captions import Lengths
 from flava_ds.scaling.synthetic import batch_of
 
@@ -69,8 +65,6 @@ FAMILIES = {
     "visualbert": (VisualBertConfig(**SHAPES), {"mmm_text": MASKED, "sentence_image": SentenceImageConfig()}),
 }
 """Tiny models with all of their objectives."""
-TRAINING_TFLOP = 600 * 24.9e9 / 1e12
-"""The demo's: steps times FLOPs of a step."""
 
 
 def make(folder, family: str, name: str = "x", **how):
@@ -92,39 +86,17 @@ def make(folder, family: str, name: str = "x", **how):
     return dataclasses.replace(config, data=data)
 
 
-def train_all(words: list[str]) -> None:
-    """Trains each configuration, one after the other in the same process group."""
-    from flava_ds.build import build
-
-    for word in words:
-        build(from_dict_of(word)).fit()
-
-
-def from_dict_of(text: str):
-    return from_dict(Config, json.loads(text))
-
-
 @pytest.mark.distributed
 def test_ranks_stages_and_accumulation_give_the_same_losses(tmp_path, told):
-    stages = dict(zip(FAMILIES, ("zero1", "zero3", "zero2", "zero1"), strict=False))
-    alone = [make(tmp_path, family, f"{family}-1", accumulation=2) for family in FAMILIES]
-    split = [make(tmp_path, family, f"{family}-2", stage=stages[family]) for family in FAMILIES]
-    for configs, ranks in ((alone, 1), (split, 2)):
-        run_ranks(train_all, ranks, [json.dumps(to_dict(config)) for config in configs])
-    for one, two in zip(alone, split, strict=True):
-        expected, found = (
-            [
-                record[f"loss/{name}"]
-                for record in steps_of(own.run_path)
-                for name, objective in own.objectives.items()
-                if record["kind"] in objective.kinds
-            ]
-            for own in (one, two)
+    stages = dict(zip(FAMILIES, ("zero1", "zero3", "zero2", "zero1"), strict=True))
+    runs = [
+        (
+            make(tmp_path, family, f"{family}-1", accumulation=2),
+            [make(tmp_path, family, f"{family}-2", stage=stage)],
         )
-        assert len(set(expected)) == len(expected) >= 9, one.name
-        assert found == pytest.approx(expected, rel=1e-5, abs=1e-6), one.name
-        family = str(one.model.type)
-        told.split(family, f"2 ranks, {stages[family]}", found, expected, 1e-5)
+        for family, stage in stages.items()
+    ]
+    check_losses_of_every_split(runs, told, rel=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -142,24 +114,6 @@ def test_a_batch_is_the_same_in_any_split_and_the_planner_sees_its_work(family, 
     for batch in (whole, planned):
         assert sum(part.flops for part in task.passes(batch)) > 0 and task.flops(batch) > 0
         assert all(loss.sum.isfinite() and loss.count for loss in task.losses(batch).values())
-
-
-@pytest.mark.parametrize(
-    ("recipe", "tokens"),
-    [("demo_uniter", 12), ("demo_vinvl", 16), ("demo_visualbert", 23), ("demo_vlbert", 12)],
-)
-def test_demo_recipes_have_the_demos_training_flops(recipe, tokens):
-    """With the demo's averages: `tokens` and 4 regions of a pair, and 20 tokens of a text."""
-    config, each = RECIPES[recipe](), []
-    with torch.device("meta"):
-        task = SingleStreamTask(config)
-    for name, source in config.data.sources.items():
-        length = tokens if source.kind == "pair" else 20
-        plan = config.model.plan(config, dataclasses.replace(source, max_regions=4))
-        batch = batch_of(plan, name, Lengths({length: 1.0}, "test"), config.global_batch_size(name))
-        each.append(task.flops(batch))
-    found = sum(each) / len(each) * config.training.total_steps / 1e12
-    assert found == pytest.approx(TRAINING_TFLOP, rel=0.04), [flops / 1e9 for flops in each]
 
 
 def test_masks_of_regions_must_agree(tmp_path):

@@ -1,36 +1,24 @@
-"""UniT's recipes, and UniT through the real trainer: ranks, accumulation, tasks in turn."""
+"""UniT's batches, and UniT through the real trainer: ranks, accumulation, tasks in turn."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
 import torch
 from data.shard_files import caption, write_tar
 from families.unit.unit_toys import ATTRIBUTES, CLASSES, OBJECTIVES, source_of, tiny_model
-from real_runs import Job, real_config, steps_of
+from real_runs import check_losses_of_every_split, family_config, steps_of
 from safetensors.numpy import save
 from torchvision.io import encode_png
 
-from flava_ds import config as configuration
-from flava_ds.config import EngineConfig, TrainingConfig, from_dict, to_dict
 from flava_ds.families.unit.config import UnitConfig
 from flava_ds.recipes import RECIPES
-from flava_ds.scaling.captions import Lengths, lengths_of
+from flava_ds.scaling.captions import lengths_of
 from flava_ds.scaling.measure import META
 from flava_ds.scaling.synthetic import batch_of
 
-TRAINING_TFLOP = 600 * 24.9e9 / 1e12
-"""The demo's: steps times FLOPs of a step."""
 USED = {name: OBJECTIVES[name] for name in ("detection", "question", "entailment")}
 USED["detection"] = dataclasses.replace(USED["detection"], num_attributes=ATTRIBUTES, max_attributes=3)
-
-
-@pytest.mark.parametrize("recipe", ["unit_base", "demo_unit"])
-def test_recipes_are_sound_and_survive_json(recipe):
-    config = configuration.check(RECIPES[recipe]())
-    again = from_dict(type(config), json.loads(json.dumps(to_dict(config))))
-    assert again == config and isinstance(again.model, UnitConfig)
 
 
 def test_the_planner_has_batches_of_every_task_without_data():
@@ -47,18 +35,6 @@ def test_the_planner_has_batches_of_every_task_without_data():
             assert task("step", batch, ones).loss.is_meta
     assert work["detection"] == work["genome"] == work["question"] - {"text_encoder", "text_memory"}
     assert work["sst2"] == {"text_encoder", "text_memory", "decoder"}
-
-
-def test_the_demos_recipe_has_the_demos_training_flops():
-    """With the scenes' averages: 9 tokens of a text."""
-    config, found = RECIPES["demo_unit"](), 0.0
-    with torch.device("meta"):
-        task = config.model.build(config)
-    for name, source in config.data.sources.items():
-        plan = config.model.plan(config, source)
-        batch = batch_of(plan, name, Lengths({9: 1.0}, "test"), config.global_batch_size(name))
-        found += source.weight * task.flops(batch) * config.training.total_steps / 1e12
-    assert found == pytest.approx(TRAINING_TFLOP, rel=0.04)
 
 
 def write_scenes(folder):
@@ -98,9 +74,8 @@ def dropping(model: UnitConfig) -> UnitConfig:
     return dataclasses.replace(model, **parts)
 
 
-def run_config(folder, name, *, stage="zero1", accumulation=1):
+def run_config(folder, name, **how):
     """Six steps of three tasks in turn."""
-    base = real_config(folder)
     shards = folder / "scenes"
     shards = shards if shards.exists() else write_scenes(shards)
     sources = {
@@ -114,22 +89,8 @@ def run_config(folder, name, *, stage="zero1", accumulation=1):
         )
         for seed, task in enumerate(USED)
     }
-    return dataclasses.replace(
-        base,
-        name=name,
-        model=dropping(tiny_model()),
-        codebook_weights=None,
-        objectives=USED,
-        data=dataclasses.replace(base.data, sources=sources),
-        training=TrainingConfig(
-            total_steps=6,
-            global_batch_size=8,
-            gradient_accumulation_steps=accumulation,
-            precision="fp32",
-            gradient_clipping=1.0,
-        ),
-        engine=EngineConfig(deepspeed_config=stage),
-    )
+    config = family_config(folder, name, "pair", model=dropping(tiny_model()), objectives=USED, **how)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, sources=sources))
 
 
 @pytest.mark.distributed
@@ -137,18 +98,13 @@ def test_ranks_zero_3_and_accumulation_give_the_same_losses(tmp_path, told):
     """Micro-batches and ranks have different numbers of objects, and steps have different tasks. The ghost
     norms enlarge rounding.
     """
-    runs = [(run_config(tmp_path, "one", accumulation=2), 1), (run_config(tmp_path, "two", stage="zero3"), 2)]
-    for config, ranks in runs:
-        job = Job(config, ranks)
-        assert job.wait() == [0] * ranks, job.said()[-2000:]
-    expected, found = (
-        [{name: record[f"loss/{name}"] for name in USED if f"loss/{name}" in record} for record in steps]
-        for steps in (steps_of(config.run_path) for config, _ in runs)
+    one, two = (
+        run_config(tmp_path, "one", accumulation=2),
+        run_config(tmp_path, "two", stage="zero3"),
     )
-    assert [len(step) for step in expected] == [1] * 6
-    assert {name for step in expected for name in step} == USED.keys()
-    assert found == [pytest.approx(step, rel=1e-5) for step in expected]
-    values = ([loss for step in steps for loss in step.values()] for steps in (found, expected))
-    told.split("unit", "2 ranks, zero3", *values, 1e-5)
-    detected = [step for step in steps_of(runs[0][0].run_path) if "loss/detection" in step]
+    check_losses_of_every_split([(one, [two])], told, rel=1e-5)
+    steps = steps_of(one.run_path)
+    trained = [[name for name in USED if f"loss/{name}" in record] for record in steps]
+    assert [len(names) for names in trained] == [1] * 6 and set().union(*trained) == USED.keys()
+    detected = [step for step in steps if "loss/detection" in step]
     assert all(step["metric/attribute_loss/detection"] > 0 for step in detected) and detected

@@ -1,20 +1,13 @@
-"""ViLT's recipes and batches, and ViLT through the real trainer: ranks, ZeRO stages, accumulation, a killed
-run.
-"""
+"""ViLT's batches, and ViLT through the real trainer: ranks, ZeRO stages, accumulation."""
 
-import dataclasses
-import json
+import functools
 import math
-import signal
 
 import numpy as np
 import pytest
 import torch
-from real_runs import Job, curve, real_config, steps_of
+from real_runs import check_losses_of_every_split, every_stage, family_config, losses_of
 
-from flava_ds import config as configuration
-from flava_ds.checkpoints.reader import load_weights
-from flava_ds.config import EngineConfig, TrainingConfig, from_dict, to_dict
 from flava_ds.data.indexed import IndexedShards
 from flava_ds.data.reader import BatchReader
 from flava_ds.families.vilt.config import StreamConfig, ViltConfig, WordsConfig
@@ -24,16 +17,6 @@ from flava_ds.objectives.word_patch_alignment import WordPatchAlignmentConfig
 from flava_ds.recipes import RECIPES
 from flava_ds.scaling.captions import lengths_of
 from flava_ds.scaling.synthetic import batch_of
-
-STEPS = 6
-NAMES = ("mmm_text", "itm", "wpa")
-
-
-@pytest.mark.parametrize("recipe", ["vilt_base", "demo_vilt"])
-def test_recipes_are_sound_and_survive_json(recipe):
-    config = configuration.check(RECIPES[recipe]())
-    again = from_dict(type(config), json.loads(json.dumps(to_dict(config))))
-    assert again == config and isinstance(again.model, ViltConfig)
 
 
 def test_the_planner_sees_both_passes():
@@ -46,9 +29,8 @@ def test_the_planner_sees_both_passes():
     assert work["itm"] == 6 * 2 * 192 * 194
 
 
-def vilt_config(folder, name: str, stage: str = "zero1", accumulation: int = 1, steps: int = STEPS):
+def vilt_config(folder, name: str, **how):
     """A tiny ViLT with dropout over the pairs of the written world, in fp32."""
-    config = real_config(folder)
     image = StreamConfig(
         image_size=16,
         patch_size=8,
@@ -58,27 +40,13 @@ def vilt_config(folder, name: str, stage: str = "zero1", accumulation: int = 1, 
         intermediate_size=28,
         hidden_dropout=0.1,
     )
-    source = dataclasses.replace(config.data.sources["pair"], weight=1.0)
-    return dataclasses.replace(
-        config,
-        name=name,
-        model=ViltConfig(image=image, text=WordsConfig(vocab_size=200, max_position_embeddings=20)),
-        codebook_weights=None,
-        objectives={
-            "mmm_text": MultimodalMaskedTextConfig(tied_decoder=True),
-            "itm": ImageTextMatchingConfig(mismatch_probability=0.5),
-            "wpa": WordPatchAlignmentConfig(weight=0.1),
-        },
-        data=dataclasses.replace(config.data, sources={"pair": source}),
-        training=TrainingConfig(
-            total_steps=steps,
-            global_batch_size=8,
-            gradient_accumulation_steps=accumulation,
-            precision="fp32",
-            gradient_clipping=1.0,
-        ),
-        engine=EngineConfig(deepspeed_config=stage),
-    )
+    objectives = {
+        "mmm_text": MultimodalMaskedTextConfig(tied_decoder=True),
+        "itm": ImageTextMatchingConfig(mismatch_probability=0.5),
+        "wpa": WordPatchAlignmentConfig(weight=0.1),
+    }
+    model = ViltConfig(image=image, text=WordsConfig(vocab_size=200, max_position_embeddings=20))
+    return family_config(folder, name, "pair", model=model, objectives=objectives, **how)
 
 
 def texts(batch, prefix: str = "") -> list[list[int]]:
@@ -104,37 +72,10 @@ def test_every_split_of_a_batch_has_the_same_texts_and_only_mismatches_have_othe
     assert whole.numbers["matching_max_seqlen"] == max(map(len, matching))
 
 
-def losses(config) -> list[float]:
-    return [record[f"loss/{name}"] for record in steps_of(config.run_path) for name in NAMES]
-
-
 @pytest.mark.distributed
 def test_ranks_stages_and_accumulation_give_the_same_losses(tmp_path, told):
-    configs = [(vilt_config(tmp_path, "one", accumulation=2), 1)]
-    configs += [(vilt_config(tmp_path, stage, stage), 2) for stage in ("zero1", "zero3")]
-    for config, ranks in configs:
-        job = Job(config, ranks)
-        assert job.wait() == [0] * ranks, job.said()[-2000:]
-    expected = losses(configs[0][0])
-    assert len(expected) == 3 * STEPS and len(set(expected)) == 3 * STEPS
-    assert expected[0] == pytest.approx(math.log(200), abs=0.2)
-    assert expected[1] == pytest.approx(math.log(2), abs=0.2)
-    for config, _ in configs[1:]:
-        assert losses(config) == pytest.approx(expected, rel=1e-6, abs=1e-7), config.name
-        told.split("vilt", f"2 ranks, {config.name}", losses(config), expected, 1e-6)
-
-
-@pytest.mark.distributed
-def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
-    whole, killed = (vilt_config(tmp_path, name, "zero1", steps=12) for name in ("whole", "killed"))
-    assert Job(whole).wait() == [0, 0]
-    job = Job(killed)
-    assert job.wait_until((killed.run_path / "checkpoints" / "latest").is_file)
-    job.signal(signal.SIGKILL, 1)
-    job.kill()
-    assert len(steps_of(killed.run_path)) < 12
-    assert Job(killed).wait() == [0, 0]
-    last = {record["step"]: record for record in curve(killed.run_path)}
-    assert [last[record["step"]] == record for record in curve(whole.run_path)] == [True] * 12
-    ours, theirs = load_weights(whole.run_path), load_weights(killed.run_path)
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    runs = every_stage(functools.partial(vilt_config, tmp_path), ("zero1", "zero3"))
+    check_losses_of_every_split(runs, told)
+    first = losses_of(runs[0][0])
+    assert first[0] == pytest.approx(math.log(200), abs=0.2)
+    assert first[1] == pytest.approx(math.log(2), abs=0.2)

@@ -158,6 +158,9 @@ class Sweep:
                 own["lower_is_better"] = lower
             if not own["results"]:
                 own = {"state": FAILED, "reason": "it ended well, but its log has no steps"}
+            elif (steps := self._steps_of(name)) > (done := log.steps[-1]["step"] + 1):
+                said = f"its launcher ended well after {done} of {steps} steps"
+                own = {"state": PLANNED, "reason": f"{said}; the same command goes on with it"}
         elif is_stop(status):
             why = f"stopped by signal {status - 128}; the same command goes on with it"
             own = {"state": PLANNED, "reason": why}
@@ -168,6 +171,11 @@ class Sweep:
             own = {"state": FAILED, "reason": why or f"exit status {status}"}
         self._write(name, own | {"attempts": attempts})
         return own
+
+    def _steps_of(self, name: str) -> int:
+        """Returns training.total_steps of a run, 0 without its configuration."""
+        path = self.path_of(name) / "config.json"
+        return int(loads(read_small(path))["training"]["total_steps"]) if path.is_file() else 0
 
     def _write(self, name: str, state: dict[str, Any]) -> None:
         said = state | {"since": time.strftime("%Y-%m-%dT%H:%M:%S%z")}

@@ -48,6 +48,12 @@ def test_states_and_reasons(tmp_path):
     line = {"step": 0, "loss/mim": 2.5, "seconds_per_step": 1.0, "samples_per_second": 8.0}
     sweep.path_of(second).mkdir()
     (sweep.path_of(second) / "log.jsonl").write_text(json.dumps(line))
+    (sweep.path_of(second) / "config.json").write_text('{"training": {"total_steps": 2}}')
+    assert sweep.end(second, 0) == {
+        "state": "planned",
+        "reason": "its launcher ended well after 1 of 2 steps; the same command goes on with it",
+    }
+    (sweep.path_of(second) / "config.json").write_text('{"training": {"total_steps": 1}}')
     assert sweep.end(second, 0)["state"] == "finished"
 
     written = write_tables(sweep, parquet=True)

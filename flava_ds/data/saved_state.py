@@ -32,8 +32,14 @@ def compare_states(saved: States, current: States, drawn: int, block_steps: int)
     """
     saved = drawn_before(drawn, {name: _renamed(state) for name, state in saved.items()})
     current = drawn_before(drawn, current)
-    differences = [f"source '{name}' is gone" for name in saved if name not in current]
-    differences += [f"source '{name}' is new" for name in current if name not in saved]
+    saved = _under_new_names(saved, current)
+    new = [name for name in current if name not in saved]
+    differences = []
+    for name in (name for name in saved if name not in current):
+        seeds = [f"--data.sources.{other}.seed {saved[name].get('source_seed')}" for other in new]
+        renamed = f" (if it is renamed, {' or '.join(seeds)} keeps its order)" if new else ""
+        differences.append(f"source '{name}' is gone{renamed}")
+    differences += [f"source '{name}' is new" for name in new]
     changed: list[str] = []
     for name in (name for name in current if name in saved):
         changed += changed_content(name, saved[name].get(CONTENT), current[name].get(CONTENT))
@@ -76,6 +82,17 @@ def drawn_before(step: int, states: States) -> dict[str, dict[str, Any]]:
 def listed(weights: Iterable[tuple[object, object]]) -> str:
     """Formats (share, first step) as a state keeps them."""
     return ", ".join(f"{share} from step {first}" for share, first in weights)
+
+
+def _under_new_names(saved: States, current: States) -> States:
+    """Returns the saved states, of a source that is gone under the name of the new one that has its seed: its
+    samples and their order hang on the seed alone.
+    """
+    names = {state["source_seed"]: name for name, state in current.items() if name not in saved}
+    return {
+        name if name in current else names.get(state.get("source_seed"), name): state
+        for name, state in saved.items()
+    }
 
 
 def _renamed(state: dict[str, Any]) -> dict[str, Any]:

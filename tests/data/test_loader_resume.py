@@ -111,6 +111,24 @@ def test_a_resume_that_would_change_the_data_order_is_refused(make_config, make_
         StepLoader(changed, start_step=5).check_state(saved)
 
 
+def test_a_renamed_source_goes_on_with_its_old_seed(make_config):
+    config = make_config(training={"total_steps": 12})
+    sources = dict(config.data.sources)
+    before = StepLoader(config)
+    keys = [batch.keys for (batch,) in before]
+    state = json.loads(json.dumps(before.state(5)))
+    texts = sources.pop("text")
+    renamed = config.with_sources({"glosses": replace(texts, seed=None), **sources})
+    seed = state["text"]["source_seed"]
+    with pytest.raises(
+        CheckpointError, match=rf"'text' is gone \(if it is renamed, --data.sources.glosses.seed {seed} keeps"
+    ):
+        StepLoader(renamed, start_step=5).check_state(state)
+    loader = StepLoader(config.with_sources({"glosses": replace(texts, seed=seed), **sources}), start_step=5)
+    loader.check_state(state)
+    assert [batch.keys for (batch,) in loader] == keys[5:]
+
+
 def test_weights_may_change_and_sources_begin_from_the_step_of_the_checkpoint_on(make_config, make_shard):
     """Nothing that the run has drawn is another: a whole run of the new plan is the same until then."""
     config = make_config(training={"total_steps": 20})

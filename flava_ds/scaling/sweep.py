@@ -159,8 +159,8 @@ class Sweep:
             if not own["results"]:
                 own = {"state": FAILED, "reason": "it ended well, but its log has no steps"}
             elif (steps := self._steps_of(name)) > (done := log.steps[-1]["step"] + 1):
-                said = f"its launcher ended well after {done} of {steps} steps"
-                own = {"state": PLANNED, "reason": f"{said}; the same command goes on with it"}
+                why = f"its launcher ended well after {done} of {steps} steps"
+                own = {"state": PLANNED, "reason": f"{why}; the same command goes on with it"}
         elif is_stop(status):
             why = f"stopped by signal {status - 128}; the same command goes on with it"
             own = {"state": PLANNED, "reason": why}

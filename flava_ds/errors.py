@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import sysconfig
+import traceback
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Self
 
 
@@ -65,3 +68,19 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Returns '; did you mean ...?' for the closest known word, or an empty string."""
     near = difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def told_at(error: BaseException) -> str:
+    """Describes an exception in one line, with the last line of the user's own code that it passed."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}: {type(error).__name__}: {error.msg}"
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith("<frozen")
+    ]
+    places = sysconfig.get_paths()
+    others = (str(Path(__file__).parent), *(places[kind] for kind in ("stdlib", "purelib", "platlib")))
+    own = [frame for frame in frames if not frame.filename.startswith(others)] or frames
+    words = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
+    return f"{own[-1].filename}:{own[-1].lineno}: {words}"

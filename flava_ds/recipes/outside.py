@@ -12,8 +12,6 @@ import inspect
 import re
 import shlex
 import sys
-import sysconfig
-import traceback
 from collections.abc import Collection, Iterable
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -22,7 +20,7 @@ from types import ModuleType
 from flava_ds.config import Config
 from flava_ds.config.evaluation import files_of
 from flava_ds.config.places import check_sections
-from flava_ds.errors import ConfigError, did_you_mean
+from flava_ds.errors import ConfigError, did_you_mean, told_at
 from flava_ds.recipes.stages import Stages
 
 
@@ -68,7 +66,7 @@ def call(recipe: str) -> Config | Stages:
     try:
         config = function()
     except (Exception, SystemExit) as error:
-        raise ConfigError(f"{recipe} failed: {_told(error, module)}") from error
+        raise ConfigError(f"{recipe} failed: {told_at(error)}") from error
     if not isinstance(config, Config | Stages):
         raise ConfigError(
             f"{recipe} returned {type(config).__name__}; a recipe returns a flava_ds.config.Config"
@@ -198,12 +196,12 @@ def _import_module(name: str, folder: Path, what: str) -> ModuleType:
             raise ConfigError(
                 f"no module named '{name}', neither installed, nor on PYTHONPATH, nor in {folder}"
             ) from error
-        raise ConfigError(f"{what} does not import: {_told(error)}") from error
+        raise ConfigError(f"{what} does not import: {told_at(error)}") from error
     except (Exception, SystemExit) as error:
         of_package = what.endswith(".py") and (folder / "__init__.py").is_file()
         relative = of_package and isinstance(error, ImportError)
         hint = f"; {_by_its_module(folder / f'{name}.py')}" if relative else ""
-        raise ConfigError(f"{what} does not import: {_told(error)}{hint}") from error
+        raise ConfigError(f"{what} does not import: {told_at(error)}{hint}") from error
 
 
 def _by_its_module(path: Path) -> str:
@@ -213,22 +211,6 @@ def _by_its_module(path: Path) -> str:
     while (folder / "__init__.py").is_file():
         parts, folder = [folder.name, *parts], folder.parent
     return f"give it by its module, {'.'.join(parts)}, with {folder} on PYTHONPATH"
-
-
-def _told(error: BaseException, module: ModuleType | None = None) -> str:
-    """Describes an exception in one line, with the last line of the user's own code that it passed."""
-    if isinstance(error, SyntaxError) and error.filename:
-        return f"{error.filename}:{error.lineno}: {type(error).__name__}: {error.msg}"
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith("<frozen")
-    ]
-    places = sysconfig.get_paths()
-    others = (str(Path(__file__).parents[1]), *(places[kind] for kind in ("stdlib", "purelib", "platlib")))
-    own = [frame for frame in frames if not frame.filename.startswith(others)] or frames
-    words = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
-    return f"{own[-1].filename}:{own[-1].lineno}: {words}"
 
 
 def _functions_in(path: Path) -> list[str]:

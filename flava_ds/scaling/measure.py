@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from flava_ds.batch import Batch
 from flava_ds.codebook.image_codebook import ImageCodebook
 from flava_ds.config import Config
+from flava_ds.errors import ConfigError, told_at
 from flava_ds.optimizers.base import parameter_groups
 from flava_ds.scaling.captions import Lengths
 from flava_ds.scaling.synthetic import batch_of
@@ -56,13 +57,19 @@ def measure(
         half = config.training.precision == "bf16" and device.type != "cpu"
         codebook.to(DTYPES["bf16" if half else "fp32"]).requires_grad_(False).eval()
         task.frozen["codebook"] = codebook
-    kinds = {
-        name: kind_work(
-            config, task, name, lengths.get(name), device,
-            samples if isinstance(samples, int) else samples[name],
-        )
-        for name in config.drawn_sources
-    }  # fmt: skip
+    counts = dict.fromkeys(config.drawn_sources, samples) if isinstance(samples, int) else samples
+    try:
+        kinds = {
+            name: kind_work(config, task, name, lengths.get(name), device, counts[name])
+            for name in config.drawn_sources
+        }
+    except (RuntimeError, NotImplementedError) as error:
+        if device != META or "meta" not in str(error):
+            raise
+        raise ConfigError(
+            f"{config.name} cannot be planned: steps are planned without numbers, on torch's meta device, "
+            f"and {told_at(error)}; take sizes from shapes, batch.size and batch.numbers, which have values"
+        ) from error
     trainable = sum(p.numel() for p in task.parameters() if p.requires_grad)
     return ModelWork(
         recipe=config.name,

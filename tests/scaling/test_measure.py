@@ -9,6 +9,8 @@ from sample_batches import denominators, make_batch, tiny_config
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from flava_ds.errors import ConfigError
+from flava_ds.families.clip.model import Clip
 from flava_ds.families.flava.task import build_task
 from flava_ds.families.flava.views import Kind
 from flava_ds.recipes import RECIPES, resolve
@@ -164,3 +166,16 @@ def test_clip_is_measured_by_the_same_code():
     assert set(work.kinds) == {"pairs"} and work.codebook == 0
     products = [o for o in work.kinds["pairs"].operators if o.flops.pair]
     assert {o.name for o in products} == {"info_nce_forward", "info_nce_backward"}
+
+
+def test_a_family_that_reads_numbers_is_named_with_the_line(monkeypatch):
+    def encode(self, batch, *_):
+        return {"text": batch["cu_seqlens"].max().item()}
+
+    monkeypatch.setattr(Clip, "encode", encode)
+    config = resolve("demo_clip", [])
+    line = encode.__code__.co_firstlineno + 1
+    with pytest.raises(
+        ConfigError, match=rf"test_measure.py:{line}: RuntimeError: Tensor.item"
+    ):
+        measure(config, lengths_of(config, None))

@@ -175,7 +175,5 @@ def test_a_family_that_reads_numbers_is_named_with_the_line(monkeypatch):
     monkeypatch.setattr(Clip, "encode", encode)
     config = resolve("demo_clip", [])
     line = encode.__code__.co_firstlineno + 1
-    with pytest.raises(
-        ConfigError, match=rf"test_measure.py:{line}: RuntimeError: Tensor.item"
-    ):
+    with pytest.raises(ConfigError, match=rf"test_measure.py:{line}: RuntimeError: Tensor.item"):
         measure(config, lengths_of(config, None))

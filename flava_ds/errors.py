@@ -70,17 +70,26 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
+def own_place(error: BaseException) -> str | None:
+    """Returns FILE:LINE of the last line of the user's code that an exception passed; None without one."""
+    places = sysconfig.get_paths()
+    others = (str(Path(__file__).parent), *(places[kind] for kind in ("stdlib", "purelib", "platlib")))
+    own = [frame for frame in _frames(error) if not frame.filename.startswith(others)]
+    return f"{own[-1].filename}:{own[-1].lineno}" if own else None
+
+
 def told_at(error: BaseException) -> str:
     """Describes an exception in one line, with the last line of the user's own code that it passed."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}: {type(error).__name__}: {error.msg}"
-    frames = [
+    last = _frames(error)[-1]
+    words = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
+    return f"{own_place(error) or f'{last.filename}:{last.lineno}'}: {words}"
+
+
+def _frames(error: BaseException) -> list[traceback.FrameSummary]:
+    return [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
         if not frame.filename.startswith("<frozen")
     ]
-    places = sysconfig.get_paths()
-    others = (str(Path(__file__).parent), *(places[kind] for kind in ("stdlib", "purelib", "platlib")))
-    own = [frame for frame in frames if not frame.filename.startswith(others)] or frames
-    words = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
-    return f"{own[-1].filename}:{own[-1].lineno}: {words}"

@@ -143,7 +143,7 @@ class FrozenModel:
             part, reason = None, self._tokenizer
         if part is not None:
             return part
-        about = (CAPABILITIES | SPECIAL | OF_FILES)[capability]
+        about = (CAPABILITIES | SPECIAL | OF_FILES).get(capability, "a capability of your own")
         raise Lacking(
             f"{asked_by} needs {name} ({about}), which {described.name} (family "
             f"'{described.family}') does not offer: {reason}"

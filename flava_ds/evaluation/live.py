@@ -19,6 +19,7 @@ from flava_ds.evaluation.pixels import pixel_model
 from flava_ds.evaluation.protocols import Evaluator, ImageFeatures, Score
 from flava_ds.evaluation.runner import FoundData, check_needs, find_all
 from flava_ds.evaluation.shares import Share
+from flava_ds.evaluation.task_scores import scores_of
 from flava_ds.ranks.distributed import World, together
 
 
@@ -60,7 +61,9 @@ class LiveEvaluation:
     def _evaluated(self, model: FrozenModel, tasks: Sequence[Evaluator]) -> dict[str, dict[str, Score]]:
         """Runs tasks without runner.evaluate's facts, which every rank would stat all pictures for."""
         share = Share(self.world)
-        return {task.name: share.together(partial(task.run, model, self.data[task.name])) for task in tasks}
+        return {
+            task.name: share.together(partial(scores_of, task, model, self.data[task.name])) for task in tasks
+        }
 
 
 def find_tasks(config: Config, module: nn.Module) -> tuple[list[Evaluator], dict[str, FoundData]]:

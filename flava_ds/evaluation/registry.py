@@ -164,6 +164,13 @@ def _check_tasks(file: Path, found: object) -> None:
     if not isinstance(found, tuple | list):
         raise DataError(f"{file}: TASKS is {type(found).__name__}; it is a tuple of evaluators")
     for number, task in enumerate(found):
+        if isinstance(task, type):
+            raise DataError(f"{file}: TASKS[{number}] is the class {task.__name__}; give an instance of it")
         lacking = [name for name in ("name", "about", "needs", "data", "run") if not hasattr(task, name)]
         if lacking:
             raise DataError(f"{file}: TASKS[{number}] has no {', '.join(lacking)}; every evaluator has one")
+        if not isinstance(task.needs, tuple) or not all(isinstance(own, type) for own in task.needs):
+            raise DataError(
+                f"{file}: TASKS[{number}].needs is {task.needs!r:.60}; it is a tuple of capabilities, "
+                "such as (flava_ds.evaluation.protocols.ImageFeatures,)"
+            )

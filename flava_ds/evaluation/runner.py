@@ -17,6 +17,7 @@ from flava_ds.evaluation.labelled import limited, state_of_pictures
 from flava_ds.evaluation.protocols import EvaluationData, Evaluator, Progress, Score, Trained
 from flava_ds.evaluation.published import TEST_SAMPLES, as_many_as_published, published
 from flava_ds.evaluation.results import READ_AGAIN
+from flava_ds.evaluation.task_scores import scores_of
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ def evaluate(
     for task in tasks:
         start, found = time.monotonic(), data[task.name].anew()
         tell(f"{task.name}: {task.about}")
-        scores = task.run(model, found)
+        scores = scores_of(task, model, found)
         splits = task.reported(found) if isinstance(task, Trained) else (found.split,)
         samples = sum(len(found.read(split)) for split in splits)
         facts = {

@@ -200,11 +200,13 @@ def breaks(folder: Path):
     live._lend = lambda: contextlib.nullcontext(module)
     try:
         live()
-    except RuntimeError as error:
+    except UserError as error:
         return str(error)
 
 
 @pytest.mark.distributed
 def test_an_error_in_one_ranks_task_ends_all_without_a_wait(tmp_path, run_ranks):
     write_sets(tmp_path / "sets")
-    assert run_ranks(breaks, 2, tmp_path) == ["rank 1: ValueError: here alone"] * 2
+    first, second = run_ranks(breaks, 2, tmp_path)
+    assert first == second and first.startswith(f"task sensitive failed: {__file__}:")
+    assert first.endswith(": ValueError: here alone")

@@ -125,6 +125,11 @@ def test_a_file_without_tasks_is_named(tmp_path):
         ("x = 1\nimport no_such_thing\n", "own_tasks.py:2: ModuleNotFoundError: No module named"),
         ("import sys\n\nsys.exit(3)\n", "own_tasks.py:3: SystemExit: 3"),
         ("TASKS = 3\n", "own_tasks.py: TASKS is int; it is a tuple of evaluators"),
+        (f"{OWN}\nTASKS = (type(TASKS[0]),)\n", "own_tasks.py: TASKS[0] is the class "),
+        (
+            f"{OWN}\ntype(TASKS[0]).needs = ('X',)\n",
+            "own_tasks.py: TASKS[0].needs is ('X',); it is a tuple of",
+        ),
         ("TASKS = (1,)\n", "own_tasks.py: TASKS[0] has no name, about, needs, data, run; every evaluator"),
     ],
 )

@@ -4,6 +4,7 @@ that the model can read.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,7 +25,8 @@ def look_over(config: Config, sources: Mapping[str, Any]) -> None:
     """Looks at opened sources by name.
 
     Raises: DataError for a source with fewer samples than a step draws, or whose first samples have no
-    caption, or no regions and labels that can be used, or more of these than it may have.
+    caption, or no regions and labels that can be used, or more of these than it may have; for a reader of
+    the user's own whose state no checkpoint holds.
     """
     for name, source in sources.items():
         size = config.global_batch_size(name)
@@ -38,10 +40,28 @@ def look_over(config: Config, sources: Mapping[str, Any]) -> None:
                 f"the {size} of one step over all ranks; add {more}, or set "
                 f"--data.sources.{name}.global-batch-size to at most {source.length}"
             )
+        if config.data.sources[name].reader is not None:
+            _look_at_state(name, source)
         if isinstance(source, IndexedShards) and source.source.caption_key and source.kind != "image":
             _look_for_captions(source, source.source.caption_key)
         if isinstance(source, IndexedShards):
             _look_for_members(source)
+
+
+def _look_at_state(name: str, source: Any) -> None:
+    """Raises DataError unless JSON, as which checkpoints keep it, gives a source's state back as it was: a
+    resume compares both.
+    """
+    state = source.state()
+    try:
+        holds = isinstance(state, dict) and loads(json.dumps(state)) == state
+    except (TypeError, ValueError):
+        holds = False
+    if not holds:
+        raise DataError(
+            f"source '{name}': its reader {type(source).__qualname__} has the state {state!r:.80}, which no "
+            "checkpoint holds; return a dict of texts, numbers, lists, dicts and None"
+        )
 
 
 def _look_for_members(source: IndexedShards) -> None:

@@ -137,3 +137,17 @@ def test_too_few_samples_are_said_to_be_the_readers(tmp_path):
         DataError, match="'squares': 3 usable samples of its reader are fewer than the 8 .*; add samp"
     ):
         look_over(config, {"squares": open_source(config, "squares")})
+
+
+@pytest.mark.parametrize("state", [None, {"keys": torch.ones(1)}, {"shape": (2, 3)}, {1: "one"}], ids=repr)
+def test_a_state_that_no_checkpoint_holds_is_refused_before_the_first_step(tmp_path, monkeypatch, state):
+    drawn = SourceConfig(kind="pair", shards="", reader=SquaresConfig())
+    config = stranger_config(tmp_path, name="squares", objectives={"matching": ImageTextMatchingConfig()})
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, sources={"squares": drawn}))
+    sources = {"squares": open_source(config, "squares")}
+    look_over(config, sources)
+    monkeypatch.setattr(Squares, "state", lambda self: state)
+    with pytest.raises(
+        DataError, match="'squares': its reader Squares has the state .*, which no checkpoint"
+    ):
+        look_over(config, sources)

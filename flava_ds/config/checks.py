@@ -32,6 +32,9 @@ def check(config: Config) -> Config:
     check_spikes(config.training.spike_factor, config.objectives)
     check_codebook(config.codebook)
     config.schedule.check(config.optimizer.lr, config.training.total_steps)
+    last = config.training.total_steps - 1
+    for step in (min(config.schedule.warmup_steps, last), last):
+        config.learning_rate(step)
     if config.checkpoint.keep_best and not config.checkpoint.best_metric:
         raise ConfigError(
             "checkpoint.keep_best needs checkpoint.best_metric, the logged number to compare, e.g. "

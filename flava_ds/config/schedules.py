@@ -24,10 +24,23 @@ class ScheduleConfig(Variant):
     """Optimizer steps of linear warm-up to optimizer.lr; the first step already has a part of it."""
 
     def learning_rate(self, step: int, peak: float, total_steps: int) -> float:
-        """Returns the learning rate of update `step` (0 is the first) of `total_steps`, at most `peak`."""
+        """Returns the learning rate of update `step` (0 is the first) of `total_steps`, at most `peak`.
+
+        Raises: ConfigError for a variant that gives none.
+        """
         if step < self.warmup_steps:
             return peak * (step + 1) / self.warmup_steps
-        return self.after_warmup(step, peak, total_steps)
+        given = self.after_warmup(step, peak, total_steps)
+        try:
+            rate = float(given)
+        except (TypeError, ValueError):
+            rate = math.nan
+        if not 0 <= rate < math.inf:
+            raise ConfigError(
+                f"schedule {type(self).__name__} gives {given!r:.60} as the learning rate of step {step}; "
+                "return a finite number, 0 or above"
+            )
+        return rate
 
     def after_warmup(self, step: int, peak: float, total_steps: int) -> float:
         """Returns the learning rate of an update from `warmup_steps` on."""

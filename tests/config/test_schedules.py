@@ -11,6 +11,7 @@ from flava_ds.config import (
     LinearScheduleConfig,
     ScheduleConfig,
     WarmupStableDecayConfig,
+    check,
     from_dict,
     to_dict,
 )
@@ -106,3 +107,19 @@ def test_an_exchange_keeps_the_warmup_and_the_end():
     assert override(demo, ["--schedule", "constant"]).schedule == ConstantScheduleConfig(warmup_steps=warmup)
     seen = [changed.learning_rate(step) for step in (warmup - 1, steps // 2 - 1, steps // 2, steps * 3 // 4)]
     assert seen == pytest.approx([lr, lr, lr, (lr + end) / 2])
+
+
+@pytest.mark.parametrize("given", [math.nan, math.inf, -0.1, None, "fast"])
+def test_what_is_no_rate_is_named_with_its_step_before_the_first(monkeypatch, given):
+    config = RECIPES["flava_debug"]()
+    falls = type(config.schedule).after_warmup
+    for wrong in (config.schedule.warmup_steps, config.training.total_steps - 1):
+
+        def after_warmup(self, step, peak, total, wrong=wrong):
+            return given if step == wrong else falls(self, step, peak, total)
+
+        monkeypatch.setattr(type(config.schedule), "after_warmup", after_warmup)
+        with pytest.raises(
+            ConfigError, match=rf"{given!r} as the learning rate of step {wrong}; return a fin"
+        ):
+            check(config)

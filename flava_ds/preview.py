@@ -1,5 +1,5 @@
-"""What a run is going to be, in four lines: parameters, data, memory, and the first line of its log; a fifth
-says so if evaluations are set up that nothing runs.
+"""What a run is going to be, in four lines: parameters, data, memory, and the first line of its log; more say
+so if evaluations are set up that nothing runs, or settings that nothing in the model follows.
 
 A dry run prints them of a model without weights; rank 0 of a real run prints them of its own.
 """
@@ -16,6 +16,7 @@ from flava_ds.config import Config
 from flava_ds.data.loader import StepLoader
 from flava_ds.data.round_robin import steps_of
 from flava_ds.errors import ConfigError, number_of
+from flava_ds.layers.transformer import Block
 from flava_ds.training.engine_config import merged_settings, zero_stage
 from flava_ds.training.task import Task
 from flava_ds.weightless import weightless
@@ -31,6 +32,7 @@ def preview(config: Config, task: Task, loader: StepLoader, ranks: int, device_t
         memory(config, task, ranks, device_type),
         first_line(config, task, loader),
         *unused_evaluation(config),
+        *unfollowed(config, task),
     ]
 
 
@@ -94,6 +96,23 @@ def unused_evaluation(config: Config) -> list[str]:
     if own.every_steps or not (own.tasks or own.references):
         return []
     return ["evaluation: none during training, as evaluation.every_steps is 0; the tasks are not run"]
+
+
+def unfollowed(config: Config, task: Task) -> list[str]:
+    """Names the settings of transformers that nothing in the model follows, as in a family that has none of
+    flava_ds/layers.
+    """
+    training, parts = config.training, [*task.modules()]
+    followed = {
+        "activation_checkpointing": any(getattr(part, "activation_checkpointing", False) for part in parts),
+        "recompute_gelu": any(hasattr(part, "recompute_gelu") for part in parts),
+        "compile_blocks": any(isinstance(part, Block) for part in parts),
+    }
+    return [
+        f"training.{name}: changes nothing, as no part of the model is a transformer of flava_ds/layers"
+        for name, is_followed in followed.items()
+        if getattr(training, name) and not is_followed
+    ]
 
 
 def _source(batch: int, length: int | None, steps: float, name: str) -> str:

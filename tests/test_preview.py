@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+import torch
 
 from flava_ds.preview import (
     bytes_of_activations,
@@ -10,6 +11,7 @@ from flava_ds.preview import (
     meta_task,
     own_batches,
     parameters,
+    unfollowed,
     unused_evaluation,
 )
 from flava_ds.recipes import resolve
@@ -110,3 +112,18 @@ def test_evaluations_that_nothing_runs_are_named():
     shown = "evaluation: none during training, as evaluation.every_steps is 0; the tasks are not run"
     assert unused_evaluation(resolve("demo_dino", ["--evaluation.every-steps", "0"])) == [shown]
     assert unused_evaluation(resolve("demo_dino", [])) == unused_evaluation(resolve("demo", [])) == []
+
+
+def test_settings_that_nothing_in_the_model_follows_are_named(task):
+    words = [
+        f"--training.{name}" for name in ("activation-checkpointing", "recompute-gelu", "compile-blocks")
+    ]
+    config = resolve("flava_tiny", words)
+    assert unfollowed(config, meta_task(config)) == []
+    told = unfollowed(config, torch.nn.Linear(1, 1))
+    assert [line.split(":")[0] for line in told] == [
+        "training.activation_checkpointing",
+        "training.recompute_gelu",
+        "training.compile_blocks",
+    ]
+    assert unfollowed(resolve("flava_tiny", []), torch.nn.Linear(1, 1)) == []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 
@@ -33,6 +33,11 @@ class Told:
     def gradient(self, difference: float) -> float:
         """Notes a difference of gradients, and returns it."""
         return self.of("gradients", difference)
+
+    def gradients(self, apart: Mapping[str, float], limit: float) -> None:
+        """Notes the largest of the differences by parameter, and expects it to be at most `limit`."""
+        largest_first = sorted(apart.items(), key=lambda own: -own[1])
+        assert self.gradient(largest_first[0][1]) <= limit, largest_first[:5]
 
     def split(
         self, family: str, split: str, found: Sequence[float], expected: Sequence[float], limit: float

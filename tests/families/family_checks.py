@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from families.bert.bert_peers import randomize
 from sample_batches import denominators
 from torch import Tensor
 
 from flava_ds.batch import Batch
 from flava_ds.config import Config
 from flava_ds.evaluation.protocols import CAPABILITIES, Losses
+from flava_ds.optimizers.base import parameter_groups
 from flava_ds.training.task import Task
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "cat", "##s")
@@ -37,6 +39,41 @@ def with_words(config: Config, folder: Path, words: Sequence[str] = WORDS) -> Co
 def step(task: Task, batch: Batch) -> Tensor:
     """The loss of a step of this batch alone."""
     return task("step", batch, denominators(task, batch)).loss
+
+
+def check_recomputation(
+    build: Callable[[Config], Task], config: Config, loss: Callable[[Task], Tensor]
+) -> None:
+    """Activation checkpointing changes no gradient."""
+    training = dataclasses.replace(config.training, activation_checkpointing=True)
+    plain, again = build(config), build(dataclasses.replace(config, training=training))
+    for task in (plain, again):
+        loss(task).backward()
+    for (name, one), other in zip(plain.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(one.grad, other.grad), name
+
+
+def check_users(build: Callable[[Config], Task], config: Config, batch: Batch) -> None:
+    """Every parameter gets a gradient from the objectives that users() says, and each has one."""
+    used = set()
+    for name, own in config.objectives.items():
+        task = randomize(build(dataclasses.replace(config, objectives={name: own})))
+        step(task, batch).backward()
+        for parameter, kinds in task.users().items():
+            grad = task.get_parameter(parameter).grad
+            got = grad is not None and bool(grad.abs().max() > 0)
+            assert got == (kinds == {batch.kind}), (name, parameter)
+            used |= {parameter} if kinds else set()
+    assert used == {name for name, _ in build(config).named_parameters()}
+
+
+def check_decay(task: Task, optimizer: Any, exempt: Callable[[str, Tensor], bool]) -> None:
+    """Weights decay as the optimizer is told, but for those that are exempt."""
+    groups = parameter_groups(task, task.users(), optimizer)
+    decay = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
+    for name, parameter in task.named_parameters():
+        expected = 0.0 if exempt(name, parameter) else optimizer.weight_decay
+        assert decay[id(parameter)] == expected, name
 
 
 def texts_of(batch: Batch, name: str = "input_ids", bounds: str = "cu_seqlens") -> list[np.ndarray]:

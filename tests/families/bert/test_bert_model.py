@@ -15,7 +15,15 @@ from families.bert.bert_peers import (
     their_bert,
     tiny_config,
 )
-from families.family_checks import numbered_words, step, texts_of, with_words
+from families.family_checks import (
+    check_decay,
+    check_recomputation,
+    check_users,
+    numbered_words,
+    step,
+    texts_of,
+    with_words,
+)
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -29,7 +37,6 @@ from flava_ds.layouts import to_ours
 from flava_ds.objectives.global_contrastive import GlobalContrastiveConfig
 from flava_ds.objectives.itm import ImageTextMatchingConfig
 from flava_ds.optimizers.adamw import AdamWConfig
-from flava_ds.optimizers.base import parameter_groups
 
 
 @pytest.mark.parametrize(
@@ -54,9 +61,7 @@ def test_transformers_agree(dtype, states, gradients, segments, told):
     ours = {name: parameter.grad for name, parameter in task.named_parameters()}
     assert ours.keys() == expected.keys()
     apart = {name: difference(ours[name], expected[name]) for name in ours}
-    assert told.gradient(max(apart.values())) <= gradients, sorted(
-        apart.items(), key=lambda entry: -entry[1]
-    )[:5]
+    told.gradients(apart, gradients)
 
 
 def test_parameter_counts_are_the_published_ones():
@@ -68,25 +73,11 @@ def test_parameter_counts_are_the_published_ones():
 
 
 def test_every_parameter_gets_a_gradient_from_the_objective_that_says_so():
-    config = tiny_config()
-    for name in config.objectives:
-        one = dataclasses.replace(config, objectives={name: config.objectives[name]})
-        task = build_task(one)
-        step(task, make_batch()).backward()
-        for parameter, kinds in task.users().items():
-            grad = task.get_parameter(parameter).grad
-            assert (grad is not None and bool(grad.abs().max() > 0)) == (kinds == {"text"}), (name, parameter)
-    assert all(kinds == {"text"} for kinds in build_task(config).users().values())
+    check_users(build_task, tiny_config(), make_batch())
 
 
 def test_activation_checkpointing_changes_no_gradient():
-    config = tiny_config()
-    training = dataclasses.replace(config.training, activation_checkpointing=True)
-    plain, again = build_task(config), build_task(dataclasses.replace(config, training=training))
-    for task in (plain, again):
-        step(task, make_batch()).backward()
-    for (name, one), other in zip(plain.named_parameters(), again.parameters(), strict=True):
-        assert torch.equal(one.grad, other.grad), name
+    check_recomputation(build_task, tiny_config(), lambda task: step(task, make_batch()))
 
 
 def test_closed_form_matches_the_flop_counter():
@@ -100,11 +91,8 @@ def test_closed_form_matches_the_flop_counter():
 
 
 def test_only_gains_and_biases_are_exempt_from_decay():
-    task = build_task(tiny_config())
-    groups = parameter_groups(task, task.users(), AdamWConfig(weight_decay=0.01, decay_norm_and_bias=False))
-    decay = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
-    for name, parameter in task.named_parameters():
-        assert decay[id(parameter)] == (0.0 if name.endswith(("bias", "norm.weight")) else 0.01), name
+    optimizer = AdamWConfig(weight_decay=0.01, decay_norm_and_bias=False)
+    check_decay(build_task(tiny_config()), optimizer, lambda name, _: name.endswith(("bias", "norm.weight")))
 
 
 def test_capabilities_are_those_of_the_training_model(tmp_path):

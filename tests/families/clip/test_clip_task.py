@@ -7,7 +7,7 @@ import flava_kernels.flops  # noqa: F401  registers the formulas
 import pytest
 import torch
 from families.clip.peers import make_batch, tiny_config
-from families.family_checks import step
+from families.family_checks import check_decay, check_recomputation, step
 from sample_batches import denominators
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -19,7 +19,6 @@ from flava_ds.objectives.itm import ImageTextMatchingConfig
 from flava_ds.objectives.masked_image import MultimodalMaskedImageConfig
 from flava_ds.objectives.masked_text import MultimodalMaskedTextConfig
 from flava_ds.optimizers.adamw import AdamWConfig
-from flava_ds.optimizers.base import parameter_groups
 
 
 def gradients(task, batch):
@@ -77,11 +76,7 @@ def test_accumulation_gives_the_gradients_of_the_whole_batch():
 
 def test_activation_checkpointing_changes_no_gradient():
     config = tiny_config()
-    recomputing = dataclasses.replace(
-        config, training=dataclasses.replace(config.training, activation_checkpointing=True)
-    )
-    plain, again = (gradients(build_task(own), make_batch(config)) for own in (config, recomputing))
-    assert all(torch.equal(plain[name], again[name]) for name in plain)
+    check_recomputation(build_task, config, lambda task: step(task, make_batch(config)))
 
 
 @pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
@@ -104,12 +99,9 @@ def test_closed_form_matches_the_flop_counter(activation):
 
 def test_tables_are_decayed_but_gains_biases_and_vectors_are_not():
     """As published: all weights that are not gains or biases."""
-    task = build_task(tiny_config())
-    groups = parameter_groups(task, task.users(), AdamWConfig(weight_decay=0.2, decay_norm_and_bias=False))
-    decay = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
-    for name, parameter in task.named_parameters():
-        plain = name.endswith(("bias", "norm.weight", "cls_token", "logit_scale"))
-        assert decay[id(parameter)] == (0.0 if plain else 0.2), name
+    optimizer = AdamWConfig(weight_decay=0.2, decay_norm_and_bias=False)
+    plain = ("bias", "norm.weight", "cls_token", "logit_scale")
+    check_decay(build_task(tiny_config()), optimizer, lambda name, _: name.endswith(plain))
 
 
 @pytest.mark.parametrize(

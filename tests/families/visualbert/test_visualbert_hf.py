@@ -126,9 +126,7 @@ def test_transformers_agree(exact, told):
     ours = {name: parameter.grad for name, parameter in task.named_parameters()}
     assert ours.keys() == expected.keys()
     apart = apart_of(ours, expected)
-    assert told.gradient(max(apart.values())) <= gradients, sorted(
-        apart.items(), key=lambda entry: -entry[1]
-    )[:5]
+    told.gradients(apart, gradients)
 
 
 def test_parameters_are_the_published_ones():

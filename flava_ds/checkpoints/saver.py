@@ -93,6 +93,13 @@ class Saver:
                     waited,
                     unfinished,
                 )
+        if self.world.is_main and not self._step and (extra := fragments.left_out(self.engine)):
+            log.warning(
+                "the optimizer also keeps %s, which checkpoints do not: a resumed run goes on without; add "
+                "the names to the moments of %s",
+                " and ".join(sorted(extra)),
+                type(self.engine.optimizer).__name__,
+            )
         self._step = step
         staged = files.staging(self.place, step, self.world.size)
         self._task = _Task(staged, Status.WRITTEN)

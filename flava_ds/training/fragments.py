@@ -80,6 +80,17 @@ class Average:
         return self._flats[number]
 
 
+def left_out(engine: Engine) -> set[str]:
+    """Names what the optimizer keeps for each element beside its `moments`, which no fragment holds."""
+    kept = {"step", *engine.optimizer.moments}
+    return {
+        key
+        for slot in _slots(engine)
+        for key, own in engine.optimizer.state.get(slot.flat, {}).items()
+        if key not in kept and isinstance(own, Tensor) and 1 < own.numel() == slot.flat.numel()
+    }
+
+
 def held(engine: Engine) -> Iterator[Fragment]:
     """Yields the fragments that this rank needs; every parameter is on some rank."""
     names, replicated = _names(engine), engine.stage == 0

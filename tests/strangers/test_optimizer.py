@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -9,6 +11,7 @@ import pytest
 from stranger_runs import STEPS, numbers_of, prove, split, stranger_config
 from torch import Tensor
 
+from flava_ds.config import CheckpointConfig, Config
 from flava_ds.config.bounds import Below
 from flava_ds.config.optimizers import OptimizerConfig
 from flava_ds.objectives.itm import ImageTextMatchingConfig
@@ -42,6 +45,56 @@ class HeavyBall(TensorByTensor):
         parameter.mul_(1.0 - group["lr"] * group["weight_decay"] * taken)
         parameter.sub_(velocity * (group["lr"] * taken))
         state["step"] += taken
+
+
+class Forgetful(HeavyBall):
+    """Has a second moment that it does not declare."""
+
+    def move(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        super().move(parameter, group)
+        self.state[parameter]["squares"] = self.state[parameter]["velocity"] ** 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForgetfulConfig(HeavyBallConfig, type="forgetful"):
+    """Its settings."""
+
+    def build(self, groups: list[dict[str, Any]]) -> Forgetful:
+        return Forgetful(groups, {"lr": self.lr, "friction": self.friction})
+
+
+def lines_of(configs: list[Config]) -> list[list[str]]:
+    """Trains one run after the other; returns what each says of its optimizer."""
+    from flava_ds.build import build
+
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logging.getLogger("flava_ds").addHandler(handler)
+    found = []
+    for config in configs:
+        build(config).fit()
+        found.append([line for line in lines if line.startswith("the optimizer also keeps")])
+        lines.clear()
+    return found
+
+
+@pytest.mark.slow
+def test_what_checkpoints_leave_out_of_an_optimizer_is_told_once(run_ranks, tmp_path):
+    config = stranger_config(
+        tmp_path,
+        name="ball",
+        optimizer=ForgetfulConfig(lr=0.05),
+        objectives={"matching": ImageTextMatchingConfig(mismatch_probability=0.5)},
+        checkpoint=CheckpointConfig(every_steps=2),
+    )
+    line = (
+        "the optimizer also keeps squares, which checkpoints do not: a resumed run goes on without; add the "
+        "names to the moments of Forgetful"
+    )
+    configs = [split(config, stage, stage, 1) for stage in ("zero0", "zero1", "zero3")]
+    configs.append(dataclasses.replace(configs[0], name="ball", optimizer=HeavyBallConfig(lr=0.05)))
+    assert run_ranks(lines_of, 1, configs) == [[[line], [line], [line], []]]
 
 
 @pytest.mark.distributed

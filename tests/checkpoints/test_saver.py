@@ -5,12 +5,12 @@ a logged value, and in object storage.
 from __future__ import annotations
 
 import dataclasses
-import json
 import signal
 
 import pytest
 import torch
 from checkpoint_helpers import UNEVENTFUL
+from real_runs import steps_of
 from test_engine import everything
 from test_trainer import ToyLoader
 from toy import Toy, toy_config
@@ -67,11 +67,10 @@ def fit(folder: str, cases: dict[str, dict]) -> dict[str, dict]:
         assert trainer_of(config).fit() == 0
         place = files.place_of(config.run_path, config)
         names = files.complete(place)
-        lines = [json.loads(line) for line in (config.run_path / "log.jsonl").read_text().splitlines()[1:]]
         results[name] = {
             "steps": [files.step_of(n) for n in names],
             "states": [read_state(place / n) for n in names],
-            "log": lines,
+            "log": steps_of(config.run_path),
             "at": str(place),
         }
     return results

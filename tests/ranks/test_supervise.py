@@ -1,6 +1,5 @@
 """A supervised run: a killed rank costs the steps since the latest checkpoint and nothing else."""
 
-import json
 import os
 import signal
 import subprocess
@@ -9,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from real_runs import curve, steps_of
 
 SETTINGS = [
     "--training.total-steps",
@@ -58,28 +58,10 @@ def ranks_of(supervisor: int) -> dict[int, int]:
     return found
 
 
-def curve(folder: Path, name: str) -> list[dict]:
-    """Returns step, losses and gradient norm of every step that is logged."""
-    log = folder / "runs" / name / "log.jsonl"
-    records = (
-        [json.loads(line) for line in log.read_text().splitlines()[1:] if line.endswith("}")]
-        if log.exists()
-        else []
-    )
-    return [
-        {
-            key: value
-            for key, value in record.items()
-            if key in ("step", "grad_norm") or key.startswith("loss/")
-        }
-        for record in records
-    ]
-
-
 def kill_rank(job: subprocess.Popen, folder: Path, name: str, rank: int, after_step: int) -> None:
     """Kills a rank once the run has logged a step."""
     deadline = time.monotonic() + 300
-    while not any(record["step"] >= after_step for record in curve(folder, name)[-1:]):
+    while not any(record["step"] >= after_step for record in steps_of(folder / "runs" / name)[-1:]):
         assert job.poll() is None and time.monotonic() < deadline, job.stderr.read()
         time.sleep(0.02)
     os.kill(ranks_of(job.pid)[rank], signal.SIGKILL)
@@ -94,7 +76,7 @@ def test_killed_ranks_are_started_again_and_the_curve_stays_the_same(tmp_path):
     disturbed = start(tmp_path, "disturbed")
     kill_rank(disturbed, tmp_path, "disturbed", rank=1, after_step=9)
     # until the restarted run has cut the log back to its checkpoint
-    while curve(tmp_path, "disturbed")[-1]["step"] > 9:
+    while steps_of(tmp_path / "runs" / "disturbed")[-1]["step"] > 9:
         assert disturbed.poll() is None, disturbed.stderr.read()
         time.sleep(0.02)
     kill_rank(disturbed, tmp_path, "disturbed", rank=0, after_step=18)
@@ -104,7 +86,7 @@ def test_killed_ranks_are_started_again_and_the_curve_stays_the_same(tmp_path):
         said.count("error: rank 0 was killed by SIGKILL in the last of 2 attempts") == 1
         and "Traceback" not in said
     ), said
-    found, expected = curve(tmp_path, "disturbed"), curve(tmp_path, "undisturbed")
+    found, expected = (curve(tmp_path / "runs" / name) for name in ("disturbed", "undisturbed"))
     assert len(expected) == 30 and 18 <= len(found) < 30 and found == expected[: len(found)]
 
 

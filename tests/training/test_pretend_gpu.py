@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from real_runs import steps_of
 
 from flava_ds.config.family import BUILT_IN
 
@@ -43,9 +44,8 @@ def run(*words: str, ranks: int = 0, cwd: Path | None = None) -> str:
 
 
 def curve(folder: Path) -> list[dict[str, float]]:
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()[1:]]
     shown = ("loss/", "accuracy/", "grad_norm")
-    return [{key: x for key, x in line.items() if key.startswith(shown)} for line in lines]
+    return [{key: x for key, x in line.items() if key.startswith(shown)} for line in steps_of(folder)]
 
 
 def places(waits: dict[str, int]) -> set[str]:

@@ -5,11 +5,9 @@ disturb nothing.
 from __future__ import annotations
 
 import dataclasses
-import json
-from pathlib import Path
 
 import pytest
-from real_runs import Job, real_config
+from real_runs import Job, real_config, steps_of
 from test_engine import batches_of
 from toy import KINDS, Toy, toy_config
 
@@ -64,10 +62,6 @@ def toy_trainer(
     module = Toy()
     engine = Engine(module, config, world)
     return build_trainer(config, engine, ToyLoader(world, range(12), 2, poison), 0)
-
-
-def steps_of(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()][1:]
 
 
 def numbers(lines: list[dict]) -> list[dict]:

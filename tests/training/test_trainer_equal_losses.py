@@ -5,12 +5,12 @@ change the six losses it logs.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from real_runs import steps_of
 from toy import partition_everything
 
 from flava_ds.config import CheckpointConfig, EngineConfig
@@ -62,13 +62,8 @@ def logged(folder: Path, name: str) -> list[dict]:
     kept = ("loss/", "accuracy/mim", "accuracy/mlm", "accuracy/mmm", "accuracy/itm")
     return [
         {key: value for key, value in line.items() if key in ("step", "source", "lr") or key.startswith(kept)}
-        for line in json_lines(folder, name)
+        for line in steps_of(folder / "runs" / name)
     ]
-
-
-def json_lines(folder: Path, name: str) -> list[dict]:
-    """Everything that a run logged of every step."""
-    return [json.loads(line) for line in (folder / "runs" / name / "log.jsonl").read_text().splitlines()][1:]
 
 
 @pytest.mark.distributed
@@ -97,7 +92,12 @@ def test_ranks_stages_and_accumulation_log_equal_losses(run_ranks, tmp_path):
     expected = logged(tmp_path, "1_0")
     assert len(expected) == STEPS and {line["source"] for line in expected} == {"pair", "image", "text"}
     assert {key for line in expected for key in line if key.startswith("loss/")} == LOSSES
-    norms = {key for line in json_lines(tmp_path, "1_0") for key in line if key.startswith("gradient_norm/")}
+    norms = {
+        key
+        for line in steps_of(tmp_path / "runs" / "1_0")
+        for key in line
+        if key.startswith("gradient_norm/")
+    }
     assert norms == {name.replace("loss/", "gradient_norm/") for name in LOSSES}
     for run in planned[1] + planned[2]:
         for ours, theirs in zip(logged(tmp_path, run.name), expected, strict=True):

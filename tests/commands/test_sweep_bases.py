@@ -41,7 +41,7 @@ def test_a_base_that_was_changed_behind_finished_runs_is_refused(tmp_path, capsy
     sweep.path_of(first).mkdir(parents=True)
     save(sweep_runs.config_of(sweep, sweep.runs[first]), sweep.path_of(first) / "config.json")
     sweep.save()
-    (sweep.path_of(first) / "log.jsonl").write_text(json.dumps({"step": 0, "loss/mlm": 2.5}))
+    (sweep.path_of(first) / "log.jsonl").write_text(json.dumps({"step": 15, "loss/mlm": 2.5}))
     sweep.end(first, 0)
     # where a run lies and what it keeps may change
     assert cli.main([*based(tmp_path, checkpoint={"keep_last": 7}), "--dry-run"]) == 0
@@ -71,7 +71,7 @@ def test_a_base_that_is_changed_while_its_sweep_runs_ends_it(tmp_path, monkeypat
         begun.append(name)
         sweep.path_of(name).mkdir(parents=True)
         save(sweep_runs.config_of(sweep, sweep.runs[name]), sweep.path_of(name) / "config.json")
-        line = {"step": 0, "loss/mmm_text": 2.5, "seconds_per_step": 1.0, "samples_per_second": 8.0}
+        line = {"step": 15, "loss/mmm_text": 2.5, "seconds_per_step": 1.0, "samples_per_second": 8.0}
         (sweep.path_of(name) / "log.jsonl").write_text(json.dumps(line))
         based(tmp_path, optimizer={"lr": 0.25})
         return Launch(arguments=[sys.executable, "-c", "pass"])

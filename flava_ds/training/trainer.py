@@ -74,12 +74,18 @@ class Trainer:
         self._objectives, self._kinds = tuple(self.task.objectives), self.task.kinds
         self._sources = {name: number for number, name in enumerate(sorted(config.data.sources))}
 
+    @property
+    def failure(self) -> UserError | None:
+        """Why a watcher cannot go on."""
+        return next((watcher.failure for watcher in self.watchers if watcher.failure is not None), None)
+
     def fit(self) -> int:
         """Trains to the last step, or until a signal stops a rank. Returns 0, or 128 + the signal number.
 
         A run that diverges rolls back to its last good checkpoint, at most training.max_rollbacks times.
 
-        Raises: UserError when the rollbacks are used up, a step runs out of memory, or ranks disagree.
+        Raises: UserError when the rollbacks are used up, a step runs out of memory, or ranks disagree; a
+        watcher's failure once the run is saved.
         """
         with self._stop.listening():
             while True:
@@ -89,7 +95,9 @@ class Trainer:
                     steps = self._take_steps()
                     for watcher in self.watchers:
                         watcher.on_end(steps, stopped=self.stopping)
-                    if self.stopping:
+                    if self.failure is not None:
+                        log.info("saved after step %d, before the run ends with an error", steps)
+                    elif self.stopping:
                         told = "stopped by a signal after step %d; start the same command again to go on"
                         log.info(told, steps)
                     elif steps > self.first_step:
@@ -99,6 +107,8 @@ class Trainer:
                 except DivergedError as error:
                     self.first_step = self.go_back(error)
         self.recorder.close()
+        if self.failure is not None:
+            raise self.failure
         return 128 + (self._stop.asked or signal.SIGTERM) if self.stopping else 0
 
     def _take_steps(self) -> int:
@@ -111,6 +121,7 @@ class Trainer:
                         around.enter_context(watcher.around(step, micro_batches[0]))
                     around.enter_context(located(f"in step {step}"))
                     self.train_step(step, micro_batches, waited_s=time.perf_counter() - asked)
+                self.stopping |= self.failure is not None
                 for watcher in self.watchers:
                     watcher.after_step(step, stopping=self.stopping)
                 if self.stopping:

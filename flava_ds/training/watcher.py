@@ -13,6 +13,7 @@ from typing import Any, Self
 from torch import Tensor
 
 from flava_ds.batch import Batch
+from flava_ds.errors import UserError
 from flava_ds.objectives.base import FeatureGradients
 from flava_ds.training.task import StepOutput
 
@@ -80,6 +81,9 @@ class Update:
 
 class Watcher:
     """Base class of watchers. Every hook does nothing unless overridden."""
+
+    failure: UserError | None = None
+    """Why the run cannot go on after this step, on all ranks alike: it is saved first."""
 
     def on_start(self, first_step: int) -> None:
         """Called when the run starts at `first_step`, or resumes there after a rollback."""

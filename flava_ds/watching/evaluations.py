@@ -66,13 +66,22 @@ class EvaluationWatcher(Watcher):
         self._step = -1
 
     def after_update(self, update: Update) -> None:
-        """Evaluates if due, before the step's record is written. Raises: UserError as `_check_best`."""
+        """Evaluates if due, before the step's record is written; if it cannot, on all ranks, that is the
+        watcher's failure. Raises: UserError of this rank alone.
+        """
         step, made, every = update.step, update.step + 1, self.config.every_steps
         if not every or (made % every and made != self.total_steps):
             return
         begun = time.perf_counter()
-        with self._paused():
-            results = self._evaluate()
+        try:
+            with self._paused():
+                results = self._evaluate()
+            self._check_best(results)
+        except UserError as error:
+            if self.world.size > 1 and not error.on_all_ranks:
+                raise
+            self.failure = error
+            return
         seconds = time.perf_counter() - begun
         self._latest, self._step = _named(EVALUATED, results), step
         lower = [name for name, score in self._latest.items() if not score.higher_is_better]
@@ -81,7 +90,6 @@ class EvaluationWatcher(Watcher):
         if self.world.is_main:
             told = _told(EVALUATED, self._latest)
             log.info("evaluated after step %d; training was paused for %.1f s: %s", made, seconds, told)
-        self._check_best(results)
 
     def _check_best(self, results: Results) -> None:
         """Raises: UserError if checkpoint.best_metric is a number of the tasks that they have not."""
@@ -90,7 +98,7 @@ class EvaluationWatcher(Watcher):
             task = name.rpartition("/")[0]
             known = [other for other in numbers if other.rpartition("/")[0] == task]
             there = f"of that task there are {', '.join(known) or 'none'}{did_you_mean(name, known)}"
-            raise UserError(f"checkpoint.best_metric is '{name}'; {there}")
+            raise UserError(f"checkpoint.best_metric is '{name}'; {there}").everywhere()
 
     def metric(self, name: str) -> dict[str, Any] | None:
         """Returns what a checkpoint stores of the number called checkpoint.best_metric.
@@ -111,6 +119,7 @@ class EvaluationWatcher(Watcher):
         """Forgets the evaluation of a step that will be repeated; before the first one, evaluates what later
         numbers are compared with. Raises: UserError as `_check_best`.
         """
+        self.failure = None
         if self._step >= first_step:
             self._latest, self._step = {}, -1
         asked = self.config.every_steps and self.config.references

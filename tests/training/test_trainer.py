@@ -13,11 +13,22 @@ from toy import KINDS, Toy, toy_config
 
 from flava_ds.build import build_trainer
 from flava_ds.checkpoints import checkpoint
+from flava_ds.checkpoints.files import place_of
+from flava_ds.checkpoints.reader import good_checkpoints
 from flava_ds.config import LoggingConfig, TrainingConfig
 from flava_ds.errors import UserError
 from flava_ds.ranks.distributed import start
 from flava_ds.training.engine import Engine
 from flava_ds.training.trainer import Trainer
+from flava_ds.training.watcher import Update, Watcher
+
+
+class EndsAtFive(Watcher):
+    """Cannot go on after the fifth update."""
+
+    def after_update(self, update: Update) -> None:
+        if update.step == 4:
+            self.failure = UserError("task mine failed").everywhere()
 
 
 class ToyLoader:
@@ -106,6 +117,20 @@ def test_a_few_bad_steps_are_survived_and_many_end_the_run(run_ranks, tmp_path):
     ((said, skipped),) = run_ranks(fit_toy, 1, str(tmp_path / "many"), frozenset({4, 5, 6, 7}), 0)
     assert "updates in a row were skipped" in said and "stop_on_nonfinite is 3" in said and skipped == 4
     assert [line["skipped_updates"] for line in steps_of(tmp_path / "many" / "toy")] == [0, 0, 2, 4]
+
+
+def fit_until_a_watcher_fails(folder: str) -> list[str]:
+    """Returns the names of the checkpoints."""
+    trainer = toy_trainer(folder)
+    trainer.watchers = (EndsAtFive(), *trainer.watchers)
+    with pytest.raises(UserError, match="task mine failed"):
+        trainer.fit()
+    return [place.name for place in good_checkpoints(place_of(trainer.config.run_path, trainer.config))]
+
+
+def test_what_a_run_has_learnt_is_saved_before_an_evaluation_ends_it(run_ranks, tmp_path):
+    assert run_ranks(fit_until_a_watcher_fails, 2, str(tmp_path)) == [["step_00000005"]] * 2
+    assert steps_of(tmp_path / "toy")[-1]["step"] == 3, "the log's line of every second step"
 
 
 @pytest.mark.parametrize(

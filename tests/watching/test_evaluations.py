@@ -21,7 +21,7 @@ class Run:
 
     def __init__(self, config=SETTINGS, total_steps=10, best_metric=""):
         self.steps, self.logged, self.open = [], [], False
-        world = SimpleNamespace(is_main=True)
+        world = SimpleNamespace(is_main=True, size=2)
         hooks = (self.evaluate, self.logged.append, self.paused, self.of_pixels)
         self.watcher = EvaluationWatcher(config, total_steps, world, *hooks, best_metric)
         self.step = -1
@@ -49,6 +49,8 @@ class Run:
     def make(self, steps):
         for self.step in steps:
             self.watcher.after_update(update_of(step=self.step))
+            if self.watcher.failure is not None:
+                raise self.watcher.failure
 
 
 def test_every_so_many_steps_and_after_the_last():

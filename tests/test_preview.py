@@ -11,6 +11,7 @@ from flava_ds.preview import (
     meta_task,
     own_batches,
     parameters,
+    rounded_sums,
     unfollowed,
     unused_evaluation,
 )
@@ -127,3 +128,13 @@ def test_settings_that_nothing_in_the_model_follows_are_named(task):
         "training.compile_blocks",
     ]
     assert unfollowed(resolve("flava_tiny", []), torch.nn.Linear(1, 1)) == []
+
+
+def test_more_micro_batches_than_bf16_adds_up_are_named():
+    def told(count, precision):
+        words = ["--training.gradient-accumulation-steps", str(count), "--training.precision", precision]
+        return rounded_sums(resolve("flava_base", words))
+
+    (line,) = told(256, "bf16")
+    assert "256 micro-batches' gradients are added up in bf16" in line
+    assert told(128, "bf16") == told(256, "fp32") == []

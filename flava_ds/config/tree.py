@@ -40,7 +40,7 @@ class TrainingConfig:
     gradient_accumulation_steps).
     """
     gradient_accumulation_steps: Annotated[int, AtLeast(1), AtMost(2**16)] = 1
-    """Micro-steps whose gradients are summed for one optimizer step."""
+    """Micro-steps whose gradients are summed for one optimizer step, in bf16 or fp16 if `precision` is."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     """Of activations and gradients; the weights and moments of the optimizer are always fp32."""
     activation_checkpointing: bool = False

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import signal
 import sys
 import traceback
@@ -18,7 +17,7 @@ from flava_ds.commands import train as train_command
 from flava_ds.commands.local_path import local_path
 from flava_ds.commands.runs import require_run
 from flava_ds.commands.standard_output import reader_is_gone
-from flava_ds.errors import UserError, did_you_mean
+from flava_ds.errors import UserError, did_you_mean, nearest_choice
 from flava_ds.plain_text import one_line
 from flava_ds.processes import leave
 from flava_ds.ranks.safe_path import leave_out_working_directory
@@ -103,9 +102,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Prints the error, suggesting a choice if one is misspelled, and exits with status 2."""
-        mistyped = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
-        suggestion = did_you_mean(mistyped[1], re.findall(r"[\w-]+", mistyped[2])) if mistyped else ""
-        self.exit(2, f"error: {one_line(message + suggestion)}; see `{self.prog} --help`\n")
+        self.exit(2, f"error: {one_line(message + nearest_choice(message))}; see `{self.prog} --help`\n")
 
     def options(self) -> list[str]:
         """Returns the names of all options."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import sysconfig
 import traceback
 from collections.abc import Iterable, Sequence
@@ -68,6 +69,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Returns '; did you mean ...?' for the closest known word, or an empty string."""
     near = difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def nearest_choice(message: str) -> str:
+    """Returns what did_you_mean says of a parser's complaint about a choice, argparse's or tyro's."""
+    mistyped = re.search(r"invalid choice:? '(.*?)' .*?\((?:choose from )?([^()]*)\)", message)
+    return did_you_mean(mistyped[1], re.findall(r"[\w-]+", mistyped[2])) if mistyped else ""
 
 
 def own_place(error: BaseException) -> str | None:

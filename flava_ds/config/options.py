@@ -12,13 +12,14 @@ import inspect
 import io
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from difflib import get_close_matches
 from typing import Any, TypeVar
 
 from flava_ds.config.bounds import described
 from flava_ds.config.field_docs import field_docs, field_hints
 from flava_ds.config.places import Place, places
 from flava_ds.config.variants import NONE, Variant, find, switched
-from flava_ds.errors import ConfigError, did_you_mean
+from flava_ds.errors import ConfigError, did_you_mean, nearest_choice
 
 Settings = TypeVar("Settings")
 
@@ -112,12 +113,15 @@ def check_option_names(default: Any, words: list[str], beside: Iterable[str] = (
 
 
 def suggest(name: str, known: set[str]) -> str:
-    """Returns '; did you mean ...?': an option with the same last word first, then the closest spelling."""
+    """Returns '; did you mean ...?': an option with the same last word first, the closest of them or
+    else the shortest, then the closest spelling of all.
+    """
     dashed = name.replace("_", "-")
     leaf = dashed.rsplit(".", 1)[-1]
     same_leaf = sorted((option for option in known if option.rsplit(".", 1)[-1] == leaf), key=len)
+    near = get_close_matches(dashed, same_leaf, n=1)
     if same_leaf:
-        return f"; did you mean '--{same_leaf[0]}'?"
+        return f"; did you mean '--{(near or same_leaf)[0]}'?"
     closest = did_you_mean(f"--{dashed}", [f"--{option}" for option in sorted(known)])
     return closest or "; see `flava-ds config RECIPE` for all of them"
 
@@ -146,7 +150,9 @@ def _parse(default: Settings, words: list[str], prog: str) -> Settings:
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise ConfigError(_one_line(complaint.getvalue())) from None
+        said = _one_line(complaint.getvalue())
+        near = nearest_choice(said)
+        raise ConfigError(said.removesuffix("." if near else "") + near) from None
 
 
 def named_fields(default: Any, words: list[str]) -> dict[int, set[str]]:

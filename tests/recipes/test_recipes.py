@@ -98,7 +98,13 @@ def test_saved_configuration_takes_overrides(tmp_path):
         (
             "flava_base",
             ["--data.sources.pmd.kind", "pare"],
-            "invalid choice 'pare' for argument '--data.sources.pmd.kind'",
+            "invalid choice 'pare' for argument '--data.sources.pmd.kind'. Expected one of ('image', 'text', "
+            "'pair'); did you mean 'pair'?",
+        ),
+        (
+            "flava_base",
+            ["--objectives.global_contrstive.weight", "3"],
+            "did you mean '--objectives.global-contrastive.weight'?",
         ),
         ("flava_base", ["--optimizer.betas", "0.9"], "--optimizer.betas"),
         ("flava_base", ["stray"], "stray"),

@@ -53,7 +53,7 @@ class BatchReader:
         drawn = self._drawn(positions, lane)
         samples: list[Sample] = []
         views = self.collator.empty_views(len(positions), empty)
-        while chunk := _chunk(drawn, min(CHUNK, len(positions) - len(samples))):
+        while chunk := _chunk(drawn, CHUNK):
             start, end = len(samples), len(samples) + len(chunk)
             self.collator.augment(chunk, [view[start:end] for view in views])
             samples += [replace(sample, image=None) for sample in chunk]
@@ -68,7 +68,8 @@ class BatchReader:
         """Yields the source's sample for each position, after a look at it. What the code of a reader raises
         is passed on with a note of whose it is.
 
-        Raises: DataError for a position without a sample, or with one that no batch can hold.
+        Raises: DataError for a position without a sample, or with one that no batch can hold, and for more
+        samples than positions.
         """
         drawn: Iterator[Sample] | None = None
         for position in positions:
@@ -84,6 +85,11 @@ class BatchReader:
             if (told := amiss(sample, self.source.source)) is not None:
                 raise DataError(f"source '{self.source.name}': {at} yields {told}")
             yield cast(Sample, sample)
+        if drawn is not None and next(drawn, None) is not None:
+            raise DataError(
+                f"source '{self.source.name}': its reader {type(self.source).__qualname__} yields more "
+                f"samples than the {len(positions)} positions from {positions[0]} on that it was asked for"
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_opened": {}}

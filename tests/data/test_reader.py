@@ -82,6 +82,10 @@ def gone(drawn):
             "at position 5 yields no sample; it has to yield one for each position",
         ),
         (
+            lambda drawn: [*drawn] * 2,
+            "yields more samples than the 6 positions from 0 on that it was asked for",
+        ),
+        (
             lambda drawn: [sample.text for sample in drawn],
             "at position 0 yields an object of the class str, not a",
         ),

@@ -46,6 +46,7 @@ from flava_ds.watching.out_of_memory import MemoryWatch, explained
 from flava_ds.watching.packages import check_packages
 from flava_ds.watching.profiling import StepProfiler, check_device
 from flava_ds.watching.spikes import DivergenceWatch
+from flava_ds.watching.unreached import UnreachedWatch
 
 
 def build(config: Config) -> Trainer:
@@ -124,6 +125,7 @@ def build_trainer(
             engine, config.logging.objective_gradient_cosines_every, metrics, len(config.data.sources)
         ),
         ChecksumWatch(engine, config.logging.checksum_every_steps, metrics.paused),
+        UnreachedWatch(engine, config.training.total_steps),
         *([evaluations] if evaluations else []),
         metrics,  # after all watchers that pause its clock
         divergence,

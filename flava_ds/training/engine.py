@@ -207,6 +207,11 @@ class Engine:
         """
         return number.cpu() if self.offloaded else number
 
+    @property
+    def loss_scale(self) -> float:
+        """What the next step's fp16 gradients are multiplied by; 1 in other precisions."""
+        return float(getattr(self.deepspeed.optimizer, "loss_scale", 1.0))
+
     def _global_norm(self) -> Tensor:
         """Returns the norm of the gradients over all ranks; not finite if a gradient or loss is not."""
         square = self.loss * 0.0  # NaN if the loss is not finite
@@ -217,8 +222,7 @@ class Engine:
         if self.world.size > 1:
             dist.all_reduce(square)
         # fp16 gradients still carry the loss scale.
-        scale = getattr(self.deepspeed.optimizer, "loss_scale", 1.0)
-        return square.sqrt() / scale
+        return square.sqrt() / self.loss_scale
 
     def _clip_each(self) -> None:
         """Shrinks, in place, the gradient of every parameter whose norm over all ranks is too large."""
@@ -229,8 +233,7 @@ class Engine:
             squares[places[name]] += part.float().square().sum().to(squares.device)
         if self.world.size > 1 and self.stage > 0:
             dist.all_reduce(squares)
-        scale = getattr(self.deepspeed.optimizer, "loss_scale", 1.0)
-        factors = (self.gradient_clipping * scale / (squares.sqrt() + 1e-6)).clamp(max=1.0)
+        factors = (self.gradient_clipping * self.loss_scale / (squares.sqrt() + 1e-6)).clamp(max=1.0)
         for name, part in parts:
             part.mul_(factors[places[name]].to(part.device))
 

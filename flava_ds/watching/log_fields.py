@@ -151,6 +151,11 @@ FIELDS = (
         "updates skipped because a loss or gradient was not finite, over the whole run",
         "counter",
     ),
+    Field(
+        "loss_scale",
+        "",
+        "what the next step's gradients are multiplied by; only with training.precision fp16",
+    ),
     Field("rollbacks", "", "how often the run diverged and rolled back to a good checkpoint", "counter"),
     Field("eta_s", "s", "time left to training.total_steps, at each source's own pace, pauses left out"),
 )

@@ -208,6 +208,7 @@ class Metrics(Watcher):
             **token_shares(windows, "cut_tokens"),
             **(token_shares(windows, "padding") if self.config.training.pad_to_multiple_of else {}),
             "skipped_updates": int(updates),
+            **({"loss_scale": self.engine.loss_scale} if self.config.training.precision == "fp16" else {}),
             "eta_s": self._pace.seconds(self._steps_left(step + 1)),
         }
         self._reset()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from unittest import mock
 
 import torch
+from real_runs import steps_of
 from test_engine import full_weights, reference, run_steps
+from test_trainer import toy_trainer
 from toy import KINDS, Toy, partition_everything, toy_config
 
 from flava_ds.ranks.distributed import start
@@ -58,6 +61,21 @@ def test_every_stage_follows_fp32_while_the_loss_scale_rises(run_ranks, tmp_path
 def test_upstream_still_unscales_by_the_next_steps_scale(run_ranks, tmp_path):
     (found,) = run_ranks(train, 1, ("zero1", partition_everything(tmp_path)), 2, False)
     assert all(distance > 0.01 for distance, _ in found.values()), found
+
+
+def fit_with_a_rising_scale(folder: str) -> tuple[list[float], float]:
+    """The loss scales of a run's log, a line of every second step, and the scaler's own at the end."""
+    allow_fp16()
+    trainer = toy_trainer(folder, precision="fp16")
+    scaler = trainer.engine.deepspeed.optimizer.loss_scaler
+    scaler.scale_window, scaler.cur_scale = 2, 2.0**8
+    assert trainer.fit() == 0
+    return [line["loss_scale"] for line in steps_of(Path(folder) / "toy")], scaler.cur_scale
+
+
+def test_the_loss_scale_is_in_the_log(run_ranks, tmp_path):
+    ((logged, last),) = run_ranks(fit_with_a_rising_scale, 1, str(tmp_path))
+    assert logged == [2.0**power for power in range(8, 14)] and logged[-1] == last
 
 
 def diverge(stages: tuple[str, ...]) -> dict[str, tuple[int, float]]:

@@ -61,13 +61,18 @@ class ToyLoader:
 
 
 def toy_trainer(
-    folder: str, poison: frozenset[int] = frozenset(), deepspeed_config: str = "zero1", **changes
+    folder: str,
+    poison: frozenset[int] = frozenset(),
+    deepspeed_config: str = "zero1",
+    precision: str = "fp32",
+    **changes,
 ) -> Trainer:
     """A trainer of the toy; `changes` are those of LoggingConfig."""
     world = start(60)
     logging = LoggingConfig(run_directory=folder, every_steps=2, tensorboard=False, **changes)
     config = dataclasses.replace(
-        toy_config(deepspeed_config, gradient_accumulation_steps=2, stop_on_nonfinite=3), logging=logging
+        toy_config(deepspeed_config, gradient_accumulation_steps=2, stop_on_nonfinite=3, precision=precision),
+        logging=logging,
     )
     checkpoint.prepare(config, world)
     module = Toy()

@@ -76,7 +76,6 @@ class EvaluationWatcher(Watcher):
         try:
             with self._paused():
                 results = self._evaluate()
-            self._check_best(results)
         except UserError as error:
             if self.world.size > 1 and not error.on_all_ranks:
                 raise
@@ -90,15 +89,17 @@ class EvaluationWatcher(Watcher):
         if self.world.is_main:
             told = _told(EVALUATED, self._latest)
             log.info("evaluated after step %d; training was paused for %.1f s: %s", made, seconds, told)
+        self.failure = self._unknown_best(results)
 
-    def _check_best(self, results: Results) -> None:
-        """Raises: UserError if checkpoint.best_metric is a number of the tasks that they have not."""
+    def _unknown_best(self, results: Results) -> UserError | None:
+        """Returns the error if checkpoint.best_metric is a number of the tasks that they have not."""
         name, numbers = self._best_metric, _named(EVALUATED, results)
-        if name.startswith(EVALUATED) and name not in numbers:
-            task = name.rpartition("/")[0]
-            known = [other for other in numbers if other.rpartition("/")[0] == task]
-            there = f"of that task there are {', '.join(known) or 'none'}{did_you_mean(name, known)}"
-            raise UserError(f"checkpoint.best_metric is '{name}'; {there}").everywhere()
+        if not name.startswith(EVALUATED) or name in numbers:
+            return None
+        task = name.rpartition("/")[0]
+        known = [other for other in numbers if other.rpartition("/")[0] == task]
+        there = f"of that task there are {', '.join(known) or 'none'}{did_you_mean(name, known)}"
+        return UserError(f"checkpoint.best_metric is '{name}'; {there}").everywhere()
 
     def metric(self, name: str) -> dict[str, Any] | None:
         """Returns what a checkpoint stores of the number called checkpoint.best_metric.
@@ -117,7 +118,7 @@ class EvaluationWatcher(Watcher):
 
     def on_start(self, first_step: int) -> None:
         """Forgets the evaluation of a step that will be repeated; before the first one, evaluates what later
-        numbers are compared with. Raises: UserError as `_check_best`.
+        numbers are compared with. Raises: UserError if checkpoint.best_metric is none of the tasks' numbers.
         """
         self.failure = None
         if self._step >= first_step:
@@ -130,7 +131,8 @@ class EvaluationWatcher(Watcher):
         self._referred, begun = True, time.perf_counter()
         with self._paused():
             found = {"start": self._evaluate(), "pixels": self._of_pixels()}
-        self._check_best(found["start"])
+        if (error := self._unknown_best(found["start"])) is not None:
+            raise error
         seconds = time.perf_counter() - begun
         for of, results in found.items():
             head = f"{REFERENCE}{of}/"

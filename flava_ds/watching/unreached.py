@@ -29,7 +29,7 @@ class UnreachedWatch(Watcher):
             return
         zeros = sum((Counter(found) for found in gather_objects(self.engine.world, self._zeros())), Counter())
         sizes = {n: getattr(p, "ds_numel", p.numel()) for n, p in self.engine.module.named_parameters()}
-        silent = {name for name, size in sizes.items() if zeros[name] == size}
+        silent = {name for name, size in sizes.items() if zeros[name] == size > 0}
         # an input of zeros, as of DETR's first layer, gives the weight no gradient and the bias one
         names = [name for name in sizes if name in silent and _bias_of(name) not in sizes.keys() - silent]
         if names and self.engine.world.is_main:

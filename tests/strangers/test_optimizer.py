@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
@@ -63,6 +64,12 @@ class ForgetfulConfig(HeavyBallConfig, type="forgetful"):
         return Forgetful(groups, {"lr": self.lr, "friction": self.friction})
 
 
+def ball_config(folder: Path, optimizer: OptimizerConfig, **settings: Any) -> Config:
+    """A run of a stranger's optimizer."""
+    objectives = {"matching": ImageTextMatchingConfig(mismatch_probability=0.5)}
+    return stranger_config(folder, name="ball", optimizer=optimizer, objectives=objectives, **settings)
+
+
 def lines_of(configs: list[Config]) -> list[list[str]]:
     """Trains one run after the other; returns what each says of its optimizer."""
     from flava_ds.build import build
@@ -81,13 +88,7 @@ def lines_of(configs: list[Config]) -> list[list[str]]:
 
 @pytest.mark.slow
 def test_what_checkpoints_leave_out_of_an_optimizer_is_told_once(run_ranks, tmp_path):
-    config = stranger_config(
-        tmp_path,
-        name="ball",
-        optimizer=ForgetfulConfig(lr=0.05),
-        objectives={"matching": ImageTextMatchingConfig(mismatch_probability=0.5)},
-        checkpoint=CheckpointConfig(every_steps=2),
-    )
+    config = ball_config(tmp_path, ForgetfulConfig(lr=0.05), checkpoint=CheckpointConfig(every_steps=2))
     line = (
         "the optimizer also keeps squares, which checkpoints do not: a resumed run goes on without; add the "
         "names to the moments of Forgetful"
@@ -100,12 +101,7 @@ def test_what_checkpoints_leave_out_of_an_optimizer_is_told_once(run_ranks, tmp_
 @pytest.mark.distributed
 @pytest.mark.slow
 def test_an_optimizer_with_one_moment(run_ranks, tmp_path):
-    config = stranger_config(
-        tmp_path,
-        name="ball",
-        optimizer=HeavyBallConfig(lr=0.05),
-        objectives={"matching": ImageTextMatchingConfig(mismatch_probability=0.5)},
-    )
+    config = ball_config(tmp_path, HeavyBallConfig(lr=0.05))
     curve = prove(run_ranks, config)
     assert len({line["loss/matching"] for line in curve}) == STEPS
     numbers = numbers_of(split(config, "zero1_whole", "zero1", 2))

@@ -85,7 +85,7 @@ def test_a_best_metric_that_no_task_has_ends_the_run_at_the_first_evaluation():
     )
     with pytest.raises(UserError, match=said):
         run.make(range(10))
-    assert run.steps == [3]
+    assert run.steps == [3] and len(run.logged) == 1, "what was measured is not lost"
     early = Run(dataclasses.replace(SETTINGS, references=True), best_metric="evaluation/a/acuracy")
     with pytest.raises(UserError, match=said):
         early.watcher.on_start(0)

@@ -20,14 +20,18 @@ BUCKET = 2_000_000
 """Elements of a gradient bucket: more than any tensor has, but too few to hide everything else."""
 STEPS = 8
 RECIPE = "demo"
-SETTINGS = [(stage, ranks) for ranks in (1, 2) for stage in (0, 1, 2, 3)]
+SETTINGS = [(stage, ranks, 1) for ranks in (1, 2) for stage in (0, 1, 2, 3)]
+SETTINGS += [(stage, ranks, 2) for ranks in (1, 2) for stage in (1, 2, 3)]
+"""(ZeRO stage, ranks, micro-batches of a step); more than one are summed in fp32."""
 
 
-def overrides(stage: int, file: Path) -> list[str]:
+def overrides(stage: int, turns: int, file: Path) -> list[str]:
     """Returns the options of a setting; stage 0 runs in fp32 only."""
     sizes = [f"--data.sources.{name}.global-batch-size=64" for name in ("pair", "image", "text")]
     quiet = ["--logging.every-steps", "1000", "--logging.no-tensorboard", "--checkpoint.every-steps", "0"]
     precision = ["--training.precision", "fp32" if stage == 0 else "bf16"]
+    if turns > 1:
+        precision += ["--training.gradient-accumulation-steps", str(turns), "--training.accumulate-in-fp32"]
     return [*sizes, *quiet, *precision, "--data.num-workers", "0", "--engine.deepspeed-config", str(file)]
 
 
@@ -51,9 +55,9 @@ def measure_all(folder: Path) -> list[dict[str, Any]]:
     unpack(folder / DATA)
     counter = compile_counter(folder)
     rows = []
-    for stage, ranks in SETTINGS:
+    for stage, ranks, turns in SETTINGS:
         file = write_setting(folder, stage)
-        out = folder / f"out_{stage}_{ranks}.json"
+        out = folder / f"out_{stage}_{ranks}_{turns}.json"
         torchrun = [
             sys.executable,
             "-m",
@@ -63,9 +67,11 @@ def measure_all(folder: Path) -> list[dict[str, Any]]:
             str(ranks),
         ]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-        words = [str(Path(__file__).resolve()), str(stage), str(file), str(out), str(counter)]
+        words = [str(Path(__file__).resolve()), str(stage), str(turns), str(file), str(out), str(counter)]
         subprocess.run([*torchrun, *words], cwd=folder, env=environment, check=True)
-        rows.append(json.loads(out.read_text(encoding="utf-8")) | {"stage": stage, "ranks": ranks})
+        rows.append(
+            json.loads(out.read_text(encoding="utf-8")) | {"stage": stage, "ranks": ranks, "turns": turns}
+        )
     return rows
 
 
@@ -81,7 +87,7 @@ def compile_counter(folder: Path) -> Path:
     return library
 
 
-def one_rank(stage: int, file: Path, out: Path, library: Path) -> None:
+def one_rank(stage: int, turns: int, file: Path, out: Path, library: Path) -> None:
     """On each rank: takes steps; rank 0 writes the peak beside the forecast."""
     import torch  # the counter needs its library  # noqa: F401
 
@@ -89,7 +95,7 @@ def one_rank(stage: int, file: Path, out: Path, library: Path) -> None:
     from flava_ds.ranks.distributed import stop
     from flava_ds.recipes import resolve
 
-    config = resolve(RECIPE, ["--name", f"memory{stage}", *overrides(stage, file)])
+    config = resolve(RECIPE, ["--name", f"memory{stage}", *overrides(stage, turns, file)])
     counter = ctypes.CDLL(str(library))
     counter.peak.restype = ctypes.c_int64
     counter.install()
@@ -132,11 +138,13 @@ def forecast_bytes(config: Any, world: int) -> dict[str, Any]:
         config, real_lengths(config), device=torch.device("cpu"), samples=min(samples.values()) // 2
     )
     settings, path = read_settings(config.engine.deepspeed_config)
-    zero = zero_of(settings, Path(path), config.training.precision, 1)
+    training = config.training
+    turns, fp32_sums = training.gradient_accumulation_steps, training.accumulate_in_fp32
+    zero = zero_of(settings, Path(path), training.precision, turns, fp32_sums)
     none = dataclasses.replace(MIDDLE, context_gib=0.0, fragmentation=0.0)
     peak = memory.peak(model, zero, world, samples, none)
     return {"total": peak.total, "parts": dict(peak.parts) | {"at": f"{peak.name} of {peak.source}"}}
 
 
 if __name__ == "__main__":
-    one_rank(int(sys.argv[1]), *map(Path, sys.argv[2:5]))
+    one_rank(int(sys.argv[1]), int(sys.argv[2]), *map(Path, sys.argv[3:6]))

@@ -124,12 +124,13 @@ def unfollowed(config: Config, task: Task) -> list[str]:
 def rounded_sums(config: Config) -> list[str]:
     """Says so if a step adds up more micro-batches than bf16 can."""
     count = config.training.gradient_accumulation_steps
-    if config.training.precision != "bf16" or count <= SUMMANDS_IN_BF16:
+    sums = "fp32" if config.training.accumulate_in_fp32 else config.training.precision
+    if sums != "bf16" or count <= SUMMANDS_IN_BF16:
         return []
     return [
         f"training.gradient_accumulation_steps: {count} micro-batches' gradients are added up in bf16, which "
-        f"loses more and more of them from {SUMMANDS_IN_BF16} on; take larger micro-batches "
-        "(training.activation_checkpointing makes room), or --training.precision fp32"
+        f"loses more and more of them from {SUMMANDS_IN_BF16} on; --training.accumulate-in-fp32 keeps "
+        "them, as do larger micro-batches (training.activation_checkpointing makes room)"
     ]
 
 
@@ -175,7 +176,8 @@ def bytes_of_state(config: Config, task: Task, ranks: int, stage: int) -> float:
     # the optimizer moves fp32 weights: a copy beside those in half precision, and ZeRO's flat one
     copy = 4 if width == 2 or stage else 0
     divided = {"optimizer": 1 <= stage, "gradients": 2 <= stage, "weights": 3 <= stage}
-    each = {"optimizer": copy + 4 * moments, "gradients": width, "weights": width}
+    gradient = 4 if config.training.accumulate_in_fp32 else width
+    each = {"optimizer": copy + 4 * moments, "gradients": gradient, "weights": width}
     return width * frozen + sum(
         trained * size / (ranks if divided[what] else 1) for what, size in each.items()
     )

@@ -131,10 +131,10 @@ def test_settings_that_nothing_in_the_model_follows_are_named(task):
 
 
 def test_more_micro_batches_than_bf16_adds_up_are_named():
-    def told(count, precision):
+    def told(count, precision, *more):
         words = ["--training.gradient-accumulation-steps", str(count), "--training.precision", precision]
-        return rounded_sums(resolve("flava_base", words))
+        return rounded_sums(resolve("flava_base", [*words, *more]))
 
     (line,) = told(256, "bf16")
     assert "256 micro-batches' gradients are added up in bf16" in line
-    assert told(128, "bf16") == told(256, "fp32") == []
+    assert told(128, "bf16") == told(256, "fp32") == told(256, "bf16", "--training.accumulate-in-fp32") == []

@@ -55,13 +55,15 @@ def plan_memory(root: Path) -> str:
         [
             row["stage"],
             row["ranks"],
+            "2 in fp32" if row["turns"] > 1 else "",
             f"{row['measured'] / 2**20:.1f}",
             f"{row['forecast'] / 2**20:.1f}",
             f"{row['forecast'] / row['measured'] - 1:+.1%}",
         ]
         for row in found
     ]
-    return markdown_table(["ZeRO", "ranks", "measured, MiB", "forecast, MiB", "difference"], rows)
+    header = ["ZeRO", "ranks", "micro-batches added up", "measured, MiB", "forecast, MiB", "difference"]
+    return markdown_table(header, rows)
 
 
 def plan_collectives(root: Path) -> str:

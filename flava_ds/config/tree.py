@@ -40,7 +40,12 @@ class TrainingConfig:
     gradient_accumulation_steps).
     """
     gradient_accumulation_steps: Annotated[int, AtLeast(1), AtMost(2**16)] = 1
-    """Micro-steps whose gradients are summed for one optimizer step, in bf16 or fp16 if `precision` is."""
+    """Micro-steps whose gradients are summed for one optimizer step."""
+    accumulate_in_fp32: bool = False
+    """Sum them in fp32 even if `precision` is not: exact however many micro-steps there are, for twice the
+    memory. Between ranks they travel in `precision` all the same, unless communication_data_type in the
+    DeepSpeed JSON is "fp32".
+    """
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     """Of activations and gradients; the weights and moments of the optimizer are always fp32."""
     activation_checkpointing: bool = False

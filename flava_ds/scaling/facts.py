@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 ENGINE = re.compile(r"--engine\.deepspeed[-_]config(?:=(.*))?", re.DOTALL)
 UNSEEN = ("name", "codebook_weights", "initial_weights", "schedule", "engine", "checkpoint", "logging",
-          "evaluation", "shards", "num_workers", "gradient_accumulation_steps")  # fmt: skip
+          "evaluation", "shards", "num_workers", "gradient_accumulation_steps",
+          "accumulate_in_fp32")  # fmt: skip
 """Fields that decide nothing about what a micro-step costs."""
 
 
@@ -53,6 +54,7 @@ class Facts:
     """Whether these follow the numbers of samples in the shards."""
     precision: str
     accumulation: int
+    fp32_sums: bool
     deepspeed_config: str
     checkpointing: bool
     total_steps: int
@@ -91,6 +93,7 @@ class Facts:
             by_size=config.data.weigh_by_size,
             precision=training.precision,
             accumulation=training.gradient_accumulation_steps,
+            fp32_sums=training.accumulate_in_fp32,
             deepspeed_config=config.engine.deepspeed_config,
             checkpointing=training.activation_checkpointing,
             total_steps=training.total_steps,

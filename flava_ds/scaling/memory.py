@@ -62,12 +62,14 @@ def gradients(model: ModelWork, work: KindWork, zero: Zero, world: int) -> dict[
     used, width = model.used_by(work.kind), zero.width
     if zero.stage == 0:
         return {"gradients": 4.0 * used}
-    kept = model.trainable / world if zero.stage == 3 else partition_of_gradients(model.groups, world)
-    found = {"gradients": width * kept if not zero.offload else 0.0}
+    exactly = zero.stage == 3 or zero.sum_width > width  # then DeepSpeed keeps the rank's elements alone
+    kept = model.trainable / world if exactly else partition_of_gradients(model.groups, world)
+    found = {"gradients": zero.sum_width * kept if not zero.offload else 0.0}
     if zero.stage == 1 and zero.accumulation > 1:
-        found["accumulated gradients"] = float(width * used)
+        found["accumulated gradients"] = float(zero.sum_width * used)
     buffers = (2 if zero.overlap and zero.stage < 3 else 1) if zero.contiguous else 0
-    found["gradient buckets"] = float(buffers * width * zero.bucket)
+    in_bucket = zero.sum_width if zero.stage == 1 else width
+    found["gradient buckets"] = float(buffers * in_bucket * zero.bucket)
     largest = largest_tensor(model.groups, work.kind)
     # a tensor that no bucket can hold travels alone
     found["flat copy of gradients"] = float(width * min(max(zero.bucket, largest), used))
@@ -111,7 +113,7 @@ def update_transient(model: ModelWork, work: KindWork, zero: Zero, world: int) -
     largest = max((group.elements for group in model.groups if work.kind in group.kinds), default=0)
     if zero.stage == 0 or zero.offload:
         return 0.0
-    return (zero.width + (4 if zero.precision != "fp32" else 0)) * largest / world
+    return (zero.sum_width + (4 if zero.sum_width < 4 else 0)) * largest / world
 
 
 def moments(
@@ -131,6 +133,9 @@ def moments(
     first = {name: size for name, size in grads.items() if name != "flat copy of gradients"}
     if zero.stage < 3:  # which keeps a buffer of gradients all the time
         first["gradients"] = 0.0
+    summed = grads.pop("accumulated gradients", 0.0)  # in the last pass they go while the rank's own come
+    if summed:
+        grads["accumulated gradients"] = max(0.0, summed - grads["gradients"])
     activations = work.peak.at(samples)
     if zero.stage == 0:  # gradients come while activations go
         activations = max(0.0, work.peak_with_gradients.at(samples) - grads["gradients"])
@@ -138,7 +143,7 @@ def moments(
         Moment(source, "forward", fixed | gathers | first | {"activations": work.saved.at(samples)}),
         Moment(source, "backward", fixed | gathers | grads | {"activations": activations}),
     ]
-    kept = {name: size for name, size in grads.items() if name in ("gradients", "accumulated gradients")}
+    kept = {"gradients": grads["gradients"]}
     if zero.stage == 3:
         kept["gradient buckets"] = grads["gradient buckets"]
     if zero.stage == 0 and world > 1:  # reduces after the backward pass, idle parameters as zeros

@@ -75,7 +75,7 @@ def setting_of(facts: Facts, cluster: Cluster, measured: Callable[[bool], ModelW
     return Setting(
         model=measured(facts.checkpointing),
         cluster=at_precision(cluster, facts.precision),
-        zero=zero_of(settings, Path(path), facts.precision, facts.accumulation),
+        zero=zero_of(settings, Path(path), facts.precision, facts.accumulation, facts.fp32_sums),
         global_batches={name: source.global_batch for name, source in facts.drawn_sources.items()},
         own_batches=tuple(name for name, source in facts.drawn_sources.items() if source.own_batch),
         shares=facts.shares,

@@ -21,6 +21,8 @@ class Zero:
     stage: int
     precision: str
     accumulation: int = 1
+    fp32_sums: bool = False
+    """Whether gradients are summed in fp32 in any precision."""
     offload: bool = False
     overlap: bool = True
     contiguous: bool = True
@@ -38,12 +40,19 @@ class Zero:
         """Bytes of a weight on the device."""
         return BYTES[self.precision]
 
+    @property
+    def sum_width(self) -> int:
+        """Bytes of a sum of gradients."""
+        return 4 if self.fp32_sums else self.width
+
     def keeps_gathered(self, trainable: int) -> bool:
         """Whether ZeRO-3 keeps all of the model's weights from the forward to the backward pass."""
         return trainable <= min(self.max_live, self.max_reuse)
 
 
-def zero_of(settings: Mapping[str, Any], path: Path, precision: str, accumulation: int) -> Zero:
+def zero_of(
+    settings: Mapping[str, Any], path: Path, precision: str, accumulation: int, fp32_sums: bool = False
+) -> Zero:
     """Reads the DeepSpeed JSON of `path`.
 
     Raises: ConfigError without an explicit stage, for a value that is no number or no true or false, and for
@@ -76,6 +85,7 @@ def zero_of(settings: Mapping[str, Any], path: Path, precision: str, accumulatio
         stage=stage,
         precision=precision,
         accumulation=accumulation,
+        fp32_sums=fp32_sums,
         offload=offloads(zero, "offload_optimizer"),
         overlap=switch("overlap_comm", stage == 3),
         contiguous=switch("contiguous_gradients", True),

@@ -28,6 +28,7 @@ def apply_before_initialize(timeout_s: int) -> None:
     honour_group_timeout(timeout_s)
     see_tensors_in_dataclasses()
     ask_torch_for_free_memory()
+    keep_zero_1()
 
 
 def skip_shared_memory_op() -> None:
@@ -104,6 +105,25 @@ def ask_torch_for_free_memory() -> None:
     accelerator = get_accelerator()
     if accelerator.device_name() == "cuda":
         accelerator.available_memory = lambda device_index=None: torch.cuda.mem_get_info(device_index)[0]
+
+
+def keep_zero_1() -> None:
+    """Lets ZeRO-1 sum bf16 gradients in fp32 itself, as it does in fp16 or where state is offloaded.
+
+    DeepSpeed has another optimizer for it, which shards in another way and measures the norm itself.
+    """
+    from deepspeed.runtime import engine
+
+    original = engine.DeepSpeedEngine._do_optimizer_sanity_check
+    if getattr(original, "keeps_zero_1", False):
+        return
+
+    @functools.wraps(original)
+    def check(self: Any, optimizer: Any) -> Any:
+        return engine.ZERO_OPTIMIZATION if self.zero_optimization_stage() == 1 else original(self, optimizer)
+
+    vars(check)["keeps_zero_1"] = True
+    engine.DeepSpeedEngine._do_optimizer_sanity_check = check
 
 
 def reshape_scalars(module: nn.Module) -> None:

@@ -35,7 +35,7 @@ OWNED = {
     "fp16": "training.precision",
     "amp": "training.precision",
     "torch_autocast": "training.precision",
-    "data_types": "training.precision",
+    "data_types": "training.accumulate_in_fp32",
     "optimizer": "optimizer.lr, ... (--optimizer NAME takes another one)",
     "scheduler": "schedule.warmup_steps, ...",
     "activation_checkpointing": "training.activation_checkpointing",
@@ -242,8 +242,9 @@ def _precision_settings(config: Config) -> dict[str, Any]:
 
     DeepSpeed's gradient check for bf16 is off because it waits for the device; Engine.update checks instead.
     """
-    if config.training.precision == "bf16":
-        return {"bf16": {"enabled": True, "check_grad_overflow": False}}
-    if config.training.precision == "fp16":
-        return {"fp16": {"enabled": True}}
-    return {}
+    name = config.training.precision
+    if name == "fp32":
+        return {}
+    section = {"enabled": True, "check_grad_overflow": False} if name == "bf16" else {"enabled": True}
+    sums = "fp32" if config.training.accumulate_in_fp32 else name
+    return {name: section, "data_types": {"grad_accum_dtype": sums}}

@@ -56,6 +56,14 @@ def test_gradients():
     assert found == {"gradients": 2 * 2e8, "gradient buckets": 4e8, "flat copy of gradients": 2e8}
     more = gradients(MODEL, WORK, dataclasses.replace(zero, accumulation=2), 8)
     assert more["accumulated gradients"] == 4e8
+    exact = gradients(MODEL, WORK, dataclasses.replace(zero, accumulation=2, fp32_sums=True), 8)
+    assert exact == {
+        "gradients": 4 * P / 8,
+        "accumulated gradients": 8e8,
+        "gradient buckets": 8e8,
+        "flat copy of gradients": 2e8,
+    }
+    assert gradients(MODEL, WORK, Zero(2, "bf16", bucket=10**8, fp32_sums=True), 8)["gradient buckets"] == 4e8
     assert gradients(MODEL, TINY, Zero(0, "fp32"), 8)["gradients"] == 4e8
 
 
@@ -78,7 +86,11 @@ def test_in_zero_0_gradients_come_while_activations_go():
 
 def test_forecasts_are_within_a_tenth_of_what_real_steps_held():
     rows = json.loads((RESULTS / "plan_validation.json").read_text(encoding="utf-8"))["memory"]
-    assert {(row["stage"], row["ranks"]) for row in rows} == set(itertools.product(range(4), (1, 2)))
+    settings = {(row["stage"], row["ranks"], row["turns"]) for row in rows}
+    assert settings == {
+        *itertools.product(range(4), (1, 2), (1,)),
+        *itertools.product((1, 2, 3), (1, 2), (2,)),
+    }
     assert all(row["forecast"] == pytest.approx(row["measured"], rel=0.1) for row in rows)
 
 
@@ -90,8 +102,8 @@ def test_a_committed_forecast_is_that_of_the_planner_as_it_is(tmp_path, monkeypa
 
     unpack(DATA)
     rows = json.loads((RESULTS / "plan_validation.json").read_text(encoding="utf-8"))["memory"]
-    (stored,) = (row["forecast"] for row in rows if (row["stage"], row["ranks"]) == (1, 2))
-    config = resolve(RECIPE, overrides(1, write_setting(tmp_path, 1)))
+    (stored,) = (row["forecast"] for row in rows if (row["stage"], row["ranks"], row["turns"]) == (1, 2, 2))
+    config = resolve(RECIPE, overrides(1, 2, write_setting(tmp_path, 1)))
     assert forecast_bytes(config, 2)["total"] == pytest.approx(stored, rel=0.02)
 
 

@@ -35,6 +35,7 @@ from flava_ds.ranks.patience import done_by_some
 from flava_ds.training.compiling import check_compiler
 from flava_ds.training.engine import Engine
 from flava_ds.training.engine_config import merged_settings
+from flava_ds.training.freezing import built
 from flava_ds.training.trainer import Loader, Trainer
 from flava_ds.watching.balance_norms import BalanceNorms
 from flava_ds.watching.checksums import ChecksumWatch
@@ -77,7 +78,7 @@ def build(config: Config) -> Trainer:
 
 def build_task(config: Config, world: World) -> Any:
     """Builds model, objectives, initial weights, frozen codebook and balance. Raises: UserError."""
-    task = config.model.build(config)
+    task = built(config)
     if config.initial_weights is not None:
         initial_weights.load_initial_weights(task, config.initial_weights, config.model.type)
         initial_weights.warn_of_other_settings(config.initial_weights, config)

@@ -19,6 +19,7 @@ from flava_ds.data.round_robin import steps_of
 from flava_ds.errors import ConfigError, number_of
 from flava_ds.layers.transformer import Block
 from flava_ds.training.engine_config import merged_settings, zero_stage
+from flava_ds.training.freezing import built
 from flava_ds.training.task import Task
 from flava_ds.weightless import weightless
 
@@ -50,6 +51,8 @@ def parameters(task: Task, fed: Set[str]) -> str:
     sizes = {name: _numel(own) for name, own in task.named_parameters() if own.requires_grad}
     idle = {name: size for name, size in sizes.items() if not users[name] & fed}
     told = f"; of these nothing trains {_by_part(idle)}" if idle else ""
+    if frozen := {name: _numel(own) for name, own in task.named_parameters() if not own.requires_grad}:
+        told += f"; frozen, beside these, {_by_part(frozen)}"
     return f"parameters: {_by_part(sizes)}{told}"
 
 
@@ -281,4 +284,4 @@ def _millions(count: int) -> str:
 def meta_task(config: Config) -> Task:
     """Builds the model with its objectives without any weights: shapes alone."""
     with weightless():
-        return config.model.build(config)
+        return built(config)

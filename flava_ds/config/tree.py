@@ -48,6 +48,10 @@ class TrainingConfig:
     """
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     """Of activations and gradients; the weights and moments of the optimizer are always fp32."""
+    frozen: tuple[str, ...] = ()
+    """Parts of the model that keep their weights, by the beginnings of their names, e.g. image_encoder, which
+    with trained ones in initial_weights is LiT. In half precision they are rounded to it.
+    """
     activation_checkpointing: bool = False
     """Recompute the encoders' activations in the backward pass instead of keeping them."""
     checkpoint_sums: bool = False

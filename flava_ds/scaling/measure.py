@@ -6,7 +6,7 @@ of two sizes, and every number is put through the two points.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,6 +22,7 @@ from flava_ds.scaling.captions import Lengths
 from flava_ds.scaling.synthetic import batch_of
 from flava_ds.scaling.trace import Call, Trace, trace_step
 from flava_ds.scaling.work import Amount, KindWork, ModelWork, Operator, ParameterGroup, fitted
+from flava_ds.training.freezing import built
 from flava_ds.training.task import Task, fold_biases
 from flava_ds.weightless import weightless
 
@@ -46,7 +47,7 @@ def measure(
     Raises: ConfigError when the recipe cannot be built.
     """
     with weightless() if device == META else device:
-        task = config.model.build(config)
+        task = built(config)
         codebook = ImageCodebook(config.codebook, decoder=False) if config.computes_image_codes else None
     task.to(DTYPES[config.training.precision]).train()
     fold_biases(task, device == META)  # as the engine does on GPUs; ZeRO-3 alone does not
@@ -174,14 +175,10 @@ def kind_work(
 
 
 def forward_parts(task: Task, batch: Batch) -> dict[str, float]:
-    """Returns the FLOPs of the forward pass by the family's passes and by objective."""
-    found: Counter[str] = Counter()
-    for part in task.passes(batch):
-        found[part.name] += part.flops  # type: ignore[assignment]
-    for name, objective in task.active(batch.kind).items():
-        if own := objective.flops(task.model, batch):
-            found[name] += own  # type: ignore[assignment]
-    return dict(found)
+    """Returns a third of the step's FLOPs by the family's passes and by objective: of what is trained, those
+    of the forward pass.
+    """
+    return {name: flops / 3 for name, flops in task.work(batch).items()}
 
 
 def token_share(task: Task, batch: Batch, parts: dict[str, float]) -> float:

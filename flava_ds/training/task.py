@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -57,6 +58,11 @@ class Pass:
     name: str
     flops: float
     """Of the forward pass; a multiply-add counts as 2."""
+
+
+TOWERS = {name: name for name in ("image_encoder", "text_encoder", "image_tower")}
+TOWERS["patch_embedding"] = "image_encoder"
+"""Passes that read pictures or words, and nothing that is trained before them: the parts that take them."""
 
 
 def built_objectives(config: Config) -> dict[str, Objective]:
@@ -269,13 +275,32 @@ class Task(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} does not implement `passes`")
 
     def flops(self, batch: Batch) -> float:
-        """Returns the FLOPs of a micro-batch's forward and backward passes; backward costs twice forward.
+        """Returns the FLOPs of a micro-batch's forward and backward passes.
 
         Excludes recomputation under activation checkpointing and the extra pass of pooled objectives under
         accumulation.
         """
-        own = sum(objective.flops(self.model, batch) for objective in self.active(batch.kind).values())
-        return 3 * (sum(part.flops for part in self.passes(batch)) + own)
+        return sum(self.work(batch).values())
+
+    def work(self, batch: Batch) -> dict[str, float]:
+        """Returns the same by pass and objective. Backward costs twice forward: once for the weights, which
+        is left out of frozen parts, and once for what lies before them, where something there is trained.
+        """
+        found: Counter[str] = Counter()
+        for part in self.passes(batch):
+            found[part.name] += self._times(part.name) * part.flops  # type: ignore[assignment]
+        for name, objective in self.active(batch.kind).items():
+            if own := objective.flops(self.model, batch):
+                found[name] += 3 * own  # type: ignore[assignment]
+        return dict(found)
+
+    def _times(self, name: str) -> int:
+        """How often a pass is computed: forward, and backward for its weights and for its inputs."""
+        part = getattr(self.model, TOWERS.get(name, name), None)
+        own = [*part.parameters()] if isinstance(part, nn.Module) else []
+        if not own or any(parameter.requires_grad for parameter in own):
+            return 3
+        return 1 if name in TOWERS else 2
 
     def target_flops(self, batch: Batch) -> float:
         """Returns the FLOPs of the frozen networks that compute a micro-batch's targets, forward alone."""

@@ -1,0 +1,49 @@
+"""Builds a run's model, whose parts may keep their weights."""
+
+from __future__ import annotations
+
+from flava_ds.config import Config
+from flava_ds.errors import ConfigError, did_you_mean
+from flava_ds.layers.ghost_norm import GhostBatchNorm
+from flava_ds.training.task import Task
+
+
+def built(config: Config) -> Task:
+    """Builds a configuration's model with its objectives, and freezes what it names.
+
+    Raises: ConfigError for an objective that cannot work, or parts that cannot be frozen.
+    """
+    task = config.model.build(config)
+    for name in config.training.frozen:
+        freeze(task, name)
+    users = task.users()
+    for name in task.objectives if config.training.frozen else ():
+        if not task.used_by(name) & users.keys():
+            raise ConfigError(
+                f"training.frozen leaves nothing that objectives.{name} could train; take it out with "
+                f"--objectives.{name}.weight 0, or freeze less"
+            )
+    return task
+
+
+def freeze(task: Task, name: str) -> None:
+    """Lets a part of the model keep its weights.
+
+    Raises: ConfigError if there is no such part, or it has batch norms.
+    """
+    model = task.model
+    found = {n: own for n, own in model.named_parameters() if n == name or n.startswith(f"{name}.")}
+    if not found:
+        parts = dict.fromkeys(n.split(".")[0] for n, _ in model.named_parameters())
+        raise ConfigError(
+            f"training.frozen: the model has no part '{name}'{did_you_mean(name, parts)}; it has "
+            f"{', '.join(parts)}"
+        )
+    norms = (n for n, part in model.named_modules() if isinstance(part, GhostBatchNorm))
+    if moving := next((n for n in norms if n.startswith(f"{name}.")), None):
+        raise ConfigError(
+            f"training.frozen: '{name}' has batch norms, e.g. {moving}, whose statistics follow the batches "
+            "all the same; freeze parts without them"
+        )
+    for own in found.values():
+        own.requires_grad_(False)

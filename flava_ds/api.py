@@ -39,33 +39,40 @@ class Guess(NamedTuple):
 
 
 def load(
-    path: Path | str, *, device: torch.device | str | None = None, precision: Precision | None = None
+    path: Path | str,
+    *,
+    device: torch.device | str | None = None,
+    precision: Precision | None = None,
+    average: str | None = None,
 ) -> Model:
     """Opens a run (its latest checkpoint), one of its checkpoints, or a folder of Hugging Face of a known
     family; or, by its URL, a checkpoint in object storage, or the folder of a run's there.
 
     Nothing else is downloaded. `device` defaults to the GPU if there is one. A run trained in bf16 opens in
-    bf16, everything else in fp32, unless `precision` is given.
+    bf16, everything else in fp32, unless `precision` is given. `average` names a training state, e.g. "ema",
+    whose running average the weights are that it follows.
 
     Raises: CheckpointError or ConfigError in one line that names what is missing or does not fit; UserError
     for a file that cannot be read.
     """
     try:
-        return _load(path, device, precision)
+        return _load(path, device, precision, average)
     except OSError as error:
         if error.filename is None:
             raise
         raise UserError.of_system(error) from error
 
 
-def _load(path: Path | str, device: torch.device | str | None, precision: Precision | None) -> Model:
+def _load(
+    path: Path | str, device: torch.device | str | None, precision: Precision | None, average: str | None
+) -> Model:
     path = path if "://" in str(path) else Path(path)
     if isinstance(path, Path) and not (path / "config.json").is_file():
         problem = (
             "holds no config.json" if path.is_dir() else "is a file" if path.is_file() else "no such folder"
         )
         raise UserError(f"{path}: {problem}; give a run, one of its checkpoints, or a model's folder")
-    return Model(open_model(path, device=device, precision=precision))
+    return Model(open_model(path, device=device, precision=precision, average=average))
 
 
 class Model:

@@ -19,6 +19,7 @@ from flava_ds.data.indexed import prepare_source
 from flava_ds.data.loader import StepLoader
 from flava_ds.data.quarantine import Quarantine, quarantine_file
 from flava_ds.errors import DataError
+from flava_ds.objectives.state import WeightAverage
 from flava_ds.preview import preview
 from flava_ds.ranks import roll_call
 from flava_ds.ranks.distributed import (
@@ -85,6 +86,8 @@ def build_task(config: Config, world: World) -> Any:
     add_codebook(task, config, world.device)
     if config.balance is not None:
         task.states["balance"] = config.balance.build(task)
+    if config.training.weight_average:
+        task.states["ema"] = WeightAverage(config.training.weight_average)
     note_vocabulary(task, config)
     if config.initial_weights is not None:
         initial_weights.check_vocabulary(config.initial_weights, task.fingerprints)

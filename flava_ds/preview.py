@@ -176,6 +176,7 @@ def bytes_of_state(config: Config, task: Task, ranks: int, stage: int) -> float:
         moments = len(getattr(optimizer, "moments", ()))
     except ConfigError:
         moments = 2  # a vendor's Adam, whose library is on another machine than this one
+    moments += config.training.weight_average > 0
     # the optimizer moves fp32 weights: a copy beside those in half precision, and ZeRO's flat one
     copy = 4 if width == 2 or stage else 0
     divided = {"optimizer": 1 <= stage, "gradients": 2 <= stage, "weights": 3 <= stage}

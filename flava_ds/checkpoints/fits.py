@@ -79,7 +79,7 @@ def check_model(engine: Engine, reader: CheckpointReader) -> None:
     for key, average in engine.averages.items():
         if absent := [name for name in sorted(average.followed) if not reader.holds(key, name)]:
             raise CheckpointError(
-                f"{folder} has no '{key}' of '{absent[0]}', the teacher's weights, which this run keeps; if "
+                f"{folder} has no '{key}' of '{absent[0]}', an average of weights, which this run keeps; if "
                 f"{folder / files.CONFIG} keeps them too, the checkpoint is damaged, so copy it again or "
                 "delete it to go on from the one before; if not, go on with those settings, or start a new "
                 "run with another --name"

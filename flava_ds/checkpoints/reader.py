@@ -141,6 +141,19 @@ class CheckpointReader:
         """Returns every parameter (in fp32) and persistent buffer in full."""
         return {name: self.whole("weight", name) for name in self.shapes} | self.buffers()
 
+    def averaged(self, state: str) -> dict[str, Tensor]:
+        """Returns the running average of a training state, of the parameters that it follows.
+
+        Raises: CheckpointError if there is none.
+        """
+        key = f"average.{state}"
+        found = {name: self.whole(key, name) for name in self.shapes if self.holds(key, name)}
+        if not found:
+            known = sorted({own.split("/")[0] for own in self._parts if own.startswith("average.")})
+            names = ", ".join(own.removeprefix("average.") for own in known)
+            raise CheckpointError(f"{self.folder} has no running average '{state}'; it has {names or 'none'}")
+        return found
+
     def buffers(self) -> dict[str, Tensor]:
         """Returns the persistent buffers by name."""
         return {name: self._file(weights_name(0)).read(f"buffer/{name}") for name in self.state["buffers"]}
@@ -303,8 +316,8 @@ def locate(path: str | Path | Place) -> Place | Path:
     )
 
 
-def load_weights(path: str | Path | Place) -> dict[str, Tensor]:
-    """Reads weights by parameter name.
+def load_weights(path: str | Path | Place, average: str | None = None) -> dict[str, Tensor]:
+    """Reads weights by parameter name; where a training state `average` follows them, its running average.
 
     `path` is a checkpoint (whose weights come in fp32), a run, a folder with model.safetensors, or a
     safetensors file.
@@ -316,8 +329,12 @@ def load_weights(path: str | Path | Place) -> dict[str, Tensor]:
         manifest, state = complete_manifest(found)
         for rank in range(state["world_size"]):
             compare(found, manifest, weights_name(rank))
+            if average is not None:
+                compare(found, manifest, optimizer_name(rank))
         with closing(CheckpointReader(found)) as reader:
-            return reader.weights()
+            return reader.weights() | (reader.averaged(average) if average is not None else {})
+    if average is not None:
+        raise CheckpointError(f"{found} holds weights alone; give a run or a checkpoint with '{average}'")
     try:
         with safe_open(found, framework="pt") as tensors:
             return {name: tensors.get_tensor(name) for name in tensors.keys()}
@@ -325,12 +342,12 @@ def load_weights(path: str | Path | Place) -> dict[str, Tensor]:
         raise CheckpointError(f"{found} is not a readable safetensors file ({error})") from error
 
 
-def write_weights(source: str | Path | Place, out: Path) -> None:
-    """Writes the weights of a checkpoint or run into one safetensors file, atomically.
+def write_weights(source: str | Path | Place, out: Path, average: str | None = None) -> None:
+    """Writes the weights of a checkpoint or run, or a running average, into one safetensors file, atomically.
 
     Raises: CheckpointError when the checkpoint is damaged or the file cannot be written.
     """
-    save_tensors(load_weights(source), out)
+    save_tensors(load_weights(source, average), out)
 
 
 def check_shapes(

@@ -25,6 +25,12 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--to", choices=["hf", "safetensors", "flava_ds"], required=True, help="the format to write"
     )
     command.add_argument(
+        "--average",
+        metavar="STATE",
+        help="of a run, write the running average of a training state: ema, dino.teacher; the weights it "
+        "does not follow are the run's",
+    )
+    command.add_argument(
         "out", metavar="OUT", type=local_path, help="the folder to write; safetensors: the file"
     )
 
@@ -68,16 +74,18 @@ def run(options: argparse.Namespace) -> int:
     """Writes the converted weights and prints where they are; returns the exit status."""
     source = Path(options.source)
     check_place(source, options.out, options.to)
+    if options.average is not None and options.to == "flava_ds":
+        raise UserError("--average: only runs have averages; leave it out, or give --to hf or safetensors")
     if options.to == "safetensors":
         from flava_ds.checkpoints.reader import write_weights
 
-        write_weights(options.source, options.out)
+        write_weights(options.source, options.out, options.average)
     elif options.to == "hf":
         if "://" not in options.source:
             require_run(source)
         from flava_ds.hf.export_weights import export
 
-        export(options.source, options.out)
+        export(options.source, options.out, options.average)
     else:
         from flava_ds.hf.convert import convert_file, convert_folder
 

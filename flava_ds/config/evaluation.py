@@ -24,8 +24,8 @@ class EvaluationConfig:
     limit: Annotated[int, AtLeast(1), AtMost(10**9)] = 1000
     """Maximum samples per split, of each class its share; the ranks share them, training pauses meanwhile."""
     average: str | None = None
-    """A training state whose running average is evaluated where it follows the weights, as OBJECTIVE.STATE:
-    DINO's teacher is "dino.teacher". None evaluates the weights themselves."""
+    """A training state whose running average is evaluated where it follows the weights: that of
+    training.weight_average is "ema", DINO's teacher "dino.teacher". None evaluates the weights themselves."""
     references: bool = False
     """Also evaluate once before the first update, and, for tasks that read image features alone, raw pixels:
     what the numbers of a trained model are compared with."""

@@ -52,6 +52,10 @@ class TrainingConfig:
     """Parts of the model that keep their weights, by the beginnings of their names, e.g. image_encoder, which
     with trained ones in initial_weights is LiT. In half precision they are rounded to it.
     """
+    weight_average: Annotated[float, AtLeast(0), Below(1)] = 0.0
+    """Momentum of a running average of all trained weights, e.g. 0.9999, which is called ema and kept in fp32
+    beside them; at most (1 + step) / (10 + step), so that the first weights do not stay in it. 0 keeps none.
+    """
     activation_checkpointing: bool = False
     """Recompute the encoders' activations in the backward pass instead of keeping them."""
     checkpoint_sums: bool = False

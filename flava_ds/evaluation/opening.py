@@ -88,13 +88,15 @@ def open_model(
     device: torch.device | str | None = None,
     precision: Precision | None = None,
     regions: Path | None = None,
+    average: str | None = None,
 ) -> Opened:
     """Opens a run (its latest checkpoint), a checkpoint, or a Hugging Face folder. Of URLs it opens those of
     checkpoints, or of the folder that holds a run's; from anywhere else nothing is downloaded.
 
     `device` defaults to the GPU if there is one. A run trained in bf16 opens in bf16, everything else in
     fp32, unless `precision` says otherwise. `regions` is a folder of stored regions, which a model that reads
-    regions takes instead of those of its detector.
+    regions takes instead of those of its detector. `average` names a training state, e.g. "ema" or
+    "dino.teacher", whose running average the weights are that it follows.
 
     Raises: CheckpointError naming what is missing or does not fit; UserError if the device does not exist, or
     the model reads no regions.
@@ -103,10 +105,12 @@ def open_model(
     if precision not in (None, "fp32", "bf16"):
         raise UserError(f"precision {precision!r}: use 'fp32' or 'bf16'")
     if "://" in str(path):
-        read = _read_storage(str(path))
+        read = _read_storage(str(path), average)
     else:
         path = Path(path)
-        read = _read_huggingface(path) if is_huggingface(path) else _read(path)
+        if is_huggingface(path) and average is not None:
+            raise CheckpointError(f"{path}: only runs keep averages; open it without '{average}'")
+        read = _read_huggingface(path) if is_huggingface(path) else _read(path, average)
     config = read.config if regions is None else with_regions(read.config, regions)
     module = undrawn(lambda: config.model.build(config))
     try:
@@ -129,7 +133,7 @@ def open_model(
     return Opened(config, module, read.described, read.run_path, read.head, read.wordless)
 
 
-def _read(path: Path) -> Read:
+def _read(path: Path, average: str | None) -> Read:
     """Reads a checkpoint, or the latest one of a run. Raises: CheckpointError."""
     config, place = configuration.load(path / CONFIG), Place(path)
     found: Place | None = place
@@ -149,17 +153,17 @@ def _read(path: Path) -> Read:
             f"{path}: no checkpoint yet; one is written every checkpoint.every_steps and at the end"
         )
     described = Described(config.name, config.model.type, step_of(found.name))
-    return Read(config, load_weights(found), described, run_path)
+    return Read(config, load_weights(found, average), described, run_path)
 
 
-def _read_storage(url: str) -> Read:
+def _read_storage(url: str, average: str | None) -> Read:
     """Reads a checkpoint in a storage, or the latest one of a run there. Raises: CheckpointError."""
     found = locate(url)
     if not isinstance(found, Place):  # file:// of weights alone
         raise CheckpointError(f"{url}: holds weights and no checkpoint; give a run's checkpoint")
     config = configuration.parse(found.read(CONFIG), f"{found / CONFIG}")
     described = Described(config.name, config.model.type, step_of(found.name))
-    return Read(config, load_weights(found), described)
+    return Read(config, load_weights(found, average), described)
 
 
 def with_regions(config: Config, folder: Path) -> Config:

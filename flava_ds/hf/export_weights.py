@@ -30,15 +30,17 @@ TOLERANCE = 1e-4
 """Largest relative difference of fp32 logits that `verify_export` accepts."""
 
 
-def export(run_path: Path | str, out: Path) -> Path:
+def export(run_path: Path | str, out: Path, average: str | None = None) -> Path:
     """Exports a run's latest checkpoint, or a checkpoint by its URL, as a Hugging Face folder. Returns `out`.
+
+    Of weights that a training state `average` follows, that is their running average.
 
     The family's layout says which classes of transformers open it (FLAVA: families/flava/hf.py).
     FlavaImageCodebook opens its image_codebook/, which exists if the run's codebook is where the run had it.
 
     Raises: CheckpointError if there is no checkpoint, or transformers' layout cannot hold the model.
     """
-    config, weights = read_run(run_path)
+    config, weights = read_run(run_path, average)
     codebook = codebook_beside(config)  # first: a damaged one must not leave half an export
     foreign.export(config, weights, out)
     if codebook is not None:
@@ -121,13 +123,13 @@ def verify_model(module: FlavaTask, config: Config, out: Path) -> float:
     return largest
 
 
-def read_run(run_path: Path | str) -> tuple[Config, dict[str, Tensor]]:
+def read_run(run_path: Path | str, average: str | None = None) -> tuple[Config, dict[str, Tensor]]:
     """Reads a run's latest checkpoint and its configuration, or else the run's.
 
     Raises: CheckpointError, ConfigError.
     """
     found = locate(run_path)
     if isinstance(found, Place):
-        return parse(found.read("config.json"), f"{found / 'config.json'}"), load_weights(found)
+        return parse(found.read("config.json"), f"{found / 'config.json'}"), load_weights(found, average)
     beside = found.parent / "config.json"
-    return load(beside if beside.is_file() else Path(run_path) / "config.json"), load_weights(found)
+    return load(beside if beside.is_file() else Path(run_path) / "config.json"), load_weights(found, average)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from flava_ds.batch import Batch
@@ -72,6 +70,25 @@ class TrainingState:
         """
 
 
+class WeightAverage(TrainingState):
+    """An exponential moving average of all trained weights, to evaluate and to export; it computes nothing.
+
+    It is kept as an EmaTeacher's is. Its momentum is at most (1 + step) / (10 + step), as in TensorFlow's
+    ExponentialMovingAverage, so that it soon forgets the initial weights.
+    """
+
+    def __init__(self, momentum: float) -> None:
+        self.momentum = momentum
+        self.key = ""
+
+    def begin(self, name: str, engine: Engine) -> None:
+        self.key = f"average.{name}"
+        engine.keep_average(self.key, {n for n, own in engine.module.named_parameters() if own.requires_grad})
+
+    def after_update(self, step: int, engine: Engine, statistics: Mapping[str, Tensor]) -> None:
+        engine.move_average(self.key, 1 - min(self.momentum, (1 + step) / (10 + step)))
+
+
 class EmaTeacher(TrainingState):
     """A network whose weights are an exponential moving average of some of the task's parameters.
 
@@ -109,35 +126,12 @@ class EmaTeacher(TrainingState):
 
     def restored(self, engine: Engine) -> None:
         """Fills the network from the ranks' shards of the average."""
-        own, total = self._own(), 0
-        places: dict[str, int] = {}
-        for name, parameter in own.items():
-            places[self._followed_by(name)] = total
-            total += parameter.numel()
-        flat = torch.zeros(total, dtype=torch.float32, device=engine.world.device)
-        divided = engine.world.size > 1 and engine.stage > 0
-        for fragment in engine.held():
-            # All ranks hold replicated fragments, e.g. frozen parameters; only the main rank adds them.
-            if fragment.name not in places or (divided and fragment.replicated and not engine.world.is_main):
-                continue
-            start = places[fragment.name] + fragment.start
-            flat[start : start + fragment.numel].copy_(
-                fragment.tensors.get(self.key, fragment.tensors["weight"])
-            )
-        if divided:
-            dist.all_reduce(flat)  # each element is non-zero on one rank at most
-        for name, parameter in own.items():
-            start = places[self._followed_by(name)]
-            parameter.copy_(flat[start : start + parameter.numel()].view_as(parameter))
+        engine.gather(self.key, {self._followed_by(name): own for name, own in self._own().items()})
         for name, buffer in self.network.named_buffers():
             buffer.copy_(engine.module.get_buffer(self._followed_by(name)))
 
     def after_update(self, step: int, engine: Engine, statistics: Mapping[str, Tensor]) -> None:
-        share = (1 - self.momentum(step)) * engine.applied
-        for fragment in engine.held():
-            if self.key in fragment.tensors:
-                average = fragment.tensors[self.key]
-                average.lerp_(fragment.tensors["weight"].to(average.dtype), share.to(average.device))
+        engine.move_average(self.key, 1 - self.momentum(step))
         self.restored(engine)
 
     def _own(self) -> dict[str, nn.Parameter]:

@@ -102,10 +102,11 @@ def groups_of(task: Task, config: Config) -> tuple[ParameterGroup, ...]:
 
 
 def moments_of(config: Config) -> int:
-    """Returns how many numbers the optimizer keeps for each element."""
+    """Returns how many numbers are kept for each element: the optimizer's, and an average of the weights."""
     example = torch.nn.Parameter(torch.zeros(1))
     group = {"params": [example], "kinds": [], "active": True, "weight_decay": 0.0, "lr": config.optimizer.lr}
-    return len(getattr(config.optimizer.build([group]), "moments", ("unknown", "unknown")))
+    own = len(getattr(config.optimizer.build([group]), "moments", ("unknown", "unknown")))
+    return own + (config.training.weight_average > 0)
 
 
 def parts_of(task: Task) -> dict[str, int]:

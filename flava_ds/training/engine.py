@@ -98,6 +98,39 @@ class Engine:
     def keep_average(self, key: str, names: set[str]) -> None:
         """Begins a running average of these parameters, in fp32 beside the weights; `held` yields it."""
         self.averages[key] = fragments.Average(names)
+        for _ in self.held():  # which begins it with the weights of now
+            pass
+
+    def move_average(self, key: str, share: float) -> None:
+        """Moves a running average by a share of its distance to the weights, unless the last update was
+        skipped.
+        """
+        applied = share * self.applied
+        for fragment in self.held():
+            if key in fragment.tensors:
+                average = fragment.tensors[key]
+                average.lerp_(fragment.tensors["weight"].to(average.dtype), applied.to(average.device))
+
+    def gather(self, key: str, into: Mapping[str, Tensor]) -> None:
+        """Fills whole tensors, by parameter, with a running average, or with weights where it does not follow
+        them. All ranks call it together.
+        """
+        places, total = {}, 0
+        for name, tensor in into.items():
+            places[name] = total
+            total += tensor.numel()
+        flat = torch.zeros(total, dtype=torch.float32, device=self.world.device)
+        divided = self.world.size > 1 and self.stage > 0
+        for fragment in self.held():
+            # All ranks hold replicated fragments, e.g. frozen parameters; only the main rank adds them.
+            if fragment.name not in places or (divided and fragment.replicated and not self.world.is_main):
+                continue
+            start = places[fragment.name] + fragment.start
+            flat[start : start + fragment.numel].copy_(fragment.tensors.get(key, fragment.tensors["weight"]))
+        if divided:
+            dist.all_reduce(flat)  # each element is non-zero on one rank at most
+        for name, tensor in into.items():
+            tensor.copy_(flat[places[name] : places[name] + tensor.numel()].view_as(tensor))
 
     @property
     def offloaded(self) -> bool:

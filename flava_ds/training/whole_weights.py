@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from flava_ds.errors import ConfigError
-from flava_ds.objectives.state import EmaTeacher
+from flava_ds.objectives.state import EmaTeacher, WeightAverage
 from flava_ds.training.engine import Engine
 from flava_ds.weightless import undrawn
 
@@ -21,29 +21,30 @@ class WholeWeights:
     """Lends a model whose forward pass needs no other rank.
 
     In ZeRO 0 to 2 this is the trained module itself. In ZeRO-3 the module gathers parameters as it computes,
-    so every rank would have to take part in every pass; the model lent is a copy that `build` makes once. It
-    is kept in host memory and moved to the device while it is lent.
+    so every rank would have to take part in every pass; the model lent is a copy that `build` makes once, as
+    it is where an average of all weights is lent. It is kept in host memory and moved to the device while it
+    is lent.
     """
 
     def __init__(self, engine: Engine, build: Callable[[], nn.Module], average: str | None = None) -> None:
-        """`average` names a training state whose network is lent in place of the parts that it follows.
+        """`average` names a training state whose average is lent in place of the parts that it follows.
 
         Raises: ConfigError if there is none of that name.
         """
         self.engine = engine
-        self._teacher = self._named(average)
+        self._average = self._named(average)
         self._copy: nn.Module | None = None
-        if engine.stage == 3:
+        if engine.stage == 3 or isinstance(self._average, WeightAverage):
             dtype = next(engine.module.parameters()).dtype
             self._copy = undrawn(build).to("cpu", dtype).requires_grad_(False).eval()
 
-    def _named(self, average: str | None) -> EmaTeacher | None:
+    def _named(self, average: str | None) -> EmaTeacher | WeightAverage | None:
         if average is None:
             return None
         states = getattr(self.engine.module, "states", {})
         found = states.get(average)
-        if not isinstance(found, EmaTeacher):
-            known = [name for name, state in states.items() if isinstance(state, EmaTeacher)]
+        if not isinstance(found, EmaTeacher | WeightAverage):
+            known = [name for name, own in states.items() if isinstance(own, EmaTeacher | WeightAverage)]
             raise ConfigError(
                 f"evaluation.average is '{average}', but this run's running averages are "
                 f"{', '.join(known) or 'none'}"
@@ -53,7 +54,8 @@ class WholeWeights:
     @contextmanager
     def lent(self) -> Iterator[nn.Module]:
         """Yields the model in evaluation mode. All ranks enter together; inside, each may do as it likes."""
-        with self._whole() as module, _averaged(module, self._teacher):
+        teacher = self._average if isinstance(self._average, EmaTeacher) else None
+        with self._whole() as module, _averaged(module, teacher):
             yield module
 
     @contextmanager
@@ -75,13 +77,16 @@ class WholeWeights:
 
     @torch.no_grad()
     def _fill(self, copy: nn.Module) -> None:
-        """Copies every parameter and buffer of the trained module, a few at a time."""
+        """Copies every parameter, or its average, and buffer of the trained module, a few at a time."""
         import deepspeed
 
         theirs, mine = dict(self.engine.module.named_parameters()), dict(copy.named_parameters())
         names = list(theirs)
         for start in range(0, len(names), GATHERED_TOGETHER):
             some = names[start : start + GATHERED_TOGETHER]
+            if isinstance(self._average, WeightAverage):
+                self.engine.gather(self._average.key, {name: mine[name] for name in some})
+                continue
             with deepspeed.zero.GatheredParameters([theirs[name] for name in some]):
                 for name in some:
                     mine[name].copy_(theirs[name].view_as(mine[name]))

@@ -49,7 +49,7 @@ def test_a_checkpoint_without_the_teacher_says_when_its_own_settings_help(tmp_pa
         check_model(engine, reader)
     said = str(caught.value)
     assert (
-        "has no 'dino.teacher' of 'encoder.weight', the teacher's weights, which this run keeps; if " in said
+        "has no 'dino.teacher' of 'encoder.weight', an average of weights, which this run keeps; if " in said
     )
     assert f"{tmp_path / 'config.json'} keeps them too, the checkpoint is damaged" in said
     assert "\n" not in said

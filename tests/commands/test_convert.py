@@ -4,6 +4,7 @@ import pytest
 from checkpoint_helpers import small_weights, write_checkpoint
 
 from flava_ds import cli
+from flava_ds.checkpoints.reader import write_weights
 
 
 @pytest.mark.parametrize(
@@ -66,3 +67,19 @@ def test_other_places_are_written_and_written_again(tmp_path, monkeypatch, capsy
     for out in ("weights.safetensors", "weights.safetensors", "runs/a/weights.safetensors"):
         assert cli.main(["convert", "runs/a/checkpoints/step_00000003", "--to", "safetensors", out]) == 0
         assert (tmp_path / out).is_file()
+
+
+@pytest.mark.parametrize(
+    ("source", "to", "message"),
+    [
+        ("runs/a", "safetensors", "step_00000003 has no running average 'ema'; it has none"),
+        ("weights.safetensors", "safetensors", "holds weights alone; give a run or a checkpoint with 'ema'"),
+        ("runs/a", "flava_ds", "--average: only runs have averages; leave it out"),
+    ],
+)
+def test_an_average_that_is_not_there_is_one_line(source, to, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    step = write_checkpoint(tmp_path / "runs" / "a" / "checkpoints", 3, small_weights(1.0))
+    write_weights(step, tmp_path / "weights.safetensors")
+    assert cli.main(["convert", source, "--to", to, "out.safetensors", "--average", "ema"]) == 2
+    assert message in capsys.readouterr().err

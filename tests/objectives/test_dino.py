@@ -20,10 +20,10 @@ from stranger_runs import STEPS, numbers_of, prove, split, stranger_config
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from flava_ds import cli
 from flava_ds import config as configuration
 from flava_ds.batch import Batch
-from flava_ds.checkpoints.files import latest, place_of
-from flava_ds.checkpoints.inheritance import passed_on
+from flava_ds.checkpoints.reader import load_weights
 from flava_ds.config import EvaluationConfig, ImageTransformConfig
 from flava_ds.data.plan import Draft
 from flava_ds.errors import ConfigError
@@ -337,15 +337,15 @@ def test_a_run_is_the_same_in_every_topology(run_ranks, tmp_path):
 
 
 def check_evaluations(config, sets):
-    """What a run logged of its teacher is what the teacher of its checkpoint reaches, and once what it
-    compares that with.
+    """What a run logged of its teacher is what the teacher of its checkpoint reaches once it is converted,
+    and once what it compares that with.
     """
     lines, found = steps_of(config.run_path), find_data(ImageFolder(), sets)
-    place = latest(place_of(config.run_path, config))
-    reached = []
-    for average in ("dino.teacher", None):
+    reached, file = [], str(sets / "weights.safetensors")
+    for words in (["--average", "dino.teacher"], []):
+        assert cli.main(["convert", str(config.run_path), "--to", "safetensors", file, *words]) == 0
         task = build_task(config).eval()
-        task.load_state_dict(passed_on(place, ("model.image_encoder.",), average), strict=False)
+        task.load_state_dict(load_weights(file))
         reached.append(
             looks.Looks().run(freeze(config, task, Described("alone", "flava")), found)["mean"].value
         )

@@ -18,12 +18,15 @@ from flava_ds.checkpoints import checkpoint
 from flava_ds.checkpoints.saver import Saver
 from flava_ds.config import Config, LoggingConfig
 from flava_ds.errors import CheckpointError
-from flava_ds.objectives.state import EmaTeacher, TrainingState
+from flava_ds.objectives.state import EmaTeacher, TrainingState, WeightAverage
 from flava_ds.ranks.distributed import World, start
 from flava_ds.training.engine import Engine
+from flava_ds.training.whole_weights import WholeWeights
 from flava_ds.watching.checksums import replicated
 
 MOMENTUM, MICRO_BATCHES, SAVED_AT = 0.8, 2, 4
+LASTING = 0.3
+"""The average's momentum, which it reaches in the fourth step."""
 
 
 class Centre(TrainingState):
@@ -43,7 +46,7 @@ class Centre(TrainingState):
 
 class TaughtToy(Toy):
     """A teacher follows an encoder, of which a parameter is frozen and a buffer moves, and a head; another
-    follows one layer of it.
+    follows one layer of it, and an average follows all.
     """
 
     def __init__(self, seed: int = 0, width: int = 3, teachers: bool = True) -> None:
@@ -55,7 +58,8 @@ class TaughtToy(Toy):
             network, {"body.": "image_encoder.", "top.": "mim."}, momentum=lambda step: MOMENTUM
         )
         layer = EmaTeacher(copy.deepcopy(self.mlm.dense), "mlm.dense.", momentum=lambda step: 0.5)
-        self.states = ({"teacher": both, "layer": layer} if teachers else {}) | {"centre": Centre(width)}
+        taught = {"teacher": both, "layer": layer, "ema": WeightAverage(LASTING)}
+        self.states = (taught if teachers else {}) | {"centre": Centre(width)}
 
     def users(self) -> dict:
         return {name: own for name, own in super().users().items() if name != "image_encoder.cls_token"}
@@ -102,6 +106,13 @@ def followed(engine: Engine) -> dict[str, torch.Tensor]:
     return {**both, **{f"mlm.dense.{name}": own for name, own in states["layer"].copies().items()}}
 
 
+def ema_of(engine: Engine) -> dict[str, torch.Tensor]:
+    """The average of all weights, whole; of frozen ones, these themselves."""
+    whole = {name: torch.zeros(shape) for name, shape in engine.shapes().items()}
+    engine.gather("average.ema", whole)
+    return whole
+
+
 def averaged(before: dict[str, torch.Tensor], weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """What one update makes of plain averages."""
     keep = {name: 0.5 if name.startswith("mlm") else MOMENTUM for name in before}
@@ -114,6 +125,7 @@ def everything(engine: Engine) -> dict[str, torch.Tensor]:
         **engine.state_tensors(),
         **followed(engine),
         **{f"own {k}": v for k, v in full_weights(engine).items()},
+        **({f"ema {k}": v for k, v in ema_of(engine).items()} if "ema" in engine.module.states else {}),
     }
     return {name: tensor.clone() for name, tensor in held.items()}
 
@@ -131,9 +143,12 @@ def follow_everywhere(folder: str, runs: tuple[tuple[str, str], ...]) -> dict[st
         engine = Engine(TaughtToy(), topology(folder, stage, world.size, precision), world)
         weights = full_weights(engine)
         plain, distance = {name: weights[name] for name in followed(engine) if name in weights}, 0.0
+        ema, whole = weights, WholeWeights(engine, TaughtToy, "ema")
         for step in range(len(KINDS) - 2):
             move(engine, world, step)
             plain = averaged(plain, full_weights(engine))
+            keep = min(LASTING, (1 + step) / (10 + step))
+            ema = {name: keep * ema[name] + (1 - keep) * own for name, own in full_weights(engine).items()}
             ours = followed(engine)
             # A half-precision teacher is its average, rounded: as far as one in 256 of an element.
             allowed = {
@@ -143,6 +158,12 @@ def follow_everywhere(folder: str, runs: tuple[tuple[str, str], ...]) -> dict[st
                 [distance, *(float(((ours[n] - mean).abs() - allowed[n]).max()) for n, mean in plain.items())]
             )
             assert torch.equal(ours["image_encoder.shift"].float(), torch.full((WIDTH,), float(step)))
+        found_ema = ema_of(engine)
+        distance = max(distance, *(float((found_ema[name] - own).abs().max()) for name, own in ema.items()))
+        with whole.lent() as lent:
+            assert lent is not engine.module and not lent.training
+            for name, own in lent.named_parameters():
+                assert torch.equal(own.view(-1), found_ema[name].to(own.dtype).view(-1)), name
         before = everything(engine)
         move(engine, world, len(KINDS) - 2, poisoned=True)
         changed = [name for name in differing(before, everything(engine)) if not name.endswith("shift")]

@@ -40,6 +40,12 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "(shards with KEY.regions.safetensors, or published tables, *.tsv), or a detector's weights",
     )
     command.add_argument(
+        "--average",
+        metavar="STATE",
+        help="the run's running average of a training state in place of the weights it follows: ema, "
+        "dino.teacher",
+    )
+    command.add_argument(
         "--suite",
         choices=["vision", "text", "pairs", "all"],
         help="run every task of a kind whose data is under --data, and write a page of the paper's tables",

@@ -44,6 +44,7 @@ def open_asked(options: argparse.Namespace, device: torch.device | None) -> Open
         device=options.device or device,
         precision=options.precision,
         regions=options.regions,
+        average=options.average,
     )
 
 

@@ -13,7 +13,7 @@ from flava_ds.errors import UserError
 from flava_ds.plain_text import without_secrets
 
 NEED_A_TASK = (
-    *("data", "regions", "split", "splits", "limit", "device", "precision"),
+    *("data", "regions", "split", "splits", "limit", "device", "precision", "average"),
     *("features", "out", "keep", "keep_weights", "own_head", "head_classes"),
 )
 """Options that do nothing without one."""

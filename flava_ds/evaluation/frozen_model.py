@@ -61,6 +61,8 @@ class Described:
     family: str
     step: int | None = None
     """None if the model is not a checkpoint of a run."""
+    average: str | None = None
+    """The training state whose running average its weights are; None for the weights themselves."""
 
 
 @dataclass(frozen=True)

@@ -152,7 +152,7 @@ def _read(path: Path, average: str | None) -> Read:
         raise CheckpointError(
             f"{path}: no checkpoint yet; one is written every checkpoint.every_steps and at the end"
         )
-    described = Described(config.name, config.model.type, step_of(found.name))
+    described = Described(config.name, config.model.type, step_of(found.name), average)
     return Read(config, load_weights(found, average), described, run_path)
 
 
@@ -162,7 +162,7 @@ def _read_storage(url: str, average: str | None) -> Read:
     if not isinstance(found, Place):  # file:// of weights alone
         raise CheckpointError(f"{url}: holds weights and no checkpoint; give a run's checkpoint")
     config = configuration.parse(found.read(CONFIG), f"{found / CONFIG}")
-    described = Described(config.name, config.model.type, step_of(found.name))
+    described = Described(config.name, config.model.type, step_of(found.name), average)
     return Read(config, load_weights(found, average), described)
 
 

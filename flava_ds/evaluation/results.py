@@ -19,7 +19,7 @@ RESULTS = "evaluations.json"
 """In a run's folder: task -> its latest result, with the other ones under OTHERS."""
 OTHERS = "others"
 TELL_APART = (
-    *("weights", "step", "precision", "protocol", "splits"),
+    *("weights", "step", "average", "precision", "protocol", "splits"),
     *("fingerprint", "fingerprints", "fine_tuning"),
 )
 """In what results of a task differ that are kept side by side. One that is alike in all of it is replaced."""

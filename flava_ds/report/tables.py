@@ -24,14 +24,14 @@ class TaskTable:
 
 
 def task_tables(results: dict[str, list[dict[str, Any]]]) -> list[TaskTable]:
-    """Returns the results in evaluations.json: of a task on one set of samples each number at every step, the
-    latest result of each.
+    """Returns the results in evaluations.json: of a task on one set of samples each number at every step, and
+    of averages of the weights there, the latest result of each.
     """
-    sets: dict[tuple[str, str, Any], dict[int, dict[str, Any]]] = {}
+    sets: dict[tuple[str, str, Any], dict[tuple[int, str], dict[str, Any]]] = {}
     for task, found in results.items():
         for result in found:
             of_steps = sets.setdefault((task, samples_of(result), result.get("fingerprint")), {})
-            of_steps.setdefault(result.get("step") or 0, result)
+            of_steps.setdefault((result.get("step") or 0, result.get("average") or ""), result)
     tables = []
     for (task, samples, _), of_steps in sets.items():
         rows = [row for _, result in sorted(of_steps.items()) for row in _rows_of(task, result)]
@@ -47,6 +47,7 @@ def _rows_of(task: str, result: dict[str, Any]) -> list[tuple[str, ...]]:
         for name, score in result["scores"].items()
     }
     step = "" if result.get("step") is None else f"{result['step']:,}"
+    step += f" ({result['average']})" if result.get("average") else ""
     family, departures = result.get("family", ""), result.get("departures", ())
     return [(*row, step) for _, *row in result_rows(task, scores, family, departures)]
 

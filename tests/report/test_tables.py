@@ -38,18 +38,19 @@ def test_a_model_of_texts_has_no_size_of_pictures():
     assert "pictures" not in dict(rows) and "batch" in dict(rows)
 
 
-def test_a_task_has_a_row_for_each_step_of_each_number():
+def test_a_task_has_a_row_for_each_step_and_average_of_each_number():
     def result(step, value, samples=5):
         facts = {"folder": "/d", "split": "test", "samples": samples, "fingerprint": str(samples)}
         score = dataclasses.asdict(Score(value, samples, None)) | {"published": []}
         return facts | {"step": step, "scores": {"top_1": score, "top_5": score}}
 
-    found = {"own": [result(9, 0.9), result(20, 0.2), result(9, 0.1), result(9, 0.3, samples=6)]}
+    ema = result(20, 0.4) | {"average": "ema"}
+    found = {"own": [result(9, 0.9), ema, result(20, 0.2), result(9, 0.1), result(9, 0.3, samples=6)]}
     first, other = tables.task_tables(found)
     assert (first.task, first.samples) == ("own", "5 of split test in /d")
     assert [(number, value, step) for number, value, _, _, step in first.rows] == [
-        *(("top 1", "90.00 %", "9"), ("top 1", "20.00 %", "20")),
-        *(("top 5", "90.00 %", "9"), ("top 5", "20.00 %", "20")),
+        *(("top 1", "90.00 %", "9"), ("top 1", "20.00 %", "20"), ("top 1", "40.00 %", "20 (ema)")),
+        *(("top 5", "90.00 %", "9"), ("top 5", "20.00 %", "20"), ("top 5", "40.00 %", "20 (ema)")),
     ]
     assert (other.task, other.samples) == ("own", "6 of split test in /d")
     assert [(number, value, step) for number, value, _, _, step in other.rows] == [

@@ -66,7 +66,8 @@ def of_step(opened: Opened, *names: str) -> Path | None:
 
     if opened.run_path is None or opened.described.step is None:
         return None
-    return opened.run_path.joinpath(*names, name_of(opened.described.step))
+    average = f"_{opened.described.average}" if opened.described.average else ""
+    return opened.run_path.joinpath(*names, f"{name_of(opened.described.step)}{average}")
 
 
 def workplace(
@@ -92,5 +93,6 @@ def model_facts(opened: Opened) -> dict[str, Any]:
     first, described = next(opened.module.parameters()), opened.described
     return {
         **{"family": described.family, "step": described.step, "weights": opened.weights},
+        **({"average": described.average} if described.average else {}),
         **{"precision": str(first.dtype).removeprefix("torch."), "device": str(first.device)},
     }

@@ -57,7 +57,7 @@ class Engine:
             compile_blocks(module, self.stage)
         groups = parameter_groups(module, module.users(), config.optimizer, module.first_steps())
         optimizer = check_optimizer(config.optimizer.build(groups))
-        exact = fragments.trained_weights(module) if config.training.precision != "fp32" else {}
+        exact = fragments.exact_weights(module) if config.training.precision != "fp32" else {}
         import deepspeed
 
         self.deepspeed, *_ = deepspeed.initialize(
@@ -68,6 +68,8 @@ class Engine:
         deepspeed_fixes.unscale_by_their_own_scale(self.deepspeed.optimizer)
         deepspeed_fixes.skip_at_the_smallest_scale(self.deepspeed.optimizer)
         self.module, self.optimizer = module, optimizer
+        self.frozen: dict[str, Tensor] = {}
+        """In half precision, this rank's part of the parameters that are not trained, flat and in fp32."""
         fragments.start_from(self, exact)
         self._blocks = [part for part in module.modules() if isinstance(part, Block)]
         self.skipped, self.skipped_in_a_row, self.longest_skip = (

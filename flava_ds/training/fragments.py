@@ -115,6 +115,7 @@ def held(engine: Engine) -> Iterator[Fragment]:
     for parameter, name in names.items():
         if not parameter.requires_grad:
             start, flat = _frozen(engine, parameter)
+            flat = engine.frozen.get(name, flat)
             if flat.numel():
                 yield Fragment(name, start, {"weight": flat}, replicated=engine.stage < 3)
 
@@ -197,18 +198,24 @@ def places(engine: Engine) -> dict[int, Places]:
     return found
 
 
-def trained_weights(module: nn.Module) -> dict[str, Tensor]:
-    """Returns a module's trained parameters in host memory, by name: [...] fp32."""
-    return {name: own.detach().cpu() for name, own in module.named_parameters() if own.requires_grad}
+def exact_weights(module: nn.Module) -> dict[str, Tensor]:
+    """Returns a module's parameters in host memory, by name: [...] fp32."""
+    return {name: own.detach().cpu() for name, own in module.named_parameters()}
 
 
 def start_from(engine: Engine, weights: Mapping[str, Tensor]) -> None:
-    """Copies whole weights to the optimizer's tensors; none changes nothing.
+    """Copies whole weights to the optimizer's tensors, and keeps this rank's part of those that are frozen;
+    none changes nothing.
 
     DeepSpeed makes those of the module's parameters after it has rounded these to half precision. A run
-    would then start from other weights than the same one in fp32, or than those that it was given.
+    would then start from other weights than the same one in fp32, or than those that it was given, and save
+    other frozen ones.
     """
     names = _names(engine)
+    for parameter, name in names.items() if weights else ():
+        if not parameter.requires_grad:
+            start, flat = _frozen(engine, parameter)
+            engine.frozen[name] = weights[name].view(-1).narrow(0, start, flat.numel()).clone()
     for slot in _slots(engine) if weights else ():
         flat = slot.flat.detach().view(-1)
         for piece in slot.pieces:
@@ -225,6 +232,9 @@ def begin_loading(engine: Engine) -> None:
 def finish_loading(engine: Engine) -> None:
     """Copies the fragments' new values to the parameters that the module computes with. Collective."""
     zero = engine.deepspeed.optimizer
+    for parameter, name in _names(engine).items() if engine.frozen else ():
+        if name in engine.frozen:
+            _frozen(engine, parameter)[1].copy_(engine.frozen[name])
     if engine.stage in (1, 2):
         zero.update_lp_params()
         for group in range(len(zero.bit16_groups)):

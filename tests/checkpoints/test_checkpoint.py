@@ -334,6 +334,35 @@ def test_frozen_parameters_buffers_and_counters_come_along(run_ranks, tmp_path):
             ), (stage, scale)
 
 
+def carry_exactly(folder: str, stages: tuple[str, ...]) -> list[tuple[str, list[str]]]:
+    """On every rank: saves frozen parameters in each stage in bf16, loads and saves them again in the next;
+    returns what of them is not as it was given, or in the module not that in bf16.
+    """
+    world, results = start(60), []
+    given = {f"pooler.{name}": own.clone() for name, own in Partial(0).pooler.named_parameters()}
+    for stage, following in zip(stages, (*stages[1:], stages[0]), strict=True):
+        config = config_in(folder, stage, precision="bf16")
+        other_config = dataclasses.replace(config_in(folder, following, precision="bf16"), name=config.name)
+        engine, other = Engine(Partial(0), config, world), Engine(Partial(1), other_config, world)
+        checkpoint.prepare(config, world)
+        stored = load_weights(save(engine, config, 3))
+        checkpoint.resume(other, other_config)
+        computed, again = full_weights(other), load_weights(save(other, config, 4))
+        wrong = [name for name, own in given.items() if not torch.equal(stored[name], own)]
+        wrong += [f"again {name}" for name, own in given.items() if not torch.equal(again[name], own)]
+        rounded = {name: own.bfloat16().float() for name, own in given.items()}
+        wrong += [f"in use {name}" for name, own in rounded.items() if not torch.equal(computed[name], own)]
+        results.append((stage, wrong))
+    return results
+
+
+@pytest.mark.distributed
+def test_frozen_parameters_are_saved_as_they_were_given_in_half_precision(run_ranks, tmp_path):
+    stages = ("zero1", partition_everything(tmp_path), "zero2_offload", "zero3")
+    for results in run_ranks(carry_exactly, 2, str(tmp_path), stages):
+        assert [wrong for _, wrong in results] == [[]] * 4, results
+
+
 def prepare_on_a_full_disk(folder: str) -> list[str]:
     """What lies among the checkpoints after a start on a disk that an interrupted save has filled."""
     config = config_in(folder, "zero1")

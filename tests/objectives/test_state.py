@@ -143,12 +143,14 @@ def follow_everywhere(folder: str, runs: tuple[tuple[str, str], ...]) -> dict[st
         engine = Engine(TaughtToy(), topology(folder, stage, world.size, precision), world)
         weights = full_weights(engine)
         plain, distance = {name: weights[name] for name in followed(engine) if name in weights}, 0.0
-        ema, whole = weights, WholeWeights(engine, TaughtToy, "ema")
+        ema = {name: weights[name] for name in engine.module.users()}
+        whole = WholeWeights(engine, TaughtToy, "ema")
         for step in range(len(KINDS) - 2):
             move(engine, world, step)
             plain = averaged(plain, full_weights(engine))
             keep = min(LASTING, (1 + step) / (10 + step))
-            ema = {name: keep * ema[name] + (1 - keep) * own for name, own in full_weights(engine).items()}
+            now = full_weights(engine)
+            ema = {name: keep * own + (1 - keep) * now[name] for name, own in ema.items()}
             ours = followed(engine)
             # A half-precision teacher is its average, rounded: as far as one in 256 of an element.
             allowed = {

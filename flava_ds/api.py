@@ -85,6 +85,7 @@ class Model:
     def __repr__(self) -> str:
         described = self._model.described
         step = "" if described.step is None else f", step {described.step}"
+        step += f", {described.average}" if described.average else ""
         return f"<{described.family} '{described.name}'{step} on {self._model.device}>"
 
     @property

@@ -77,7 +77,9 @@ def check_model(engine: Engine, reader: CheckpointReader) -> None:
                 f"{folder} has '{lacking[0]}', which the module of that name lacks in this model"
             )
     for key, average in engine.averages.items():
-        if absent := [name for name in sorted(average.followed) if not reader.holds(key, name)]:
+        # What was frozen has none, and is refused for that, as it is where no average is kept.
+        followed = sorted(average.followed & reader.state["optimizer_updates"].keys())
+        if absent := [name for name in followed if not reader.holds(key, name)]:
             raise CheckpointError(
                 f"{folder} has no '{key}' of '{absent[0]}', an average of weights, which this run keeps; if "
                 f"{folder / files.CONFIG} keeps them too, the checkpoint is damaged, so copy it again or "

@@ -49,8 +49,9 @@ class TrainingConfig:
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     """Of activations and gradients; the weights and moments of the optimizer are always fp32."""
     frozen: tuple[str, ...] = ()
-    """Parts of the model that keep their weights, by the beginnings of their names, e.g. image_encoder, which
-    with trained ones in initial_weights is LiT. Steps read them in `precision`; they are saved as they were.
+    """Parts of the model that keep their weights, by name: image_encoder, which with trained ones in
+    initial_weights is LiT, or within it image_encoder.transformer.blocks.0. Steps read them in `precision`;
+    they are saved as they were.
     """
     weight_average: Annotated[float, AtLeast(0), Below(1)] = 0.0
     """Momentum of a running average of all trained weights, e.g. 0.9999, which is called ema and kept in fp32

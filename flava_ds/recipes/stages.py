@@ -21,8 +21,8 @@ class Inherited:
     prefixes: tuple[str, ...]
     """Beginnings of the parameters' names, e.g. "model.image_encoder."."""
     average: str | None = None
-    """The training state whose running average is taken in place of the weights, as `objective.state`: DINO's
-    teacher is "dino.teacher"."""
+    """The training state whose running average is taken in place of the weights: DINO's teacher is
+    "dino.teacher", that of training.weight_average "ema"."""
 
 
 @dataclass(frozen=True, kw_only=True)

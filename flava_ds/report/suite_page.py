@@ -46,13 +46,14 @@ class Table:
     """Of all its numbers; empty if each names its own."""
 
 
-def suite_links(run_path: Path, folder: Path) -> list[tuple[str, int, str]]:
+def suite_links(run_path: Path, folder: Path) -> list[tuple[str, str, str]]:
     """Returns name, step and link, from a page in `folder`, of each suite whose page lies in the run's."""
     found = []
     for page in sorted(run_path.glob(f"suites/*/step_*/{HTML}")):
-        name, step = page.parts[-3], page.parts[-2].removeprefix("step_")
+        step, _, average = page.parts[-2].removeprefix("step_").partition("_")
         if step.isdecimal():
-            found.append((name, int(step), quote(os.path.relpath(page, folder))))
+            of = f"{int(step):,} ({average})" if average else f"{int(step):,}"
+            found.append((page.parts[-3], of, quote(os.path.relpath(page, folder))))
     return found
 
 
@@ -137,7 +138,7 @@ def _mean(values: list[float | None]) -> float | None:
 def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Returns what the numbers depend on."""
     drawn = report["bootstrap"]
-    named = [(name, report.get(name)) for name in ("model", "family", "step", *IDENTITY)]
+    named = [(name, report.get(name)) for name in ("model", "family", "step", "average", *IDENTITY)]
     return [
         *((name, str(value)) for name, value in named if value is not None),
         (

@@ -34,16 +34,28 @@ def freeze(task: Task, name: str) -> None:
     model = task.model
     found = {n: own for n, own in model.named_parameters() if n == name or n.startswith(f"{name}.")}
     if not found:
-        parts = dict.fromkeys(n.split(".")[0] for n, _ in model.named_parameters())
+        within, wrong, parts = _nearest(task, name)
         raise ConfigError(
-            f"training.frozen: the model has no part '{name}'{did_you_mean(name, parts)}; it has "
-            f"{', '.join(parts)}"
+            f"training.frozen: {within or 'the model'} has no part '{wrong}'{did_you_mean(wrong, parts)}; it "
+            f"has {', '.join(parts)}"
         )
     norms = (n for n, part in model.named_modules() if isinstance(part, GhostBatchNorm))
-    if moving := next((n for n in norms if n.startswith(f"{name}.")), None):
+    if moving := next((n for n in norms if f"{n}.".startswith(f"{name}.")), None):
         raise ConfigError(
             f"training.frozen: '{name}' has batch norms, e.g. {moving}, whose statistics follow the batches "
             "all the same; freeze parts without them"
         )
     for own in found.values():
         own.requires_grad_(False)
+
+
+def _nearest(task: Task, name: str) -> tuple[str, str, list[str]]:
+    """Returns the innermost part that the name leads to, what that part lacks, and the parts that it has."""
+    within, own = "", [n for n, _ in task.model.named_parameters()]
+    for word in name.split("."):
+        parts = [*dict.fromkeys(n.split(".")[0] for n in own)]
+        inner = [n.removeprefix(f"{word}.") for n in own if n.startswith(f"{word}.")]
+        if not inner:
+            break
+        within, own = f"{within}.{word}".lstrip("."), inner
+    return within, name.removeprefix(within).lstrip("."), parts

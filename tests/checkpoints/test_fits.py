@@ -40,11 +40,14 @@ def test_settings_that_changed_since_a_checkpoint_are_listed(tmp_path):
 
 def test_a_checkpoint_without_the_teacher_says_when_its_own_settings_help(tmp_path):
     """They may be those that ask for it; then the checkpoint is damaged."""
-    average = SimpleNamespace(followed={"encoder.weight": "weight"})
+    average = SimpleNamespace(followed={"encoder.bias", "encoder.weight"})
     engine = SimpleNamespace(
         state_tensors=dict, shapes=dict, module=nn.Linear(1, 1), averages={"dino.teacher": average}
     )
     reader = SimpleNamespace(folder=tmp_path, shapes={}, buffer_shapes=dict, holds=lambda key, name: False)
+    reader.state = {"optimizer_updates": {}}
+    check_model(engine, reader)  # all were frozen, which is another error
+    reader.state = {"optimizer_updates": {"encoder.weight": 3}}
     with pytest.raises(CheckpointError) as caught:
         check_model(engine, reader)
     said = str(caught.value)

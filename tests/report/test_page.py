@@ -265,15 +265,16 @@ def test_what_tasks_found_is_on_the_page(tmp_path):
 
 def test_suites_are_linked_from_wherever_the_page_is(tmp_path):
     run, _ = write_run(tmp_path)
-    for name in ("vision/step_00000012", "vision_limit_5/step_00001200"):
+    for name in ("vision/step_00000012", "vision/step_00000012_ema", "vision_limit_5/step_00001200"):
         (run / "suites" / name).mkdir(parents=True)
         (run / "suites" / name / "suite.html").write_text("a page")
     for out in (None, tmp_path / "elsewhere" / "page.html"):
         written = write_report(run, out=out)
         page = Page(written.read_text(encoding="utf-8"))
-        assert "vision, step 12, vision_limit_5, step 1,200." in " ".join(page.text.split())
+        listed = "vision, step 12, vision, step 12 (ema), vision_limit_5, step 1,200."
+        assert listed in " ".join(page.text.split())
         links = [dict(link)["href"] for link in page.all("a") if "suite.html" in dict(link)["href"]]
-        assert len(links) == 2 and all((written.parent / link).read_text() == "a page" for link in links)
+        assert len(links) == 3 and all((written.parent / link).read_text() == "a page" for link in links)
         assert "No task has run" not in page.text and page.errors == []
 
 

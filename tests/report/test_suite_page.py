@@ -64,8 +64,9 @@ def test_markdown_says_what_the_numbers_depend_on_and_what_was_not_run():
     assert "- `pcam_probe`: no pcam in /data" in page and "- `coco_retrieval`: /data/coco" in page
     assert "95 % of 1000 resamples, seed 0" in page
     assert page.count("| % |") == 2 and "| own_probe loss | test | 1.2500 nats |" in page
-    named = dict(facts(REPORT))
+    named = dict(facts(REPORT | {"average": "ema"}))
     assert named["weights"] == "abc" and named["torch"] == versions()["torch"] and "limit" not in named
+    assert named["average"] == "ema"
 
 
 def test_tasks_without_data_are_folded_and_counted_and_failures_are_not(tmp_path):

@@ -60,9 +60,11 @@ def test_a_run_says_what_is_frozen():
     ("recipe", "frozen", "error"),
     [
         ("demo_clip", ["image_encodr"], "has no part 'image_encodr'; did you mean 'image_encoder'"),
-        ("demo_clip", ["image"], "has no part 'image'"),
+        ("demo_clip", ["image"], "the model has no part 'image'"),
+        ("demo_clip", ["image_encoder.block.0"], "image_encoder has no part 'block.0'; .*transformer"),
         ("demo_clip", [*TOWERS, "image_projection", "text_projection", "logit_scale"], "nothing that obj"),
         ("demo_align", ["image_encoder"], "'image_encoder' has batch norms, e.g. image_encoder.stem_norm"),
+        ("demo_align", ["image_encoder.stem_norm"], "'image_encoder.stem_norm' has batch norms"),
     ],
 )
 def test_what_cannot_be_frozen_is_refused(recipe, frozen, error):

@@ -90,10 +90,11 @@ class CheckpointKeeper(Watcher):
         self.spikes.rollbacks = done + 1
         self.metrics.go_back(resumed.step, {"at": diverged.step, "to": resumed.step, "reason": str(diverged)})
         self._saved_at = self.saver.published = resumed.step
-        log.warning(
-            "%s; back to step %d, skipping the data of the steps since: rollback %d of %d",
-            diverged, resumed.step, done + 1, most,
-        )  # fmt: skip
+        if self.engine.world.is_main:
+            log.warning(
+                "%s; back to step %d, skipping the data of the steps since: rollback %d of %d",
+                diverged, resumed.step, done + 1, most,
+            )  # fmt: skip
         return resumed.step
 
     def _metric(self) -> dict[str, Any] | None:

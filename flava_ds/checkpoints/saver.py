@@ -213,7 +213,8 @@ class Saver:
         described: dict[str, Any] = {}
         if (lost := run_lock.lost()) is not None:
             raise CheckpointError(
-                f"{lost} was taken over by another run while this one was unresponsive; this one ends"
+                f"{lost} was taken over by another run while this one was unresponsive, or its lock.json is "
+                "deleted; this one ends"
             )
         for rank in range(self.world.size):
             try:

@@ -87,7 +87,8 @@ class GradNorm(Balance):
     """The weights, and each objective's first loss, from which its rate of learning follows; 0 before that.
 
     `norms` is set by a measurement and read in the same step: the gradient norm of each objective's
-    unweighted mean loss on the shared layers [n], 0 for those without one.
+    unweighted mean loss on the shared layers [n], 0 for those without one. One that is not finite, as of a
+    loss scale that fp16 has yet to lower, leaves its objective's weight.
     """
 
     def __init__(
@@ -123,7 +124,7 @@ class GradNorm(Balance):
         norms, self.norms = self.norms, None
         if norms is None:
             return
-        balanced = present & (norms > 0) & (self.first_losses > 0)
+        balanced = present & (norms > 0) & norms.isfinite() & (self.first_losses > 0)
         pulls = self.learned * norms
         mean_pull = _mean(pulls, balanced)
         left = torch.where(balanced, means / self.first_losses, torch.ones_like(means))

@@ -74,7 +74,7 @@ class DisagreementError(RuntimeError):
 def start(timeout_s: int) -> World:
     """Joins the process group: nccl on CUDA, gloo on CPU. Without a launcher, starts a world of one rank.
 
-    Raises: UserError when the launcher set only some of its variables.
+    Raises: UserError when the launcher set only some of its variables, or the ranks do not meet.
     """
     _complete_environment()
     rank, size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
@@ -89,19 +89,40 @@ def start(timeout_s: int) -> World:
         keep_freed_memory()
     if not dist.is_initialized():
         later = timeout + datetime.timedelta(seconds=DEVICE_LATER_S if cuda else 0)
-        dist.init_process_group(
-            "nccl" if cuda else "gloo",
-            # alone, without a port, which another process may take between its choice and its use
-            store=dist.HashStore() if size == 1 else None,
-            timeout=later,
-            rank=rank,
-            world_size=size,
-            device_id=device if cuda else None,
-        )
+        with _meeting(rank):
+            dist.init_process_group(
+                "nccl" if cuda else "gloo",
+                # alone, without a port, which another process may take between its choice and its use
+                store=dist.HashStore() if size == 1 else None,
+                timeout=later,
+                rank=rank,
+                world_size=size,
+                device_id=device if cuda else None,
+            )
     host_group = dist.new_group(backend="gloo", timeout=timeout) if cuda else dist.group.WORLD
     assert isinstance(host_group, dist.ProcessGroup)
     _speak_on_main(rank)
     return World(rank=rank, local_rank=local_rank, size=size, device=device, host_group=host_group)
+
+
+@contextmanager
+def _meeting(rank: int) -> Iterator[None]:
+    """Rephrases the errors of ranks that do not meet at rank 0's address. Raises: UserError."""
+    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    if not port.isdecimal():
+        raise UserError(
+            f"MASTER_PORT is '{port}'; set it to the number of a port that is free on rank 0's host"
+        )
+    try:
+        yield
+    except dist.DistError as error:
+        said = str(error).partition("\n")[0]
+        mend = (
+            "see whether all ranks are started and reach that host, and whether address and port are rank 0's"
+        )
+        if "EADDRINUSE" in said:
+            mend = "another process has that port, perhaps another run: set another one (MASTER_PORT)"
+        raise UserError(f"rank {rank} cannot meet the others at {address}:{port} ({said}); {mend}") from error
 
 
 def stop() -> None:

@@ -27,8 +27,13 @@ from flava_ds.errors import first_of
 from flava_ds.processes import machine, started, within
 from flava_ds.ranks.distributed import ASKED, STORE_S, World, gather_objects, has_ended, learn_first_end
 
-LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
-"""gloo's errors when another rank has ended."""
+LOST = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "Connection was likely closed",
+)
+"""Errors when another rank has ended: gloo's, and the store's when it is rank 0."""
 TIMED_OUT = re.compile(
     r"Timed out waiting (\d+)\s?ms|Timeout\(ms\)=(\d+)|Timed out after \d+ms|Wait timeout|wait timeout"
 )

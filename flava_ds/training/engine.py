@@ -252,8 +252,12 @@ class Engine:
         square = self.loss * 0.0  # NaN if the loss is not finite
         for group, tensors, replicated in deepspeed_fixes.local_gradients(self.deepspeed):
             # Without ZeRO every rank has the same gradients: only rank 0 adds them to the sum over ranks.
-            if group["active"] and tensors and not (replicated and self.world.rank > 0):
+            if not tensors or replicated and self.world.rank > 0:
+                continue
+            if group["active"]:
                 square += squared_norm(tensors).to(square.device)
+            elif "fp16" in self.settings:  # DeepSpeed skips the update if any gradient overflows
+                square += 0.0 * squared_norm(tensors).to(square.device)
         if self.world.size > 1:
             dist.all_reduce(square)
         # fp16 gradients still carry the loss scale.

@@ -35,26 +35,32 @@ class BalanceNorms(Watcher):
     def measure(self, update: Update, layers: list[torch.nn.Parameter]) -> Tensor:
         """Returns the norm of each objective's gradient on `layers`, of its mean loss over all ranks and
         micro-batches, without its weight: [n] in the balance's order.
+
+        Gradients are weighted and carry the loss scale until they are fp32, as the step's own do: fp16 would
+        lose them.
         """
         assert self.balance is not None  # before_update asks first
         device, names = self.engine.world.device, list(update.denominators)
         ranks = self.engine.world.size
         terms = {name: own * ranks for name, own in update.denominators.items()}
         samples = ranks * sum(batch.size for batch in update.batches)
+        weights = dict(zip(self.balance.names, self.balance.weights(), strict=True))
+        scales = [weights[name] * self.engine.loss_scale for name in names]
         sums = torch.zeros(len(names), sum(layer.numel() for layer in layers), device=device)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             for batch, part in zip(update.batches, update.gradients, strict=True):
                 told = self.engine.module.told(batch, terms, samples)
                 losses = self.engine.module("losses", told, part)
-                for name, total in zip(names, sums, strict=True):
+                for name, scale, total in zip(names, scales, sums, strict=True):
                     mean = losses[name].sum / update.denominators[name]
                     found = torch.autograd.grad(
-                        mean, layers, retain_graph=True, allow_unused=True, materialize_grads=True
+                        mean * scale, layers, retain_graph=True, allow_unused=True, materialize_grads=True
                     )
                     total += torch.cat([gradient.flatten().float() for gradient in found])
         if ranks > 1:
             dist.all_reduce(sums)
             sums /= ranks
-        norms = dict(zip(names, torch.linalg.vector_norm(sums, dim=1), strict=True))
+        found_norms = torch.linalg.vector_norm(sums, dim=1) / torch.stack(scales)
+        norms = dict(zip(names, found_norms, strict=True))
         zero = torch.zeros((), device=device)
         return torch.stack([norms.get(name, zero) for name in self.balance.names])

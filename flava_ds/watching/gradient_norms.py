@@ -54,16 +54,16 @@ class GradientNorms(Watcher):
         for objective, gradients in self.gradients(update):
             squares = {encoder: squared_norm([*own.values()]) for encoder, own in gradients.items()}
             total = sum(squares.values(), torch.zeros((), device=self.engine.world.device))
-            found[f"gradient_norm/{objective}"] = total.sqrt()
+            found[f"gradient_norm/{objective}"] = total.sqrt() / self.engine.loss_scale
             found |= {
-                f"encoder_gradient_norm/{objective}/{encoder}": square.sqrt()
+                f"encoder_gradient_norm/{objective}/{encoder}": square.sqrt() / self.engine.loss_scale
                 for encoder, square in squares.items()
             }
         return found
 
     def gradients(self, update: Update) -> Iterator[tuple[str, dict[str, dict[int, Tensor]]]]:
         """Yields each objective with its gradients: encoder -> place of the parameter in it -> gradient, for
-        the encoders and parameters that it reaches.
+        the encoders and parameters that it reaches. In fp16 they carry the loss scale, as the update's do.
 
         Only this rank's micro-batches count. The other objectives are divided by infinity, so one backward
         pass per objective is enough and no head needs to be detached; what they alone reach gets zeros.
@@ -81,9 +81,8 @@ class GradientNorms(Watcher):
                 micro_batches = zip(update.batches, update.gradients, strict=True)
                 losses = [task("step", batch, only, part).loss for batch, part in micro_batches]
             trunk = [parameter for group in encoders.values() for parameter in group]
-            gradients = iter(
-                torch.autograd.grad(torch.stack(losses).sum(), trunk, allow_unused=True) if trunk else ()
-            )
+            total = torch.stack(losses).sum() * self.engine.loss_scale
+            gradients = iter(torch.autograd.grad(total, trunk, allow_unused=True) if trunk else ())
             reached = task.used_by(objective)
             found = {
                 encoder: {

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import math
+import os
+import socket
+import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from flava_ds.config import Config
-from flava_ds.errors import ConfigError
+from flava_ds.errors import ConfigError, UserError, told_at
+from flava_ds.plain_text import one_line
+from flava_ds.ranks.distributed import log
 from flava_ds.storage.atomic import replacing, write_whole
 from flava_ds.watching.environment import write_start
 from flava_ds.watching.log_fields import FIELDS, field_of
@@ -37,15 +44,67 @@ class Sink(Protocol):
 def open_sinks(config: Config, description: dict[str, Any], first_step: int) -> list[Sink]:
     """Opens the configured sinks and records the start in environment.json. Call it on one rank."""
     write_start(config.run_path / "environment.json", description, first_step)
-    sinks: list[Sink] = [JsonLines(config.run_path / "log.jsonl", description, first_step)]
+    first = JsonLines(config.run_path / "log.jsonl", description, first_step)
+    others: dict[str, Sink] = {}
     if config.logging.tensorboard:
-        sinks.append(TensorBoard(config.run_path / "tensorboard", first_step))
+        others["tensorboard"] = TensorBoard(config.run_path / "tensorboard", first_step)
     if config.logging.wandb:
-        sinks.append(WeightsAndBiases(config, description, first_step))
+        others["wandb"] = WeightsAndBiases(config, description, first_step)
     if config.logging.prometheus:
-        sinks.append(Prometheus(config.run_path / "metrics.prom", config.name))
-    sinks += [sink.open(config, description, first_step) for sink in config.logging.sinks.values()]
-    return [*sinks, Console(config.training.total_steps)]
+        others["prometheus"] = Prometheus(config.run_path / "metrics.prom", config.name)
+    for name, sink in config.logging.sinks.items():
+        others[f"sinks.{name}"] = sink.open(config, description, first_step)
+    spared = [Spared(f"logging.{name}", sink) for name, sink in others.items()]
+    return [first, *spared, Console(config.training.total_steps)]
+
+
+class Spared(Sink):
+    """Another sink than log.jsonl, whose failures the run outlives: it warns of the first, and of what the
+    sink lacks when it writes again or the run ends. A UserError ends the run.
+    """
+
+    def __init__(self, name: str, sink: Sink) -> None:
+        """`name` is the option that asks for the sink."""
+        self._name, self._sink = name, sink
+        self._lacks: int | None = None
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Writes the record, also if the one before failed."""
+        step, since = record["step"], self._lacks
+        if self._tried(lambda: self._sink.write(record), step) and since is not None:
+            self._lacks = None
+            log.warning(
+                "%s writes again; it lacks the records from step %d to %d", self._name, since, step - 1
+            )
+
+    def go_back(self, step: int, rollback: dict[str, Any]) -> None:
+        self._tried(lambda: self._sink.go_back(step, rollback), step)
+
+    def close(self) -> None:
+        if self._lacks is not None:
+            log.warning("%s lacks the records from step %d on; log.jsonl has them", self._name, self._lacks)
+        self._tried(self._sink.close, None)
+
+    def _tried(self, action: Callable[[], None], step: int | None) -> bool:
+        """Returns whether an action was done; warns if it could not be, unless the one before could not."""
+        try:
+            action()
+            return True
+        except UserError:
+            raise
+        except Exception as error:
+            if self._lacks is None:
+                what = (
+                    "it may lack its last records"
+                    if step is None
+                    else f"it lacks the records from step {step} on"
+                )
+                told = str(error) if isinstance(error, OSError) else told_at(error)
+                log.warning(
+                    "%s cannot be written (%s); %s, which log.jsonl has", self._name, one_line(told), what
+                )
+                self._lacks = step
+            return False
 
 
 class JsonLines(Sink):
@@ -63,7 +122,9 @@ class JsonLines(Sink):
         self._file = self._begin(header, kept)
 
     def write(self, record: dict[str, Any]) -> None:
-        """Adds a line."""
+        """Adds a line. Raises: OSError if the file is no longer there, which an open file does not notice."""
+        if not self._path.is_file():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._path))
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
 
@@ -86,32 +147,53 @@ class JsonLines(Sink):
 
 
 class TensorBoard(Sink):
-    """An event file with every number."""
+    """An event file with every number.
+
+    It is opened for each record, so that a file that has been moved away is noticed. TensorBoard's own writer
+    has a thread, which ends with a traceback then.
+    """
 
     def __init__(self, folder: Path, first_step: int) -> None:
-        """Opens a new event file, which supersedes older ones from `first_step` on."""
+        """Begins a new event file, which supersedes older ones from `first_step` on."""
         self._folder = folder
-        self._writer = self._open(first_step)
-
-    def _open(self, first_step: int) -> Any:
-        from torch.utils.tensorboard import SummaryWriter
-
-        return SummaryWriter(str(self._folder), purge_step=first_step)
+        self.go_back(first_step, {})
 
     def go_back(self, step: int, rollback: dict[str, Any]) -> None:
-        """Opens a new event file."""
-        self._writer.close()
-        self._writer = self._open(step)
+        """Begins a new event file."""
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+        # event files are read in the order of their names
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._path, self._size = self._folder / name, 0
+        self._path.touch(exist_ok=False)
+        start = SessionLog(status=SessionLog.START)
+        self._add(Event(file_version="brain.Event:2"), Event(step=step, session_log=start))
 
     def write(self, record: dict[str, Any]) -> None:
-        """Adds a point per number and flushes, so that a crash loses none."""
-        for key, value in numbers(record).items():
-            self._writer.add_scalar(key, value, record["step"])
-        self._writer.flush()
+        """Adds a point per number, so that a crash loses none."""
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        points = [Summary.Value(tag=key, simple_value=value) for key, value in numbers(record).items()]
+        self._add(Event(step=record["step"], summary=Summary(value=points)))
+
+    def _add(self, *events: Any) -> None:
+        """Adds events behind those that are whole."""
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        added = io.BytesIO()
+        for event in events:
+            event.wall_time = time.time()
+            RecordWriter(added).write(event.SerializeToString())
+        with self._path.open("r+b") as file:
+            file.seek(self._size)
+            file.truncate()  # what a full disk has left of a record hides all behind it
+            file.write(added.getvalue())
+        self._size += len(added.getvalue())
 
     def close(self) -> None:
-        """Flushes and closes the file."""
-        self._writer.close()
+        """Does nothing."""
 
 
 class WeightsAndBiases(Sink):

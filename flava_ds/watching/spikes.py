@@ -109,7 +109,7 @@ class DivergenceWatch(Watcher):
 
     def on_record(self, step: int, record: Mapping[str, Any]) -> None:
         longest = int(self.engine.longest_skip)
-        self.engine.longest_skip.copy_(self.engine.skipped_in_a_row)
+        self.engine.longest_skip.zero_()
         if longest:
             self._judge(step, longest, record)
         self.spikes.look()
@@ -132,7 +132,8 @@ class DivergenceWatch(Watcher):
             raise DivergedError(f"step {step}: {told} (training.stop_on_nonfinite is {self.limit})", step)
         if longest == self.all:
             raise DivergedError(f"step {step}: {told}, and the run has no others", step)
-        log.warning("step %d: up to %s", step, told)
+        if self.engine.world.is_main:
+            log.warning("step %d: up to %s", step, told)
 
     def _broken_weights(self) -> str | None:
         """Returns a parameter that is not finite on some rank, if any. Collective; waits for the device."""

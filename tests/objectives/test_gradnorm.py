@@ -55,6 +55,15 @@ def test_steps_without_terms_change_nothing():
     assert balance.weights().tolist() == [1, 2] and balance.first_losses.tolist() == [0, 0]
 
 
+def test_an_objective_whose_gradient_overflows_keeps_its_weight():
+    balance, pair = balance_of([1.0, 3.0, 5.0, 1.0], lr=0.1), balance_of([1.0, 5.0], lr=0.1)
+    balance.norms, pair.norms = torch.tensor([2.0, torch.inf, 1.0, torch.nan]), torch.tensor([2.0, 1.0])
+    for own in (balance, pair):
+        own.follow(torch.ones_like(own.norms), own.norms.bool())
+    first, third = pair.weights().tolist()
+    assert balance.weights().tolist() == [first, 3, third, 1] and first != 1
+
+
 def test_measured_steps_are_drawn_by_their_number_alone():
     balance = balance_of([1.0, 1.0], every_steps=10)
     measured = [step for step in range(4000) if balance.measured_layers(step, "pair")]

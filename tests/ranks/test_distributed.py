@@ -1,6 +1,7 @@
 """Agreeing on counts, and starting with and without a launcher."""
 
 import os
+import socket
 
 import pytest
 import torch
@@ -135,6 +136,19 @@ def test_half_an_environment_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="set RANK, WORLD_SIZE but not LOCAL_RANK, MASTER_ADDR, MASTER_PORT"):
         distributed._complete_environment()
+
+
+def test_a_port_that_is_taken_is_one_line_that_says_what_to_do(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        variables = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "OMP_NUM_THREADS": "1"}
+        for name, value in (variables | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}).items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(UserError, match=f"rank 0 .* at 127.0.0.1:{port} .*set another one .MASTER_PORT"):
+            distributed.start(5)
+        monkeypatch.setenv("MASTER_PORT", "many")
+        with pytest.raises(UserError, match="MASTER_PORT is 'many'"):
+            distributed.start(5)
 
 
 def test_open_mpi_names_the_rank_and_the_launcher_the_address(monkeypatch):

@@ -153,7 +153,9 @@ def know_the_first_end() -> tuple[bool, tuple[bool, int]]:
         time.sleep(0.01)
     gather_objects(world, None)
     dist.distributed_c10d._get_default_store = gone
-    said = roll_call.explain(RuntimeError("Connection closed by peer")) == ""
+    of_store = "Failed to recv, got 0 bytes. Connection was likely closed. Did the remote server shutdown?"
+    errors = [RuntimeError("Connection closed by peer"), dist.DistNetworkError(of_store)]
+    said = [roll_call.explain(error) for error in errors] == ["", ""]
     return said, distributed.agree_on_end(1)
 
 

@@ -8,6 +8,7 @@ from unittest import mock
 import torch
 from real_runs import steps_of
 from test_engine import full_weights, reference, run_steps
+from test_engine_schedules import HELD, HoldingToy
 from test_trainer import toy_trainer
 from toy import KINDS, Toy, partition_everything, toy_config
 
@@ -95,3 +96,26 @@ def test_updates_are_skipped_where_the_loss_scale_cannot_fall_any_more(run_ranks
     stages = ("zero1", "zero2_offload", partition_everything(tmp_path))
     for found in run_ranks(diverge, 1, stages):
         assert set(found.values()) == {(6, 1.0)}, found
+
+
+def overflow_in_what_is_held_back(stages: tuple[str, ...]) -> dict[str, tuple[int, float, bool]]:
+    """By stage, after a step in which the gradient of a layer overflows that only later steps move: updates
+    skipped, whether the update was applied, and whether no weight has changed.
+    """
+    world, found = start(60), {}
+    allow_fp16()
+    for stage in stages:
+        config = toy_config(stage, precision="fp16")
+        engine = Engine(HoldingToy(), config, world)
+        before = full_weights(engine)
+        dict(engine.module.named_parameters())[HELD].register_hook(lambda gradient: gradient * torch.inf)
+        run_steps(engine, config, world, KINDS[:1])
+        same = all(torch.equal(before[name], own) for name, own in full_weights(engine).items())
+        found[stage] = int(engine.skipped), float(engine.applied), same
+    return found
+
+
+def test_an_overflow_in_what_is_held_back_counts_as_the_skipped_update_that_it_is(run_ranks, tmp_path):
+    stages = ("zero1", "zero2_offload", partition_everything(tmp_path))
+    for found in run_ranks(overflow_in_what_is_held_back, 1, stages):
+        assert set(found.values()) == {(1, 0.0, True)}, found

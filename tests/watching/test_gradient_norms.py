@@ -39,17 +39,33 @@ def test_norms_are_those_of_each_loss_alone_by_encoder(run_ranks, tmp_path, monk
     assert found == pytest.approx(expected, rel=1e-5) and len(found) == 8 and min(found.values()) > 0
 
 
+def norms_of(task, batch, counts: dict, scale: float) -> dict[str, float]:
+    """What is measured of an engine with this task and loss scale, which has no DeepSpeed."""
+    world = types.SimpleNamespace(device=torch.device("cpu"), is_main=True)
+    engine = types.SimpleNamespace(stage=1, world=world, module=task, loss_scale=scale)
+    update = update_of(batches=[batch], denominators=counts, gradients=[None])
+    return {
+        name: float(value) for name, value in GradientNorms(engine, 1, metrics=None).measure(update).items()
+    }
+
+
 def test_an_encoder_that_an_objective_does_not_reach_has_no_norm():
     config = tiny_config()
     task, batch = build_task(config), make_batch(Kind.PAIR, config)
-    world = types.SimpleNamespace(device=torch.device("cpu"), is_main=True)
-    watch = GradientNorms(types.SimpleNamespace(stage=1, world=world, module=task), 1, metrics=None)
-    parts = {"batches": [batch], "denominators": denominators(task, batch), "gradients": [None]}
-    found = watch.measure(update_of(**parts))
+    found = norms_of(task, batch, denominators(task, batch), 1.0)
     of_contrast = {name for name in found if name.startswith("encoder_gradient_norm/global_contrastive/")}
     assert {name.rpartition("/")[2] for name in of_contrast} == {"image_encoder", "text_encoder"}
     assert "encoder_gradient_norm/itm/multimodal_encoder" in found
-    assert all(float(value) > 0 for value in found.values()), found
+    assert all(value > 0 for value in found.values()), found
+
+
+def test_fp16_gradients_of_large_batches_are_measured_with_the_loss_scale():
+    """Without it half of these norms would be 0 or several per cent off."""
+    config = tiny_config()
+    task, batch = build_task(config), make_batch(Kind.PAIR, config)
+    counts = {name: 10_000 * count for name, count in denominators(task, batch).items()}
+    expected = norms_of(task, batch, counts, 1.0)
+    assert norms_of(task.half(), batch, counts, 2.0**16) == pytest.approx(expected, rel=5e-3)
 
 
 def norms(every: int, stage: int = 1) -> GradientNorms:

@@ -257,4 +257,4 @@ def test_logs_that_cannot_be_written_are_one_line(run_ranks, tmp_path):
     assert len(said) == 2 and all(
         "the logs in" in line and "start the same command again" in line for line in said
     ), said
-    assert "metrics.prom" in said[0] and "log.jsonl" in said[1]
+    assert all("log.jsonl" in line for line in said), "metrics.prom, which cannot be written, is a warning"

@@ -5,6 +5,8 @@ import dataclasses
 import json
 import os
 import re
+import resource
+import signal
 import time
 import tracemalloc
 
@@ -13,10 +15,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_metrics import config_in
 
 from flava_ds.config import plain_files
-from flava_ds.errors import ConfigError
+from flava_ds.errors import ConfigError, UserError
+from flava_ds.ranks.distributed import log
 from flava_ds.watching.sinks import (
     JsonLines,
     Prometheus,
+    Sink,
+    Spared,
     TensorBoard,
     WeightsAndBiases,
     open_sinks,
@@ -150,6 +155,67 @@ def test_tensorboard_has_a_record_as_soon_as_it_is_written(tmp_path):
     sink.write({"step": 0, "loss/mlm": 9.0})
     assert [event.value for event in EventAccumulator(str(tmp_path)).Reload().Scalars("loss/mlm")] == [9.0]
     sink.close()
+
+
+class Flaky(Sink):
+    """Cannot write the records of some steps."""
+
+    def __init__(self, bad: set[int], error: Exception) -> None:
+        self.bad, self.error, self.steps = bad, error, []
+
+    def write(self, record: dict) -> None:
+        if record["step"] in self.bad:
+            raise self.error
+        self.steps.append(record["step"])
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_run_outlives_a_sink_that_fails_and_says_what_it_lacks(caplog, monkeypatch):
+    monkeypatch.setattr(log, "propagate", True)
+    flaky = Flaky({1, 2, 4}, ConnectionError("the server is\ngone"))
+    write_all(Spared("logging.sinks.mine", flaky), *({"step": step} for step in range(5)))
+    failed = "logging.sinks.mine cannot be written (the server is gone); it lacks the records from step"
+    assert flaky.steps == [0, 3] and caplog.messages == [
+        f"{failed} 1 on, which log.jsonl has",
+        "logging.sinks.mine writes again; it lacks the records from step 1 to 2",
+        f"{failed} 4 on, which log.jsonl has",
+        "logging.sinks.mine lacks the records from step 4 on; log.jsonl has them",
+    ]
+    caplog.clear()
+    write_all(Spared("logging.sinks.mine", Flaky({0}, KeyError("lr"))), {"step": 0})
+    assert f"({__file__}:" in caplog.messages[0] and "KeyError: 'lr')" in caplog.messages[0]
+    with pytest.raises(UserError, match="stop here"):
+        Spared("logging.sinks.mine", Flaky({0}, UserError("stop here"))).write({"step": 0})
+
+
+def test_tensorboard_goes_on_behind_a_full_disk_and_when_its_folder_is_back(tmp_path):
+    sink, limits = TensorBoard(tmp_path / "here", 0), resource.getrlimit(resource.RLIMIT_FSIZE)
+    sink.write({"step": 0, "loss/mlm": 9.0})
+    size = next((tmp_path / "here").iterdir()).stat().st_size
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, limits[1]))
+        with pytest.raises(OSError, match="File too large"):
+            sink.write({"step": 1, "loss/mlm": 8.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    (tmp_path / "here").rename(tmp_path / "there")
+    with pytest.raises(FileNotFoundError):
+        sink.write({"step": 2, "loss/mlm": 7.0})
+    (tmp_path / "there").rename(tmp_path / "here")
+    sink.write({"step": 3, "loss/mlm": 6.0})
+    events = EventAccumulator(str(tmp_path / "here")).Reload().Scalars("loss/mlm")
+    assert [(event.step, event.value) for event in events] == [(0, 9.0), (3, 6.0)]
+
+
+def test_a_log_that_is_moved_away_is_not_written_where_no_start_would_find_it(tmp_path):
+    sink = JsonLines(tmp_path / "log.jsonl", START, 0)
+    (tmp_path / "log.jsonl").unlink()
+    with pytest.raises(FileNotFoundError):
+        sink.write({"step": 0})
 
 
 def test_every_start_of_a_run_is_noted(tmp_path):

@@ -19,14 +19,16 @@ from flava_ds.commands.runs import require_run
 from flava_ds.commands.standard_output import reader_is_gone
 from flava_ds.errors import UserError, did_you_mean, nearest_choice
 from flava_ds.plain_text import one_line
-from flava_ds.processes import leave
+from flava_ds.processes import complete_streams, leave
 from flava_ds.ranks.safe_path import leave_out_working_directory
+from flava_ds.storage.atomic import NO_ROOM
 from flava_ds.watching.packages import missing_package, version
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one subcommand; returns 0, 1 for a failure at run time, or 2 for errors that the user can fix."""
     if arguments is None:
+        complete_streams()
         leave_out_working_directory()
     try:
         return run_command(sys.argv[1:] if arguments is None else arguments)
@@ -74,6 +76,9 @@ def run_command(words: list[str]) -> int:
             return 128 + signal.SIGPIPE
         if isinstance(error, OSError) and error.filename is not None:
             return fail(str(UserError.of_system(error)), options.debug, status=2)
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            message = f"standard output, or a file, cannot be written ({error.strerror}); make room"
+            return fail(message, options.debug, status=2)
         if isinstance(error, ModuleNotFoundError) and (missing := missing_package(error)):
             return fail(missing, options.debug, status=2)
         message = f"{type(error).__name__}: {error}; run again with --debug for the traceback"

@@ -1,7 +1,10 @@
-"""Processes of this machine: which are alive, and since when. Time limits for calls that may never return."""
+"""Processes of this machine: which are alive, and since when. Time limits for calls that may never return.
+This process's standard streams, and its end.
+"""
 
 from __future__ import annotations
 
+import io
 import os
 import queue
 import socket
@@ -52,6 +55,20 @@ def listen(hear: Callable[[], None]) -> Callable[[], None]:
     """Has `hear` called at every sign of life of this process; returns what ends that."""
     _listeners.append(hear)
     return partial(_listeners.remove, hear)
+
+
+def complete_streams() -> None:
+    """Opens, on nothing, the standard streams that whoever started this process has closed (`>&-`): a file of
+    the run would get such a stream's number, and what libraries and child processes print. What the
+    locale's encoding lacks is spelled out on standard output, as Python does on standard error.
+    """
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8")
+            os.set_inheritable(stream.fileno(), True)
+            setattr(sys, name, stream)
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def leave(status: int) -> NoReturn:

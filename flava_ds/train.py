@@ -12,7 +12,7 @@ from contextlib import ExitStack
 
 from flava_ds.errors import UserError
 from flava_ds.plain_text import one_line
-from flava_ds.processes import leave
+from flava_ds.processes import complete_streams, leave
 from flava_ds.ranks import orphans
 from flava_ds.ranks.safe_path import leave_out_working_directory
 from flava_ds.watching.packages import missing_package
@@ -30,6 +30,7 @@ def main(arguments: list[str] | None = None, take: Callable[[list[str]], int] | 
     reports why it ends; the others, which lose their connection to it, stay silent.
     """
     if arguments is None:
+        complete_streams()
         leave_out_working_directory()
         orphans.watch()
     words = sys.argv[1:] if arguments is None else arguments
@@ -55,6 +56,11 @@ def main(arguments: list[str] | None = None, take: Callable[[list[str]], int] | 
                 tell_end()
                 raise
             return end(missing, 2, debug, leaving)
+        except OSError as error:
+            if error.filename is None:
+                tell_end()
+                raise
+            return end(str(UserError.of_system(error)), 2, debug, leaving)
         except RuntimeError as error:
             if failed_elsewhere(error):
                 keep_store()

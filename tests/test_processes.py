@@ -48,3 +48,14 @@ def test_processes_of_a_machine_agree_on_its_name():
         ).stdout.strip()
         == machine()
     )
+
+
+def test_no_file_of_a_run_gets_the_number_of_a_standard_stream_that_was_closed(tmp_path):
+    code = (
+        "import os, subprocess; from flava_ds.processes import complete_streams; complete_streams(); "
+        "file = open('file', 'w'); os.system('echo of a child; echo of a child >&2'); print('of its own'); "
+        "file.write(str(file.fileno()))"
+    )
+    line = f"exec '{sys.executable}' -c \"{code}\" <&- >&- 2>&-"
+    subprocess.run(["sh", "-c", line], cwd=tmp_path, check=True)
+    assert int((tmp_path / "file").read_text()) > 2

@@ -39,6 +39,18 @@ def test_kernels_that_cannot_run_end_a_run_in_one_line(capsys):
     )
 
 
+def test_a_file_that_a_rank_cannot_read_is_one_line_and_an_error_without_a_file_is_none_of_the_users(capsys):
+    def train_from(*what):
+        raise PermissionError(13, "Permission denied", *what)
+
+    assert train.main([], lambda _: train_from("runs/theirs/manifest.json")) == 2
+    assert capsys.readouterr().err == (
+        "error: runs/theirs/manifest.json: Permission denied; name another place, or fix this one\n"
+    )
+    with pytest.raises(PermissionError):
+        train.main([], lambda _: train_from())
+
+
 @pytest.mark.parametrize("module", ["matplotlib", "somebody_elses"])
 def test_a_package_that_is_absent_names_the_extra_that_brings_it(capsys, module):
     def train_without(words):

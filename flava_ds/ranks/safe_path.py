@@ -18,9 +18,16 @@ def leave_out_working_directory() -> None:
     """Removes the working directory from the import path of this process and those that it starts.
 
     Keeps it here if it contains this package.
+
+    Raises: SystemExit, after one line, where the working directory has been deleted.
     """
     os.environ.update(ENVIRONMENT)
     started_by_module = getattr(sys.modules.get("__main__"), "__spec__", None) is not None
-    here, package = os.getcwd(), os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:
+        print("error: the working directory has been deleted; change to another one", file=sys.stderr)
+        sys.exit(2)
+    package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     if started_by_module and not sys.flags.safe_path and sys.path[:1] == [here] and here != package:
         sys.path.pop(0)

@@ -55,6 +55,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 128 - failure.exitcode if killed else failure.exitcode
     except SignalException as stopped:
         return 128 + stopped.sigval
+    except FileNotFoundError as error:
+        if error.filename is not None:
+            raise
+        print(f"error: {error.strerror}; set TMPDIR to a folder that can be written", file=sys.stderr)
+        return 2
     return 0
 
 

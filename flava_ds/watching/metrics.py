@@ -245,7 +245,7 @@ class Metrics(Watcher):
             yield
         except OSError as error:
             raise UserError(
-                f"the logs in {self.config.run_path} cannot be written ({error}); make room or remove what "
+                f"the logs of {self.config.run_path} cannot be written ({error}); make room or remove what "
                 "is in the way, then start the same command again"
             ) from error
 

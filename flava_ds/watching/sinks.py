@@ -288,7 +288,11 @@ class Console(Sink):
 
     def write(self, record: dict[str, Any]) -> None:
         """Prints the line."""
-        show(console_line(record, self._total_steps), last=record["step"] + 1 >= self._total_steps)
+        try:
+            show(console_line(record, self._total_steps), last=record["step"] + 1 >= self._total_steps)
+        except OSError as error:
+            error.filename = "standard output"  # whose file or pipe has no name
+            raise
 
     def close(self) -> None:
         """Does nothing."""

@@ -134,3 +134,12 @@ def test_a_checkout_that_is_the_working_directory_stays_importable(monkeypatch):
     monkeypatch.setenv("PYTHONSAFEPATH", "")
     safe_path.leave_out_working_directory()
     assert sys.path[0] == checkout and os.environ["PYTHONSAFEPATH"] == "1"
+
+
+@pytest.mark.parametrize("words", ["flava_ds.cli config flava_debug", "flava_ds.train flava_debug"])
+def test_a_working_directory_that_was_deleted_is_one_line(tmp_path, words):
+    """That of a job whose scratch folder was cleared."""
+    line = f"mkdir gone && cd gone && rmdir ../gone && exec '{sys.executable}' -P -m {words}"
+    done = subprocess.run(["sh", "-c", line], cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    said = "error: the working directory has been deleted; change to another one\n"
+    assert (done.stderr, done.stdout, done.returncode) == (said, "", 2)

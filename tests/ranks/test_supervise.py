@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from real_runs import curve, steps_of
 
+from flava_ds.ranks import supervise
+
 SETTINGS = [
     "--training.total-steps",
     "30",
@@ -129,3 +131,14 @@ def test_slurms_signal_reaches_the_ranks(tmp_path):
     assert job.returncode == 128 + signal.SIGUSR1 and (tmp_path / "asked").read_text() == str(
         int(signal.SIGUSR1)
     ), said
+
+
+def test_a_machine_without_a_temporary_folder_is_one_line(monkeypatch, capsys):
+    def without(*_: object) -> None:
+        raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr(supervise.torchrun, "run", without)
+    assert supervise.main(["--nproc-per-node", "1", "nothing.py"]) == 2
+    assert capsys.readouterr().err == (
+        "error: No usable temporary directory found in ['/tmp']; set TMPDIR to a folder that can be written\n"
+    )

@@ -255,6 +255,6 @@ def said_of_logs(folder: str) -> list[str]:
 def test_logs_that_cannot_be_written_are_one_line(run_ranks, tmp_path):
     (said,) = run_ranks(said_of_logs, 1, str(tmp_path))
     assert len(said) == 2 and all(
-        "the logs in" in line and "start the same command again" in line for line in said
+        "the logs of" in line and "start the same command again" in line for line in said
     ), said
     assert all("log.jsonl" in line for line in said), "metrics.prom, which cannot be written, is a warning"

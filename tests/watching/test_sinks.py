@@ -7,6 +7,7 @@ import os
 import re
 import resource
 import signal
+import sys
 import time
 import tracemalloc
 
@@ -18,6 +19,7 @@ from flava_ds.config import plain_files
 from flava_ds.errors import ConfigError, UserError
 from flava_ds.ranks.distributed import log
 from flava_ds.watching.sinks import (
+    Console,
     JsonLines,
     Prometheus,
     Sink,
@@ -216,6 +218,15 @@ def test_a_log_that_is_moved_away_is_not_written_where_no_start_would_find_it(tm
     (tmp_path / "log.jsonl").unlink()
     with pytest.raises(FileNotFoundError):
         sink.write({"step": 0})
+
+
+def test_a_console_that_cannot_be_written_is_named(monkeypatch):
+    numbers = ("samples_per_second", "data_wait", "flops_per_second", "mfu", "peak_memory_gib", "eta_s")
+    with contextlib.suppress(OSError), open("/dev/full", "w") as full:  # closing it writes once more
+        monkeypatch.setattr(sys, "stdout", full)
+        with pytest.raises(OSError, match="No space left on device: 'standard output'"):
+            Console(2).write({"step": 0, **dict.fromkeys(numbers, 1.0)})
+        monkeypatch.undo()
 
 
 def test_every_start_of_a_run_is_noted(tmp_path):

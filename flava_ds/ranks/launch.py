@@ -88,12 +88,13 @@ def plan_launch(
     `port` is the rendezvous port; None takes a free one. DeepSpeed's launcher is silenced, because its output
     when a rank ends would bury the rank's own error. With `debug` it logs, and ranks show tracebacks.
 
-    Raises: UserError when the machine cannot run so many ranks.
+    Raises: UserError when the machine cannot run so many ranks, or a single one would belong to others.
     """
     check_ranks(ranks, gpus)
     if debug:
         overrides = [*overrides, "--debug"]
     if ranks == 1:
+        check_alone()
         return Launch(
             arguments=[sys.executable, "-m", module, recipe, *overrides],
             environment=environment_of(ranks, gpus),
@@ -140,6 +141,19 @@ def check_ranks(ranks: int, gpus: int) -> None:
             f"--ranks {ranks}, but this machine has {number_of(gpus, 'GPU')}; use --ranks {gpus}, or "
             "launchers/slurm.sbatch for several machines"
         )
+
+
+def check_alone() -> None:
+    """Raises UserError where variables of a launcher say that this process is one of several ranks: a single
+    rank would take them for its own, and wait for the others.
+    """
+    for size, rank in (("WORLD_SIZE", "RANK"), ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK")):
+        if os.environ.get(size, "1") != "1":
+            raise UserError(
+                f"{size} is {os.environ[size]}: a launcher has started this process, or its shell, as one of "
+                f"several ranks, but `flava-ds` starts ranks of its own; unset {size} and {rank}, or have the "
+                f"launcher start {MODULE}"
+            )
 
 
 def environment_of(ranks: int, gpus: int) -> dict[str, str]:

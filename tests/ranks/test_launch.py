@@ -139,3 +139,15 @@ def test_a_command_that_is_waited_for_ends_with_its_status_and_is_told_to_stop()
     assert status_of(alone) == 128 + signal.SIGINT, "it was asked to stop, and comes to its end before"
     assert time.monotonic() - begun < 50, "the command was not told of SIGINT"
     assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"])
+def test_a_single_rank_among_the_variables_of_another_job_is_refused_instead_of_waiting_for_it(
+    monkeypatch, name
+):
+    monkeypatch.setenv(name, "8")
+    with pytest.raises(UserError, match=f"{name} is 8: .*unset {name}"):
+        launch.plan_launch("demo", [], ranks=1, gpus=0)
+    assert "--world_info" in str(launch.plan_launch("demo", [], ranks=2, gpus=0))  # its launcher sets them
+    monkeypatch.setenv(name, "1")
+    assert launch.plan_launch("demo", [], ranks=1, gpus=0).arguments[-1] == "demo"

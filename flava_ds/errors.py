@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import re
 import sysconfig
 import traceback
@@ -22,7 +23,8 @@ class UserError(Exception):
     @classmethod
     def of_system(cls, error: OSError) -> Self:
         """Returns the error that says what the system says of a file."""
-        return cls(f"{error.filename}: {error.strerror}; name another place, or fix this one")
+        way_out = ulimit_or(error, "name another place, or fix this one")
+        return cls(f"{error.filename}: {error.strerror}; {way_out}")
 
     def everywhere(self) -> Self:
         """Marks the error as raised by every rank; returns it."""
@@ -52,6 +54,12 @@ class DeviceMemoryError(UserError):
 
 class DesyncError(UserError):
     """Ranks whose values differ although they must be equal."""
+
+
+def ulimit_or(error: OSError, otherwise: str) -> str:
+    """Returns what to do about an error of the system: raise its limit of open files, or `otherwise`."""
+    too_many = error.errno in (errno.EMFILE, errno.ENFILE)
+    return "raise the limit of open files (ulimit -n)" if too_many else otherwise
 
 
 def first_of(names: Sequence[str], most: int = 10) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from typing import NamedTuple
@@ -52,8 +53,11 @@ def usable(config: Config) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        said: object = error
+        if isinstance(error, FileExistsError) and os.path.islink(error.filename):
+            said = f"'{error.filename}' is a link to '{os.readlink(error.filename)}', which is not there"
         raise CheckpointError(
-            f"{config.run_path} cannot be used ({error}); make room or make it writable, or set "
+            f"{config.run_path} cannot be used ({said}); make room or make it writable, or set "
             "logging.run_directory"
         ) from error
 

@@ -25,8 +25,12 @@ def path_or_url(text: str) -> Path | str:
 
 
 def report_path(text: str) -> Path:
-    """Returns the path of a report or list to write; not one that a shell has put there for `*.tar`."""
+    """Returns the path of a report or list to write, in a folder that is there; not one that a shell has put
+    there for `*.tar`.
+    """
     path = local_path(text)
     if path.suffix == ".tar":
         raise argparse.ArgumentTypeError(f"{text!r:.200} would be overwritten, and is named as a shard is")
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{str(path.parent)!r:.200} is no folder; make it first")
     return path

@@ -154,7 +154,9 @@ def check_folder(config: Config) -> None:
         for place in (config.run_path, files.place_of(config.run_path, config).local):
             if place is not None:
                 above = (place.absolute(), *place.absolute().parents)
-                there = next(folder for folder in above if folder.exists())
+                there = next(folder for folder in above if os.path.lexists(folder))
+                if not there.exists():
+                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(there))
                 if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
                     number = errno.EACCES if there.is_dir() else errno.ENOTDIR
                     raise OSError(number, os.strerror(number), str(there))

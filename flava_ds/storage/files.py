@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from flava_ds.config.plain_files import open_regular
-from flava_ds.errors import DataError, UserError
+from flava_ds.errors import DataError, UserError, ulimit_or
 from flava_ds.plain_text import without_secrets
 from flava_ds.processes import sign_of_life
 from flava_ds.storage.retry import DEFAULT, ReadPolicy, ShortRead, call
@@ -130,9 +130,8 @@ class LocalFile:
         try:
             self._descriptor = open_regular(path)
         except OSError as error:
-            raise DataError(
-                f"shard '{path}' cannot be read: {error.strerror}; was it moved during the run?"
-            ) from error
+            way_out = ulimit_or(error, "was it moved during the run?")
+            raise DataError(f"shard '{path}' cannot be read: {error.strerror}; {way_out}") from error
         stat = os.fstat(self._descriptor)
         self.path, self.size = path, stat.st_size
         self.stamp: Stamp = stat.st_size, stat.st_mtime_ns

@@ -40,6 +40,14 @@ def test_the_second_plan_is_the_same_and_needs_no_torch(tmp_path, capfd):
     assert capfd.readouterr().out == texts[1]
 
 
+@pytest.mark.parametrize("option", ["--json", "--page"])
+def test_a_plan_makes_no_folder_for_its_file_and_says_so_before_it_plans(tmp_path, capsys, option):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([*DEBUG, option, str(tmp_path / "pllans" / "plan")])
+    assert f"'{tmp_path / 'pllans'}' is no folder; make it first" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_plan_on_the_screen_as_json_and_as_a_page(tmp_path, capsys):
     written, page = tmp_path / "plan.json", tmp_path / "plan.html"
     words = ["--price-per-gpu-hour", "2", "--json", str(written), "--page", str(page)]

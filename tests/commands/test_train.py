@@ -10,8 +10,10 @@ from safetensors.torch import save_file
 
 from flava_ds import cli
 from flava_ds import config as configuration
+from flava_ds.checkpoints.checkpoint import usable
 from flava_ds.codebook.image_codebook import ImageCodebook, save_codebook
 from flava_ds.data.loader import StepLoader
+from flava_ds.errors import CheckpointError
 from flava_ds.preview import meta_task
 from flava_ds.recipes import resolve
 
@@ -174,3 +176,12 @@ def test_captions_that_some_samples_lack_are_no_error(words, shards, tmp_path, c
     words += ["--data.sources.pairs.shards", str(tmp_path / "pairs")]
     assert cli.main([*words, "--data.sources.pairs.caption-key", "caption"]) == 0
     assert "pairs 33 samples" in capfd.readouterr().out
+
+
+def test_a_folder_of_runs_that_links_to_a_disk_that_is_not_there_is_told_so(words, tmp_path, capfd):
+    (tmp_path / "runs").symlink_to("/unmounted/runs")
+    assert cli.main(words) == 2
+    assert "runs' is a link to '/unmounted/runs', which is not there" in capfd.readouterr().err
+    with pytest.raises(CheckpointError, match="'runs' is a link to '/unmounted/runs', which is not there"):
+        with usable(resolve("flava_tiny", [])):
+            (tmp_path / "runs" / "mine").relative_to(tmp_path).mkdir(parents=True, exist_ok=True)

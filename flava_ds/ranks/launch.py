@@ -151,8 +151,8 @@ def check_alone() -> None:
         if os.environ.get(size, "1") != "1":
             raise UserError(
                 f"{size} is {os.environ[size]}: a launcher has started this process, or its shell, as one of "
-                f"several ranks, but `flava-ds` starts its own; unset {size} and {rank}, or have the launcher "
-                f"start {MODULE}"
+                f"several ranks, but `flava-ds` starts its own; unset {size} and {rank}, or have the "
+                f"launcher start {MODULE}"
             )
 
 

@@ -40,7 +40,13 @@ def check(config: Config) -> Config:
             "checkpoint.keep_best needs checkpoint.best_metric, the logged number to compare, e.g. "
             "loss/global_contrastive"
         )
-    check_evaluation(config.evaluation, config.checkpoint.best_metric, in_use(config.objectives))
+    evaluation = config.evaluation
+    if evaluation.every_steps and evaluation.average == "ema" and not config.training.weight_average:
+        raise ConfigError(
+            "evaluation.average is 'ema', but this run keeps no average of its weights; set "
+            "training.weight_average, e.g. to 0.9999"
+        )
+    check_evaluation(evaluation, config.checkpoint.best_metric, in_use(config.objectives))
     for name, sink in config.logging.sinks.items():
         sink.check(f"logging.sinks.{name}", config)
     check_run_folder(config)

@@ -76,8 +76,9 @@ def resolve_stages(sequence: Stages, words: Sequence[str]) -> Stages:
         except ConfigError as error:
             raise ConfigError(f"stage '{stage.name}': {error}") from error
         stages.append(replace(stage, config=config))
-    _check(sequence)
-    return Stages(name=name, stages=tuple(stages))
+    resolved = Stages(name=name, stages=tuple(stages))
+    _check(resolved)
+    return resolved
 
 
 def _divided(sequence: Stages, words: Sequence[str]) -> tuple[list[str], dict[str, list[str]], str]:
@@ -109,7 +110,10 @@ def _divided(sequence: Stages, words: Sequence[str]) -> tuple[list[str], dict[st
 
 
 def _check(sequence: Stages) -> None:
-    """Raises ConfigError for a stage that inherits from one that does not come before it."""
+    """Raises ConfigError for a stage that inherits from one that does not come before it, or an average of
+    the weights from one that keeps none.
+    """
+    configs = {stage.name: stage.config for stage in sequence.stages}
     for number, stage in enumerate(sequence.stages):
         before = sequence.names[:number]
         for inherited in stage.inherits:
@@ -117,4 +121,9 @@ def _check(sequence: Stages) -> None:
                 raise ConfigError(
                     f"stage '{stage.name}' inherits from '{inherited.stage}', which is none before it; there "
                     f"is {', '.join(before) or 'none'}"
+                )
+            if inherited.average == "ema" and not configs[inherited.stage].training.weight_average:
+                raise ConfigError(
+                    f"stage '{stage.name}' inherits the average 'ema' of '{inherited.stage}', which keeps "
+                    f"none; set --{inherited.stage}.training.weight-average, e.g. to 0.9999"
                 )

@@ -68,7 +68,7 @@ class Engine:
         deepspeed_fixes.unscale_by_their_own_scale(self.deepspeed.optimizer)
         deepspeed_fixes.skip_at_the_smallest_scale(self.deepspeed.optimizer)
         self.module, self.optimizer = module, optimizer
-        self.frozen: dict[str, Tensor] = {}
+        self.untrained: dict[str, Tensor] = {}
         """In half precision, this rank's part of the parameters that are not trained, flat and in fp32."""
         fragments.start_from(self, exact)
         self._blocks = [part for part in module.modules() if isinstance(part, Block)]

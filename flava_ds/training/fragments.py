@@ -115,7 +115,7 @@ def held(engine: Engine) -> Iterator[Fragment]:
     for parameter, name in names.items():
         if not parameter.requires_grad:
             start, flat = _frozen(engine, parameter)
-            flat = engine.frozen.get(name, flat)
+            flat = engine.untrained.get(name, flat)
             if flat.numel():
                 yield Fragment(name, start, {"weight": flat}, replicated=engine.stage < 3)
 
@@ -215,7 +215,7 @@ def start_from(engine: Engine, weights: Mapping[str, Tensor]) -> None:
     for parameter, name in names.items() if weights else ():
         if not parameter.requires_grad:
             start, flat = _frozen(engine, parameter)
-            engine.frozen[name] = weights[name].view(-1).narrow(0, start, flat.numel()).clone()
+            engine.untrained[name] = weights[name].view(-1).narrow(0, start, flat.numel()).clone()
     for slot in _slots(engine) if weights else ():
         flat = slot.flat.detach().view(-1)
         for piece in slot.pieces:
@@ -232,9 +232,9 @@ def begin_loading(engine: Engine) -> None:
 def finish_loading(engine: Engine) -> None:
     """Copies the fragments' new values to the parameters that the module computes with. Collective."""
     zero = engine.deepspeed.optimizer
-    for parameter, name in _names(engine).items() if engine.frozen else ():
-        if name in engine.frozen:
-            _frozen(engine, parameter)[1].copy_(engine.frozen[name])
+    for parameter, name in _names(engine).items() if engine.untrained else ():
+        if name in engine.untrained:
+            _frozen(engine, parameter)[1].copy_(engine.untrained[name])
     if engine.stage in (1, 2):
         zero.update_lp_params()
         for group in range(len(zero.bit16_groups)):

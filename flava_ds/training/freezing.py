@@ -15,7 +15,7 @@ def built(config: Config) -> Task:
     """
     task = config.model.build(config)
     for name in config.training.frozen:
-        freeze(task, name)
+        _freeze(task, name)
     users = task.users()
     for name in task.objectives if config.training.frozen else ():
         if not task.used_by(name) & users.keys():
@@ -26,7 +26,7 @@ def built(config: Config) -> Task:
     return task
 
 
-def freeze(task: Task, name: str) -> None:
+def _freeze(task: Task, name: str) -> None:
     """Lets a part of the model keep its weights.
 
     Raises: ConfigError if there is no such part, or it has batch norms.

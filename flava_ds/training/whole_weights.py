@@ -45,10 +45,9 @@ class WholeWeights:
         found = states.get(average)
         if not isinstance(found, EmaTeacher | WeightAverage):
             known = [name for name, own in states.items() if isinstance(own, EmaTeacher | WeightAverage)]
-            hint = "; training.weight_average keeps one" if average == "ema" else ""
             raise ConfigError(
                 f"evaluation.average is '{average}', but this run's running averages are "
-                f"{', '.join(known) or 'none'}{hint}"
+                f"{', '.join(known) or 'none'}"
             )
         return found
 

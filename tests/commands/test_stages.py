@@ -165,6 +165,16 @@ def test_overrides_reach_one_stage_or_all(tmp_path):
     backwards = dataclasses.replace(sequence, stages=sequence.stages[::-1])
     with pytest.raises(ConfigError, match="'joint' inherits from 'image', which is none before it"):
         command.described(backwards, [])
+    *before, last = sequence.stages
+    of_ema = dataclasses.replace(last.inherits[0], average="ema")
+    averaged = dataclasses.replace(
+        sequence, stages=(*before, dataclasses.replace(last, inherits=(of_ema, *last.inherits[1:])))
+    )
+    with pytest.raises(
+        ConfigError, match="'joint' inherits the average 'ema' of '.*', which keeps none; set"
+    ):
+        command.described(averaged, [])
+    command.described(averaged, [f"--{of_ema.stage}.training.weight-average", "0.9"])
 
 
 OUTSIDE = """

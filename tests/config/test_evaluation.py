@@ -1,5 +1,7 @@
 """What evaluation during training needs is asked for before a run starts."""
 
+import dataclasses
+
 import pytest
 from sample_batches import tiny_config
 
@@ -24,6 +26,14 @@ def test_a_good_one_passes_and_survives_json():
         EvaluationConfig(every_steps=1, tasks=("mine.py",), data_root="data"),
         best_metric="evaluation/of_mine/accuracy",
     )
+
+
+def test_an_average_that_no_run_keeps_is_refused():
+    good = dataclasses.replace(GOOD, average="ema")
+    with pytest.raises(ConfigError, match="keeps no average of its weights; set training.weight_average"):
+        checked(good)
+    config = tiny_config(evaluation=good)
+    check(dataclasses.replace(config, training=dataclasses.replace(config.training, weight_average=0.9)))
 
 
 def test_the_best_metric_may_be_of_a_plain_method():

@@ -33,5 +33,3 @@ def test_an_average_that_is_not_there_is_one_line():
         ConfigError, match="is 'dino.centre', but this run's running averages are dino.teacher"
     ):
         WholeWeights(SimpleNamespace(module=task, stage=1), None, "dino.centre")
-    with pytest.raises(ConfigError, match="are dino.teacher; training.weight_average keeps one"):
-        WholeWeights(SimpleNamespace(module=task, stage=1), None, "ema")

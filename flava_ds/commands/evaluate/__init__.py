@@ -33,19 +33,6 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         help="parent of the data sets' folders, or one data set's folder",
     )
     command.add_argument(
-        "--regions",
-        metavar="DIR|FILE",
-        type=local_path,
-        help="for a model that reads regions: those that a detector found in the data's images before "
-        "(shards with KEY.regions.safetensors, or published tables, *.tsv), or a detector's weights",
-    )
-    command.add_argument(
-        "--average",
-        metavar="STATE",
-        help="the run's running average of a training state in place of the weights it follows: ema, "
-        "dino.teacher",
-    )
-    command.add_argument(
         "--suite",
         choices=["vision", "text", "pairs", "all"],
         help="run every task of a kind whose data is under --data, and write a page of the paper's tables",
@@ -70,15 +57,32 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--limit", type=int, metavar="N", help="use at most N samples per split, of each class its share"
     )
-    command.add_argument("--device", help="device, e.g. cpu or cuda:1 (default: the GPU if there is one)")
-    command.add_argument(
-        "--precision", choices=["fp32", "bf16"], help="default: the run's; fp32 for other folders"
-    )
+    _add_model(command)
     _add_fine_tuning(command)
     command.add_argument(
         "--list",
         action="store_true",
         help="list the tasks, their requirements and where to get their data",
+    )
+
+
+def _add_model(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--average",
+        metavar="STATE",
+        help="the run's running average of a training state in place of the weights it follows: ema, "
+        "dino.teacher",
+    )
+    command.add_argument(
+        "--regions",
+        metavar="DIR|FILE",
+        type=local_path,
+        help="for a model that reads regions: those that a detector found in the data's images before "
+        "(shards with KEY.regions.safetensors, or published tables, *.tsv), or a detector's weights",
+    )
+    command.add_argument("--device", help="device, e.g. cpu or cuda:1 (default: the GPU if there is one)")
+    command.add_argument(
+        "--precision", choices=["fp32", "bf16"], help="default: the run's; fp32 for other folders"
     )
 
 

@@ -8,7 +8,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 from flava_ds.errors import UserError
 from flava_ds.plain_text import one_line
@@ -19,6 +19,10 @@ from flava_ds.watching.packages import missing_package
 
 GRACE_S = 1.0
 """How long rank 0 outlives its last line: it serves the store in which ranks ask who reports the error."""
+UNMET_S = 2.0
+"""How much longer than the rank before it a rank of a machine waits until it tells an error from before they
+met; the launcher ends it while it waits, once the one that has told it is gone.
+"""
 LEAVE_S = 60.0
 """How long a rank that ends with an error may take to release its process group and loader processes."""
 
@@ -101,10 +105,15 @@ def explain(error: RuntimeError) -> str | None:
 
 def end(message: str, status: int, debug: bool, leaving: ExitStack, on_all_ranks: bool = False) -> int:
     """Prints the job's last line, unless another rank does, and returns the job's exit status."""
-    from flava_ds.ranks.distributed import agree_on_end
+    from flava_ds.ranks.distributed import agree_on_end, have_met
 
     rank = os.environ.get("RANK", "0")
     speaks, status = (rank == "0", status) if on_all_ranks else agree_on_end(status)
+    if not speaks and not have_met() and status != 130:
+        # the launcher ends all once one has ended, perhaps before the one that should speak has come so far
+        with suppress(KeyboardInterrupt):
+            time.sleep(UNMET_S * int(os.environ["LOCAL_RANK"]))
+        speaks = True
     if debug:
         traceback.print_exc()
     if speaks and message:

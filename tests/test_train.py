@@ -29,6 +29,20 @@ def test_user_errors_are_one_line_with_status_2(capsys, monkeypatch):
         assert said in error and error.startswith("error: ") and error.count("\n") == 1
 
 
+def test_before_ranks_have_met_each_tells_an_error_in_its_turn_and_none_leaves_without_a_word(
+    capsys, monkeypatch
+):
+    """A rank that left at once had the launcher end the first of its machine before that had told why."""
+    waited = []
+    monkeypatch.setattr(train.time, "sleep", waited.append)
+    for rank in ("0", "1", "3"):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert train.main(["flava_bse"]) == 2
+        assert capsys.readouterr().err.count("did you mean 'flava_base'") == 1
+    assert waited == [train.UNMET_S, 3 * train.UNMET_S]
+
+
 def test_kernels_that_cannot_run_end_a_run_in_one_line(capsys):
     def train_with_kernels(words):
         raise UnsupportedInputError("FLAVA_KERNELS=triton, but layer_norm cannot run its kernels: no GPU")

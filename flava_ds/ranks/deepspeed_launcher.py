@@ -31,8 +31,10 @@ def main() -> None:
     except SystemExit as ended:
         if number := _first(received):
             sys.exit(128 + number)
-        if isinstance(ended.code, int) and ended.code < 0:
-            sys.exit(128 - ended.code)  # of a rank that a signal killed; -N would become 256 - N
+        if isinstance(ended.code, int) and ended.code < 0:  # of a rank that a signal killed
+            # once they have met, the others name it; not as an error, which would be read as the reason
+            os.write(2, f"a rank was killed by {signal.Signals(-ended.code).name}\n".encode())
+            sys.exit(128 - ended.code)  # -N would become 256 - N
         raise  # a rank has failed
 
 

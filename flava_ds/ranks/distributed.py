@@ -115,7 +115,7 @@ def _meeting(rank: int) -> Iterator[None]:
         )
     try:
         yield
-    except dist.DistError as error:
+    except RuntimeError as error:  # torch's DistError is one, and gloo raises plain ones
         said = str(error).partition("\n")[0]
         mend = (
             "see whether all ranks are started and reach that host, and whether address and port are rank 0's"
@@ -275,6 +275,11 @@ def has_ended() -> bool:
     return bool(_first_end)
 
 
+def have_met() -> bool:
+    """Returns whether this rank has joined the process group."""
+    return dist.is_initialized()
+
+
 def agree_on_end(status: int) -> tuple[bool, int]:
     """Returns whether this rank is the first to end with an error, and the first one's exit status.
 
@@ -284,7 +289,7 @@ def agree_on_end(status: int) -> tuple[bool, int]:
     """
     # rank 1 too: it may share rank 0's machine, and without an answer rank 0 is likely the one that fails
     first_here = os.environ.get("LOCAL_RANK", "0") == "0" or os.environ.get("RANK") == "1"
-    if not dist.is_initialized():
+    if not have_met():
         return os.environ.get("LOCAL_RANK", "0") == "0", status
     try:
         if not _first_end:

@@ -35,9 +35,9 @@ LOST = (
 )
 """Errors when another rank has ended: gloo's, and the store's when it is rank 0."""
 TIMED_OUT = re.compile(
-    r"Timed out waiting (\d+)\s?ms|Timeout\(ms\)=(\d+)|Timed out after \d+ms|Wait timeout|wait timeout"
+    r"Timed out waiting (\d+)\s?ms|Timeout\(ms\)=(\d+)|(?:Timed out|wait timeout) after (\d+)ms|Wait timeout"
 )
-"""gloo's and nccl's errors when another rank does not take part."""
+"""gloo's, nccl's and the store's errors when another rank does not take part."""
 ANSWER_S = 5.0
 """Seconds that a rank has to answer."""
 FIRST_LOOK_S = 0.05

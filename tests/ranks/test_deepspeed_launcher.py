@@ -60,6 +60,7 @@ def test_a_rank_that_fails_gives_its_status(tmp_path, end, status):
     launcher = launched(tmp_path / "rank.py")
     said, errors = launcher.communicate()
     assert (launcher.returncode, said) == (status, "") and "Traceback" not in errors, errors
+    assert ("a rank was killed by SIGKILL\n" in errors) == (status == 137), errors
 
 
 @pytest.mark.distributed

@@ -146,6 +146,9 @@ def test_a_port_that_is_taken_is_one_line_that_says_what_to_do(monkeypatch):
             monkeypatch.setenv(name, value)
         with pytest.raises(UserError, match=f"rank 0 .* at 127.0.0.1:{port} .*set another one .MASTER_PORT"):
             distributed.start(5)
+        with pytest.raises(UserError, match="meet the others .*Connect timeout.*; see whether all ranks are"):
+            with distributed._meeting(0):
+                raise RuntimeError("Gloo connectFullMesh failed with [pair.h:311] Connect timeout [none]")
         monkeypatch.setenv("MASTER_PORT", "many")
         with pytest.raises(UserError, match="MASTER_PORT is 'many'"):
             distributed.start(5)

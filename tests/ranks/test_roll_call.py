@@ -130,6 +130,25 @@ def test_a_roll_call_takes_the_store_as_few_requests_for_512_ranks_as_for_one(mo
     assert counted.requests <= 10, f"{counted.requests} requests"
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Timed out waiting 8000ms for recv operation to complete",
+        "Watchdog caught collective operation timeout: WorkNCCL(SeqNum=3, Timeout(ms)=8000) ran for 8001 ms",
+        "wait timeout after 8000ms, keys: /default_pg/0//cpu//0/0",
+    ],
+)
+def test_the_seconds_of_a_timeout_are_those_of_whoever_tells_it(monkeypatch, words):
+    store = dist.HashStore()
+    monkeypatch.setattr(roll_call, "_peers", [dataclasses.replace(roll_call.Peer.here(), pid=0)] * 2)
+    monkeypatch.setattr(roll_call, "ANSWER_S", 0.1)
+    monkeypatch.setattr(roll_call, "_end_hung", lambda peers: None)
+    monkeypatch.setattr(roll_call.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(dist.distributed_c10d, "_get_default_store", lambda: store)
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    assert "rank 1" in (said := roll_call.explain(RuntimeError(words))) and "answered for 8 s" in said
+
+
 def test_a_rank_answers_once_asked_and_what_it_says_last_counts():
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     store.append(roll_call.ANSWERS, roll_call._answered(3, "data/loader.py:7 in draw"))

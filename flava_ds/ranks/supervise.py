@@ -47,9 +47,10 @@ def main(arguments: list[str] | None = None) -> int:
         if killed:
             how = f"was killed by {signal.Signals(-failure.exitcode).name}"
         tries = int(options.max_restarts) + 1
+        when = f"in the last of {tries} attempts" if tries > 1 else "in its only attempt"
+        first = "mend what the error above says, and " if failure.exitcode == 2 else ""
         print(
-            f"error: rank {rank} {how} in the last of {tries} attempts; the same command goes on from the "
-            "latest checkpoint",
+            f"error: rank {rank} {how} {when}; {first}the same command goes on from the latest checkpoint",
             file=sys.stderr,
         )
         return 128 - failure.exitcode if killed else failure.exitcode

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from real_runs import curve, steps_of
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from flava_ds.ranks import supervise
 
@@ -142,3 +143,28 @@ def test_a_machine_without_a_temporary_folder_is_one_line(monkeypatch, capsys):
     assert capsys.readouterr().err == (
         "error: No usable temporary directory found in ['/tmp']; set TMPDIR to a folder that can be written\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("restarts", "exitcode", "status", "said"),
+    [
+        (
+            "2",
+            2,
+            2,
+            "ended with status 2 in the last of 3 attempts; mend what the error above says, and",
+        ),
+        ("0", 1, 1, "ended with status 1 in its only attempt; the same command goes on"),
+        ("1", -9, 137, "was killed by SIGKILL in the last of 2 attempts; the same command goes on"),
+    ],
+)
+def test_the_last_line_advises_what_helps(monkeypatch, capsys, restarts, exitcode, status, said):
+    """What a user has to mend is not mended by the same command."""
+
+    def fail(_: object) -> None:
+        failure = ProcessFailure(local_rank=1, pid=1, exitcode=exitcode, error_file="none")
+        raise ChildFailedError("program", {1: failure})
+
+    monkeypatch.setattr(supervise.torchrun, "run", fail)
+    assert supervise.main(["--max-restarts", restarts, "program.py"]) == status
+    assert capsys.readouterr().err.startswith(f"error: rank 1 {said}")

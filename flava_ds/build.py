@@ -28,6 +28,7 @@ from flava_ds.ranks.distributed import (
     from_this_machine,
     gather_objects,
     log,
+    spoken_by,
     start,
     together,
 )
@@ -64,7 +65,8 @@ def build(config: Config) -> Trainer:
     roll_call.begin(world)
     checkpoint.prepare(config, world)
     with explained(config, world, "while model and optimizer were set up"):
-        task = build_task(config, world)
+        with spoken_by(world.is_main):
+            task = build_task(config, world)
         engine = Engine(task, config, world)
     resumed = checkpoint.resume(engine, config) if config.checkpoint.resume else None
     first_step = resumed.step if resumed else 0
@@ -173,11 +175,12 @@ def build_loader(config: Config, world: World, first_step: int, saved_state: dic
     with together(world):
         prepared = done_by_some(world, work, config.engine.communication_timeout_s / 2)
     tables = from_this_machine(world, prepared)
-    with together(world):
+    with together(world), spoken_by(world.local_rank == 0):
         pin_memory = world.device.type == "cuda"
         loader = StepLoader(config, world.rank, world.size, first_step, pin_memory=pin_memory, tables=tables)
         loader.quarantine = Quarantine(quarantine_file(config.run_path, world.rank))
         look_over(config, loader.sources)
+    with together(world), spoken_by(world.is_main):
         if saved_state is not None:
             loader.check_state(saved_state)
     compare_data(world, loader)

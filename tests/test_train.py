@@ -1,6 +1,7 @@
 """The module that launchers start: its exit status and what it prints."""
 
 import contextlib
+import dataclasses
 import io
 import os
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import pytest
 import torch
 from flava_kernels.dispatch import UnsupportedInputError
+from real_runs import Job, real_config
 
 from flava_ds import train
 from flava_ds.errors import UserError
@@ -136,6 +138,22 @@ def end_as_rank_0_fails(error: type[Exception]) -> tuple[object, str]:
 def test_an_error_that_nobody_expected_is_told_by_its_rank_alone(run_ranks, error):
     """Its traceback, which the interpreter prints; the other rank took it for killed."""
     assert run_ranks(end_as_rank_0_fails, 2, error) == [("of a plugin", ""), (1, "")]
+
+
+@pytest.mark.distributed
+def test_what_all_ranks_would_warn_of_alike_is_told_once(tmp_path):
+    """Of the model, of a folder of shards, and of a stream that other ranks read on."""
+    config = real_config(tmp_path, codebook_weights="random")
+    text = dataclasses.replace(config.data.sources["text"], reading="stream")
+    data = dataclasses.replace(config.data, sources=config.data.sources | {"text": text})
+    config = dataclasses.replace(config, data=data)
+    (tmp_path / "data" / "pairs-train" / "more.tar.gz").touch()
+    for ranks, steps in ((1, 4), (2, 5)):
+        training = dataclasses.replace(config.training, total_steps=steps)
+        job = Job(dataclasses.replace(config, training=training), ranks)
+        assert job.wait() == [0] * ranks, job.said()
+    for told in ("codebook is random", "more.tar.gz", "and is now read by 2 ranks"):
+        assert job.said().count(told) == 1, job.said()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without CUDA")

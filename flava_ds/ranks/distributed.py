@@ -343,3 +343,15 @@ def _speak_on_main(rank: int) -> None:
         log.addHandler(handler)
         log.propagate = False
     log.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+
+
+@contextmanager
+def spoken_by(speaks: bool) -> Iterator[None]:
+    """Leaves out this rank's warnings, unless it is the one that speaks for all that do the same work."""
+    level = log.level
+    if not speaks:
+        log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import re
 import socket
 import time
 import uuid
@@ -146,6 +147,10 @@ class JsonLines(Sink):
         self._file.close()
 
 
+_EVENTS = re.compile(r"events\.out\.tfevents\.(\d+(?:\.\d{6}(?=\.))?)")
+"""The beginning of an event file's name, with its time."""
+
+
 class TensorBoard(Sink):
     """An event file with every number.
 
@@ -162,9 +167,11 @@ class TensorBoard(Sink):
         """Begins a new event file."""
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
-        # event files are read in the order of their names
-        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
         self._folder.mkdir(parents=True, exist_ok=True)
+        # event files are read in the order of their names; the clock may be behind that of an earlier start
+        earlier = [found for file in self._folder.iterdir() if (found := _EVENTS.match(file.name))]
+        times = [time.time(), *(float(found[1]) + 1 for found in earlier)]
+        name = f"events.out.tfevents.{max(times):.6f}.{socket.gethostname()}.{os.getpid()}"
         self._path, self._size = self._folder / name, 0
         self._path.touch(exist_ok=False)
         start = SessionLog(status=SessionLog.START)

@@ -130,11 +130,13 @@ def test_a_long_log_is_not_held_as_objects(tmp_path):
     assert len(lines_of(path)) == 1801
 
 
-def test_tensorboard_has_every_number_and_forgets_what_a_resumed_run_repeats(tmp_path):
+@pytest.mark.parametrize("clock", [time.time, lambda: 1e9], ids=["one clock", "another behind it"])
+def test_tensorboard_has_every_number_and_forgets_what_a_resumed_run_repeats(tmp_path, monkeypatch, clock):
     write_all(
         TensorBoard(tmp_path, 0),
         *({"step": step, "kind": "text", "loss/mlm": 9.0 - step, "grad_norm": None} for step in range(4)),
     )
+    monkeypatch.setattr(time, "time", clock)
     write_all(TensorBoard(tmp_path, 2), {"step": 2, "loss/mlm": 5.0, "slowest_rank": 3})
     events = EventAccumulator(str(tmp_path)).Reload()
     assert set(events.Tags()["scalars"]) == {"loss/mlm", "slowest_rank"}

@@ -118,7 +118,7 @@ def end(message: str, status: int, debug: bool, leaving: ExitStack, on_all_ranks
         traceback.print_exc()
     if speaks and message:
         print(f"error: {one_line(message)}", file=sys.stderr, flush=True)
-        keep_store()
+    keep_store()
     leave_in_time(status, leaving)
     return status
 

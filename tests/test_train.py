@@ -14,7 +14,7 @@ from real_runs import Job, real_config
 
 from flava_ds import train
 from flava_ds.errors import UserError
-from flava_ds.ranks import roll_call, run_lock
+from flava_ds.ranks import distributed, roll_call, run_lock
 from flava_ds.ranks.distributed import barrier, start
 from flava_ds.ranks.lock_files import NAME
 
@@ -101,6 +101,16 @@ def test_the_runs_folder_is_free_before_rank_0_waits_for_the_others(tmp_path, mo
     with contextlib.suppress(RuntimeError, ZeroDivisionError):
         train.main([], fail)
     assert seen == [False]
+
+
+@pytest.mark.parametrize("speaks", [True, False])
+def test_rank_0_keeps_the_store_whoever_speaks(monkeypatch, speaks):
+    """A third rank that ends in the same moment found no store to ask, and told its error, too."""
+    monkeypatch.setattr(train, "keep_store", lambda: kept.append(True))
+    monkeypatch.setattr(distributed, "agree_on_end", lambda status: (speaks, status))
+    monkeypatch.setattr(distributed, "have_met", lambda: True)
+    kept = []
+    assert train.main(["flava_bse"]) == 2 and kept == [True]
 
 
 def test_stack_traces_of_lost_connections_are_left_to_debug(monkeypatch):

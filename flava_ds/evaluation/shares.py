@@ -17,7 +17,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 from flava_ds.errors import UserError
-from flava_ds.ranks.distributed import World, from_main, gather_objects, raise_together, start, stop, together
+from flava_ds.ranks.distributed import (
+    World,
+    from_main,
+    gather_objects,
+    of_exchange,
+    raise_together,
+    start,
+    stop,
+    together,
+)
 
 Result = TypeVar("Result")
 TIMEOUT_S = 3600
@@ -88,7 +97,7 @@ class Share:
         try:
             found = _run(run)
         except Exception as problem:  # the other ranks must not wait forever for this one
-            if getattr(problem, "on_all_ranks", False):
+            if getattr(problem, "on_all_ranks", False) or of_exchange(problem):
                 raise
             # RuntimeError pickles; an arbitrary exception may not
             told = RuntimeError(f"rank {self.rank}: {type(problem).__name__}: {problem}")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import traceback
 from collections.abc import Mapping
 from typing import Any, get_args
 
 from flava_ds.errors import DataError, UserError, own_place, told_at
 from flava_ds.evaluation.frozen_model import FrozenModel
 from flava_ds.evaluation.protocols import Evaluator, Score, Unit
+from flava_ds.ranks.distributed import of_exchange
 
 
 def scores_of(task: Evaluator, model: FrozenModel, data: Any) -> dict[str, Score]:
@@ -23,18 +23,13 @@ def scores_of(task: Evaluator, model: FrozenModel, data: Any) -> dict[str, Score
     except (UserError, OSError):
         raise
     except Exception as error:
-        if own_place(error) is None or _of_ranks(error):
+        if own_place(error) is None or of_exchange(error):
             raise
         raise DataError(f"task {task.name} failed: {told_at(error)}") from error
     if not isinstance(found, Mapping) or not found:
         what = f"{found!r:.60}" if isinstance(found, Mapping) else type(found).__name__
         raise DataError(f"task {task.name} returned {what}; a task returns {{name: Score}}")
     return {name: _plain(task.name, name, score) for name, score in found.items()}
-
-
-def _of_ranks(error: Exception) -> bool:
-    """Returns whether an exception comes from an exchange of ranks."""
-    return any("/torch/distributed/" in frame.filename for frame in traceback.extract_tb(error.__traceback__))
 
 
 def _plain(task: str, name: str, score: Score) -> Score:

@@ -6,6 +6,7 @@ import datetime
 import logging
 import os
 import socket
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -258,6 +259,11 @@ def together(world: World) -> Iterator[None]:
             raise
         error = problem
     raise_together(world, error)
+
+
+def of_exchange(error: Exception) -> bool:
+    """Returns whether an exception comes from an exchange of ranks: the group takes no further one then."""
+    return any("/torch/distributed/" in frame.filename for frame in traceback.extract_tb(error.__traceback__))
 
 
 _first_end: list[str] = []

@@ -1,5 +1,7 @@
 """Ranks that share the work get the features of one that does it all; an error of one reaches all."""
 
+import time
+
 import pytest
 import torch
 from evaluation.color_world import KnowsColors, color_model, write_image_folder
@@ -9,7 +11,8 @@ from flava_ds.evaluation import frozen_model
 from flava_ds.evaluation.registry import find
 from flava_ds.evaluation.runner import evaluate, find_all
 from flava_ds.evaluation.shares import Share
-from flava_ds.ranks.distributed import start
+from flava_ds.ranks import roll_call
+from flava_ds.ranks.distributed import start, stop
 
 TASKS = ["image_folder_zero_shot", "image_folder_neighbours", "image_folder_probe"]
 
@@ -74,3 +77,23 @@ def fails_on_rank_1(root):
 def test_any_error_of_one_rank_ends_the_others_at_once(tmp_path, run_ranks):
     write_image_folder(tmp_path / "image_folder", {"train": 9, "test": 4})
     assert run_ranks(fails_on_rank_1, 2, tmp_path) == ["rank 1: ValueError: only here"] * 2
+
+
+def waits_for_rank_1():
+    """Rank 1 comes to its first exchange when rank 0 waits no more."""
+    share = Share(start(2))
+    try:
+        if share.rank == 1:
+            time.sleep(4)
+        share.together(lambda: share.together(lambda: None))
+    except RuntimeError as error:
+        return str(error)
+    finally:
+        stop()  # such a group meets no more
+
+
+@pytest.mark.distributed
+def test_a_rank_that_does_not_come_is_told_as_that(run_ranks):
+    """A second exchange, in which an error reaches all ranks, fails otherwise, which names no rank."""
+    said, _ = run_ranks(waits_for_rank_1, 2)
+    assert roll_call.TIMED_OUT.search(said), said

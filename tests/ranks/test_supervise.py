@@ -142,3 +142,12 @@ def test_a_machine_without_a_temporary_folder_is_one_line(monkeypatch, capsys):
     assert capsys.readouterr().err == (
         "error: No usable temporary directory found in ['/tmp']; set TMPDIR to a folder that can be written\n"
     )
+
+
+def test_ranks_of_one_machine_meet_at_its_loopback_whatever_its_name(monkeypatch):
+    """A name that does not resolve had them wait for each other without a word."""
+    started = []
+    monkeypatch.setattr(supervise.torchrun, "run", started.append)
+    assert supervise.main(["--standalone", "--nproc-per-node", "2", "nothing.py"]) == 0
+    assert supervise.main(["--nnodes", "2", "--rdzv-endpoint", "head:29500", "nothing.py"]) == 0
+    assert [options.local_addr for options in started] == ["127.0.0.1", None]

@@ -17,6 +17,7 @@ from flava_ds.data.decode import decode_image
 from flava_ds.errors import DataError
 from flava_ds.evaluation.preprocessing import Transform
 from flava_ds.evaluation.stored import Load, chosen, state_of
+from flava_ds.given import read_picture
 from flava_ds.storage.faults import SampleFault
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
@@ -213,10 +214,10 @@ class Seen:
     def decoded(self, row: int) -> Tensor:
         """Decodes an image: [3 H W] uint8. Raises: DataError naming one that cannot be decoded."""
         found = self.images.load(row)
-        if isinstance(found, Tensor):
-            return found
         try:
-            return decode_image(found)
+            return decode_image(found) if isinstance(found, bytes) else read_picture(found)
+        except DataError as error:
+            raise DataError(f"{self.images.name}: picture '{self.images.keys[row]}': {error}") from error
         except SampleFault as fault:
             raise DataError(
                 f"{self.images.name}: picture '{self.images.keys[row]}' cannot be used: {fault}; get "

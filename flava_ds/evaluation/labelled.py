@@ -13,11 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flava_ds.data.decode import decode_image
+from flava_ds.data.decode import check_decoded, decode_image
 from flava_ds.errors import DataError
 from flava_ds.evaluation.preprocessing import Transform
 from flava_ds.evaluation.stored import Load, chosen, state_of
-from flava_ds.given import read_picture
 from flava_ds.storage.faults import SampleFault
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
@@ -215,7 +214,10 @@ class Seen:
         """Decodes an image: [3 H W] uint8. Raises: DataError naming one that cannot be decoded."""
         found = self.images.load(row)
         try:
-            return decode_image(found) if isinstance(found, bytes) else read_picture(found)
+            if not isinstance(found, Tensor):
+                return decode_image(found)
+            check_decoded(found)
+            return found
         except DataError as error:
             raise DataError(f"{self.images.name}: picture '{self.images.keys[row]}': {error}") from error
         except SampleFault as fault:

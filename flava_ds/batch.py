@@ -112,7 +112,11 @@ class Batch:
     """The optimizer update that the batch is part of, for what follows a schedule; the trainer sets it."""
 
     def __getitem__(self, name: str) -> Tensor:
-        return self.tensors[name]
+        try:
+            return self.tensors[name]
+        except KeyError:
+            held = ", ".join(self.tensors)
+            raise KeyError(f"no {name} in this {self.kind} batch, which holds {held}") from None
 
     def __contains__(self, name: str) -> bool:
         return name in self.tensors

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from flava_ds.data.decode import decode_image, over_white, to_8_bits
+from flava_ds.data.decode import check_decoded, decode_image, over_white, to_8_bits
 from flava_ds.errors import DataError, UserError
 from flava_ds.storage.faults import SampleFault
 
@@ -78,10 +78,7 @@ def read_picture(image: Picture) -> Tensor:
     if isinstance(image, Tensor | Image.Image) and 0 in shape:
         raise DataError(f"an image has {' x '.join(str(edge) for edge in shape)} pixels, which is none")
     if isinstance(image, Tensor):
-        if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
-            raise DataError(
-                f"an image is a tensor of {image.dtype} {list(image.shape)}; give uint8 [3, height, width]"
-            )
+        check_decoded(image)
         return image.cpu()
     if isinstance(image, Image.Image):
         try:

@@ -70,6 +70,9 @@ def test_a_family_of_two_towers_has_no_masked_passes():
     assert config.training.activation_checkpointing  # the inputs of 12 blocks, in bf16
     expected = 8 * 2 * 12 * (197 * 768 + 77 * 512)
     assert bytes_of_activations(config, meta_task(config), "pairs", 1, "cuda") == expected
+    half = resolve("clip_base", ["--training.global-batch-size", "8", "--model.image.patch-dropout", "0.5"])
+    expected = 8 * 2 * 12 * (99 * 768 + 77 * 512)
+    assert bytes_of_activations(half, meta_task(half), "pairs", 1, "cuda") == expected
 
 
 def test_parameters_that_no_objective_trains_are_named(monkeypatch):

@@ -70,6 +70,8 @@ def check_options(options: argparse.Namespace) -> None:
     """Raises UserError for options of `flava-ds train` that cannot work."""
     if options.max_restarts < 0:
         raise UserError(f"--max-restarts {options.max_restarts}: use at least 0")
+    if options.master_port is not None and not 0 < options.master_port < 2**16:
+        raise UserError(f"--master-port {options.master_port}: use a port from 1 to {2**16 - 1}")
     if options.max_restarts and options.master_port is not None:
         raise UserError(
             "--master-port is for the deepspeed launcher; with --max-restarts, torchrun takes a free "

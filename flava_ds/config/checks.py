@@ -78,8 +78,15 @@ def check_read(config: Config) -> None:
     """Raises ConfigError for the first drawn source whose batches no objective in use reads."""
     for source_name, source in config.drawn_sources.items():
         readers = [name for name, own in config.objectives.items() if source.step_kind in own.kinds]
+        if not readers:
+            read = sorted({kind for own in in_use(config.objectives).values() for kind in own.kinds})
+            raise ConfigError(
+                f"source '{source_name}': nothing reads its {source.step_kind} batches, as this run's "
+                f"objectives read {', '.join(read)}; add one that does, or set "
+                f"--data.sources.{source_name}.weight 0"
+            )
         if not set(readers).intersection(in_use(config.objectives)):
-            weights = " and ".join(f"objectives.{name}.weight" for name in readers) or "objectives"
+            weights = " and ".join(f"objectives.{name}.weight" for name in readers)
             several = len(readers) > 1
             raise ConfigError(
                 f"source '{source_name}': nothing reads its {source.step_kind} batches, because {weights} "

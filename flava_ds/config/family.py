@@ -72,17 +72,17 @@ class FamilyConfig(Variant, built_in=BUILT_IN):
     @property
     def max_tokens(self) -> int:
         """Maximum tokens of a text, special tokens included."""
-        return cast(Any, self).text.max_position_embeddings
+        return self._section("text", "max_tokens").max_position_embeddings
 
     @property
     def text_vocab_size(self) -> int:
         """Entries of the table of words."""
-        return cast(Any, self).text.vocab_size
+        return self._section("text", "text_vocab_size, or load_tokenizer").vocab_size
 
     @property
     def image_size(self) -> int:
         """Edge of the model's input images in pixels; 0 if it takes none."""
-        return cast(Any, self).image.image_size
+        return self._section("image", "image_size").image_size
 
     @property
     def num_patches(self) -> int:
@@ -140,6 +140,15 @@ class FamilyConfig(Variant, built_in=BUILT_IN):
     def plan(self, config: Any, source: Any) -> BatchPlan:
         """Returns the contents of the batches of `source`, a SourceConfig of `config`."""
         return self._module("plans").plan(config, source)
+
+    def _section(self, name: str, instead: str) -> Any:
+        """Returns one of the sections that the package's families have. Raises: ConfigError."""
+        if not hasattr(self, name):
+            raise ConfigError(
+                f"the family '{self.type}' has no section `{name}`, so {type(self).__name__} has to define "
+                f"{instead} itself"
+            ).everywhere()
+        return getattr(self, name)
 
     def _module(self, name: str) -> Any:
         if self.folder is None:

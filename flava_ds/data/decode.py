@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from flava_ds.data import png
+from flava_ds.errors import DataError
 from flava_ds.storage import faults
 from flava_ds.storage.faults import SampleFault
 
@@ -103,6 +104,14 @@ def decoder() -> Callable[[Tensor, int, bool], Tensor]:
     else:
         import torchvision.io  # noqa: F401
     return torch.ops.image.decode_image
+
+
+def check_decoded(image: Tensor) -> None:
+    """Raises DataError unless a tensor is a decoded image: [3 H W] uint8."""
+    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
+        raise DataError(
+            f"an image is a tensor of {image.dtype} {list(image.shape)}; give uint8 [3, height, width]"
+        )
 
 
 def over_white(image: Tensor) -> Tensor:

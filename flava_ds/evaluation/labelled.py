@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flava_ds.data.decode import decode_image
+from flava_ds.data.decode import check_decoded, decode_image
 from flava_ds.errors import DataError
 from flava_ds.evaluation.preprocessing import Transform
 from flava_ds.evaluation.stored import Load, chosen, state_of
@@ -213,10 +213,13 @@ class Seen:
     def decoded(self, row: int) -> Tensor:
         """Decodes an image: [3 H W] uint8. Raises: DataError naming one that cannot be decoded."""
         found = self.images.load(row)
-        if isinstance(found, Tensor):
-            return found
         try:
-            return decode_image(found)
+            if not isinstance(found, Tensor):
+                return decode_image(found)
+            check_decoded(found)
+            return found
+        except DataError as error:
+            raise DataError(f"{self.images.name}: picture '{self.images.keys[row]}': {error}") from error
         except SampleFault as fault:
             raise DataError(
                 f"{self.images.name}: picture '{self.images.keys[row]}' cannot be used: {fault}; get "

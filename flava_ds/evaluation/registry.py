@@ -169,6 +169,12 @@ def _check_tasks(file: Path, found: object) -> None:
         lacking = [name for name in ("name", "about", "needs", "data", "run") if not hasattr(task, name)]
         if lacking:
             raise DataError(f"{file}: TASKS[{number}] has no {', '.join(lacking)}; every evaluator has one")
+        parts = ("name", "folder", "licence", "origin", "layout", "splits", "is_here", "read")
+        if lacking := [name for name in parts if not hasattr(task.data, name)]:
+            raise DataError(
+                f"{file}: TASKS[{number}].data ({type(task.data).__name__}) has no {', '.join(lacking)}; "
+                "every data set has one"
+            )
         if not isinstance(task.needs, tuple) or not all(isinstance(own, type) for own in task.needs):
             raise DataError(
                 f"{file}: TASKS[{number}].needs is {task.needs!r:.60}; it is a tuple of capabilities, "

@@ -259,7 +259,7 @@ class PooledObjective(Objective):
     def pooled(self, ours: Features, batch: Batch, gradients: FeatureGradients | None) -> Loss:
         """Does so from this micro-batch's features."""
         if gradients is None:
-            loss, metrics = self.pooled_loss(ours)
+            loss, metrics = self._pooled_loss(ours)
             return Loss(loss, self.count(batch), metrics)
         pulls = [(ours.samples[name] * gradient).sum() for name, gradient in gradients.samples.items()]
         pulls += [(ours.shared[name] * gradient).sum() for name, gradient in gradients.shared.items()]
@@ -267,6 +267,16 @@ class PooledObjective(Objective):
         # The value is the whole step's loss; the gradient is that of sum(features * gradient), because pulled
         # - pulled.detach() is zero.
         return Loss(gradients.loss + (pulled - pulled.detach()), self.count(batch), gradients.metrics)
+
+    def _pooled_loss(self, features: Features) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns what `pooled_loss` does. Raises: ConfigError for anything but a pair."""
+        found = self.pooled_loss(features)
+        if not isinstance(found, tuple) or len(found) != 2:
+            raise ConfigError(
+                f"{type(self).__module__}.{type(self).__qualname__} returns {_described(found)}; its "
+                "pooled_loss() returns the sum and the metrics, a dict"
+            )
+        return found
 
     @torch.enable_grad()
     def step_gradients(self, name: str, parts: Sequence[Features]) -> list[FeatureGradients]:
@@ -283,7 +293,7 @@ class PooledObjective(Objective):
         samples = {name: value.detach().requires_grad_() for name, value in joined(own_samples).items()}
         shared = {name: value.detach().requires_grad_() for name, value in parts[0].shared.items()}
         constants = joined([part.constants for part in parts])
-        loss, metrics = self.pooled_loss(Features(samples, shared, constants))
+        loss, metrics = self._pooled_loss(Features(samples, shared, constants))
         check_sum(_named(name, self), loss)
         found = torch.autograd.grad(loss, [*samples.values(), *shared.values()])
         own, common = found[: len(samples)], found[len(samples) :]

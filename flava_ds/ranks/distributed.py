@@ -116,13 +116,19 @@ def _meeting(rank: int) -> Iterator[None]:
         )
     try:
         yield
+<<<<<<< HEAD
     except RuntimeError as error:  # torch's DistError is one, and gloo raises plain ones
+=======
+    except RuntimeError as error:  # DistError, and what gloo and NCCL raise by themselves
+>>>>>>> main
         said = str(error).partition("\n")[0]
         mend = (
             "see whether all ranks are started and reach that host, and whether address and port are rank 0's"
         )
         if "EADDRINUSE" in said:
             mend = "another process has that port, perhaps another run: set another one (MASTER_PORT)"
+        elif "GLOO_SOCKET_IFNAME" in os.environ and "Unable to find address" in said:
+            mend = "GLOO_SOCKET_IFNAME has to name a network of this machine"
         raise UserError(f"rank {rank} cannot meet the others at {address}:{port} ({said}); {mend}") from error
 
 

@@ -38,6 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ.setdefault(name, value)
     options = torchrun.parse_args(arguments)
     options.signals_to_handle = PASSED_ON
+    if options.standalone and not options.local_addr:
+        options.local_addr = "127.0.0.1"  # ranks would wait at the machine's name, which may not resolve
     try:
         torchrun.run(options)
     except ChildFailedError as error:

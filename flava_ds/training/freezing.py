@@ -14,6 +14,11 @@ def built(config: Config) -> Task:
     Raises: ConfigError for an objective that cannot work, or parts that cannot be frozen.
     """
     task = config.model.build(config)
+    if not isinstance(task, Task):
+        raise ConfigError(
+            f"{type(config.model).__name__}.build returns an object of the class {type(task).__name__}; it "
+            "returns a flava_ds.training.task.Task of the model and the objectives"
+        )
     for name in config.training.frozen:
         _freeze(task, name)
     users = task.users()

@@ -322,7 +322,12 @@ class Task(nn.Module):
         """Encodes the union of the needed views; computes only the rows that some objective reads."""
         reads = {name: objective.reads(self.model, batch) for name, objective in active.items()}
         rows: dict[str, list[Tensor]] = {}
-        for own in reads.values():
+        for name, own in reads.items():
+            if unknown := sorted(own.keys() - active[name].needs):
+                raise ConfigError(
+                    f"objective '{name}' reads rows of the view '{unknown[0]}', which is not among its "
+                    f"`needs`: {', '.join(sorted(active[name].needs)) or 'none'}"
+                )
             for view, chosen in own.items():
                 rows.setdefault(view, []).append(chosen)
         sorted_rows = {view: torch.cat(chosen).sort().values for view, chosen in rows.items()}

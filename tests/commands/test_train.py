@@ -185,3 +185,10 @@ def test_a_folder_of_runs_that_links_to_a_disk_that_is_not_there_is_told_so(word
     with pytest.raises(CheckpointError, match="'runs' is a link to '/unmounted/runs', which is not there"):
         with usable(resolve("flava_tiny", [])):
             (tmp_path / "runs" / "mine").relative_to(tmp_path).mkdir(parents=True, exist_ok=True)
+
+
+@pytest.mark.parametrize("port", ["0", "65536"])
+def test_a_port_that_none_has_is_refused(words, capfd, port):
+    """At port 0, which is any free one, each rank would wait elsewhere."""
+    assert cli.main([*words, "--master-port", port]) == 2
+    assert capfd.readouterr().err == f"error: --master-port {port}: use a port from 1 to 65535\n"

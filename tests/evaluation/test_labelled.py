@@ -78,3 +78,11 @@ def test_a_picture_that_cannot_be_decoded_is_named():
         Seen(images(load=lambda row: b"no picture" if row == 4 else png("red", row)), CLIP_TRANSFORM).batch(
             range(3, 6), 16
         )
+
+
+@pytest.mark.parametrize("given", [torch.zeros(3, 9, 9), torch.zeros(9, 9, 3, dtype=torch.uint8)])
+def test_a_picture_that_a_set_gives_in_another_form_is_named(given):
+    """Floats of 0 to 1 would be read as black pictures, and a number would come of them."""
+    seen = Seen(images(load=lambda row: given), CLIP_TRANSFORM)
+    with pytest.raises(DataError, match=r"colors: picture '0.png': .*; give uint8 \[3, height, width\]"):
+        seen.batch(range(1), 16)

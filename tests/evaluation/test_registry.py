@@ -130,6 +130,10 @@ def test_a_file_without_tasks_is_named(tmp_path):
             f"{OWN}\ntype(TASKS[0]).needs = ('X',)\n",
             "own_tasks.py: TASKS[0].needs is ('X',); it is a tuple of",
         ),
+        (
+            f"{OWN}\nclass Other:\n    name = folder = 'x'\n\nTASKS = (Mine('mine', Other()),)\n",
+            "own_tasks.py: TASKS[0].data (Other) has no licence, origin, layout, splits, is_here, read",
+        ),
         ("TASKS = (1,)\n", "own_tasks.py: TASKS[0] has no name, about, needs, data, run; every evaluator"),
     ],
 )

@@ -154,6 +154,15 @@ def test_a_port_that_is_taken_is_one_line_that_says_what_to_do(monkeypatch):
             distributed.start(5)
 
 
+def test_a_network_that_this_machine_lacks_is_one_line_too(monkeypatch):
+    variables = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "OMP_NUM_THREADS": "1"}
+    for name, value in (variables | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nowhere")
+    with pytest.raises(UserError, match="GLOO_SOCKET_IFNAME has to name a network of this machine"):
+        distributed.start(5)
+
+
 def test_open_mpi_names_the_rank_and_the_launcher_the_address(monkeypatch):
     """Without it, each of mpirun's processes would be a world of its own, all writing into one
     run directory."""

@@ -168,3 +168,12 @@ def test_the_last_line_advises_what_helps(monkeypatch, capsys, restarts, exitcod
     monkeypatch.setattr(supervise.torchrun, "run", fail)
     assert supervise.main(["--max-restarts", restarts, "program.py"]) == status
     assert capsys.readouterr().err.startswith(f"error: rank 1 {said}")
+
+
+def test_ranks_of_one_machine_meet_at_its_loopback_whatever_its_name(monkeypatch):
+    """A name that does not resolve had them wait for each other without a word."""
+    started = []
+    monkeypatch.setattr(supervise.torchrun, "run", started.append)
+    assert supervise.main(["--standalone", "--nproc-per-node", "2", "nothing.py"]) == 0
+    assert supervise.main(["--nnodes", "2", "--rdzv-endpoint", "head:29500", "nothing.py"]) == 0
+    assert [options.local_addr for options in started] == ["127.0.0.1", None]

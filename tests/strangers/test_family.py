@@ -26,6 +26,7 @@ from flava_ds.evaluation.opening import freeze, open_model
 from flava_ds.evaluation.protocols import ImageFeatures
 from flava_ds.layers.transformer import at_least_fp32
 from flava_ds.objectives.global_contrastive import GlobalContrastiveConfig
+from flava_ds.training.freezing import built
 from flava_ds.training.task import Pass, Task
 
 
@@ -183,3 +184,21 @@ def test_the_demos_held_out_data_ask_the_family_for_its_vocabulary(tmp_path):
 def test_what_a_built_in_head_asks_of_a_family_without_shapes_is_said():
     with pytest.raises(ConfigError, match="'conv_and_words' for the size of its view 'text'"):
         TowersConfig().shape_of("text")
+
+
+def test_what_a_family_without_sections_has_to_define_is_said(monkeypatch):
+    """An AttributeError about `text` would name nothing that its author wrote."""
+    monkeypatch.delattr(TowersConfig, "max_tokens")
+    with pytest.raises(ConfigError, match="no section `text`, so TowersConfig has to define max_tokens"):
+        TowersConfig().max_tokens  # noqa: B018
+    with pytest.raises(ConfigError, match="has to define text_vocab_size"):
+        TowersConfig().text_vocab_size  # noqa: B018
+
+
+def test_a_family_that_builds_its_model_alone_is_told_what_to_build(tmp_path, monkeypatch):
+    config = stranger_config(
+        tmp_path, name="towers", model=TowersConfig(), objectives={"c": GlobalContrastiveConfig()}
+    )
+    monkeypatch.setattr(TowersConfig, "build", lambda self, config: Towers(self))
+    with pytest.raises(ConfigError, match="TowersConfig.build returns an object of the class Towers; it ret"):
+        built(config)

@@ -277,3 +277,22 @@ def test_a_pooled_loss_without_gradient_names_its_objective():
         pytest.raises(ConfigError, match="objective .pool. .test_task.Pool. has a loss without gradie"),
     ):
         task.objectives["pool"].step_gradients("pool", [task("features", batch_of("b"))["pool"]] * 2)
+
+
+def test_a_pooled_loss_without_metrics_names_its_objective():
+    task = Task(Model(), {"pool": Pool(1.0)})
+    task.objectives["pool"].pooled_loss = lambda features: features.samples["left"].sum()
+    with pytest.raises(ConfigError, match=r"test_task.Pool returns a tensor of shape .*; its pooled_loss"):
+        task.losses(batch_of("b"))
+
+
+def test_rows_of_a_view_that_an_objective_does_not_need_are_a_mistake():
+    task = two_readers()
+    task.objectives["one"].reads = lambda model, batch: {"lef": torch.tensor([0])}
+    with pytest.raises(ConfigError, match="'one' reads rows of the view 'lef', which .* `needs`: left"):
+        task.losses(batch_of("a"))
+
+
+def test_a_tensor_that_a_batch_lacks_is_named_beside_those_that_it_has():
+    with pytest.raises(KeyError, match="no pixels in this a batch, which holds numbers"):
+        batch_of("a")["pixels"]

@@ -37,10 +37,17 @@ class ImageTower(nn.Module):
         self.transformer = Transformer(shape, activation=config.activation)
         self.final_norm = LayerNorm(shape.hidden_size, eps=shape.layer_norm_eps)
 
-    def forward(self, pixel_values: Tensor, keep: Tensor | None = None) -> Encoded:
-        """Encodes images; `keep` names the rows that will be read: [k]."""
+    def forward(
+        self, pixel_values: Tensor, keep: Tensor | None = None, present: Tensor | None = None
+    ) -> Encoded:
+        """Encodes images; `keep` names the rows that will be read: [k].
+
+        Of each image, only the rows of `present` are encoded: [b m]; None: all.
+        """
         patches = self.patch_embedding(pixel_values)
         hidden = torch.cat([self.cls_token.expand(patches.shape[0], 1, -1), patches], dim=1) + self.positions
+        if present is not None:
+            hidden = hidden.gather(1, present[:, :, None].expand(-1, -1, hidden.shape[2]))
         length = hidden.shape[1]
         cu_seqlens = torch.arange(0, patches.shape[0] + 1, device=hidden.device, dtype=torch.int32) * length
         hidden = self.embedding_norm(rearrange(hidden, "b s d -> (b s) d"))
@@ -92,7 +99,9 @@ class Clip(ContrastedModel):
         """Encodes each of `views` once; `reads` names the rows of a view that will be read, sorted: [k]."""
         encoded, keep = {}, reads or {}
         if "image" in views:
-            encoded["image"] = self.image_encoder(batch["pixel_values"], keep.get("image"))
+            encoded["image"] = self.image_encoder(
+                batch["pixel_values"], keep.get("image"), self._present(batch)
+            )
         if "text" in views:
             texts = PackedIds(batch["input_ids"], batch.bounds(), batch.numbers["max_seqlen"])
             encoded["text"] = self.text_encoder(texts, keep.get("text"))
@@ -101,8 +110,13 @@ class Clip(ContrastedModel):
     def first_rows(self, view: str, batch: Batch) -> Tensor:
         if view == "text":
             return batch["cu_seqlens"][:-1].long()
-        images = torch.arange(batch.size, device=batch["pixel_values"].device)
-        return images * (1 + self.config.image.num_patches)
+        present = self._present(batch)
+        length = 1 + self.config.image.num_patches if present is None else present.shape[1]
+        return torch.arange(batch.size, device=batch["pixel_values"].device) * length
+
+    def _present(self, batch: Batch) -> Tensor | None:
+        """Returns the rows of each image that training keeps: [b m]; None for all."""
+        return batch.get("kept_rows") if self.training else None
 
     def embedding_rows(self, batch: Batch) -> dict[str, Tensor]:
         """Returns the row of each image's CLS and of each text's last token, which attends to all others."""

@@ -25,8 +25,9 @@ class ClipTask(Task):
         model = ClipConfig.of(self.config)
         image, text = model.image, model.text
         yield Pass("patch_embedding", patch_flops(image, batch.size * image.num_patches))
-        lengths = [1 + image.num_patches] * batch.size
-        yield Pass("image_encoder", encoder_flops(image, lengths, batch.size))
+        kept = batch.get("kept_rows")
+        rows = 1 + image.num_patches if kept is None else kept.shape[1]
+        yield Pass("image_encoder", encoder_flops(image, [rows] * batch.size, batch.size))
         lengths = batch["cu_seqlens"].diff().tolist()
         yield Pass("text_encoder", encoder_flops(text, lengths, batch.size, causal=True))
         yield Pass(

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flava_ds.batch import Batch
 from flava_ds.config import Config
+from flava_ds.data.plan import Draft
 from flava_ds.families.clip.config import ClipConfig, ImageTowerConfig, TextTowerConfig
 from flava_ds.families.clip.hf import entries
+from flava_ds.families.clip.plans import KeptRows
 from flava_ds.families.clip.task import ClipTask, build_task
 from flava_ds.layouts import to_ours
 from flava_ds.objectives.global_contrastive import GlobalContrastiveConfig
@@ -65,6 +70,14 @@ def make_batch(
     return Batch(
         kind="pair", source="random", size=size, tensors=tensors, numbers={"max_seqlen": max(lengths)}
     )
+
+
+def without_patches(batch: Batch, config: Config, share: float) -> Batch:
+    """The same batch, in which training leaves out a share of each image's patches."""
+    shape = dataclasses.replace(config.model.image, patch_dropout=share)
+    draft = Draft(seeds=np.arange(batch.size, dtype=np.uint64), matched=np.ones(batch.size, dtype=bool))
+    rows = KeptRows(shape.num_patches, shape.kept_patches)(draft)["kept_rows"]
+    return batch.having(kept_rows=torch.from_numpy(rows))
 
 
 def normalized(pixel_values: Tensor, config: Config) -> Tensor:

@@ -43,7 +43,7 @@ def test_shapes_that_cannot_work_are_named(section, changes, message):
         ({"masked_share": 0.5}, "source 'pairs': masked_share is for masked objectives"),
         ({"image_codes_key": "codes.npy"}, "source 'pairs': image_codes_key is for masked objectives"),
         ({"max_tokens": 33}, "max_tokens 33 must lie between 3 and 32"),
-        ({"kind": "text"}, "nothing reads its text batches"),
+        ({"kind": "text"}, "text batches, as this run's objectives read pair; add"),
     ],
 )
 def test_sources_that_it_cannot_read_are_named(changes, message):

@@ -19,6 +19,7 @@ from families.clip.peers import (
     randomize,
     their_gradients,
     tiny_config,
+    without_patches,
 )
 from families.family_checks import step, with_words
 
@@ -170,6 +171,30 @@ def test_open_clip_agrees_in_fp32(activation, told):
         gradients=3e-5,
         open_clip=True,
     )
+
+
+def test_open_clip_without_the_same_patches_agrees_in_fp64(told):
+    config = tiny_config("gelu")
+    theirs, batch = their_open_clip(config).double(), make_batch(config)
+    batch = without_patches(batch, config, 0.3)
+    rows, width = batch["kept_rows"], config.model.image.hidden_size
+    own = pytest.importorskip("open_clip").transformer.PatchDropout(0.3).train()
+    assert own(torch.zeros(4, 10, 1)).shape[1] == rows.shape[1] == 7
+    theirs.visual.patch_dropout.forward = lambda hidden: hidden.gather(
+        1, rows[:, :, None].expand(-1, -1, width)
+    )
+    output = run_open_clip(theirs, batch, config)
+    batch = batch.having(pixel_values=normalized(batch["pixel_values"], config))
+    check(config, theirs, batch, output, told, states=1e-12, gradients=1e-12, open_clip=True)
+
+
+def test_evaluation_sees_every_patch():
+    config = tiny_config()
+    model, batch = build_task(config).eval().model, make_batch(config)
+    less = without_patches(batch, config, 0.5)
+    found, expected = (model.encode(own, ["image"])["image"].first() for own in (less, batch))
+    assert torch.equal(found, expected)
+    assert not torch.equal(model.train().encode(less, ["image"])["image"].first(), expected)
 
 
 BASE_GRADIENTS = 1e-4

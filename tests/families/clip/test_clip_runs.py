@@ -18,6 +18,7 @@ def test_ranks_stages_and_accumulation_give_the_same_losses(tmp_path, told):
         num_hidden_layers=2,
         num_attention_heads=3,
         intermediate_size=40,
+        patch_dropout=0.5,
     )
     text = TextTowerConfig(
         vocab_size=200,

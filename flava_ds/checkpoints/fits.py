@@ -13,7 +13,6 @@ from flava_ds.checkpoints import files
 from flava_ds.checkpoints.place import Place
 from flava_ds.checkpoints.reader import CheckpointReader, check_shapes
 from flava_ds.config import Config, rebuild, to_dict
-from flava_ds.config.earlier import modernised
 from flava_ds.config.plain_files import loads
 from flava_ds.errors import CheckpointError, ConfigError
 from flava_ds.plain_text import public
@@ -35,7 +34,6 @@ def changed_settings(folder: Place, config: Config) -> list[str]:
         raise CheckpointError(
             f"{folder / files.CONFIG}: {error}; restore it, or move its folder away"
         ) from error
-    settings = modernised(settings)
     with suppress(ConfigError):  # of a part that is unknown by now
         settings = json.loads(json.dumps(to_dict(rebuild(settings, checked=False))))
     before = flat(public(settings))
@@ -144,7 +142,7 @@ def check_optimizer(folder: Place, optimizer: str | None) -> None:
 
     Raises: CheckpointError when they differ.
     """
-    written_by = modernised(loads(folder.read(files.CONFIG)))["optimizer"]["type"]
+    written_by = loads(folder.read(files.CONFIG))["optimizer"]["type"]
     if written_by != optimizer:
         raise CheckpointError(
             f"{folder} was written with {written_by}, and {optimizer} cannot go on from what it keeps; go on "

@@ -16,7 +16,6 @@ from flava_ds.config.bounds import AtLeast, AtMost, Below, Steps
 from flava_ds.config.checks import check
 from flava_ds.config.codebook import CodebookConfig
 from flava_ds.config.data import DataConfig, SourceConfig, drawn_sources, micro_batch
-from flava_ds.config.earlier import modernised
 from flava_ds.config.evaluation import EvaluationConfig
 from flava_ds.config.family import FamilyConfig
 from flava_ds.config.objectives import ObjectiveConfig, in_use
@@ -310,7 +309,7 @@ def load(path: Path) -> Config:
 def parse(text: bytes, where: str) -> Config:
     """Rebuilds the configuration from the contents of the file `where`; see `load`."""
     try:
-        return rebuild(modernised(loads(text.decode("utf-8"))))
+        return rebuild(loads(text.decode("utf-8")))
     except (ConfigError, ValueError) as error:  # ValueError: not JSON, or not UTF-8
         raise ConfigError(f"{where}: {error}") from error
 

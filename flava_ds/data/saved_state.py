@@ -96,10 +96,8 @@ def _under_new_names(saved: States, current: States) -> States:
 
 
 def _renamed(state: dict[str, Any]) -> dict[str, Any]:
-    """Brings a source's saved state up to date: earlier versions used the source's number as its seed, and
-    called the names of a stream's shards its keys.
-    """
-    renamed = {("source_seed" if field == "number" else field): value for field, value in state.items()}
+    """Brings a stream's saved state up to date: the names of its shards were called its keys."""
+    renamed = dict(state)
     if state.get("samples", 0) is None and "keys" in renamed:
         renamed[SHARDS] = f"shards {renamed.pop('keys')}"
     return renamed

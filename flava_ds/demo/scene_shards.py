@@ -68,7 +68,7 @@ def write_scenes(
         return writer.close()
 
 
-def provide_scenes(root: Path, out: Path, tell: Callable[[str], None] = print) -> None:
+def provide_scenes(root: Path, out: Path) -> None:
     """Writes the training scenes with the demo's regions to `out`, unless they are there. The folder appears
     whole; what an interrupted call has written is continued. Of several processes that call this at the same
     time one writes and the others wait.
@@ -80,11 +80,11 @@ def provide_scenes(root: Path, out: Path, tell: Callable[[str], None] = print) -
         with suppress(BlockingIOError), hold(out.with_name(f".{out.name}.lock")) as lock:
             if not out.exists():  # or else another process has finished in between
                 staging = out.with_name(f".{out.name}{PARTIAL}")
-                write_scenes(root, staging, detector, count=SCENES, tell=tell)
+                write_scenes(root, staging, detector, count=SCENES, tell=print)
                 staging.rename(out)
             Path(lock.name).unlink(missing_ok=True)
         time.sleep(0 if out.exists() else POLL_S)
-    write_scenes(root, out, detector, count=SCENES, tell=tell)
+    write_scenes(root, out, detector, count=SCENES, tell=print)
 
 
 def _write(

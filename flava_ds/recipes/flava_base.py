@@ -119,7 +119,6 @@ def published_sources() -> dict[str, SourceConfig]:
     """Returns PMD, ImageNet-1k and CCNews + BookCorpus at the published probabilities."""
     # Augmentation is not published; the released code crops 0.9 to 1.0 of the area, nothing else.
     transform = ImageTransformConfig(crop_scale=(0.9, 1.0), crop_ratio=(0.75, 4 / 3))
-    # Seeds 0, 1, 2 keep the order of runs from when sources were numbered.
     return {
         # 77: not published
         "pmd": SourceConfig(

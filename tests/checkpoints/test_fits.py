@@ -71,7 +71,3 @@ def test_another_kind_of_optimizer_does_not_go_on(tmp_path):
         )
         with pytest.raises(CheckpointError, match=said + re.escape(f"--initial-weights {tmp_path}")):
             check_optimizer(place, other)
-    (tmp_path / files.CONFIG).write_text(
-        '{"model": {}, "optimizer": {"lr": 0.1}}'
-    )  # from before there was another
-    check_optimizer(place, "adamw")

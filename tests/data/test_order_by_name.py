@@ -118,17 +118,6 @@ def test_another_name_is_another_order_unless_the_seed_stays(make_config):
     assert unchanged[0][0] == unchanged[1][0]
 
 
-def test_a_state_saved_when_sources_had_numbers_is_accepted_under_their_seeds(make_config):
-    loader = StepLoader(make_config(), start_step=5)
-    saved = loader.state(5)
-    earlier = {
-        name: {("number" if field == "source_seed" else field): value for field, value in state.items()}
-        for name, state in saved.items()
-    }
-    assert [state["number"] for state in earlier.values()] == [0, 1, 2]
-    loader.check_state(earlier)
-
-
 def test_the_seed_of_a_name_is_the_same_everywhere():
     assert (
         source_seed("pmd", None)

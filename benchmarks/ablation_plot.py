@@ -7,13 +7,13 @@ Needs the extra `demo`, for matplotlib.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scripts import parser_of
 
 from flava_ds.campaigns.ablation import DOMAINS, TABLE, domain_parts, judge, spelled
 from flava_ds.campaigns.campaign import read_results
@@ -29,9 +29,7 @@ REACH = 10.0
 
 def main() -> None:
     """Draws the picture."""
-    argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
+    parser_of(__doc__).parse_args()
     found = read_results(RESULTS)
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.15))

@@ -11,7 +11,6 @@ benchmarks/results/checkpoint_cost.json.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import os
@@ -24,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from scripts import parser_of
 
 from flava_ds.batch import Batch
 from flava_ds.checkpoints.saver import Saver, Status
@@ -43,9 +43,7 @@ LAYERS = {"image": 1, "text": 1, "multimodal": 1}
 
 def main() -> int:
     """Measures and writes the results."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
         "--folder",

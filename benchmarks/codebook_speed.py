@@ -10,7 +10,6 @@ benchmarks/results/codebook_speed.json, one entry per device.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import io
 import json
@@ -23,6 +22,7 @@ import numpy as np
 import torch
 from flava_kernels.bench.machine import device_name
 from PIL import Image
+from scripts import parser_of, read_results
 from torch import Tensor
 
 from flava_ds.codebook.image_codebook import ImageCodebook
@@ -36,16 +36,14 @@ WAYS = ("NCHW", "channels-last", "channels-last, compiled")
 
 def main() -> None:
     """Measures this machine's device and writes its entry."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--images", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     device = torch.device(options.device)
     entry = compare(device, drawings(options.images).to(device), options.rounds)
-    before = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else []
+    before = read_results(RESULT, [])
     others = [each for each in before if each["device"] != entry["device"]]
     write_json(RESULT, [*others, entry], indent=1)
     print(json.dumps(entry, indent=1))

@@ -11,7 +11,6 @@ used. Peers that no wheel can be had of are named, with what to do instead.
 
 from __future__ import annotations
 
-import argparse
 import email.parser
 import shutil
 import subprocess
@@ -22,6 +21,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name, parse_wheel_filename
+from scripts import parser_of
 
 ROOT = Path(__file__).parents[1]
 WANTED = ("pytest", "ninja", "liger-kernel", "inf-cl")
@@ -41,9 +41,7 @@ PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x8
 
 def main() -> int:
     """Collects, and lists what there is. Returns the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--out", type=Path, required=True, help="a folder for the wheels")
     parser.add_argument("--python", default="3.12", metavar="X.Y", help="of the other machine")
     parser.add_argument("--have", nargs="*", default=["torch", "torchvision", "triton", "numpy"])

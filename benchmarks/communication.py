@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+from scripts import on_ranks, parser_of
 
 from flava_ds.storage.atomic import write_whole
 
@@ -46,9 +46,7 @@ SETTINGS: dict[str, tuple[str, dict]] = {
 
 def main() -> int:
     """Measures and writes the results, or (with --measure) runs as one rank."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
@@ -67,14 +65,7 @@ def run_ranks(folder: Path) -> None:
     from flava_ds.recipes.demo import DATA
 
     unpack(folder / DATA)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(RANKS)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    subprocess.run(
-        [*torchrun, str(Path(__file__).resolve()), "--measure", str(folder)],
-        cwd=folder,
-        env=environment,
-        check=True,
-    )
+    on_ranks(RANKS, folder, __file__, "--measure", str(folder))
 
 
 def measure_all(folder: Path) -> None:

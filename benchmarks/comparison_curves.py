@@ -7,13 +7,13 @@ Needs the extra `demo`, for matplotlib.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from scripts import parser_of
 
 from flava_ds.campaigns.campaign import read_results
 from flava_ds.campaigns.comparison import COLUMNS, ROWS
@@ -31,9 +31,7 @@ Results = Mapping[str, Sequence[Mapping[str, Any]]]
 
 def main() -> None:
     """Draws both pictures, of all rows that have a result with its course."""
-    argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
+    parser_of(__doc__).parse_args()
     found = read_results(RESULTS)
     rows = {row: own for row in ROWS if (own := [one for one in found.get(row, ()) if "course" in one])}
     for name, figure in (("comparison", measured(rows)), ("comparison_losses", losses(rows))):

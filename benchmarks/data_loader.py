@@ -18,7 +18,6 @@ Without it its row is left out.
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
 import os
@@ -28,6 +27,7 @@ import sys
 from pathlib import Path
 
 from photo_shards import photo_shards
+from scripts import parser_of
 
 ROWS_SCRIPT = Path(__file__).parent / "loader_rows.py"
 ROWS = (
@@ -64,9 +64,7 @@ RATIOS = {
 
 def main() -> None:
     """Runs all rounds, prints and writes the results."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--shards", type=Path, required=True, help="folder of the pictures; filled if empty")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(

@@ -6,19 +6,18 @@ Writes benchmarks/results/demo_<work>.json: the run's demo.json plus the metrics
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
+
+from scripts import parser_of
 
 RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> int:
     """Reads a run's folder and writes its results."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("run", type=Path, help="folder of a finished demo of a fixed work")
     run = parser.parse_args().run
     if not (run / "demo.json").is_file():

@@ -11,7 +11,6 @@ benchmarks/results/demo_ablation.json, row by row; a standard error of top-5 is 
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import tarfile
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from scripts import parser_of, read_results
 from torch import Tensor
 
 from flava_ds.allocator import keep_freed_memory
@@ -239,9 +239,7 @@ def embed(model: FrozenModel, pixels: Tensor) -> Tensor:
 
 def main() -> None:
     """Trains and evaluates the requested rows."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument(
         "rows", nargs="*", default=list(ROWS), metavar="ROW", help=f"default: all of {', '.join(ROWS)}"
     )
@@ -270,7 +268,7 @@ def main() -> None:
             ],
             check=True,
         )
-        results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"rows": []}
+        results = read_results(RESULTS, {"rows": []})
         kept = [row for row in results["rows"] if row["name"] != name]
         found = {
             "name": name,

@@ -11,12 +11,12 @@ what the second draws, and the picture itself.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
 
 from PIL import Image, ImageDraw
+from scripts import parser_of, read_results
 
 import flava_ds
 from flava_ds import config as configuration
@@ -32,11 +32,9 @@ RESULT = Path(__file__).parent / "results" / "drawing.json"
 
 def main() -> int:
     """Keeps what concerns drawing and writing of each run."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("runs", type=Path, nargs=2, metavar="RUN", help="before, and after")
-    rows = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else []
+    rows = read_results(RESULT, [])
     runs = parser.parse_args().runs
     for run in runs:
         if not (run / "evaluation.json").is_file():

@@ -11,7 +11,6 @@ command goes on where it was stopped. Its hosts need root and iproute2; without,
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import os
@@ -23,6 +22,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from scripts import parser_of
+
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests" / folder) for folder in ("", "training", "launchers")]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -30,9 +31,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 def main() -> int:
     """Runs everything. Returns 1 if a curve differs."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--trials", type=int, default=0, help="trials of a campaign, those kept included")
     parser.add_argument("--seed", type=int, default=0, help="of the campaign (default: 0)")
     parser.add_argument(

@@ -11,7 +11,6 @@ benchmarks/results/forecast.json.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import gzip
 import importlib
@@ -23,6 +22,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from scripts import parser_of, read_results
 
 from flava_ds.recipes import resolve
 from flava_ds.scaling.captions import lengths_of
@@ -68,12 +69,10 @@ ON_THE_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
 
 def main() -> int:
     """Plans, reads what was measured, and writes both. Returns the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--measured", type=Path, metavar="FOLDER", help="of one device, by gpu_suite.sh")
     folder = parser.parse_args().measured
-    before = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {}
+    before = read_results(RESULT, {})
     kept = before.get("measured", [])
     if folder is not None:
         runs = [own for pairs in PAIRS if (own := measured(folder / f"pairs-{pairs}", pairs))]

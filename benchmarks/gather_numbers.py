@@ -12,7 +12,6 @@ to benchmarks/results/gather_numbers.json.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -27,6 +26,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as processes
 from flava_kernels.bench.machine import device_name
+from scripts import parser_of
 
 from flava_ds.ranks.distributed import World, gather_numbers, start, stop
 
@@ -37,9 +37,7 @@ ROW, ROUNDS, CALLS = 11, 5, 400
 
 def main() -> None:
     """Measures every number of processes and writes the times."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--processes", type=int, nargs="+", default=[2, 4, 8, 16, 32])
     rows = []
     for size in parser.parse_args().processes:

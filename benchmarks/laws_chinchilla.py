@@ -9,12 +9,12 @@ out, as in Besiroglu et al. (2024). Writes benchmarks/results/laws_chinchilla.js
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 from pathlib import Path
 
 import numpy as np
+from scripts import parser_of
 
 from flava_ds.scaling import findings, laws
 from flava_ds.storage.atomic import write_json
@@ -30,9 +30,7 @@ OBJECTIVE = 0.0010182740389506908
 
 def main() -> None:
     """Fits and writes."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("file", type=Path)
     parser.add_argument("--bootstrap", type=int, default=200)
     options = parser.parse_args()

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,6 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from flava_kernels.bench.machine import device_name
+from scripts import in_new_process, parser_of
 
 from flava_ds.storage import sample_table
 from flava_ds.storage.files import CACHE_VARIABLE, stamp_of
@@ -46,9 +46,7 @@ LOOK_UPS = 100_000
 
 def main() -> None:
     """Makes the shards, measures every way and writes the results."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--shards", type=int, default=4096)
     parser.add_argument("--samples", type=int, default=10_000, help="of each shard")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
@@ -62,7 +60,7 @@ def main() -> None:
         for number in range(options.shards):
             make_shard(Path(folder) / f"{number:05d}.tar", number, options.samples)
         os.environ[CACHE_VARIABLE] = str(Path(folder) / "cache")
-        found = {way: in_own_process(way, folder) for way in WAYS}
+        found = {way: in_new_process(__file__, "--way", way, "--folder", folder) for way in WAYS}
     found = {
         "machine": device_name(torch.device("cpu")),
         "shards": options.shards,
@@ -93,12 +91,6 @@ def make_shard(path: Path, number: int, samples: int) -> None:
         stamp=stamp_of(path),
     )
     index_files(path)[0].write_bytes(_encode(found))
-
-
-def in_own_process(way: str, folder: str) -> dict[str, float]:
-    """Measures one way in a process that has done nothing else."""
-    command = [sys.executable, __file__, "--way", way, "--folder", folder]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def measure(way: str, folder: Path) -> dict[str, float]:

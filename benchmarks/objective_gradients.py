@@ -12,10 +12,11 @@ benchmarks/results/objective_gradients.json, where the weights of balances that 
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 from pathlib import Path
+
+from scripts import parser_of, read_results
 
 from flava_ds import config as configuration
 from flava_ds.watching.run_log import RunLog, read_log
@@ -33,14 +34,12 @@ def halves(log: RunLog, name: str) -> list[float]:
 
 def main() -> None:
     """Reads the runs' logs."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     runs = parser.parse_args().runs
     logs = [(configuration.load(run / "config.json"), read_log(run / "log.jsonl")) for run in runs]
     config, log = logs[0]
-    earlier = json.loads(RESULT.read_text(encoding="utf-8"))["weights"] if RESULT.is_file() else {}
+    earlier = read_results(RESULT, {"weights": {}})["weights"]
     cosines = {}
     for name in log.names(COSINE):
         _, values = log.series(COSINE + name)

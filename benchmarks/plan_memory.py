@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import ctypes
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from scripts import on_ranks
 
 ROOT = Path(__file__).parents[1]
 BUCKET = 2_000_000
@@ -58,17 +59,7 @@ def measure_all(folder: Path) -> list[dict[str, Any]]:
     for stage, ranks, turns in SETTINGS:
         file = write_setting(folder, stage)
         out = folder / f"out_{stage}_{ranks}_{turns}.json"
-        torchrun = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc_per_node",
-            str(ranks),
-        ]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-        words = [str(Path(__file__).resolve()), str(stage), str(turns), str(file), str(out), str(counter)]
-        subprocess.run([*torchrun, *words], cwd=folder, env=environment, check=True)
+        on_ranks(ranks, folder, __file__, str(stage), str(turns), str(file), str(out), str(counter))
         rows.append(
             json.loads(out.read_text(encoding="utf-8")) | {"stage": stage, "ranks": ranks, "turns": turns}
         )

@@ -10,7 +10,6 @@ import dataclasses
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from plan_rates import batches_of, quiet_words, real_lengths, width_words
+from scripts import on_ranks
 
 from flava_ds.config import Config
 from flava_ds.recipes import resolve
@@ -73,13 +73,9 @@ def measure_case(case: Case, folder: Path, number: int) -> list[tuple[str, float
     Raises: SystemExit if they are not.
     """
     out = folder / f"steps_{number}.json"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    torchrun += [f"--nproc-per-node={case.ranks}"]
-    words = [str(Path(__file__).resolve()), str(number), str(folder), str(out)]
     steps: list[tuple[str, float, float]] = []
     for _ in range(TRIES):
-        subprocess.run([*torchrun, *words], cwd=folder, env=environment, check=True)
+        on_ranks(case.ranks, folder, __file__, str(number), str(folder), str(out))
         steps += json.loads(out.read_text(encoding="utf-8"))
         counts = Counter(source for source, _ in undisturbed(steps))
         if all(counts[source] >= ENOUGH for source, _, _ in steps):

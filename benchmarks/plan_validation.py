@@ -11,7 +11,6 @@ plan_time.json, the worked example of docs/scaling.md to plan_example.json.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import math
@@ -30,6 +29,7 @@ from plan_published import planned
 from plan_rates import measure_rates
 from plan_simulated import simulate_all
 from plan_time import time_all
+from scripts import parser_of, read_results
 
 from flava_ds.config.objectives import in_use
 from flava_ds.demo.dataset import unpack
@@ -57,9 +57,7 @@ HOURS = 14 * 24
 
 def main() -> None:
     """Runs every comparison and writes the results."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--memory", action="store_true", help="measure what real steps hold")
     parser.add_argument("--time", action="store_true", help="measure rates and real steps")
     parser.add_argument("--simulate", action="store_true", help="measure real runs, after --time")
@@ -69,7 +67,7 @@ def main() -> None:
         write_example()
         return
     path = RESULTS / "plan_validation.json"
-    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    before = read_results(path, {})
     published = json.loads((ROOT / "benchmarks" / "published_runs.json").read_text(encoding="utf-8"))
     found = {
         "recipes": [recipe_row(name) for name in RECIPES],
@@ -99,7 +97,7 @@ def on_this_machine(steps: bool, runs: bool) -> None:
     Raises: SystemExit for runs without rates.
     """
     path = RESULTS / "plan_time.json"
-    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    found = read_results(path, {})
     if not steps and "rates" not in found:
         raise SystemExit(f"error: {path} has no rates of this machine; add --time")
     with tempfile.TemporaryDirectory() as name, contextlib.chdir(name):

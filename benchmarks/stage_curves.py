@@ -8,12 +8,12 @@ Needs the extra `demo`, for matplotlib.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from scripts import parser_of
 
 from flava_ds import config as configuration
 from flava_ds.report.charts import smooth
@@ -25,9 +25,7 @@ WIDTH, HEIGHT = 3.2, 2.2
 
 def main() -> None:
     """Draws one panel for each run: its loss over steps, and what guessing would have."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     runs = parser.parse_args().runs
     figure = Figure(figsize=(WIDTH * len(runs), HEIGHT), layout="constrained")

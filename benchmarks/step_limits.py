@@ -12,7 +12,6 @@ stays.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import time
@@ -21,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from scripts import parser_of, read_results
 from step_vs_huggingface import batches, flava, our_step, run_process, versions
 
 RESULT = Path(__file__).parent / "results" / "step_limits.json"
@@ -33,9 +33,7 @@ Product = tuple[str, tuple[tuple[tuple[int, ...], tuple[int, ...], str], ...]]
 
 def main() -> None:
     """Runs all measurements."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
@@ -47,7 +45,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     keep_freed_memory()
     about = versions() | {"threads": options.threads, "rounds": options.rounds}
-    before = json.loads(RESULT.read_text(encoding="utf-8"))["rows"] if RESULT.is_file() else []
+    before = read_results(RESULT, {"rows": []})["rows"]
     rows = [row for row in before if row["machine"] != about["machine"]]
     for lengths in ("full", "demo"):
         measured = {name: Steps(lengths, getattr(torch, name)) for name in ("float32", "bfloat16")}

@@ -27,16 +27,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import platform
 import resource
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from scripts import in_new_process, parser_of, read_results
 
 RESULT = Path(__file__).parent / "results" / "step_vs_huggingface.json"
 BATCH, FULL, STEPS = 32, 77, 3
@@ -53,9 +52,7 @@ PEERS = {
 
 def main() -> None:
     """Runs all measurements, or (with --measure) a single one and prints its JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     models = list(dict.fromkeys(model for model, _ in PEERS))
     parser.add_argument("--rounds", type=int, default=5, help="processes per implementation and length")
     parser.add_argument("--threads", type=int, default=2)
@@ -65,7 +62,7 @@ def main() -> None:
     if options.measure:
         print(json.dumps(measure(*options.measure, options.threads)))
         return
-    before = json.loads(RESULT.read_text(encoding="utf-8"))["rows"] if RESULT.is_file() else []
+    before = read_results(RESULT, {"rows": []})["rows"]
     about = {"rounds": options.rounds, "threads": options.threads} | versions()
     rows = [row for row in before if row["model"] not in options.models or row["machine"] != about["machine"]]
     for (model, lengths), implementations in PEERS.items():
@@ -84,15 +81,8 @@ def main() -> None:
 
 def run_process(model: str, lengths: str, implementation: str, threads: int) -> dict:
     """Measures in a new process."""
-    command = [sys.executable, __file__, "--measure", model, lengths, implementation]
-    done = subprocess.run(
-        [*command, "--threads", str(threads)],
-        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    return json.loads(done.stdout.splitlines()[-1])
+    words = ["--measure", model, lengths, implementation, "--threads", str(threads)]
+    return in_new_process(__file__, *words, threads=threads)
 
 
 def agree(model: str, losses: dict[str, dict[str, float]]) -> None:

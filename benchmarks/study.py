@@ -8,7 +8,6 @@ Needs the extras `demo` and `eval`, for matplotlib and scipy.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import shutil
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
+from scripts import parser_of
 
 from flava_ds.cli import main as flava_ds
 
@@ -30,9 +30,7 @@ RATES = ("rates_narrow", "rates_wide")
 
 def main() -> int:
     """Copies the table of runs, writes the laws beside it, and draws both."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("sweep", type=Path)
     sweep = parser.parse_args().sweep
     status = flava_ds(["sweep", str(sweep), "--status"])

@@ -26,6 +26,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from scripts import parser_of
+
 from flava_ds.watching.log_line import flop_rate
 from flava_ds.watching.run_log import read_log
 
@@ -43,9 +45,7 @@ COMPILED_AGAIN = re.compile(
 
 def main() -> int:
     """Trains, reads the log, and writes the summary. Returns the run's exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--recipe", default="flava_base")
     parser.add_argument("--steps", type=int, default=40)

@@ -19,7 +19,6 @@ import json
 import os
 import resource
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -27,6 +26,7 @@ from typing import Any
 
 import torch
 from flava_kernels.bench.machine import device_name
+from scripts import in_new_process, parser_of
 
 from flava_ds.batch import Batch
 from flava_ds.config import UNCHANGED, CodebookConfig, Config, DataConfig, SourceConfig
@@ -54,9 +54,7 @@ OBJECTIVES = {"all six": 1.0, "all six, a quarter of the pairs masked": 0.25, "c
 
 def main() -> int:
     """Measures all and writes the results, or (with --peak or --ratio) one thing and prints its JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--rounds", type=int, default=9, help="rounds of each comparison of time")
     parser.add_argument("--peak", nargs=2, metavar=("WAY", "MICRO_BATCHES"), help=argparse.SUPPRESS)
     parser.add_argument("--ratio", metavar="OBJECTIVES", help=argparse.SUPPRESS)
@@ -67,12 +65,12 @@ def main() -> int:
         print(json.dumps(ratio(OBJECTIVES[options.ratio], options.rounds)))
     else:
         memory = [
-            {"way": way, "micro_batches": n, **child("--peak", way, str(n))}
+            {"way": way, "micro_batches": n, **in_new_process(__file__, "--peak", way, str(n))}
             for way, numbers in MEMORY.items()
             for n in numbers
         ]
         times = [
-            {"objectives": name, **child("--ratio", name, "--rounds", str(options.rounds))}
+            {"objectives": name, **in_new_process(__file__, "--ratio", name, "--rounds", str(options.rounds))}
             for name in OBJECTIVES
         ]
         about = {
@@ -86,18 +84,6 @@ def main() -> int:
             encoding="utf-8",
         )
     return 0
-
-
-def child(*arguments: str) -> dict[str, Any]:
-    """Measures in a new process with one thread."""
-    done = subprocess.run(
-        [sys.executable, __file__, *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def settings(masked_share: float) -> Config:

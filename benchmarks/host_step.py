@@ -198,8 +198,8 @@ def operator_times(counts: dict[str, int], launching: Launching) -> dict[str, fl
     return {
         "ours_ms": round(ours / 1e3, 2),
         "plain_ms": round(1e3 * min(rounds) * counts["plain"], 2),
-        "block_us": measure_block("eager", 24, launching)["microseconds"],
-        "one_node_us": measure_block("one node", 24, launching)["microseconds"],
+        "block_us": measure_block("eager", launching)["microseconds"],
+        "one_node_us": measure_block("one node", launching)["microseconds"],
     }
 
 

@@ -38,7 +38,7 @@ from triton.runtime.jit import JITFunction
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "host_time.json"
-ROUNDS = 5
+ROUNDS, BLOCKS = 5, 24
 CASES = {
     "varlen_attention": "bias-to-16",
     "layer_norm": "37x64",
@@ -147,7 +147,7 @@ def by_layers() -> Any:
     return mock.patch.object(transformer, "run_as_one_node", lambda *arguments: None)
 
 
-def measure_block(way: str, depth: int, launching: Launching) -> dict[str, float]:
+def measure_block(way: str, launching: Launching) -> dict[str, float]:
     """Returns microseconds of a block of a transformer, forward and backward, launching functions included.
 
     `way` is "eager", layer by layer, "compiled", or "one node" as on a GPU, which host_step.py measures. Its
@@ -160,18 +160,18 @@ def measure_block(way: str, depth: int, launching: Launching) -> dict[str, float
     from flava_ds.training.task import fold_biases
 
     shape = VisionEncoderConfig(
-        hidden_size=64, num_hidden_layers=depth, num_attention_heads=2, intermediate_size=128
+        hidden_size=64, num_hidden_layers=BLOCKS, num_attention_heads=2, intermediate_size=128
     )
     model, bounds = Transformer(shape), torch.tensor([0, 4, 8], dtype=torch.int32)
     fold_biases(model, True)  # as an engine does on a GPU
     if way == "compiled":
         compile_blocks(model, 0)
     with by_layers() if way == "eager" else contextlib.nullcontext():
-        return _least(lambda hidden: model(Packed(hidden, bounds, 4)), depth, launching)
+        return _least(lambda hidden: model(Packed(hidden, bounds, 4)), launching)
 
 
-def _least(run: Callable[[Any], Any], depth: int, launching: Launching) -> dict[str, float]:
-    """Returns microseconds and launches of one of `depth` blocks in the fastest of several rounds."""
+def _least(run: Callable[[Any], Any], launching: Launching) -> dict[str, float]:
+    """Returns microseconds and launches of one of BLOCKS blocks in the fastest of several rounds."""
     rounds, launches = [], 0.0
     for warm in range(-2, ROUNDS):
         gc.disable()
@@ -180,9 +180,9 @@ def _least(run: Callable[[Any], Any], depth: int, launching: Launching) -> dict[
         run(hidden).sum().backward()
         if warm >= 0:
             rounds.append(time.thread_time() - begun)
-            launches = launching.launches / depth
+            launches = launching.launches / BLOCKS
         gc.enable()
-    return {"microseconds": round(1e6 * min(rounds) / depth, 1), "launches": launches}
+    return {"microseconds": round(1e6 * min(rounds) / BLOCKS, 1), "launches": launches}
 
 
 def calls_of_a_step() -> dict[str, dict[str, int]]:
@@ -221,7 +221,7 @@ def main() -> None:
     launching = Launching()
     launching.watch()
     measured = measure_ways(options.rounds, options.calls, launching)
-    blocks = {way: measure_block(way, 24, launching) for way in ("eager", "compiled")}
+    blocks = {way: measure_block(way, launching) for way in ("eager", "compiled")}
     del os.environ["FLAVA_KERNELS"]
     steps = calls_of_a_step()
     versions = {"torch": torch.__version__, "triton": version_of("triton")}

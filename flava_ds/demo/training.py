@@ -19,6 +19,8 @@ from flava_ds.ranks.launch import Launch
 from flava_ds.watching.log_line import console_line, show
 from flava_ds.watching.run_log import read_log
 
+PATIENCE_S = 90.0
+"""Seconds that the ranks of a killed demo have to end."""
 PRINT_EVERY_S = 20.0
 """Seconds between lines if the output is not a terminal."""
 GUARD = """
@@ -112,14 +114,14 @@ def show_progress(process: subprocess.Popen, log: Path, total_steps: int) -> Non
         print(flush=True)
 
 
-def wait_for_folder(run_path: Path, patience_s: float = 90.0) -> None:
+def wait_for_folder(run_path: Path) -> None:
     """Waits for the ranks of a killed demo, which may still be writing a checkpoint.
 
     Raises: CheckpointError if they do not end.
     """
     from flava_ds.ranks.run_lock import RunLock
 
-    deadline, said = time.monotonic() + patience_s, False
+    deadline, said = time.monotonic() + PATIENCE_S, False
     while True:
         lock = RunLock(run_path)
         try:

@@ -13,6 +13,7 @@ import numpy as np
 
 RESAMPLES, SEED = 10_000, 0
 CHUNK = 500
+LEVEL = 0.05
 """Resamples that exist at one time."""
 
 
@@ -122,8 +123,8 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def verdict(difference: float, adjusted_p: float, level: float = 0.05) -> str:
+def verdict(difference: float, adjusted_p: float) -> str:
     """Returns `holds` or `reversed` for a difference that is not chance, by its sign, else `unresolved`."""
-    if adjusted_p >= level:
+    if adjusted_p >= LEVEL:
         return "unresolved"
     return "holds" if difference > 0 else "reversed"

@@ -5,16 +5,12 @@ import sys
 
 import pytest
 
+from commands.test_sweep import options_of
 from flava_ds import cli
 from flava_ds.commands import sweep_jobs, sweep_runs
 from flava_ds.config import save
 from flava_ds.errors import ConfigError
 from flava_ds.ranks.launch import Launch
-
-
-def options_of(*words):
-    parser, _ = cli.build_parser()
-    return parser.parse_args(["sweep", *words])
 
 
 def based(tmp_path, **changed):

@@ -4,16 +4,12 @@ import json
 
 import pytest
 
+from commands.test_sweep import options_of
 from flava_ds import cli
 from flava_ds.commands import sweep_jobs, sweep_runs, sweep_search
 from flava_ds.errors import ConfigError, UserError
 from flava_ds.scaling.spec import Run, parse
 from flava_ds.scaling.sweep import Sweep
-
-
-def options_of(*words):
-    parser, _ = cli.build_parser()
-    return parser.parse_args(["sweep", *words])
 
 
 @pytest.mark.parametrize("metric", ["loss/global_contrastive", "accuracy/itm"])

@@ -163,11 +163,11 @@ def test_without_a_vocabulary_a_model_reads_pictures_alone(tmp_path):
             refused()
 
 
-def bert_folder(folder, vocab_size=30_522):
+def bert_folder(folder):
     """A model of transformers with as many words as the packaged vocabulary has, without a tokenizer."""
     transformers = pytest.importorskip("transformers")
     shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    settings = transformers.BertConfig(vocab_size=vocab_size, max_position_embeddings=16, **shape)
+    settings = transformers.BertConfig(vocab_size=30_522, max_position_embeddings=16, **shape)
     transformers.BertModel(settings).save_pretrained(folder)
     return transformers
 

@@ -58,9 +58,9 @@ def test_two_seeds_of_opposite_signs_resolve_nothing_and_one_is_refused():
         bootstrap([(1.0, Measured("concepts", sums[:1], np.ones(30, int)))])
 
 
-def how_often_called(seeds, spread, trials=1000):
+def how_often_called(seeds, spread):
     """Returns how often p is under 0.05 where nothing differs; `spread`, of seeds, is in errors of items."""
-    draw, calls = np.random.default_rng(2), 0
+    draw, calls, trials = np.random.default_rng(2), 0, 1000
     for _ in range(trials):
         sums = draw.normal(scale=0.1 * spread, size=(seeds, 1)) + draw.normal(size=(1, 100))
         estimate = bootstrap([(1.0, Measured("concepts", sums, np.ones(100, int)))], resamples=500)

@@ -32,9 +32,9 @@ def objective():
     return randomize(OBJECTIVES["detection"].build(tiny_config()), std=0.5)
 
 
-def hidden_of(size: int = 4) -> torch.Tensor:
+def hidden_of() -> torch.Tensor:
     draw = torch.Generator().manual_seed(3)
-    return torch.randn(LAYERS * size * QUERIES, WIDTH, generator=draw)
+    return torch.randn(LAYERS * 4 * QUERIES, WIDTH, generator=draw)
 
 
 def test_transformers_loss_agrees(objective):

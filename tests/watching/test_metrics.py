@@ -50,10 +50,10 @@ def update(sums, counts, read: ReadReport | None = None, **changes) -> Update:
     return update_of(outputs=outputs, counts=counts, batches=[batch], **changes)
 
 
-def metrics_in(config, world, rate: float = 1e9, skipped: int = 0) -> Metrics:
+def metrics_in(config, world) -> Metrics:
     """Metrics of the toy's run, without an engine that computes."""
-    engine = SimpleNamespace(module=Toy(), world=world, skipped=torch.tensor(skipped))
-    return Metrics(config, engine, rate, 0, lambda step: PROGRESS, lambda step: {"books": 10.0 - step})
+    engine = SimpleNamespace(module=Toy(), world=world, skipped=torch.tensor(0))
+    return Metrics(config, engine, 1e9, 0, lambda step: PROGRESS, lambda step: {"books": 10.0 - step})
 
 
 class Time:

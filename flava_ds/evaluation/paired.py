@@ -13,8 +13,9 @@ import numpy as np
 
 RESAMPLES, SEED = 10_000, 0
 CHUNK = 500
-LEVEL = 0.05
 """Resamples that exist at one time."""
+LEVEL = 0.05
+"""Largest adjusted p of a difference that is not chance."""
 
 
 @dataclass(frozen=True)

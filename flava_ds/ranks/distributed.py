@@ -116,11 +116,7 @@ def _meeting(rank: int) -> Iterator[None]:
         )
     try:
         yield
-<<<<<<< HEAD
-    except RuntimeError as error:  # torch's DistError is one, and gloo raises plain ones
-=======
     except RuntimeError as error:  # DistError, and what gloo and NCCL raise by themselves
->>>>>>> main
         said = str(error).partition("\n")[0]
         mend = (
             "see whether all ranks are started and reach that host, and whether address and port are rank 0's"

@@ -10,13 +10,13 @@ and NAME-2 with the seeds 0, 1 and 2 are one row. Writes benchmarks/results/enco
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from scripts import parser_of
 from torch import Tensor
 
 from flava_ds import config as configuration
@@ -88,7 +88,9 @@ def of_run(place: str) -> list[Encoder]:
 
 def main() -> None:
     """Measures each run that the command line names; those of other seeds are one row."""
-    places = sys.argv[1:]
+    parser = parser_of(__doc__)
+    parser.add_argument("runs", nargs="+", metavar="RUN[:STATE]")
+    places = parser.parse_args().runs
     first = configuration.load(Path(places[0].partition(":")[0]) / "config.json")
     inputs = build_inputs(first, unpack())
     test = inputs.styles_of(inputs.unseen_style)[STYLE]

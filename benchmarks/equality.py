@@ -17,6 +17,8 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
+from scripts import parser_of
+
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "training")]
 RESULTS = ROOT / "benchmarks" / "results" / "equality.json"
@@ -53,6 +55,7 @@ def planned() -> dict[int, list]:
 
 def main() -> int:
     """Runs everything and writes the rows."""
+    parser_of(__doc__).parse_args()
     import equality_batches as batches
     from equality_scenarios import OBSERVED, compare_all, write_references
     from rank_processes import run_ranks

@@ -19,6 +19,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from scripts import parser_of
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "family_equality.json"
 FOLDERS = ("tests/families", "tests/hf/test_parity.py", "tests/layers/test_two_streams.py")
@@ -52,6 +54,7 @@ def merged(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def main() -> int:
     """Runs the tests and writes what they told."""
+    parser_of(__doc__).parse_args()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "told.xml"
         words = ["-k", f"({' or '.join(NAMES)}) and not base_model", "--junitxml"]

@@ -17,6 +17,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from scripts import parser_of
+
 from flava_ds.storage.atomic import write_json
 from flava_ds.storage.files import CACHE_VARIABLE
 
@@ -60,6 +62,7 @@ def cpu_seconds() -> float:
 
 def main() -> None:
     """Times all cases and writes their medians."""
+    parser_of(__doc__).parse_args()
     rounds = []
     for _ in range(ROUNDS):
         with tempfile.TemporaryDirectory() as name:

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from einops import rearrange
 from PIL import Image, ImageDraw
+from scripts import parser_of
 
 from flava_ds.demo.dataset import unpack
 from flava_ds.demo.scene_texts import ask, state
@@ -30,6 +31,7 @@ MOST_SHOWN = 4
 
 def main() -> None:
     """Draws the sheet."""
+    parser_of(__doc__).parse_args()
     drawings, detector = read_drawings(unpack(), SPLIT), load_detector("demo")
     scenes = [draw_scene(drawings, SEED, number) for number in range(ACROSS * DOWN)]
     pictures = torch.stack([paint(drawings, scene) for scene in scenes])

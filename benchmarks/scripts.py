@@ -10,8 +10,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
-
 
 def parser_of(docstring: str | None) -> argparse.ArgumentParser:
     """Returns a parser whose help shows a script's docstring as it is written."""

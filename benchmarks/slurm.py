@@ -19,6 +19,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from scripts import parser_of
+
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "launchers"))
 RESULTS = ROOT / "benchmarks" / "results" / "slurm.json"
@@ -56,6 +58,7 @@ def record(run: Any, how: str, expected: list[dict[str, float]]) -> dict[str, An
 
 def main() -> int:
     """Runs everything. Returns 1 if a curve differs or a run of the array has not finished."""
+    parser_of(__doc__).parse_args()
     from pretend_hosts import missing
     from pretend_slurm import PROGRAMS, slurm
     from slurm_runs import INTERRUPTIONS, array_of_runs, at_time_limit, expected, interrupted, undisturbed

@@ -17,6 +17,8 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
+from scripts import parser_of
+
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "launchers"))
 RESULTS = ROOT / "benchmarks" / "results" / "two_hosts.json"
@@ -36,6 +38,7 @@ def own_words(printed: str) -> list[str]:
 
 def main() -> int:
     """Runs everything. Returns 1 if a curve differs."""
+    parser_of(__doc__).parse_args()
     from pretend_hosts import ADDRESSES, missing, two_hosts
     from two_host_runs import LAUNCHERS, ONE_HOST, OVERRIDES, STEPS, run_on_two_hosts, train_on_one_host
 

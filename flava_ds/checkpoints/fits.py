@@ -6,6 +6,7 @@ import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -26,14 +27,7 @@ def changed_settings(folder: Place, config: Config) -> list[str]:
 
     Raises: CheckpointError when its settings cannot be read.
     """
-    try:
-        settings = loads(folder.read(files.CONFIG))
-        if not isinstance(settings, dict):
-            raise ValueError("is no JSON object")
-    except ValueError as error:
-        raise CheckpointError(
-            f"{folder / files.CONFIG}: {error}; restore it, or move its folder away"
-        ) from error
+    settings = _settings(folder)
     with suppress(ConfigError):  # of a part that is unknown by now
         settings = json.loads(json.dumps(to_dict(rebuild(settings, checked=False))))
     before = flat(public(settings))
@@ -43,6 +37,19 @@ def changed_settings(folder: Place, config: Config) -> list[str]:
         for name in sorted({*before, *now})
         if before.get(name) != now.get(name)
     ]
+
+
+def _settings(folder: Place) -> dict[str, Any]:
+    """Reads the settings that a checkpoint was written with. Raises: CheckpointError."""
+    try:
+        settings = loads(folder.read(files.CONFIG))
+        if not isinstance(settings, dict):
+            raise ValueError("is no JSON object")
+    except ValueError as error:
+        raise CheckpointError(
+            f"{folder / files.CONFIG}: {error}; restore it, or move its folder away"
+        ) from error
+    return settings
 
 
 @contextmanager
@@ -142,7 +149,11 @@ def check_optimizer(folder: Place, optimizer: str | None) -> None:
 
     Raises: CheckpointError when they differ.
     """
-    written_by = loads(folder.read(files.CONFIG))["optimizer"]["type"]
+    written_by = _settings(folder).get("optimizer", {}).get("type")
+    if written_by is None:
+        raise CheckpointError(
+            f"{folder / files.CONFIG} has no optimizer.type; restore it, or move its folder away"
+        )
     if written_by != optimizer:
         raise CheckpointError(
             f"{folder} was written with {written_by}, and {optimizer} cannot go on from what it keeps; go on "

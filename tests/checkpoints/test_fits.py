@@ -71,3 +71,6 @@ def test_another_kind_of_optimizer_does_not_go_on(tmp_path):
         )
         with pytest.raises(CheckpointError, match=said + re.escape(f"--initial-weights {tmp_path}")):
             check_optimizer(place, other)
+    (tmp_path / files.CONFIG).write_text('{"model": {}, "optimizer": {"lr": 0.1}}')
+    with pytest.raises(CheckpointError, match=r"config.json has no optimizer.type; restore it"):
+        check_optimizer(place, "adamw")

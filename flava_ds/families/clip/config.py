@@ -33,14 +33,13 @@ class ImageTowerConfig(VisionEncoderConfig):
     patch_size: Pixels = 32
     layer_norm_eps: Epsilon = 1e-5
     patch_dropout: Dropped = 0.0
-    """Share of an image's patches that training leaves out, others in each epoch; evaluation sees all. The
-    tower takes about that share less time and memory. FLIP (Li et al. 2022) uses 0.5 to 0.75, and trains the
-    last few percent of its steps without.
+    """Share of an image's patches that training leaves out, others in each epoch; evaluation sees all. FLIP
+    (Li et al. 2022) leaves out 0.5 or 0.75, and trains a last percent of its steps on all.
     """
 
     @property
-    def kept_patches(self) -> int:
-        """Patches of an image in training."""
+    def present_patches(self) -> int:
+        """Patches of an image that training sees."""
         return max(1, int(self.num_patches * (1 - self.patch_dropout)))
 
 
@@ -83,7 +82,7 @@ class ClipConfig(ImageTextConfig, type="clip"):
         return load_tokenizer(config.data.vocabulary).fitting(self.text.vocab_size)
 
     def stacks(self, source: Any) -> Sequence[tuple[EncoderConfig, int]]:
-        return (self.image, 1 + self.image.kept_patches), (self.text, source.max_tokens)
+        return (self.image, 1 + self.image.present_patches), (self.text, source.max_tokens)
 
     def shape_of(self, view: str) -> EncoderConfig:
         self.check_view(view)

@@ -115,8 +115,8 @@ class Clip(ContrastedModel):
         return torch.arange(batch.size, device=batch["pixel_values"].device) * length
 
     def _present(self, batch: Batch) -> Tensor | None:
-        """Returns the rows of each image that training keeps: [b m]; None for all."""
-        return batch.get("kept_rows") if self.training else None
+        """Returns the rows of each image that training encodes: [b m]; None for all."""
+        return batch.get("present_rows") if self.training else None
 
     def embedding_rows(self, batch: Batch) -> dict[str, Tensor]:
         """Returns the row of each image's CLS and of each text's last token, which attends to all others."""

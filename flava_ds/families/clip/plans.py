@@ -16,23 +16,23 @@ _PATCH_STREAM = 18
 
 
 @dataclass(frozen=True)
-class KeptRows:
+class PresentRows:
     """Draws from the samples' seeds which patches of an image the training model sees. Adds
 
     Shapes:
-        kept_rows  [b 1+kept]  int64, ascending rows of [CLS | patches], CLS first
+        present_rows  [b 1+present]  int64, ascending rows of [CLS | patches], CLS first
     """
 
     patches: int
-    kept: int
+    present: int
 
     def __call__(self, draft: Draft) -> Mapping[str, np.ndarray]:
         order = uniforms(draft.seeds, self.patches, stream=_PATCH_STREAM).argsort(axis=1, kind="stable")
-        rows = np.sort(1 + order[:, : self.kept], axis=1)
-        return {"kept_rows": np.concatenate([np.zeros_like(rows[:, :1]), rows], axis=1)}
+        rows = np.sort(1 + order[:, : self.present], axis=1)
+        return {"present_rows": np.concatenate([np.zeros_like(rows[:, :1]), rows], axis=1)}
 
     def bytes_per_sample(self, plan: BatchPlan) -> int:
-        return 8 * (1 + self.kept)
+        return 8 * (1 + self.present)
 
 
 def plan(config: Config, source: SourceConfig) -> BatchPlan:
@@ -44,6 +44,6 @@ def plan(config: Config, source: SourceConfig) -> BatchPlan:
         views={"pixel_values": image.image_size},
         tokenizer=model.load_tokenizer(config),
         max_tokens=source.max_tokens,
-        corruptions=(KeptRows(image.num_patches, image.kept_patches),) if image.patch_dropout else (),
+        corruptions=(PresentRows(image.num_patches, image.present_patches),) if image.patch_dropout else (),
         pad_to_multiple_of=config.training.pad_to_multiple_of,
     )

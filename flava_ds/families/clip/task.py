@@ -25,8 +25,8 @@ class ClipTask(Task):
         model = ClipConfig.of(self.config)
         image, text = model.image, model.text
         yield Pass("patch_embedding", patch_flops(image, batch.size * image.num_patches))
-        kept = batch.get("kept_rows")
-        rows = 1 + image.num_patches if kept is None else kept.shape[1]
+        present = batch.get("present_rows")
+        rows = 1 + image.num_patches if present is None else present.shape[1]
         yield Pass("image_encoder", encoder_flops(image, [rows] * batch.size, batch.size))
         lengths = batch["cu_seqlens"].diff().tolist()
         yield Pass("text_encoder", encoder_flops(text, lengths, batch.size, causal=True))

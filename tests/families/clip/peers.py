@@ -14,7 +14,7 @@ from flava_ds.config import Config
 from flava_ds.data.plan import Draft
 from flava_ds.families.clip.config import ClipConfig, ImageTowerConfig, TextTowerConfig
 from flava_ds.families.clip.hf import entries
-from flava_ds.families.clip.plans import KeptRows
+from flava_ds.families.clip.plans import PresentRows
 from flava_ds.families.clip.task import ClipTask, build_task
 from flava_ds.layouts import to_ours
 from flava_ds.objectives.global_contrastive import GlobalContrastiveConfig
@@ -76,8 +76,8 @@ def without_patches(batch: Batch, config: Config, share: float) -> Batch:
     """The same batch, in which training leaves out a share of each image's patches."""
     shape = dataclasses.replace(config.model.image, patch_dropout=share)
     draft = Draft(seeds=np.arange(batch.size, dtype=np.uint64), matched=np.ones(batch.size, dtype=bool))
-    rows = KeptRows(shape.num_patches, shape.kept_patches)(draft)["kept_rows"]
-    return batch.having(kept_rows=torch.from_numpy(rows))
+    rows = PresentRows(shape.num_patches, shape.present_patches)(draft)["present_rows"]
+    return batch.having(present_rows=torch.from_numpy(rows))
 
 
 def normalized(pixel_values: Tensor, config: Config) -> Tensor:

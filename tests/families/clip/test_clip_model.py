@@ -177,7 +177,7 @@ def test_open_clip_without_the_same_patches_agrees_in_fp64(told):
     config = tiny_config("gelu")
     theirs, batch = their_open_clip(config).double(), make_batch(config)
     batch = without_patches(batch, config, 0.3)
-    rows, width = batch["kept_rows"], config.model.image.hidden_size
+    rows, width = batch["present_rows"], config.model.image.hidden_size
     own = pytest.importorskip("open_clip").transformer.PatchDropout(0.3).train()
     assert own(torch.zeros(4, 10, 1)).shape[1] == rows.shape[1] == 7
     theirs.visual.patch_dropout.forward = lambda hidden: hidden.gather(

@@ -44,7 +44,7 @@ BLOCKS = {
     ),
     "objective": definitions("test_distillation.py", "DistillationConfig", "NoisyCrops", "Distillation"),
     "states": definitions("test_distillation.py", "Teacher", "Centre"),
-    "pooled_objective": definitions("test_pooled_objective.py", "SigmoidConfig", "SigmoidPairs"),
+    "pooled_objective": definitions("test_pooled_objective.py", "UniformityConfig", "Uniformity"),
     "optimizer": definitions("test_optimizer.py", "HeavyBallConfig", "HeavyBall"),
     "source": definitions("test_source.py", "SquaresConfig", "Squares"),
     "evaluator": definitions("test_evaluator.py", "Patterns", "Twins"),

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 BUILT_IN = {
     "global_contrastive": "flava_ds.objectives.global_contrastive:GlobalContrastiveConfig",
     "local_contrastive": "flava_ds.objectives.local_contrastive:LocalContrastiveConfig",
+    "sigmoid_contrastive": "flava_ds.objectives.sigmoid_contrastive:SigmoidContrastiveConfig",
     "mim": "flava_ds.objectives.masked_image:MaskedImageConfig",
     "mlm": "flava_ds.objectives.masked_text:MaskedTextConfig",
     "mmm_image": "flava_ds.objectives.masked_image:MultimodalMaskedImageConfig",

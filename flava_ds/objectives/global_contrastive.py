@@ -21,38 +21,45 @@ from flava_ds.objectives.base import Features, PooledObjective, sum_of_all_ranks
 
 
 @dataclass(frozen=True, kw_only=True)
-class GlobalContrastiveConfig(ObjectiveConfig, type="global_contrastive"):
-    """Image-text contrastive loss over the batch of all ranks."""
+class ContrastiveConfig(ObjectiveConfig):
+    """What losses share that compare the images and texts of a step, scaled by the model's `logit_scale`."""
 
     logit_scale_max: Annotated[float, AtLeast(0), AtMost(10)] = 4.6052
     """Upper end of the clamp of the log-space scale (a factor of 100.003); the lower end is 0."""
-    label_smoothing: Annotated[float, AtLeast(0), Below(1)] = 0.0
-    """Share of each target that is spread evenly over all samples of the step, its own included."""
 
     kinds: ClassVar[frozenset[str]] = frozenset({"pair"})
-    title: ClassVar[str] = "Global contrastive"
     ignores_padding: ClassVar[bool] = True
 
     def views(self, config: Any) -> tuple[str, ...]:
-        return tuple(sorted(GlobalContrastive.needs))
+        return tuple(sorted(Contrastive.needs))
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlobalContrastiveConfig(ContrastiveConfig, type="global_contrastive"):
+    """Image-text contrastive loss over the batch of all ranks."""
+
+    label_smoothing: Annotated[float, AtLeast(0), Below(1)] = 0.0
+    """Share of each target that is spread evenly over all samples of the step, its own included."""
+
+    title: ClassVar[str] = "Global contrastive"
 
     def build(self, config: Any) -> GlobalContrastive:
         """Builds the objective. The projections belong to the model, because evaluation needs them."""
         return GlobalContrastive(self)
 
 
-class GlobalContrastive(PooledObjective):
-    """Symmetric InfoNCE over the clean passes.
+class Contrastive(PooledObjective):
+    """Compares the clean passes; what a comparison costs is a subclass's.
 
     Mismatched samples are not positives but remain negatives of the others.
     """
 
-    kinds = GlobalContrastiveConfig.kinds
+    kinds = ContrastiveConfig.kinds
     needs = frozenset({"image", "text"})
 
-    def __init__(self, config: GlobalContrastiveConfig):
+    def __init__(self, config: ContrastiveConfig):
         super().__init__(config.weight)
-        self.config = config
+        self.scale_max = config.logit_scale_max
 
     def count(self, batch: Batch) -> int:
         return batch.listed("matched_rows")
@@ -71,8 +78,19 @@ class GlobalContrastive(PooledObjective):
         image, text = model.image_embeddings(hidden["image"]), model.text_embeddings(hidden["text"])
         # padding in the list, PADDING_ROW, marks the element behind the last sample's
         matched = torch.zeros(batch.size + 1, device=image.device).index_fill(0, batch["matched_rows"], 1.0)
-        scale = clamped(model.logit_scale, self.config.logit_scale_max)
+        scale = clamped(model.logit_scale, self.scale_max)
         return Features({"image": image, "text": text}, {"log_scale": scale}, {"matched": matched[:-1]})
+
+    def model_parameters(self, model: Any) -> set[str]:
+        return super().model_parameters(model) | model.contrastive_parameters()
+
+
+class GlobalContrastive(Contrastive):
+    """Symmetric InfoNCE."""
+
+    def __init__(self, config: GlobalContrastiveConfig):
+        super().__init__(config)
+        self.config = config
 
     def pooled_loss(self, features: Features) -> tuple[Tensor, dict[str, Tensor]]:
         image, text = features.samples["image"], features.samples["text"]
@@ -91,9 +109,6 @@ class GlobalContrastive(PooledObjective):
         features = 4 * global_batch * width
         means = (4 * 2 * width,) if self.config.label_smoothing else ()
         return features, features, 4 * global_batch * 3, *means
-
-    def model_parameters(self, model: Any) -> set[str]:
-        return super().model_parameters(model) | model.contrastive_parameters()
 
 
 def smoothing(image: Tensor, text: Tensor, log_scale: Tensor, matched: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from flava_kernels.attention import pairs
 from stranger_runs import SAMPLES, stranger_config
 from test_distillation import CROPS, DistillationConfig
-from test_pooled_objective import SigmoidConfig
+from test_pooled_objective import UniformityConfig
 
 from flava_ds.scaling.captions import lengths_of
 from flava_ds.scaling.facts import Facts
@@ -25,11 +25,12 @@ def test_an_objective_with_a_teacher(tmp_path):
 
 
 def test_a_pooled_objective_grows_with_the_global_batch(tmp_path):
-    config = stranger_config(tmp_path, name="sigmoid", objectives={"sigmoid": SigmoidConfig()})
+    config = stranger_config(tmp_path, name="uniformity", objectives={"uniformity": UniformityConfig()})
     measured = Measured(config, lengths_of(config, None))
     setting = setting_of(Facts.of(config), cluster("h100", 2, None, None), measured)
     work = setting.model.kinds["drawings"]
     width = config.model.projection_dim
-    assert sum(o.flops.pair * o.count for o in work.operators if o.phase == "forward") == 2 * width
-    assert work.exchanged["sigmoid"].at(SAMPLES) > 0
+    # two matrices of all pairs: of its texts, and of images and texts
+    assert sum(o.flops.pair * o.count for o in work.operators if o.phase == "forward") == 2 * 2 * width
+    assert work.exchanged["uniformity"].at(SAMPLES) > 0
     assert forecast(setting).times["drawings"].ms["contrastive gather"] > 0

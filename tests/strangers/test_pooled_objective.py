@@ -1,16 +1,14 @@
-"""A stranger's pooled objective for FLAVA: every image with every text of a step is one yes-or-no question
-(SigLIP).
-"""
+"""A stranger's pooled objective for FLAVA: pairs close together, and all texts of a step apart."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import pytest
 import torch
-import torch.nn.functional as F
 from stranger_runs import STEPS, prove, split, stranger_config
 from torch import Tensor, nn
 
@@ -22,35 +20,36 @@ from flava_ds.report.page import write_report
 
 
 @dataclass(frozen=True, kw_only=True)
-class SigmoidConfig(ObjectiveConfig, type="sigmoid_pairs"):
-    """The sigmoid loss."""
+class UniformityConfig(ObjectiveConfig, type="alignment_and_uniformity"):
+    """Embeddings of a pair close together, and those of different pairs spread over the sphere."""
 
-    scale: Annotated[float, Between(0, 10)] = 2.0
-    bias: Annotated[float, Between(-10, 10)] = -3.0
+    sharpness: Annotated[float, Between(0, 10)] = 2.0
 
     kinds: ClassVar[frozenset[str]] = frozenset({"pair"})
-    title: ClassVar[str] = "Every image with every text"
+    title: ClassVar[str] = "Close pairs, spread out"
 
-    def build(self, config: Any) -> SigmoidPairs:
-        return SigmoidPairs(self)
+    @property
+    def may_be_negative(self) -> bool:
+        return True
+
+    def build(self, config: Any) -> Uniformity:
+        return Uniformity(self)
 
 
-class SigmoidPairs(PooledObjective):
-    """Binary cross-entropy of all image-text pairs of a step, over its images.
+class Uniformity(PooledObjective):
+    """Squared distance within a pair, plus the log of the mean kernel between its text and all texts.
 
-    Source: Zhai et al. 2023, "Sigmoid Loss for Language Image Pre-Training", algorithm 1.
+    Source: Wang and Isola 2020, "Understanding Contrastive Representation Learning through Alignment and
+    Uniformity on the Hypersphere", section 4; the sharpness of the kernel is learned.
     """
 
-    kinds = SigmoidConfig.kinds
+    kinds = UniformityConfig.kinds
     needs = frozenset({"image", "text"})
     metrics: ClassVar[Mapping[str, str]] = {"correct": "accuracy", "spread": "spread"}
 
-    def __init__(self, config: SigmoidConfig) -> None:
+    def __init__(self, config: UniformityConfig) -> None:
         super().__init__(config.weight)
-        self.scale, self.bias = (
-            nn.Parameter(torch.tensor([config.scale])),
-            nn.Parameter(torch.tensor([config.bias])),
-        )
+        self.sharpness = nn.Parameter(torch.tensor([config.sharpness]))
 
     def count(self, batch: Batch) -> int:
         return batch.size
@@ -63,19 +62,17 @@ class SigmoidPairs(PooledObjective):
             "image": model.image_embeddings(hidden["image"]),
             "text": model.text_embeddings(hidden["text"]),
         }
-        return Features(samples, {"scale": self.scale.exp(), "bias": self.bias})
+        return Features(samples, {"sharpness": self.sharpness.abs()})
 
     def pooled_loss(self, features: Features) -> tuple[Tensor, dict[str, Tensor]]:
-        image = features.samples["image"]
-        text, first = of_all_ranks(features.samples["text"])
-        logits = image @ text.t() * features.shared["scale"] + features.shared["bias"]
-        own = torch.arange(image.shape[0], device=image.device)
-        signs = torch.full_like(logits, -1.0).index_put(
-            (own, own + first), torch.ones((), device=image.device)
-        )
-        found = logits.detach()
-        correct = (found.argmax(1) == own + first).sum().float()
-        return -F.logsigmoid(signs * logits).sum(), {"correct": correct, "spread": found.std(1).sum()}
+        image, text = features.samples["image"], features.samples["text"]
+        texts, first = of_all_ranks(text)
+        distances = 2 - 2 * text @ texts.t()
+        uniformity = (-features.shared["sharpness"] * distances).logsumexp(1) - math.log(len(texts))
+        own = torch.arange(len(image), device=image.device) + first
+        correct = ((image @ texts.t()).detach().argmax(1) == own).sum().float()
+        spread = distances.detach().mean(1).sum()
+        return ((image - text).square().sum(1) + uniformity).sum(), {"correct": correct, "spread": spread}
 
     def exchanged_bytes(self, model: Any, global_batch: int) -> tuple[int]:
         return (4 * global_batch * model.config.projection_dim,)
@@ -88,18 +85,20 @@ class SigmoidPairs(PooledObjective):
 @pytest.mark.distributed
 @pytest.mark.slow
 def test_a_pooled_objective_is_exact_under_accumulation(run_ranks, tmp_path):
-    config = stranger_config(tmp_path, name="sigmoid", objectives={"sigmoid": SigmoidConfig()})
+    config = stranger_config(tmp_path, name="uniformity", objectives={"uniformity": UniformityConfig()})
     curve = prove(run_ranks, config)
     assert set(curve[0]) == {
         "step",
         "lr",
         "grad_norm",
-        "loss/sigmoid",
-        "accuracy/sigmoid",
-        "metric/spread/sigmoid",
+        "loss/uniformity",
+        "accuracy/uniformity",
+        "metric/spread/uniformity",
     }
-    losses = [line["loss/sigmoid"] for line in curve]
-    assert len(set(losses)) == STEPS and 0 < min(losses)
+    losses = [line["loss/uniformity"] for line in curve]
+    assert len(set(losses)) == STEPS
     page = write_report(split(config, "alone_1", "zero1", 1).run_path).read_text(encoding="utf-8")
     told = f"training loss from {losses[0]:.2f} to {losses[-1]:.2f} nats over {STEPS} logged steps"
-    assert f"<strong>{SigmoidConfig.title}</strong>" in page and f"{SigmoidConfig.title}: {told}" in page
+    assert (
+        f"<strong>{UniformityConfig.title}</strong>" in page and f"{UniformityConfig.title}: {told}" in page
+    )

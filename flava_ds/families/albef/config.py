@@ -28,8 +28,10 @@ from flava_ds.errors import ConfigError
 Layers = Annotated[int, AtLeast(1), AtMost(1000)]
 INSTEAD = {
     "itm": "makes its own pairs that do not match, with type itm_hard",
-    "global_contrastive": "has no `logit_scale` and contrasts with type itc",
-    "local_contrastive": "has no `logit_scale` and contrasts with type itc",
+    **dict.fromkeys(
+        ("global_contrastive", "local_contrastive", "sigmoid_contrastive"),
+        "has no `logit_scale` and contrasts with type itc",
+    ),
 }
 """Objectives of other families, and what ALBEF has instead."""
 MASKED = ("mmm_text", "mlm_distilled")

@@ -19,6 +19,7 @@ from flava_ds.families.clip.config import ClipConfig, ImageTowerConfig, TextTowe
 from flava_ds.families.clip.model import Clip
 from flava_ds.layouts import Entry, Foreign, renamed, take, to_ours, to_theirs
 from flava_ds.objectives.global_contrastive import GlobalContrastiveConfig
+from flava_ds.objectives.sigmoid_contrastive import SigmoidContrastiveConfig
 from flava_ds.weightless import shapes_of
 
 log = logging.getLogger(__name__)
@@ -78,6 +79,8 @@ _OPEN_CLIP = (
     (r"^visual\.final_norm\.", "visual.ln_post."),
     (r"^final_norm\.", "ln_final."),
 )
+_BIAS = Entry("objectives.sigmoid_contrastive.logit_bias", ("logit_bias",), (1,), ())
+"""Of a model that open_clip trained with --siglip."""
 _CONSTANTS = ("position_ids", "attn_mask", "input_resolution", "context_length", "vocab_size")
 """Buffers that some versions save along with the weights."""
 
@@ -126,8 +129,11 @@ class ClipLayouts:
             raise CheckpointError(
                 f"{where}: its configuration is not CLIP's ({type(error).__name__}: {error})"
             ) from error
-        weights = to_ours(tensors, entries(model, open_clip=foreign), where)
-        return Foreign(model, {"global_contrastive": GlobalContrastiveConfig()}, weights)
+        table = entries(model, open_clip=foreign)
+        objectives: dict[str, Any] = {"global_contrastive": GlobalContrastiveConfig()}
+        if foreign and "logit_bias" in tensors:
+            table, objectives = (*table, _BIAS), {"sigmoid_contrastive": SigmoidContrastiveConfig()}
+        return Foreign(model, objectives, to_ours(tensors, table, where))
 
     def write(
         self, config: Config, weights: Mapping[str, Tensor]

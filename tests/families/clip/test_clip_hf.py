@@ -146,6 +146,18 @@ def test_files_of_open_clip_are_read(run, tmp_path, caplog):
     assert all(torch.equal(tensor, task.state_dict()[name]) for name, tensor in fresh.state_dict().items())
 
 
+def test_the_bias_of_open_clips_sigmoid_loss_comes_along(run, tmp_path):
+    _, task, theirs = open_clip_tensors(run)
+    torch.save({**theirs, "logit_bias": torch.tensor(-9.5)}, tmp_path / "siglip.pt")
+    convert_file(tmp_path / "siglip.pt", tmp_path / "ours")
+    config = configuration.load(tmp_path / "ours" / "config.json")
+    assert [own.type for own in config.objectives.values()] == ["sigmoid_contrastive"]
+    fresh = build_task(config)
+    load_initial_weights(fresh, str(tmp_path / "ours"), "clip")
+    assert fresh.objectives["sigmoid_contrastive"].logit_bias.item() == -9.5
+    assert all(torch.equal(fresh.state_dict()[name], tensor) for name, tensor in task.state_dict().items())
+
+
 @pytest.mark.parametrize(("quick", "activation"), [({"quick_gelu": True}, "quick_gelu"), ({}, "gelu")])
 def test_folders_of_open_clip_are_read_with_their_activation(run, tmp_path, quick, activation):
     config, _, theirs = open_clip_tensors(run)

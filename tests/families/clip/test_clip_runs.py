@@ -7,6 +7,7 @@ from real_runs import check_losses_of_every_split, every_stage, family_config
 
 from flava_ds.families.clip.config import ClipConfig, ImageTowerConfig, TextTowerConfig
 from flava_ds.objectives.global_contrastive import GlobalContrastiveConfig
+from flava_ds.objectives.sigmoid_contrastive import SigmoidContrastiveConfig
 
 
 @pytest.mark.distributed
@@ -33,6 +34,9 @@ def test_ranks_stages_and_accumulation_give_the_same_losses(tmp_path, told):
         tmp_path,
         kind="pair",
         model=ClipConfig(image=image, text=text, projection_dim=12),
-        objectives={"global_contrastive": GlobalContrastiveConfig()},
+        objectives={
+            "global_contrastive": GlobalContrastiveConfig(),
+            "sigmoid": SigmoidContrastiveConfig(weight=0.1, logit_bias_init=-3.0),
+        },
     )
     check_losses_of_every_split(every_stage(make), told)

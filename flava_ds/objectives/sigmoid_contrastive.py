@@ -44,9 +44,10 @@ class SigmoidContrastiveConfig(ContrastiveConfig, type="sigmoid_contrastive"):
 
 
 class SigmoidContrastive(Contrastive):
-    """Binary cross-entropy of all image-text pairs of a step, per matched sample.
+    """Binary cross-entropy of the matched samples' texts with all images of a step, per such text.
 
-    The caption of a mismatched sample is a negative of its image, too.
+    The text of a mismatched sample is in the batch twice and takes no part: as a negative it would push away
+    the image that it belongs to.
     """
 
     def __init__(self, config: SigmoidContrastiveConfig) -> None:
@@ -61,18 +62,19 @@ class SigmoidContrastive(Contrastive):
 
     def pooled_loss(self, features: Features) -> tuple[Tensor, dict[str, Tensor]]:
         texts, first = of_all_ranks(features.samples["text"])
+        matched, _ = of_all_ranks(features.constants["matched"])
         scale, bias = features.shared["log_scale"].exp(), features.shared["logit_bias"]
-        matched = features.constants["matched"]
         loss, correct = _SigmoidPairs.apply(features.samples["image"], texts, scale, bias, matched, first)
         return loss, {"correct": correct}
 
     def exchanged_bytes(self, model: Any, global_batch: int) -> tuple[int, ...]:
-        """Returns the bytes gathered in fp32: text features alone."""
-        return (4 * global_batch * model.config.projection_dim,)
+        """Returns the bytes gathered in fp32: text features, and the mask of matches."""
+        return 4 * global_batch * model.config.projection_dim, 4 * global_batch
 
 
 class _SigmoidPairs(torch.autograd.Function):
-    """Sums -log sigmoid(y (scale image text + bias)) over these images and all texts, y being 1 or -1.
+    """Sums -log sigmoid(y (scale image text + bias)) over these images and all matched texts, y being 1 for
+    an image's own text, else -1.
 
     The loss is a sum over pairs, so the forward pass computes the gradients along with it, chunk by chunk of
     the images, and the backward pass only scales them.
@@ -82,7 +84,7 @@ class _SigmoidPairs(torch.autograd.Function):
         texts    [g r]  of all ranks
         scale    [1]
         bias     [1]
-        matched  [b]    1 where y is 1 for the image's own text, else 0
+        matched  [g]    1 where the text belongs to its image, else 0
         first           the text of the first image
         returns  scalar, and the number of matched images whose own text has the largest logit, the first such
     """
@@ -92,6 +94,7 @@ class _SigmoidPairs(torch.autograd.Function):
         ctx: Any, image: Tensor, texts: Tensor, scale: Tensor, bias: Tensor, matched: Tensor, first: int
     ) -> tuple[Tensor, Tensor]:
         scaled, matched = image * scale, matched.to(image.dtype)
+        read = texts * matched[:, None]
         loss, correct, d_bias = (image.new_zeros(()) for _ in range(3))
         d_image, d_texts = torch.empty_like(image), torch.zeros_like(texts)
         own = torch.arange(first, first + len(image), device=image.device)
@@ -99,17 +102,17 @@ class _SigmoidPairs(torch.autograd.Function):
             chunk = slice(int(rows[0]), int(rows[-1]) + 1)
             logits = scaled[chunk] @ texts.T
             # before the bias is added, which takes digits from them
-            correct += ((logits.argmax(1) == own[chunk]) * matched[chunk]).sum()
+            correct += ((logits.argmax(1) == own[chunk]) * matched[own[chunk]]).sum()
             # y times the logit: negated everywhere, and once more where image and text belong together
             signed = logits.add_(bias).neg_()
-            sign = 1 - 2 * matched[chunk]
-            signed.diagonal(first + chunk.start).mul_(sign)
-            loss -= F.logsigmoid(signed).sum()
+            signed.diagonal(first + chunk.start).neg_()
+            loss -= F.logsigmoid(signed).sum(0) @ matched
             gradient = signed.neg_().sigmoid_()
-            gradient.diagonal(first + chunk.start).mul_(sign)
-            torch.mm(gradient, texts, out=d_image[chunk])
+            gradient.diagonal(first + chunk.start).neg_()
+            torch.mm(gradient, read, out=d_image[chunk])
             d_texts.addmm_(gradient.T, scaled[chunk])
-            d_bias += gradient.sum()
+            d_bias += gradient.sum(0) @ matched
+        d_texts *= matched[:, None]
         ctx.save_for_backward(d_image * scale, d_texts, (d_image * image).sum().view(1), d_bias.view(1))
         ctx.mark_non_differentiable(correct)
         return loss, correct

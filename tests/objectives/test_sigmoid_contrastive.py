@@ -30,12 +30,12 @@ def leaves(found):
 
 
 def definition(found):
-    """The full matrix, as a classification of all its entries; how many own texts are ranked first."""
+    """Algorithm 1 with the full matrix of all images and matched texts; own texts that are ranked first."""
     image, text = found.samples["image"], found.samples["text"]
     logits = found.shared["log_scale"].exp() * image @ text.T + found.shared["logit_bias"]
-    matched = found.constants["matched"].double()
-    loss = F.binary_cross_entropy_with_logits(logits, matched.diag(), reduction="sum")
-    return loss, ((logits.argmax(1) == torch.arange(len(image))) * matched).sum()
+    labels, matched = 2 * torch.eye(len(image)) - 1, found.constants["matched"].bool()
+    loss = -F.logsigmoid(labels * logits)[:, matched].sum()
+    return loss, (logits.argmax(1) == torch.arange(len(image)))[matched].sum()
 
 
 @pytest.mark.parametrize("rows_of_chunk", [7, 3, 1])
@@ -50,6 +50,14 @@ def test_loss_and_gradients_are_those_of_the_definition(monkeypatch, rows_of_chu
     wanted = torch.autograd.grad(expected * 3, leaves(theirs))
     torch.testing.assert_close(ours, wanted, rtol=1e-12, atol=1e-13)
     assert metrics["correct"] == correct and 0 < correct < 7
+
+
+def test_a_step_without_a_match_has_no_loss():
+    found = features()
+    found.constants["matched"].zero_()
+    loss, metrics = SigmoidContrastive(SigmoidContrastiveConfig()).pooled_loss(found)
+    assert loss == 0 and metrics["correct"] == 0
+    assert not any(gradient.any() for gradient in torch.autograd.grad(loss, leaves(found)))
 
 
 def test_open_clip_agrees():

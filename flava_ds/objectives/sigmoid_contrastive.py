@@ -68,8 +68,9 @@ class SigmoidContrastive(Contrastive):
         return loss, {"correct": correct}
 
     def exchanged_bytes(self, model: Any, global_batch: int) -> tuple[int, ...]:
-        """Returns the bytes gathered in fp32: text features, and the mask of matches."""
-        return 4 * global_batch * model.config.projection_dim, 4 * global_batch
+        """Returns the bytes in fp32: text features and their gradients, and the mask of matches."""
+        features = 4 * global_batch * model.config.projection_dim
+        return features, features, 4 * global_batch
 
 
 class _SigmoidPairs(torch.autograd.Function):

@@ -48,6 +48,8 @@ def run_demo_evaluation(options: argparse.Namespace) -> int:
         raise UserError(f"{options.model}: did not train on the demo's data, so name a task. {tasks}")
     tell_user(f"the demo's held-out data; {tasks}")
     found = measure_run(options.model)
-    keep(partial(write_result, options.model, found))
-    print(json.dumps(found, indent=2))
+    try:
+        keep(partial(write_result, options.model, found))
+    finally:  # a full disk ends the command, but loses no numbers
+        print(json.dumps(found, indent=2))
     return 0

@@ -1,6 +1,7 @@
 """What `flava-ds evaluate` keeps of results, states and weights, and what it says where it cannot."""
 
 import errno
+import json
 
 import pytest
 from evaluate_command import evaluated, write_data
@@ -8,6 +9,7 @@ from sample_runs import write_run
 
 import flava_ds
 from flava_ds.cli import main
+from flava_ds.demo.evaluation import evaluator
 from flava_ds.evaluation import results
 from flava_ds.storage.atomic import hold
 
@@ -46,6 +48,19 @@ def test_results_of_a_run_whose_file_another_process_holds_are_printed_all_the_s
         found, told = evaluated(capsys, run, "--task", names, "--data", root)
     line = f"{run}/evaluations.json: another process is writing there; the results are printed, but not kept"
     assert len(found) == 2 and told.splitlines().count(line) == 2
+
+
+def test_a_full_disk_loses_no_numbers_of_the_demo(run, capsys, monkeypatch):
+    def full(path, *_):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(evaluator, "find_data", lambda config: run)
+    monkeypatch.setattr(evaluator, "measure_run", lambda folder: {"metrics": {"recall": 0.5}})
+    monkeypatch.setattr(evaluator, "write_json", full)
+    assert main(["evaluate", str(run)]) == 2
+    printed, told = capsys.readouterr()
+    assert json.loads(printed) == {"metrics": {"recall": 0.5}}
+    assert told.splitlines()[-1].startswith(f"error: {run}/evaluation.json: No space left on device")
 
 
 def test_fine_tuning_that_cannot_be_kept_is_refused_before_it_trains(root, tmp_path, capsys):

@@ -62,5 +62,7 @@ class SigmoidContrastive(Contrastive):
         return loss, {"correct": correct}
 
     def exchanged_bytes(self, model: Any, global_batch: int) -> tuple[int, ...]:
-        """Returns the bytes gathered in fp32: text features alone."""
-        return (4 * global_batch * model.config.projection_dim,)
+        """Returns the bytes exchanged in fp32: text features, and their gradients, which are reduced: as much
+        as two gathers.
+        """
+        return (4 * global_batch * model.config.projection_dim,) * 3

@@ -14,7 +14,7 @@ from flava_ds.config import Config
 from flava_ds.data.clip_bpe import ClipTokenizer
 from flava_ds.data.tokenizer import load_tokenizer
 from flava_ds.errors import CheckpointError
-from flava_ds.families.bert_layouts import pixel_settings, tokenizer_files
+from flava_ds.families.bert_layouts import pixel_settings, tell_left_out, tokenizer_files
 from flava_ds.families.clip.config import ClipConfig, ImageTowerConfig, TextTowerConfig
 from flava_ds.families.clip.model import Clip
 from flava_ds.layouts import Entry, Foreign, renamed, take, to_ours, to_theirs
@@ -138,7 +138,8 @@ class ClipLayouts:
     def write(
         self, config: Config, weights: Mapping[str, Tensor]
     ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Returns CLIPConfig's JSON and CLIPModel's tensors, without the objectives' own tensors."""
+        """Returns CLIPConfig's JSON and CLIPModel's tensors. A warning names objectives that are left out."""
+        tell_left_out("CLIPModel", weights, ())
         own = {name: tensor for name, tensor in weights.items() if name.startswith("model.")}
         return transformers_settings(config), to_theirs(
             own, entries(ClipConfig.of(config)), "the run's checkpoint"

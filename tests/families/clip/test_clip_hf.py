@@ -146,7 +146,7 @@ def test_files_of_open_clip_are_read(run, tmp_path, caplog):
     assert all(torch.equal(tensor, task.state_dict()[name]) for name, tensor in fresh.state_dict().items())
 
 
-def test_the_bias_of_open_clips_sigmoid_loss_comes_along(run, tmp_path):
+def test_the_bias_of_open_clips_sigmoid_loss_comes_along(run, tmp_path, caplog):
     _, task, theirs = open_clip_tensors(run)
     torch.save({**theirs, "logit_bias": torch.tensor(-9.5)}, tmp_path / "siglip.pt")
     convert_file(tmp_path / "siglip.pt", tmp_path / "ours")
@@ -155,6 +155,9 @@ def test_the_bias_of_open_clips_sigmoid_loss_comes_along(run, tmp_path):
     fresh = build_task(config)
     load_initial_weights(fresh, str(tmp_path / "ours"), "clip")
     assert fresh.objectives["sigmoid_contrastive"].logit_bias.item() == -9.5
+    _, written = LAYOUTS.write(config, fresh.state_dict())
+    assert "logit_bias" not in written
+    assert "written as CLIPModel, without the heads of sigmoid_contrastive" in caplog.text
     assert all(torch.equal(fresh.state_dict()[name], tensor) for name, tensor in task.state_dict().items())
 
 

@@ -244,7 +244,9 @@ class PooledObjective(Objective):
 
     @abstractmethod
     def exchanged_bytes(self, model: Any, global_batch: int) -> tuple[int, ...]:
-        """Returns the bytes that ranks gather for one loss over `global_batch` samples, per collective."""
+        """Returns the bytes that ranks gather for one loss over `global_batch` samples, per collective; the
+        scattered gradient of what `of_all_ranks` has gathered is one, too.
+        """
 
     def forward(
         self,
@@ -324,9 +326,9 @@ class _OfAllRanks(torch.autograd.Function):
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> Tensor:
-        total = gradient.contiguous().clone()
-        dist.all_reduce(total)
-        return total.tensor_split(dist.get_world_size())[dist.get_rank()]
+        own = gradient.new_empty(len(gradient) // dist.get_world_size(), *gradient.shape[1:])
+        dist.reduce_scatter_tensor(own, gradient.contiguous())
+        return own
 
 
 class _SumOfAllRanks(torch.autograd.Function):

@@ -220,7 +220,6 @@ class KoleoDino(Spread, Dino):
         found = koleo(features.samples["first"]) + koleo(features.samples["second"])
         return self.config.koleo_weight * found, {"koleo": found.detach()}
 
-    def exchanged_bytes(self, model: Any, global_batch: int) -> tuple[int, int]:
-        """Returns the bytes that the ranks gather in fp32: both views' features."""
-        features = 4 * global_batch * self.shape.hidden_size
-        return features, features
+    def exchanged_bytes(self, model: Any, global_batch: int) -> tuple[int, ...]:
+        """Returns the bytes in fp32: both views' features and their gradients."""
+        return (4 * global_batch * self.shape.hidden_size,) * 4

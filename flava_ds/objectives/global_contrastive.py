@@ -49,10 +49,7 @@ class GlobalContrastiveConfig(ContrastiveConfig, type="global_contrastive"):
 
 
 class Contrastive(PooledObjective):
-    """Compares the clean passes; what a comparison costs is a subclass's.
-
-    Mismatched samples are not positives but remain negatives of the others.
-    """
+    """Compares the clean passes; what a comparison costs is a subclass's."""
 
     kinds = ContrastiveConfig.kinds
     needs = frozenset({"image", "text"})
@@ -86,7 +83,7 @@ class Contrastive(PooledObjective):
 
 
 class GlobalContrastive(Contrastive):
-    """Symmetric InfoNCE."""
+    """Symmetric InfoNCE. Mismatched samples are not positives but remain negatives of the others."""
 
     def __init__(self, config: GlobalContrastiveConfig):
         super().__init__(config)

@@ -40,9 +40,10 @@ class SigmoidContrastiveConfig(ContrastiveConfig, type="sigmoid_contrastive"):
 
 
 class SigmoidContrastive(Contrastive):
-    """Binary cross-entropy of all image-text pairs of a step, per matched sample.
+    """Binary cross-entropy of the matched samples' texts with all images of a step, per such text.
 
-    The caption of a mismatched sample is a negative of its image, too.
+    The text of a mismatched sample is in the batch twice and takes no part: as a negative it would push away
+    the image that it belongs to.
     """
 
     def __init__(self, config: SigmoidContrastiveConfig) -> None:
@@ -62,7 +63,6 @@ class SigmoidContrastive(Contrastive):
         return loss, {"correct": correct}
 
     def exchanged_bytes(self, model: Any, global_batch: int) -> tuple[int, ...]:
-        """Returns the bytes exchanged in fp32: text features, and their gradients, which are reduced: as much
-        as two gathers.
-        """
-        return (4 * global_batch * model.config.projection_dim,) * 3
+        """Returns the bytes in fp32: text features and their gradients, and the mask of matches."""
+        features = 4 * global_batch * model.config.projection_dim
+        return features, features, 4 * global_batch

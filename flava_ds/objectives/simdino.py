@@ -91,7 +91,6 @@ class Simdino(Spread):
         factor = self.config.rate_weight * (width + images) / (width * images)
         return -factor * size * rate, {"rate": size * rate.detach()}
 
-    def exchanged_bytes(self, model: Any, global_batch: int) -> tuple[int, int]:
-        """Returns the bytes that the ranks gather in fp32: both views' features."""
-        features = 4 * global_batch * self.config.bottleneck_size
-        return features, features
+    def exchanged_bytes(self, model: Any, global_batch: int) -> tuple[int, ...]:
+        """Returns the bytes in fp32: both views' features and their gradients."""
+        return (4 * global_batch * self.config.bottleneck_size,) * 4

@@ -1,10 +1,10 @@
 """Sigmoid loss of image-text pairs over the samples of all ranks, without an N x N matrix.
 
-    z = exp(scale) I T^T + bias               [b g], never stored: chunks of rows only
-    loss = sum_ij log(1 + exp(-y_ij z_ij)),   y_ij = 1 if j is i's own text and m_i = 1, else -1
+    z = exp(scale) I T^T + bias                   [b g], never stored: chunks of rows only
+    loss = sum_ij m_j log(1 + exp(-y_ij z_ij)),   y_ij = 1 if j is i's own text, else -1
 
 Every pair of image and text is a term of its own, so a rank needs its own rows alone. With s the logistic
-function, G_ij = dloss/dz_ij = -y_ij s(-y_ij z_ij) is at hand as soon as z is:
+function, G_ij = dloss/dz_ij = -m_j y_ij s(-y_ij z_ij) is at hand as soon as z is:
 
     dI = exp(scale) G T,  dT = exp(scale) G^T I,  d scale = sum G (z - bias),  d bias = sum G
 
@@ -38,22 +38,23 @@ def sigmoid_loss(
     text: Tensor,
     log_scale: Tensor,
     bias: Tensor,
-    row_mask: Tensor,
+    text_mask: Tensor,
     *,
     group: dist.ProcessGroup | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Returns the sum over this rank's images and all texts, and how many images rank their own text first.
 
     The backward pass gives features the gradient of the sum over ALL ranks, provided that the incoming
-    gradient is equal on all ranks, and scale and bias this rank's part of it. Samples with row_mask 0 are
-    negatives like all others, and rank nothing. Among equal entries the first counts as the largest.
+    gradient is equal on all ranks, and scale and bias this rank's part of it. A text that is not its image's
+    own takes no part: it is another sample's, so that it would push away the image that it belongs to. Among
+    equal entries the first counts as the largest.
 
     Shapes:
         image      [b r]  L2-normalised; the same b on every rank
         text       [b r]  in the dtype of image
         log_scale  [1]
         bias       [1]
-        row_mask   [b]    1 if the pair belongs together, else 0
+        text_mask  [b]    1 if the text belongs to its image, else 0
         returns    scalar (fp32, or fp64 for fp64 features) with gradient, scalar fp32 without
 
     Raises ValueError for shapes or dtypes that do not belong together on this rank.
@@ -61,8 +62,8 @@ def sigmoid_loss(
     if text.dtype != image.dtype:
         raise ValueError(f"{NAME}: text is {text.dtype} and image {image.dtype}; both must be the same")
     checks.shape(NAME, "text", text, image.shape)
-    checks.shape(NAME, "row_mask", row_mask, image.shape[:1])
-    return _SigmoidLoss.apply(image, text, log_scale, bias, row_mask, group)
+    checks.shape(NAME, "text_mask", text_mask, image.shape[:1])
+    return _SigmoidLoss.apply(image, text, log_scale, bias, text_mask, group)
 
 
 def definition(
@@ -70,7 +71,7 @@ def definition(
     text: Tensor,
     log_scale: Tensor,
     bias: Tensor,
-    row_mask: Tensor,
+    text_mask: Tensor,
     *,
     group: dist.ProcessGroup | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -78,10 +79,10 @@ def definition(
     similarities = log_scale.exp() * (image @ text.T)
     similarities = similarities.to(torch.promote_types(similarities.dtype, torch.float32))
     own = torch.arange(image.shape[0], device=image.device)
-    loss = F.binary_cross_entropy_with_logits(
-        similarities + bias, row_mask.to(similarities.dtype).diag(), reduction="sum"
-    )
-    return loss, (row_mask * (similarities.argmax(1) == own)).sum().float()
+    labels = torch.eye(image.shape[0], dtype=similarities.dtype, device=image.device)
+    losses = F.binary_cross_entropy_with_logits(similarities + bias, labels, reduction="none")
+    shown = similarities.masked_fill(text_mask == 0, float("-inf"))
+    return (losses * text_mask).sum(), (text_mask * (shown.argmax(1) == own)).sum().float()
 
 
 def forward_reference(
@@ -89,7 +90,7 @@ def forward_reference(
     columns: Tensor,
     scale: Tensor,
     bias: Tensor,
-    row_mask: Tensor,
+    column_mask: Tensor,
     offset: int,
     gradients: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -98,28 +99,31 @@ def forward_reference(
     `gradients` says whether those of rows and of columns are wanted; scale and bias have theirs with either.
 
     Shapes:
-        rows       [b r]
-        columns    [N r]
-        scale      [1]    not its logarithm
-        offset            the column that belongs to row 0
-        loss       [1]
-        correct    [1]    rows of the mask whose own column has the first of the largest entries
-        d_rows     [b r]  [0 r] if not wanted
-        d_columns  [N r]  [0 r] if not wanted
-        d_scale    [1]    of the scale's logarithm
-        d_bias     [1]
+        rows         [b r]
+        columns      [N r]
+        scale        [1]    not its logarithm
+        column_mask  [N]
+        offset              the column that belongs to row 0
+        loss         [1]
+        correct      [1]    rows whose own column is in the mask, with the first of the largest entries in it
+        d_rows       [b r]  [0 r] if not wanted
+        d_columns    [N r]  [0 r] if not wanted
+        d_scale      [1]    of the scale's logarithm
+        d_bias       [1]
     """
-    columns, scaled, mask = columns.to(scale.dtype), rows.to(scale.dtype) * scale, row_mask.to(scale.dtype)
+    columns, scaled, mask = columns.to(scale.dtype), rows.to(scale.dtype) * scale, column_mask.to(scale.dtype)
     own = torch.arange(offset, offset + rows.shape[0], device=rows.device)
+    left_out, own_mask = mask == 0, mask[offset : offset + rows.shape[0]]
     loss, correct, d_scale, d_bias = (torch.zeros_like(scale) for _ in range(4))
     d_rows = scaled.new_empty(rows.shape[0] if gradients[0] else 0, rows.shape[1])
     d_columns = scaled.new_zeros(columns.shape[0] if gradients[1] else 0, rows.shape[1])
     for chunk, logits in chunks(scaled, columns):
-        torch.mm(scaled[chunk], columns.T, out=logits)
+        # what is left out is never the largest, and neither its loss nor its gradient is more than 0
+        torch.mm(scaled[chunk], columns.T, out=logits).masked_fill_(left_out, float("-inf"))
         # before the bias is added, which takes digits from them
-        correct += ((logits.argmax(1) == own[chunk]) * mask[chunk]).sum()
+        correct += ((logits.argmax(1) == own[chunk]) * own_mask[chunk]).sum()
         # y z: negated everywhere, and once more where image and text belong together
-        sign = 1 - 2 * mask[chunk]
+        sign = 1 - 2 * own_mask[chunk]
         logits.add_(bias).neg_().diagonal(offset + chunk.start).mul_(sign)
         loss -= F.logsigmoid(logits).sum()
         if not any(gradients):
@@ -141,7 +145,7 @@ def supports(
     text: Tensor,
     log_scale: Tensor,
     bias: Tensor,
-    row_mask: Tensor,
+    text_mask: Tensor,
     *,
     group: dist.ProcessGroup | None = None,
 ) -> str | None:
@@ -155,15 +159,15 @@ def _run(
     columns: Tensor,
     scale: Tensor,
     bias: Tensor,
-    row_mask: Tensor,
+    column_mask: Tensor,
     offset: int,
     gradients: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     if dispatch.use_triton(NAME, rows, unsupported, rows, columns):
         from flava_kernels.triton_ops import sigmoid_loss as kernels
 
-        return kernels.forward(rows, columns, scale, bias, row_mask, offset, gradients)
-    return forward_reference(rows, columns, scale, bias, row_mask, offset, gradients)
+        return kernels.forward(rows, columns, scale, bias, column_mask, offset, gradients)
+    return forward_reference(rows, columns, scale, bias, column_mask, offset, gradients)
 
 
 _forward = torch.library.custom_op("flava_kernels::sigmoid_loss", _run, mutates_args=())
@@ -171,7 +175,13 @@ _forward = torch.library.custom_op("flava_kernels::sigmoid_loss", _run, mutates_
 
 @_forward.register_fake
 def _(
-    rows: Tensor, columns: Tensor, scale: Tensor, bias: Any, row_mask: Any, offset: int, gradients: list[bool]
+    rows: Tensor,
+    columns: Tensor,
+    scale: Tensor,
+    bias: Any,
+    column_mask: Any,
+    offset: int,
+    gradients: list[bool],
 ) -> tuple[Tensor, ...]:
     d_rows, d_columns = (
         side.new_empty(side.shape[0] if wanted else 0, side.shape[1], dtype=scale.dtype)
@@ -191,18 +201,19 @@ class _SigmoidLoss(torch.autograd.Function):
         text: Tensor,
         log_scale: Tensor,
         bias: Tensor,
-        row_mask: Tensor,
+        text_mask: Tensor,
         group: dist.ProcessGroup | None,
     ) -> tuple[Tensor, Tensor]:
         run = _forward if dispatch.needs_custom_operator(image) else _run
         work = torch.promote_types(image.dtype, torch.float32)
         offset = dist.get_rank(group) * image.shape[0] if distributed(group) else 0
-        texts, scale = gather(text, group), log_scale.to(work).exp()
+        texts, mask = gather(text, group), gather(text_mask.to(work), group)
+        scale = log_scale.to(work).exp()
         of_image, of_text, *shared = ctx.needs_input_grad[:4]
         gradients = [of_image or (any(shared) and not of_text), of_text]
-        loss, correct, *kept = run(image, texts, scale, bias.to(work), row_mask, offset, gradients)
+        loss, correct, *kept = run(image, texts, scale, bias.to(work), mask, offset, gradients)
         ctx.save_for_backward(*kept)
-        ctx.group, ctx.local = group, slice(offset, offset + image.shape[0])
+        ctx.group, ctx.batch = group, image.shape[0]
         ctx.dtypes = image.dtype, text.dtype, log_scale.dtype, bias.dtype
         ctx.mark_non_differentiable(correct)
         return loss.squeeze(), correct.squeeze().float()
@@ -210,10 +221,11 @@ class _SigmoidLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
-        d_image, d_texts, d_scale, d_bias = ctx.saved_tensors
+        d_image, d_text, d_scale, d_bias = ctx.saved_tensors
         if distributed(ctx.group) and ctx.needs_input_grad[1]:
-            dist.all_reduce(d_texts := d_texts.clone(), group=ctx.group)
-        found = d_image, d_texts[ctx.local], d_scale, d_bias
+            parts, d_text = d_text, torch.empty_like(d_text[: ctx.batch])
+            dist.reduce_scatter_tensor(d_text, parts, group=ctx.group)
+        found = d_image, d_text, d_scale, d_bias
         # rounded once, after the product
         wanted = zip(found, ctx.dtypes, ctx.needs_input_grad, strict=False)
         return *((part * grad).to(dtype) if needed else None for part, dtype, needed in wanted), None, None

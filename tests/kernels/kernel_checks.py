@@ -87,7 +87,7 @@ def sigmoid_loss_of_the_second_rank(dtype: torch.dtype) -> None:
     draw = torch.Generator().manual_seed(0)
     drawn = features(draw, rows=12, width=8, scale=10.0, matched=0.6, bias=-3.0)
     image, text = drawn["image"].to(dtype), drawn["text"].to(dtype)
-    rest = drawn["log_scale"].exp(), drawn["bias"], drawn["row_mask"][6:]
+    rest = drawn["log_scale"].exp(), drawn["bias"], drawn["text_mask"]
     found = kernels.forward(image[6:], text, *(value.float() for value in rest), 6, [True] * 2)
     exact = forward_reference(image[6:].double(), text.double(), *rest, 6, [True] * 2)
     for ours, theirs in zip(found, exact, strict=True):

@@ -184,16 +184,24 @@ SIGMOID = "sigmoid_loss"
 SIGMOID_LOSS = (
     bug(
         "outside columns ranked",
-        'tl.where(column_valid[None, :], similarity, float("-inf"))',
+        'tl.where(counted[None, :], similarity, float("-inf"))',
         "similarity",
         SIGMOID,
         "40-opposite",
     ),
+    bug(
+        "texts that are left out ranked",
+        'tl.where(counted[None, :], similarity, float("-inf"))',
+        'tl.where(column_valid[None, :], similarity, float("-inf"))',
+        SIGMOID,
+        "150-masked-wide",
+    ),
+    bug("texts that are left out count", "other=0.0) > 0\n", "other=-1.0) >= 0\n", SIGMOID, "70-masked"),
     bug("outside counts in the loss", "tl.where(inside, loss, 0.0)", "loss", SIGMOID, "70-masked"),
     bug(
         "outside counts in G",
-        "tl.where(inside, tl.where(together, -logistic, logistic), 0.0)",
-        "tl.where(together, -logistic, logistic)",
+        "tl.where(inside, tl.where(own, -logistic, logistic), 0.0)",
+        "tl.where(own, -logistic, logistic)",
         SIGMOID,
         "70-masked",
     ),
@@ -204,7 +212,6 @@ SIGMOID_LOSS = (
         SIGMOID,
         "96-twins",
     ),
-    bug("mismatched pairs belong together", "other=0.0) > 0\n", "other=0.0) >= 0\n", SIGMOID, "70-masked"),
     bug(
         "own text of another rank",
         "(row + offset)[:, None] == column",
@@ -215,12 +222,12 @@ SIGMOID_LOSS = (
     bug("bias missing", "logits = similarity + tl.load(bias)", "logits = similarity", SIGMOID, "33-all"),
     bug(
         "sign of the positives",
-        "tl.where(together, -logits, logits)",
-        "tl.where(together, logits, logits)",
+        "tl.where(own, -logits, logits)",
+        "tl.where(own, logits, logits)",
         SIGMOID,
         "33-all",
     ),
-    bug("small exponentials rounded away", "_log1p(e)\n", "tl.math.log(1.0 + e)\n", SIGMOID, "40-none-far"),
+    bug("small exponentials rounded away", "_log1p(e)\n", "tl.math.log(1.0 + e)\n", SIGMOID, "40-learned"),
     bug("series cut short", "series = series * square + 0.2\n", "series = 0.2\n", SIGMOID, "150-masked-wide"),
     bug(
         "logistic function of the other sign",

@@ -95,7 +95,7 @@ WRONG_SHAPES = [
     ("info_nce", (X, X, of_shape(1), of_shape(3)), "row_mask has shape"),
     ("info_nce", (X, X.double(), of_shape(1), of_shape(6)), "text is torch.float64 and image torch.float32"),
     ("sigmoid_loss", (X, X[:4], *ONES, of_shape(6)), "text has shape"),
-    ("sigmoid_loss", (X, X, *ONES, of_shape(3)), "row_mask has shape"),
+    ("sigmoid_loss", (X, X, *ONES, of_shape(3)), "text_mask has shape"),
     ("sigmoid_loss", (X, X.double(), *ONES, of_shape(6)), "text is torch.float64 and image torch.float32"),
     (NORM, (X, D, D, -1e-5), "eps is -1e-05; it must be at least 0"),
     (SUM, (X, X, D, D, float("nan")), "eps is nan"),

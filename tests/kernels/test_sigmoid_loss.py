@@ -29,14 +29,14 @@ def inputs_of(ranks: int, batch: int = BATCH, bias: float = -3.0) -> dict[str, t
         matched=0.6,
     )
     if ranks > 1:
-        drawn["row_mask"][batch : 2 * batch] = 0
+        drawn["text_mask"][batch : 2 * batch] = 0
     return drawn
 
 
 def run(function, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, float, list[torch.Tensor]]:
     """Loss, right rows, and gradients of GRAD * loss."""
     leaves = {name: inputs[name].clone().requires_grad_() for name in LEAVES}
-    loss, correct = function(**leaves, row_mask=inputs["row_mask"])
+    loss, correct = function(**leaves, text_mask=inputs["text_mask"])
     (GRAD * loss).backward()
     return loss.detach(), float(correct), [leaf.grad for leaf in leaves.values()]
 
@@ -60,11 +60,11 @@ def test_equals_autograd_on_one_rank(monkeypatch, rows_at_a_time, bias):
 def test_open_clip_agrees():
     losses = pytest.importorskip("open_clip").loss
     inputs = inputs_of(1)
-    inputs["row_mask"].fill_(1.0)
+    inputs["text_mask"].fill_(1.0)
 
-    def theirs(image, text, log_scale, bias, row_mask):
+    def theirs(image, text, log_scale, bias, text_mask):
         loss = losses.SigLipLoss()(image, text, log_scale.exp(), bias)  # a mean over images
-        return loss * BATCH, definition(image, text, log_scale, bias, row_mask)[1]
+        return loss * BATCH, definition(image, text, log_scale, bias, text_mask)[1]
 
     check(run(sigmoid_loss, inputs), run(theirs, inputs))
 
@@ -109,6 +109,23 @@ def test_only_gradients_that_are_asked_for(names):
 def test_kernels_give_only_gradients_that_are_asked_for(monkeypatch, names):
     monkeypatch.setenv("FLAVA_KERNELS", "triton")
     only(names, torch.float32, 1e-5, 2e-5)
+
+
+def test_no_match_gives_zero_with_a_graph():
+    inputs = inputs_of(1)
+    inputs["text_mask"].zero_()
+    loss, correct, gradients = run(sigmoid_loss, inputs)
+    assert float(loss) == correct == 0.0
+    assert not any(bool(gradient.any()) for gradient in gradients)
+
+
+def test_a_text_that_is_in_the_batch_twice_is_no_negative_of_its_image():
+    inputs = inputs_of(1)
+    inputs["text"][1] = inputs["text"][0]
+    inputs["text_mask"][:2] = torch.tensor([1.0, 0.0])
+    without = {name: tensor if len(tensor) == 1 else tensor.clone() for name, tensor in inputs.items()}
+    without["text"][1] = -inputs["text"][0]
+    assert run(sigmoid_loss, inputs)[:2] == run(sigmoid_loss, without)[:2]
 
 
 def test_a_loss_without_gradients():

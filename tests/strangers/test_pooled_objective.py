@@ -74,8 +74,9 @@ class Uniformity(PooledObjective):
         spread = distances.detach().mean(1).sum()
         return ((image - text).square().sum(1) + uniformity).sum(), {"correct": correct, "spread": spread}
 
-    def exchanged_bytes(self, model: Any, global_batch: int) -> tuple[int]:
-        return (4 * global_batch * model.config.projection_dim,)
+    def exchanged_bytes(self, model: Any, global_batch: int) -> tuple[int, int]:
+        features = 4 * global_batch * model.config.projection_dim
+        return features, features  # and their gradients
 
     def model_parameters(self, model: Any) -> set[str]:
         projections = {name for name in model.contrastive_parameters() if name != "logit_scale"}

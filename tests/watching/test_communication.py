@@ -2,6 +2,7 @@
 tensors of known size.
 """
 
+import itertools
 import json
 import os
 from pathlib import Path
@@ -9,8 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from sample_batches import tiny_config
 
 from flava_ds.config.objectives import in_use
+from flava_ds.families.flava.task import build_task
+from flava_ds.objectives.base import Features
+from flava_ds.objectives.sigmoid_contrastive import SigmoidContrastiveConfig
+from flava_ds.objectives.simdino import SimdinoConfig
 from flava_ds.ranks import distributed
 from flava_ds.recipes import resolve
 from flava_ds.scaling import traffic
@@ -70,6 +76,31 @@ def test_payloads_are_whole_tensors(run_ranks):
         ("send", 40),
     ]
     assert run_ranks(call_each, RANKS) == [[Call("other", *row) for row in expected]] * RANKS
+
+
+def sent_and_said() -> list[tuple[float, float]]:
+    """Calls pooled losses that gather features with their gradients; returns the bytes that leave a rank, and
+    what the objectives say.
+    """
+    distributed.start(30)
+    config = tiny_config(objectives={"sigmoid": SigmoidContrastiveConfig(), "simdino": SimdinoConfig()})
+    task, samples, found = build_task(config), 4, []
+    widths = {"sigmoid": config.model.projection_dim, "simdino": config.objectives["simdino"].bottleneck_size}
+    for name, views in {"sigmoid": ("image", "text"), "simdino": ("first", "second")}.items():
+        rows = {view: torch.randn(samples, widths[name], requires_grad=True) for view in views}
+        shared = {"log_scale": torch.zeros(1), "logit_bias": torch.zeros(1)}
+        own = task.objectives[name]
+        with CollectiveLog() as log:
+            own.pooled_loss(Features(rows, shared, {"matched": torch.ones(samples)}))[0].backward()
+        said = sum(own.exchanged_bytes(task.model, RANKS * samples))
+        found.append((sent(payloads(log.calls), RANKS), sent({("pooled", "all_gather"): said}, RANKS)))
+    return found
+
+
+@pytest.mark.distributed
+def test_pooled_losses_exchange_what_they_say(run_ranks):
+    for measured, said in itertools.chain(*run_ranks(sent_and_said, RANKS)):
+        assert measured == said
 
 
 def test_ring_volumes():

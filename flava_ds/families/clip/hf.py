@@ -79,7 +79,7 @@ _OPEN_CLIP = (
     (r"^visual\.final_norm\.", "visual.ln_post."),
     (r"^final_norm\.", "ln_final."),
 )
-_BIAS = Entry("objectives.sigmoid_contrastive.logit_bias", ("logit_bias",), (1,), ())
+_BIAS = Entry("objectives.global_contrastive.logit_bias", ("logit_bias",), (1,), ())
 """Of a model that open_clip trained with --siglip."""
 _CONSTANTS = ("position_ids", "attn_mask", "input_resolution", "context_length", "vocab_size")
 """Buffers that some versions save along with the weights."""
@@ -132,7 +132,7 @@ class ClipLayouts:
         table = entries(model, open_clip=foreign)
         objectives: dict[str, Any] = {"global_contrastive": GlobalContrastiveConfig()}
         if foreign and "logit_bias" in tensors:
-            table, objectives = (*table, _BIAS), {"sigmoid_contrastive": SigmoidContrastiveConfig()}
+            table, objectives = (*table, _BIAS), {"global_contrastive": SigmoidContrastiveConfig()}
         return Foreign(model, objectives, to_ours(tensors, table, where))
 
     def write(

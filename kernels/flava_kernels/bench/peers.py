@@ -277,7 +277,7 @@ def _inf_cl(op: Op, device: str) -> Call:
     return call
 
 
-def siglip_loss(image: Tensor, text: Tensor, log_scale: Tensor, bias: Tensor, row_mask: Tensor) -> Tensor:
+def siglip_loss(image: Tensor, text: Tensor, log_scale: Tensor, bias: Tensor, text_mask: Tensor) -> Tensor:
     """open_clip's SigLipLoss(dist_impl="gather") from its formula; summed, unmasked."""
     world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
     text_all = torch.cat(all_gather(text)) if world > 1 else text

@@ -285,7 +285,8 @@ def _sigmoid_loss(op: str, batch: int, ranks: int, width: int) -> Workload:
     def draw(generator: torch.Generator, dtype: torch.dtype) -> dict[str, Any]:
         drawn = contrastive.draw(generator, dtype)
         ten = torch.full((1,), 10.0, device=generator.device)
-        return {**drawn, "log_scale": ten.log(), "bias": -ten}
+        mask = drawn.pop("row_mask")
+        return {**drawn, "log_scale": ten.log(), "bias": -ten, "text_mask": mask}
 
     def cost(element: int) -> Cost:
         product, operands = 2 * batch * batch * ranks * width, batch * (1 + ranks) * width * element

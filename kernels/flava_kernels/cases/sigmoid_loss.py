@@ -12,7 +12,7 @@ from flava_kernels.cases import contrastive
 from flava_kernels.op import DTYPES, Case
 
 _WIDE = torch.float32, torch.bfloat16
-"""Dtypes with gradients of 1e-7."""
+"""Dtypes with gradients of 1e-9."""
 
 
 def cases() -> tuple[Case, ...]:
@@ -27,23 +27,28 @@ def cases() -> tuple[Case, ...]:
         _case("129-none", rows=129, width=8, matched=0.0),
         _case("150-masked-wide", rows=150, width=136, matched=0.6, bias=-2.0),
         _case("130-scale-100", rows=130, width=64, scale=100.0, bias=-30.0, matched=0.8),
-        _case("40-none-far", rows=40, width=8, scale=1.0, bias=-16.0, matched=0.0, dtypes=_WIDE),
+        _case("40-learned", rows=40, width=40, scale=40.0, bias=-20.0, learned=True, dtypes=_WIDE),
         _case("40-opposite", rows=40, width=8, opposite=True),
         _case("96-twins", rows=96, width=32, scale=20.0, bias=0.5, matched=0.8, twins=True),
     )
 
 
 def features(
-    generator: torch.Generator, *, bias: float, opposite: bool = False, **more: Any
+    generator: torch.Generator, *, bias: float, opposite: bool = False, learned: bool = False, **more: Any
 ) -> dict[str, Any]:
-    """Draws what the contrastive loss takes, and the bias; similarities are all negative if `opposite`."""
+    """Draws what the contrastive loss takes, and the bias.
+
+    Similarities are all negative if `opposite`. If `learned`, they are 1 within pairs and 0 between them.
+    """
     drawn = contrastive.features(generator, **more)
     mask = drawn.pop("row_mask")
+    if learned:
+        drawn["image"] = drawn["text"] = torch.eye(*drawn["image"].shape, dtype=torch.float64)
     if opposite:
         for name, side in (("image", 4.0), ("text", -4.0)):
             drawn[name][:, 0] += side
             drawn[name] = F.normalize(drawn[name], dim=1)
-    return {**drawn, "bias": torch.tensor([bias], dtype=torch.float64), "row_mask": mask}
+    return {**drawn, "bias": torch.tensor([bias], dtype=torch.float64), "text_mask": mask}
 
 
 def _case(
@@ -59,6 +64,6 @@ def _case(
         name,
         functools.partial(features, scale=scale, bias=bias, matched=matched, **more),
         differentiable=("image", "text", "log_scale", "bias"),
-        fp32=("log_scale", "bias", "row_mask"),
+        fp32=("log_scale", "bias", "text_mask"),
         dtypes=dtypes,
     )

@@ -44,7 +44,7 @@ def _sigmoid_kernel(
     columns,
     scale,
     bias,
-    row_mask,
+    column_mask,
     gradient,
     part_max,
     part_place,
@@ -61,7 +61,7 @@ def _sigmoid_kernel(
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Stores [column tiles, b] each: the largest of a row's entries in the tile, and the first such column.
+    """Stores [column tiles, b] each: the largest of a row's entries in the mask, and the first such column.
     Stores [programs] each: the tile's part of the loss, of sum G * S and of sum G. Stores its tile of G.
     """
     row, column, column_tile = tile_of(num_rows, num_columns, BLOCK_M, BLOCK_N)
@@ -70,8 +70,9 @@ def _sigmoid_kernel(
     similarity = tl.load(scale) * scores(
         rows, columns, row, column, num_rows, num_columns, width, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION
     )
-    inside = row_valid[:, None] & column_valid[None, :]
-    shown = tl.where(column_valid[None, :], similarity, float("-inf"))
+    counted = tl.load(column_mask + column, mask=column_valid, other=0.0) > 0
+    inside = row_valid[:, None] & counted[None, :]
+    shown = tl.where(counted[None, :], similarity, float("-inf"))
     largest = tl.max(shown, 1)
     # the smallest column among equal entries
     place = tl.min(tl.where(shown == largest[:, None], column[None, :], num_columns), 1)
@@ -79,16 +80,15 @@ def _sigmoid_kernel(
     tl.store(part_max + target, largest, mask=row_valid)
     tl.store(part_place + target, place, mask=row_valid)
 
-    matched = tl.load(row_mask + row, mask=row_valid, other=0.0) > 0
-    together = ((row + offset)[:, None] == column[None, :]) & matched[:, None]
+    own = (row + offset)[:, None] == column[None, :]
     logits = similarity + tl.load(bias)
-    against = tl.where(together, -logits, logits)  # -y z
+    against = tl.where(own, -logits, logits)  # -y z
     e = tl.math.exp2(-tl.abs(against) * 1.4426950408889634)
     loss = tl.maximum(against, 0.0) + _log1p(e)
     program = tl.program_id(0)
     tl.store(part_loss + program, tl.sum(tl.where(inside, loss, 0.0)))
     logistic = tl.where(against >= 0, 1.0, e) / (1.0 + e)
-    g = tl.where(inside, tl.where(together, -logistic, logistic), 0.0)
+    g = tl.where(inside, tl.where(own, -logistic, logistic), 0.0)
     tl.store(part_d_scale + program, tl.sum(g * similarity))
     tl.store(part_d_bias + program, tl.sum(g))
     # Beyond num_columns g is zero; a mask at the padded stride keeps the stores wide.
@@ -105,15 +105,16 @@ def forward(
     columns: Tensor,
     scale: Tensor,
     bias: Tensor,
-    row_mask: Tensor,
+    column_mask: Tensor,
     offset: int,
     gradients: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Returns loss, correct rows and gradients; shapes are those of the reference."""
-    rows, columns, row_mask = rows.contiguous(), columns.contiguous(), row_mask.float()
+    rows, columns, column_mask = rows.contiguous(), columns.contiguous(), column_mask.float().contiguous()
     tiles = _narrow(tiles_of(rows))
     (num_rows, width), num_columns = rows.shape, columns.shape[0]
     own = torch.arange(offset, offset + num_rows, device=rows.device)
+    own_mask = column_mask[offset : offset + num_rows]
     loss, correct, d_scale, d_bias = (torch.zeros_like(scale) for _ in range(4))
     d_rows = scale.new_empty(num_rows if gradients[0] else 0, width)
     d_columns = scale.new_zeros(num_columns if gradients[1] else 0, width)
@@ -125,12 +126,12 @@ def forward(
         part_place = torch.empty(column_tiles, length, dtype=torch.int32, device=rows.device)
         part_loss, part_d_scale, part_d_bias = (scale.new_empty(programs) for _ in range(3))
         _sigmoid_kernel[(programs,)](
-            rows[chunk], columns, scale, bias, row_mask[chunk], memory, part_max, part_place, part_loss,
+            rows[chunk], columns, scale, bias, column_mask, memory, part_max, part_place, part_loss,
             part_d_scale, part_d_bias, length, num_columns, offset + chunk.start, width, memory.stride(0),
             **options(tiles),
         )  # fmt: skip
         place = part_place.masked_fill(part_max < part_max.amax(0), num_columns).amin(0)
-        correct += ((place == own[chunk]) * row_mask[chunk]).sum()
+        correct += ((place == own[chunk]) * own_mask[chunk]).sum()
         loss += part_loss.sum()
         d_scale += part_d_scale.sum()
         d_bias += part_d_bias.sum()
@@ -155,7 +156,7 @@ def launches() -> tuple[Launch, ...]:
 def _launch(arch: str, dtype: str) -> Launch:
     tiles = _narrow(FULL[arch] if dtype == "fp32" else HALF[arch])
     types: dict[str, Any] = {"rows": f"*{dtype}", "columns": f"*{dtype}"}
-    types |= dict.fromkeys(("scale", "bias", "row_mask"), "*fp32")
+    types |= dict.fromkeys(("scale", "bias", "column_mask"), "*fp32")
     types |= {"gradient": f"*{dtype}", "part_max": "*fp32", "part_place": "*i32"}
     types |= dict.fromkeys(("part_loss", "part_d_scale", "part_d_bias"), "*fp32")
     types |= dict.fromkeys(("num_rows", "num_columns", "offset", "width", "gradient_stride"), "i32")

@@ -20,6 +20,7 @@ from flava_ds.families.clip.task import build_task
 from flava_ds.hf import foreign as their_files
 from flava_ds.hf.convert import convert_file, convert_folder
 from flava_ds.layouts import to_ours, to_theirs
+from flava_ds.objectives.sigmoid_contrastive import SigmoidContrastiveConfig
 
 
 @pytest.fixture
@@ -151,13 +152,14 @@ def test_the_bias_of_open_clips_sigmoid_loss_comes_along(run, tmp_path, caplog):
     torch.save({**theirs, "logit_bias": torch.tensor(-9.5)}, tmp_path / "siglip.pt")
     convert_file(tmp_path / "siglip.pt", tmp_path / "ours")
     config = configuration.load(tmp_path / "ours" / "config.json")
-    assert [own.type for own in config.objectives.values()] == ["sigmoid_contrastive"]
+    # under the name that --objectives.global-contrastive sigmoid_contrastive gives a recipe's objective
+    assert config.objectives == {"global_contrastive": SigmoidContrastiveConfig()}
     fresh = build_task(config)
     load_initial_weights(fresh, str(tmp_path / "ours"), "clip")
-    assert fresh.objectives["sigmoid_contrastive"].logit_bias.item() == -9.5
+    assert fresh.objectives["global_contrastive"].logit_bias.item() == -9.5
     _, written = LAYOUTS.write(config, fresh.state_dict())
     assert "logit_bias" not in written
-    assert "written as CLIPModel, without the heads of sigmoid_contrastive" in caplog.text
+    assert "written as CLIPModel, without the heads of global_contrastive" in caplog.text
     assert all(torch.equal(fresh.state_dict()[name], tensor) for name, tensor in task.state_dict().items())
 
 

@@ -122,13 +122,13 @@ def forward_reference(
         torch.mm(scaled[chunk], columns.T, out=logits).masked_fill_(left_out, float("-inf"))
         # before the bias is added, which takes digits from them
         correct += ((logits.argmax(1) == own[chunk]) * own_mask[chunk]).sum()
-        # y z: negated everywhere, and once more where image and text belong together
+        # -y z, which differs from z where image and text belong together
         sign = 1 - 2 * own_mask[chunk]
-        logits.add_(bias).neg_().diagonal(offset + chunk.start).mul_(sign)
-        loss -= F.logsigmoid(logits).sum()
+        logits.add_(bias).diagonal(offset + chunk.start).mul_(sign)
+        loss += F.softplus(logits, threshold=40).sum()  # above it, log(1 + exp(x)) is x in fp64
         if not any(gradients):
             continue
-        logits.neg_().sigmoid_().diagonal(offset + chunk.start).mul_(sign)
+        logits.sigmoid_().diagonal(offset + chunk.start).mul_(sign)
         d_bias += logits.sum()
         if gradients[0]:
             torch.mm(logits, columns, out=d_rows[chunk])
@@ -215,8 +215,9 @@ class _SigmoidLoss(torch.autograd.Function):
         ctx.save_for_backward(*kept)
         ctx.group, ctx.batch = group, image.shape[0]
         ctx.dtypes = image.dtype, text.dtype, log_scale.dtype, bias.dtype
+        correct = correct.squeeze().float()
         ctx.mark_non_differentiable(correct)
-        return loss.squeeze(), correct.squeeze().float()
+        return loss.squeeze(), correct
 
     @staticmethod
     @once_differentiable

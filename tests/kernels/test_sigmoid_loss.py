@@ -37,6 +37,7 @@ def run(function, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, float,
     """Loss, right rows, and gradients of GRAD * loss."""
     leaves = {name: inputs[name].clone().requires_grad_() for name in LEAVES}
     loss, correct = function(**leaves, text_mask=inputs["text_mask"])
+    assert loss.requires_grad and not correct.requires_grad
     (GRAD * loss).backward()
     return loss.detach(), float(correct), [leaf.grad for leaf in leaves.values()]
 

@@ -86,8 +86,10 @@ def explain(error: RuntimeError) -> str | None:
     words, spent = str(error), TIMED_OUT.search(str(error))
     if not _peers or not (spent or any(lost in words for lost in LOST)):
         return None
-    # a launcher that notices a dead rank terminates the others, perhaps before they could name it
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # a launcher that notices a dead rank terminates the others, perhaps before they could name it; so does a
+    # user, whose Ctrl-C would end the question with a traceback
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
     where = "".join(f" {note}" for note in getattr(error, "__notes__", []))
     if has_ended():
         return ""

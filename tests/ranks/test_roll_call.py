@@ -149,6 +149,28 @@ def test_the_seconds_of_a_timeout_are_those_of_whoever_tells_it(monkeypatch, wor
     assert "rank 1" in (said := roll_call.explain(RuntimeError(words))) and "answered for 8 s" in said
 
 
+@pytest.fixture
+def kept_signals():
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield list(before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_a_signal_to_stop_does_not_end_the_question(monkeypatch, kept_signals):
+    def ask(*_):
+        for number in kept_signals:
+            signal.raise_signal(number)
+        return {0: ""}, None
+
+    monkeypatch.setattr(roll_call, "_peers", [roll_call.Peer.here()] * 2)
+    monkeypatch.setattr(roll_call, "_ask", ask)
+    monkeypatch.setattr(dist.distributed_c10d, "_get_default_store", dist.HashStore)
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    said = roll_call.explain(RuntimeError("Connection reset by peer"))
+    assert said is not None and said.startswith("rank 1 ") and "ended without a word" in said
+
+
 def test_a_rank_answers_once_asked_and_what_it_says_last_counts():
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     store.append(roll_call.ANSWERS, roll_call._answered(3, "data/loader.py:7 in draw"))

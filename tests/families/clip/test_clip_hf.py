@@ -20,6 +20,7 @@ from flava_ds.families.clip.task import build_task
 from flava_ds.hf import foreign as their_files
 from flava_ds.hf.convert import convert_file, convert_folder
 from flava_ds.layouts import to_ours, to_theirs
+from flava_ds.objectives.sigmoid_contrastive import SigmoidContrastiveConfig
 
 
 @pytest.fixture
@@ -147,15 +148,26 @@ def test_files_of_open_clip_are_read(run, tmp_path, caplog):
 
 
 def test_the_bias_of_open_clips_sigmoid_loss_comes_along(run, tmp_path):
-    _, task, theirs = open_clip_tensors(run)
+    """To a run whose recipe's contrastive loss was replaced by the sigmoid one, which keeps its name."""
+    own, task, theirs = open_clip_tensors(run)
     torch.save({**theirs, "logit_bias": torch.tensor(-9.5)}, tmp_path / "siglip.pt")
     convert_file(tmp_path / "siglip.pt", tmp_path / "ours")
-    config = configuration.load(tmp_path / "ours" / "config.json")
-    assert [own.type for own in config.objectives.values()] == ["sigmoid_contrastive"]
-    fresh = build_task(config)
+    objectives = configuration.load(tmp_path / "ours" / "config.json").objectives
+    assert {name: own.type for name, own in objectives.items()} == {
+        "global_contrastive": "sigmoid_contrastive"
+    }
+    switched = {name: SigmoidContrastiveConfig() for name in own.objectives}
+    fresh = build_task(dataclasses.replace(own, objectives=switched))
     load_initial_weights(fresh, str(tmp_path / "ours"), "clip")
-    assert fresh.objectives["sigmoid_contrastive"].logit_bias.item() == -9.5
+    assert fresh.objectives["global_contrastive"].logit_bias.item() == -9.5
     assert all(torch.equal(fresh.state_dict()[name], tensor) for name, tensor in task.state_dict().items())
+
+
+def test_an_export_says_that_the_bias_of_the_sigmoid_loss_has_no_place(run, tmp_path, caplog):
+    config, task = run
+    weights = {**task.state_dict(), "objectives.global_contrastive.logit_bias": torch.tensor([-9.5])}
+    their_files.export(config, weights, tmp_path / "out")
+    assert "written as CLIPModel, without the heads of global_contrastive\n" in caplog.text
 
 
 @pytest.mark.parametrize(("quick", "activation"), [({"quick_gelu": True}, "quick_gelu"), ({}, "gelu")])

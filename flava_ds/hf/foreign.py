@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import logging
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from flava_ds.config import Config, save
 from flava_ds.config.family import FamilyConfig
+from flava_ds.config.plain_files import loads, read_small
 from flava_ds.config.variants import choices, find, tag_of
 from flava_ds.errors import CheckpointError
 from flava_ds.hf.files import read_file, read_folder, read_json, write_tensors
@@ -42,10 +44,19 @@ def recognized(names: Collection[str]) -> Layouts | None:
 
 
 def open_folder(path: Path) -> Foreign:
-    """Opens a folder of transformers (save_pretrained, or a snapshot of the Hub) or of open_clip.
+    """Opens a folder of transformers (save_pretrained, or a snapshot of the Hub) or of open_clip. Its model
+    normalises pictures as the folder's preprocessing does, if that is there.
 
     Raises: CheckpointError naming the file, setting or tensor that does not fit.
     """
+    found = _open(path)
+    if not found.model.image_size:
+        return found
+    image = dataclasses.replace(found.model.image, **_pixel_statistics(path))
+    return dataclasses.replace(found, model=dataclasses.replace(found.model, image=image))
+
+
+def _open(path: Path) -> Foreign:
     if (path / OPEN_CLIP[0]).is_file():
         settings, tensors = read_json(path / OPEN_CLIP[0]), read_folder(path, OPEN_CLIP[1])
         layouts = recognized(tensors)
@@ -81,6 +92,27 @@ def open_folder(path: Path) -> Foreign:
         raise CheckpointError(
             f"{path / 'config.json'}: a setting has another type than in transformers ({reason}); copy the "
             "file again"
+        ) from error
+
+
+def _pixel_statistics(path: Path) -> dict[str, tuple[float, ...]]:
+    """Returns image_mean and image_std of a folder; empty if it does not tell.
+
+    Raises: CheckpointError if they cannot be read.
+    """
+    file, theirs = path / "preprocessor_config.json", ("image_mean", "image_std")
+    if (path / OPEN_CLIP[0]).is_file():
+        file, theirs = path / OPEN_CLIP[0], ("mean", "std")
+    if not file.is_file():
+        return {}
+    try:
+        found = loads(read_small(file))
+        found = found.get("preprocess_cfg", found)
+        ours = zip(("image_mean", "image_std"), theirs, strict=True)
+        return {own: tuple(map(float, found[name])) for own, name in ours if name in found}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{file}: not readable ({error}); copy the model's folder again, or delete this file"
         ) from error
 
 

@@ -171,19 +171,20 @@ def test_an_export_says_that_the_bias_of_the_sigmoid_loss_has_no_place(run, tmp_
 
 
 @pytest.mark.parametrize(("quick", "activation"), [({"quick_gelu": True}, "quick_gelu"), ({}, "gelu")])
-def test_folders_of_open_clip_are_read_with_their_activation(run, tmp_path, quick, activation):
+def test_folders_of_open_clip_are_read_with_their_activation_and_pixels(run, tmp_path, quick, activation):
     config, _, theirs = open_clip_tensors(run)
     folder = tmp_path / "theirs"
     folder.mkdir()
     save_file(theirs, folder / "open_clip_model.safetensors")
     towers = {"vision_cfg": {"width": 128, "head_width": 32}, "text_cfg": {"width": 64, "heads": 2}}
-    settings = {"model_cfg": {"embed_dim": 12, **towers, **quick}}
+    pixels = {"mean": [0.5, 0.5, 0.25], "std": [0.5, 0.5, 0.5], "interpolation": "bicubic"}
+    settings = {"model_cfg": {"embed_dim": 12, **towers, **quick}, "preprocess_cfg": pixels}
     (folder / "open_clip_config.json").write_text(json.dumps(settings))
     convert_folder(folder, tmp_path / "ours")
-    image, text = (
-        dataclasses.replace(tower, num_attention_heads=heads)
-        for tower, heads in ((config.model.image, 4), (config.model.text, 2))
+    image = dataclasses.replace(
+        config.model.image, num_attention_heads=4, image_mean=(0.5, 0.5, 0.25), image_std=(0.5, 0.5, 0.5)
     )
+    text = dataclasses.replace(config.model.text, num_attention_heads=2)
     assert configuration.load(tmp_path / "ours" / "config.json").model == dataclasses.replace(
         config.model, activation=activation, image=image, text=text
     )

@@ -16,6 +16,7 @@ from flava_ds.config import Config, save
 from flava_ds.config.family import FamilyConfig
 from flava_ds.config.plain_files import loads, read_small
 from flava_ds.config.variants import choices, find, tag_of
+from flava_ds.data.tokenizer import load_tokenizer
 from flava_ds.errors import CheckpointError
 from flava_ds.hf.files import read_file, read_folder, read_json, write_tensors
 from flava_ds.layouts import Foreign, Layouts
@@ -161,8 +162,10 @@ def config_of(found: Foreign, name: str = "imported") -> Config:
 
 def write_imported(found: Foreign, out: Path) -> Path:
     """Writes a folder for initial_weights: model.safetensors in our names, config.json and any
-    image_codebook/. Returns `out`. A head of one task is dropped, which a warning says.
+    image_codebook/. Returns `out`. A head of one task is dropped, which a warning says; another, that the
+    vocabulary is not the model's.
     """
+    config = config_of(found)
     if found.head is not None:
         log.warning(
             "%s: dropped the head of %d classes, for which a run has no place; `flava-ds evaluate "
@@ -170,8 +173,19 @@ def write_imported(found: Foreign, out: Path) -> Path:
             out,
             len(found.head.class_names),
         )
+    vocabulary = load_tokenizer(config.data.vocabulary)
+    if vocabulary.vocab_size != config.model.text_vocab_size:
+        log.warning(
+            "%s: names the vocabulary %s, of %s words, and the model has %s; a run with `base: %s` needs "
+            "data.vocabulary too",
+            out / "config.json",
+            config.data.vocabulary,
+            f"{vocabulary.vocab_size:,}",
+            f"{config.model.text_vocab_size:,}",
+            out / "config.json",
+        )
     out.mkdir(parents=True, exist_ok=True)
-    save(config_of(found), out / "config.json")
+    save(config, out / "config.json")
     write_tensors(found.weights, out)
     if found.codebook_weights:
         save_tensors(found.codebook_weights, out / CODEBOOK_FOLDER / "model.safetensors")

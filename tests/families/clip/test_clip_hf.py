@@ -140,6 +140,7 @@ def test_files_of_open_clip_are_read(run, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         convert_file(tmp_path / "epoch_3.pt", tmp_path / "ours")
     assert "neither the activation nor the number of heads" in caplog.text
+    assert "names the vocabulary bert_base_uncased, of 30,522 words, and the model has 200" in caplog.text
     model = configuration.load(tmp_path / "ours" / "config.json").model
     assert model == dataclasses.replace(config.model, activation="gelu")
     fresh = build_task(config)

@@ -18,7 +18,7 @@ from flava_ds.families.bert_layouts import pixel_settings, tell_left_out, tokeni
 from flava_ds.families.clip.config import ClipConfig, ImageTowerConfig, TextTowerConfig
 from flava_ds.families.clip.model import Clip
 from flava_ds.layouts import Entry, Foreign, renamed, take, to_ours, to_theirs
-from flava_ds.objectives.global_contrastive import GlobalContrastiveConfig
+from flava_ds.objectives.global_contrastive import ContrastiveConfig, GlobalContrastiveConfig
 from flava_ds.objectives.sigmoid_contrastive import SigmoidContrastiveConfig
 from flava_ds.weightless import shapes_of
 
@@ -79,7 +79,9 @@ _OPEN_CLIP = (
     (r"^visual\.final_norm\.", "visual.ln_post."),
     (r"^final_norm\.", "ln_final."),
 )
-_BIAS = Entry("objectives.global_contrastive.logit_bias", ("logit_bias",), (1,), ())
+_CONTRAST = "global_contrastive"
+"""The objective's name in the recipes, which a choice of another loss keeps."""
+_BIAS = Entry(f"objectives.{_CONTRAST}.logit_bias", ("logit_bias",), (1,), ())
 """Of a model that open_clip trained with --siglip."""
 _CONSTANTS = ("position_ids", "attn_mask", "input_resolution", "context_length", "vocab_size")
 """Buffers that some versions save along with the weights."""
@@ -130,10 +132,10 @@ class ClipLayouts:
                 f"{where}: its configuration is not CLIP's ({type(error).__name__}: {error})"
             ) from error
         table = entries(model, open_clip=foreign)
-        objectives: dict[str, Any] = {"global_contrastive": GlobalContrastiveConfig()}
+        loss: ContrastiveConfig = GlobalContrastiveConfig()
         if foreign and "logit_bias" in tensors:
-            table, objectives = (*table, _BIAS), {"global_contrastive": SigmoidContrastiveConfig()}
-        return Foreign(model, objectives, to_ours(tensors, table, where))
+            table, loss = (*table, _BIAS), SigmoidContrastiveConfig()
+        return Foreign(model, {_CONTRAST: loss}, to_ours(tensors, table, where))
 
     def write(
         self, config: Config, weights: Mapping[str, Tensor]

@@ -205,9 +205,13 @@ part compiled-64 "$python" benchmarks/train_steps.py --out "$out/compiled-64" "$
     --training.compile-codebook --training.pad-to-multiple-of 256
 for operator in $operators; do
     case " $first " in *" $operator "*) ;; *) both "$operator" ;; esac
-    # Training gives this one features in fp32, whose products are others.
-    [ "$operator" != info_nce ] || part bench-info_nce-fp32 \
-        "$python" -m flava_kernels.bench --op info_nce "${bench[@]}" --dtype fp32 --resume --csv "$out/bench.csv"
+    # Training gives these two features in fp32, whose products are others.
+    case $operator in
+        info_nce | sigmoid_loss)
+            part "bench-$operator-fp32" "$python" -m flava_kernels.bench --op "$operator" "${bench[@]}" \
+                --dtype fp32 --resume --csv "$out/bench.csv"
+            ;;
+    esac
 done
 mapfile -t others < <(grep -rl 'mark\.gpu\b' tests --include='test_*.py' --exclude='test_op.py' \
     --exclude='test_apex_adam.py' --exclude='test_trainer_on_kernels.py' | sort)

@@ -47,7 +47,8 @@ def test_the_parts(tmp_path):
     ordered = [*first, *(op for op in OPS if op not in first)]
     both = [f"{what}-{op}" for op in ordered for what in ("check", "bench")]
     both.insert(2 * len(first), "compiled-64")
-    both.insert(both.index("bench-info_nce") + 1, "bench-info_nce-fp32")
+    for op in ("info_nce", "sigmoid_loss"):
+        both.insert(both.index(f"bench-{op}") + 1, f"bench-{op}-fp32")
     trained = ["smoke", "kernels-train", "train", *(f"pairs-{size}" for size in (64, 256, 128))]
     assert parts == [*trained, *both, "others", "apex", "memcheck", "racecheck"]
     said = dict(line.split(":", 1) for line in done.stdout.splitlines())
@@ -235,7 +236,7 @@ def test_when_the_minutes_are_over_the_rest_waits_and_what_there_is_is_packed(tm
     assert done.returncode == 1 and "==" not in done.stdout.split("part ")[0]
     found = table(done)
     found.pop("packed:")
-    assert len(found) == 2 * len(OPS) + 12
+    assert len(found) == 2 * len(OPS) + 13
     assert all(result.startswith("waits: the 0 minutes are over") for result in found.values())
     with tarfile.open(tmp_path / "all.tgz") as archive:
         assert archive.getnames() == ["cpu", "cpu/table.txt"]

@@ -7,7 +7,7 @@ import logging
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
@@ -18,7 +18,6 @@ from flava_ds.checkpoints.place import Place
 from flava_ds.checkpoints.reader import WEIGHTS, load_weights, locate
 from flava_ds.config import Config, DataConfig
 from flava_ds.config.encoders import DETECTORS, RegionTextConfig
-from flava_ds.config.plain_files import loads, read_small
 from flava_ds.data import tokenizer_files
 from flava_ds.data.tokenizer import load_tokenizer
 from flava_ds.errors import CheckpointError, UserError
@@ -252,8 +251,9 @@ def _device(name: torch.device | str | None) -> torch.device:
 
 
 def _read_huggingface(path: Path) -> Read:
-    """Reads a Hugging Face folder, with its vocabulary and pixel statistics if it has them, and the head of a
-    class for one task. Objectives whose heads it lacks are left out."""
+    """Reads a Hugging Face folder, with its vocabulary if it has one, and the head of a class for one task.
+    Objectives whose heads it lacks are left out.
+    """
     found = open_folder(path)
     config = config_of(found, path.resolve().name)
     with weightless():
@@ -262,11 +262,6 @@ def _read_huggingface(path: Path) -> Read:
     kept = {name: own for name, own in config.objectives.items() if name not in lacking}
     vocabulary, wordless = _vocabulary(path, config)
     config = dataclasses.replace(config, objectives=kept, data=DataConfig(vocabulary=vocabulary))
-    if config.model.image_size:
-        statistics = _pixel_statistics(path / "preprocessor_config.json")
-        model: Any = config.model  # of any family: those that take images have `image`
-        image = dataclasses.replace(model.image, **statistics)
-        config = dataclasses.replace(config, model=dataclasses.replace(model, image=image))
     described = Described(config.name, config.model.type)
     return Read(config, found.weights, described, head=found.head, wordless=wordless)
 
@@ -299,19 +294,3 @@ def _vocabulary(path: Path, config: Config) -> tuple[str, str]:
         default,
     )
     return default, ""
-
-
-def _pixel_statistics(file: Path) -> dict[str, tuple[float, ...]]:
-    """Returns image_mean and image_std of a preprocessor's configuration; empty without one.
-
-    Raises: CheckpointError if it cannot be read.
-    """
-    if not file.is_file():
-        return {}
-    try:
-        found = loads(read_small(file))
-        return {name: tuple(map(float, found[name])) for name in ("image_mean", "image_std") if name in found}
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(
-            f"{file}: not readable ({error}); copy the model's folder again, or delete this file"
-        ) from error

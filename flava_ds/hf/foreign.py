@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import logging
@@ -13,7 +14,9 @@ from torch import Tensor
 
 from flava_ds.config import Config, save
 from flava_ds.config.family import FamilyConfig
+from flava_ds.config.plain_files import loads, read_small
 from flava_ds.config.variants import choices, find, tag_of
+from flava_ds.data.tokenizer import load_tokenizer
 from flava_ds.errors import CheckpointError
 from flava_ds.hf.files import read_file, read_folder, read_json, write_tensors
 from flava_ds.layouts import Foreign, Layouts
@@ -42,10 +45,19 @@ def recognized(names: Collection[str]) -> Layouts | None:
 
 
 def open_folder(path: Path) -> Foreign:
-    """Opens a folder of transformers (save_pretrained, or a snapshot of the Hub) or of open_clip.
+    """Opens a folder of transformers (save_pretrained, or a snapshot of the Hub) or of open_clip. Its model
+    normalises pictures as the folder's preprocessing does, if that is there.
 
     Raises: CheckpointError naming the file, setting or tensor that does not fit.
     """
+    found = _open(path)
+    if not found.model.image_size:
+        return found
+    image = dataclasses.replace(found.model.image, **_pixel_statistics(path))
+    return dataclasses.replace(found, model=dataclasses.replace(found.model, image=image))
+
+
+def _open(path: Path) -> Foreign:
     if (path / OPEN_CLIP[0]).is_file():
         settings, tensors = read_json(path / OPEN_CLIP[0]), read_folder(path, OPEN_CLIP[1])
         layouts = recognized(tensors)
@@ -81,6 +93,27 @@ def open_folder(path: Path) -> Foreign:
         raise CheckpointError(
             f"{path / 'config.json'}: a setting has another type than in transformers ({reason}); copy the "
             "file again"
+        ) from error
+
+
+def _pixel_statistics(path: Path) -> dict[str, tuple[float, ...]]:
+    """Returns image_mean and image_std of a folder; empty if it does not tell.
+
+    Raises: CheckpointError if they cannot be read.
+    """
+    file, theirs = path / "preprocessor_config.json", ("image_mean", "image_std")
+    if (path / OPEN_CLIP[0]).is_file():
+        file, theirs = path / OPEN_CLIP[0], ("mean", "std")
+    if not file.is_file():
+        return {}
+    try:
+        found = loads(read_small(file))
+        found = found.get("preprocess_cfg", found)
+        ours = zip(("image_mean", "image_std"), theirs, strict=True)
+        return {own: tuple(map(float, found[name])) for own, name in ours if name in found}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{file}: not readable ({error}); copy the model's folder again, or delete this file"
         ) from error
 
 
@@ -129,8 +162,10 @@ def config_of(found: Foreign, name: str = "imported") -> Config:
 
 def write_imported(found: Foreign, out: Path) -> Path:
     """Writes a folder for initial_weights: model.safetensors in our names, config.json and any
-    image_codebook/. Returns `out`. A head of one task is dropped, which a warning says.
+    image_codebook/. Returns `out`. A head of one task is dropped, which a warning says; another, that the
+    vocabulary is not the model's.
     """
+    config = config_of(found)
     if found.head is not None:
         log.warning(
             "%s: dropped the head of %d classes, for which a run has no place; `flava-ds evaluate "
@@ -138,8 +173,19 @@ def write_imported(found: Foreign, out: Path) -> Path:
             out,
             len(found.head.class_names),
         )
+    vocabulary = load_tokenizer(config.data.vocabulary)
+    if vocabulary.vocab_size != config.model.text_vocab_size:
+        log.warning(
+            "%s: names the vocabulary %s, of %s words, and the model has %s; a run with `base: %s` needs "
+            "data.vocabulary too",
+            out / "config.json",
+            config.data.vocabulary,
+            f"{vocabulary.vocab_size:,}",
+            f"{config.model.text_vocab_size:,}",
+            out / "config.json",
+        )
     out.mkdir(parents=True, exist_ok=True)
-    save(config_of(found), out / "config.json")
+    save(config, out / "config.json")
     write_tensors(found.weights, out)
     if found.codebook_weights:
         save_tensors(found.codebook_weights, out / CODEBOOK_FOLDER / "model.safetensors")

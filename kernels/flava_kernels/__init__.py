@@ -13,6 +13,7 @@ from flava_kernels.linear_cross_entropy import OP as LINEAR_CROSS_ENTROPY
 from flava_kernels.linear_gelu import GELU_LINEAR, LINEAR_GELU
 from flava_kernels.op import Op
 from flava_kernels.packing import PACK, UNPACK
+from flava_kernels.sigmoid_loss import OP as SIGMOID_LOSS
 
 OPS: dict[str, Op] = {
     op.name: op
@@ -29,6 +30,7 @@ OPS: dict[str, Op] = {
         GELU_LINEAR,
         LINEAR_CROSS_ENTROPY,
         INFO_NCE,
+        SIGMOID_LOSS,
     )
 }
 """Every operator by name, in the order of docs/kernels.md."""

@@ -104,7 +104,7 @@ def forward_reference(
     row_lse, own, first = (scaled.new_empty(rows.shape[0]) for _ in range(3))
     column_max = scaled.new_full((columns.shape[0] if both else 0,), float("-inf"))
     column_sum = torch.zeros_like(column_max)
-    for chunk, logits in _chunks(scaled, columns):
+    for chunk, logits in chunks(scaled, columns):
         torch.mm(scaled[chunk], columns.T, out=logits)
         largest, place = logits.max(1)
         own[chunk] = logits.gather(1, own_column[chunk, None])[:, 0]
@@ -144,7 +144,7 @@ def backward_reference(
         scaled.new_empty(scaled.shape),
         work.new_zeros(work.shape[0] if both else 0, work.shape[1]),
     )
-    for chunk, logits in _chunks(scaled, work):
+    for chunk, logits in chunks(scaled, work):
         torch.mm(scaled[chunk], work.T, out=logits)
         gradient = (logits - column_shift).exp_().add_(logits.sub_(row_shift[chunk, None]).exp_())
         gradient.diagonal(offset + chunk.start).sub_(mask[chunk], alpha=2)
@@ -161,7 +161,7 @@ def shifts(vectors: Tensor) -> Tensor:
     return vectors[0].masked_fill(vectors[1] == 0, float("inf"))
 
 
-def _chunks(rows: Tensor, columns: Tensor) -> Iterator[tuple[slice, Tensor]]:
+def chunks(rows: Tensor, columns: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Yields slices of rows, and a buffer for their part of S, which is reused."""
     most = max(1, CHUNK_BYTES // (max(columns.shape[0], 1) * rows.element_size()))
     memory = rows.new_empty(min(most, rows.shape[0]), columns.shape[0])
@@ -179,10 +179,11 @@ def supports(
     group: dist.ProcessGroup | None = None,
 ) -> str | None:
     """Returns None, or why the kernels do not support these arguments."""
-    return _unsupported(image, text)
+    return unsupported(image, text)
 
 
-def _unsupported(rows: Tensor, columns: Tensor) -> str | None:
+def unsupported(rows: Tensor, columns: Tensor) -> str | None:
+    """Returns None, or why the kernels do not support these features."""
     if rows.dtype != columns.dtype:
         return f"the features are {rows.dtype} and {columns.dtype}"
     if rows.dtype not in DTYPES:
@@ -196,7 +197,7 @@ def _unsupported(rows: Tensor, columns: Tensor) -> str | None:
 def _statistics(
     rows: Tensor, columns: Tensor, scale: Tensor, offset: int, both: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    if dispatch.use_triton("info_nce", rows, _unsupported, rows, columns):
+    if dispatch.use_triton("info_nce", rows, unsupported, rows, columns):
         from flava_kernels.triton_ops import contrastive
 
         return contrastive.forward(rows, columns, scale, offset, both)
@@ -214,7 +215,7 @@ def _gradients(
     offset: int,
     both: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if dispatch.use_triton("info_nce", rows, _unsupported, rows, columns):
+    if dispatch.use_triton("info_nce", rows, unsupported, rows, columns):
         from flava_kernels.triton_ops import contrastive
 
         return contrastive.backward(grad, rows, columns, scale, row_vectors, column_vectors, offset, both)
@@ -261,14 +262,14 @@ class _InfoNCE(torch.autograd.Function):
         statistics = _forward if dispatch.needs_custom_operator(image) else _statistics
         work = torch.promote_types(image.dtype, torch.float32)
         scale, mask = log_scale.to(work).exp(), row_mask.to(work)
-        alone = not _distributed(group)
-        image_all, text_all = _gather(image, group), _gather(text, group)
+        alone = not distributed(group)
+        image_all, text_all = gather(image, group), gather(text, group)
         offset = 0 if alone else dist.get_rank(group) * image.shape[0]
         row_lse, column_lse, own, first = statistics(image, text_all, scale, offset, alone)
         if not alone:
             column_lse = statistics(text, image_all, scale, offset, False)[0]
         row_vectors, column_vectors = torch.stack([row_lse, mask]), torch.stack([column_lse, mask])
-        exchanged = _gather(torch.stack([row_lse, column_lse, mask], dim=1), group)
+        exchanged = gather(torch.stack([row_lse, column_lse, mask], dim=1), group)
         ctx.save_for_backward(image_all, text_all, scale, row_vectors, column_vectors, exchanged)
         ctx.offset, ctx.alone, ctx.scale_dtype = offset, alone, log_scale.dtype
         correct = (first * mask).sum().float()
@@ -310,13 +311,14 @@ class _InfoNCE(torch.autograd.Function):
         )
 
 
-def _distributed(group: dist.ProcessGroup | None) -> bool:
+def distributed(group: dist.ProcessGroup | None) -> bool:
+    """Returns whether there are other ranks in a group."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1
 
 
-def _gather(local: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+def gather(local: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     """Concatenates equal-shaped tensors of all ranks along the first axis, without gradient."""
-    if not _distributed(group):
+    if not distributed(group):
         return local
     gathered = local.new_empty(dist.get_world_size(group) * local.shape[0], *local.shape[1:])
     dist.all_gather_into_tensor(gathered, local.contiguous(), group=group)

@@ -14,7 +14,8 @@ from torch.utils.flop_counter import register_flop_formula
 import flava_kernels.contrastive
 import flava_kernels.cross_attention
 import flava_kernels.linear_cross_entropy
-import flava_kernels.linear_gelu  # noqa: F401  defines the operators
+import flava_kernels.linear_gelu
+import flava_kernels.sigmoid_loss  # noqa: F401  defines the operators
 from flava_kernels import attention
 
 
@@ -139,3 +140,19 @@ def info_nce_backward(
 ) -> int:
     """Counts the similarities again, the gradient of the rows and, with `both`, that of the columns."""
     return (6 if both else 4) * rows_shape[0] * columns_shape[0] * rows_shape[1]
+
+
+@register_flop_formula(torch.ops.flava_kernels.sigmoid_loss)
+def sigmoid_loss(
+    rows_shape: torch.Size,
+    columns_shape: torch.Size,
+    scale_shape: torch.Size,
+    bias_shape: torch.Size,
+    row_mask_shape: torch.Size,
+    offset: int,
+    gradients: list[bool],
+    *_: Any,
+    **__: Any,
+) -> int:
+    """Counts the logits, and the gradients that are wanted, which the backward pass only scales."""
+    return 2 * (1 + sum(gradients)) * rows_shape[0] * columns_shape[0] * rows_shape[1]

@@ -76,3 +76,19 @@ def causal_attention_of_any_tile(dtype: torch.dtype) -> None:
             grad_unread, unread, out_unread, lse_unread, cu_seqlens, longest, True, bias, tile
         )
         assert torch.equal(d_behind[behind:], d_qkv[behind:]), f"backward, tiles of {sides}"
+
+
+def sigmoid_loss_of_the_second_rank(dtype: torch.dtype) -> None:
+    """Asserts that rows find their own columns behind those of the rank before."""
+    from flava_kernels.cases.sigmoid_loss import features
+    from flava_kernels.sigmoid_loss import forward_reference
+    from flava_kernels.triton_ops import sigmoid_loss as kernels
+
+    draw = torch.Generator().manual_seed(0)
+    drawn = features(draw, rows=12, width=8, scale=10.0, matched=0.6, bias=-3.0)
+    image, text = drawn["image"].to(dtype), drawn["text"].to(dtype)
+    rest = drawn["log_scale"].exp(), drawn["bias"], drawn["text_mask"]
+    found = kernels.forward(image[6:], text, *(value.float() for value in rest), 6, [True] * 2)
+    exact = forward_reference(image[6:].double(), text.double(), *rest, 6, [True] * 2)
+    for ours, theirs in zip(found, exact, strict=True):
+        assert op_checks.relative_error(ours, theirs) < {torch.float32: 2e-6}.get(dtype, 1e-2)

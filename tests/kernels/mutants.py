@@ -1,7 +1,7 @@
 """Bugs to plant in the kernels, each with the cases that have to notice it; mutation_run.py runs them."""
 
 from mutants_of_attention import ATTENTION, CROSS_ATTENTION
-from mutants_of_products import CONTRASTIVE, LINEAR_CROSS_ENTROPY, LINEAR_GELU
+from mutants_of_products import CONTRASTIVE, LINEAR_CROSS_ENTROPY, LINEAR_GELU, SIGMOID_LOSS
 from mutants_of_rows import COLUMN_SUMS, DROPOUT, FUSING, LAYER_NORM, PACKING
 
 MUTANTS = {
@@ -15,5 +15,6 @@ MUTANTS = {
     "linear_gelu": LINEAR_GELU,
     "linear_cross_entropy": LINEAR_CROSS_ENTROPY,
     "contrastive": CONTRASTIVE,
+    "sigmoid_loss": SIGMOID_LOSS,
 }
 """By module of triton_ops."""

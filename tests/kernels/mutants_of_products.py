@@ -132,7 +132,6 @@ CONTRASTIVE = (
         "range(0, width - BLOCK_K, BLOCK_K)",
         NCE,
         "70-masked",
-        times=2,
     ),
     bug(
         "positive counts once",
@@ -178,5 +177,71 @@ CONTRASTIVE = (
         "tl.dot(left, right, 0.0 * total,",
         NCE,
         "70-masked",
+    ),
+)
+
+SIGMOID = "sigmoid_loss"
+SIGMOID_LOSS = (
+    bug(
+        "outside columns ranked",
+        'tl.where(counted[None, :], similarity, float("-inf"))',
+        "similarity",
+        SIGMOID,
+        "40-opposite",
+    ),
+    bug(
+        "texts that are left out ranked",
+        'tl.where(counted[None, :], similarity, float("-inf"))',
+        'tl.where(column_valid[None, :], similarity, float("-inf"))',
+        SIGMOID,
+        "150-masked-wide",
+    ),
+    bug("texts that are left out count", "other=0.0) > 0\n", "other=-1.0) >= 0\n", SIGMOID, "70-masked"),
+    bug("outside counts in the loss", "tl.where(inside, loss, 0.0)", "loss", SIGMOID, "70-masked"),
+    bug(
+        "outside counts in G",
+        "tl.where(inside, tl.where(own, -logistic, logistic), 0.0)",
+        "tl.where(own, -logistic, logistic)",
+        SIGMOID,
+        "70-masked",
+    ),
+    bug(
+        "the last of equal entries counts",
+        "tl.min(tl.where(shown == largest[:, None], column[None, :], num_columns), 1)",
+        "tl.max(tl.where(shown == largest[:, None], column[None, :], 0), 1)",
+        SIGMOID,
+        "96-twins",
+    ),
+    bug(
+        "own text of another rank",
+        "(row + offset)[:, None] == column",
+        "row[:, None] == column",
+        SIGMOID,
+        checks=("sigmoid_loss_of_the_second_rank",),
+    ),
+    bug("bias missing", "logits = similarity + tl.load(bias)", "logits = similarity", SIGMOID, "33-all"),
+    bug(
+        "sign of the positives",
+        "tl.where(own, -logits, logits)",
+        "tl.where(own, logits, logits)",
+        SIGMOID,
+        "33-all",
+    ),
+    bug("small exponentials rounded away", "_log1p(e)\n", "tl.math.log(1.0 + e)\n", SIGMOID, "40-learned"),
+    bug("series cut short", "series = series * square + 0.2\n", "series = 0.2\n", SIGMOID, "150-masked-wide"),
+    bug(
+        "logistic function of the other sign",
+        "tl.where(against >= 0, 1.0, e)",
+        "tl.where(against < 0, 1.0, e)",
+        SIGMOID,
+        "33-all",
+    ),
+    bug("scale's gradient", "tl.sum(g * similarity)", "tl.sum(g * logits)", SIGMOID, "33-all"),
+    bug(
+        "bias's gradient",
+        "part_d_bias + program, tl.sum(g)",
+        "part_d_bias + program, tl.sum(logistic)",
+        SIGMOID,
+        "33-all",
     ),
 )

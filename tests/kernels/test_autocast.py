@@ -22,6 +22,7 @@ CASES = {
     "gelu_linear": "37x24",
     "linear_cross_entropy": "7",
     "info_nce": "70-masked",
+    "sigmoid_loss": "70-masked",
     "fuse_sequences": "mixed",
 }
 """An operator's case, by the start of its name, in fp32."""
@@ -48,7 +49,7 @@ def test_autocast_on_a_cpu_gives_torch_s_dtypes_and_gradients(monkeypatch, name,
         torch.autograd.backward(
             with_gradient, [g.to(r.dtype) for g, r in zip(upstream, with_gradient, strict=True)]
         )
-    if name != "info_nce":  # whose definition would round logits
+    if name not in ("info_nce", "sigmoid_loss"):  # whose definitions would round logits
         assert [result.dtype for result in results] == [result.dtype for result in cast]
     for result, reference in zip(results, expected, strict=True):
         if result.requires_grad:

@@ -65,6 +65,7 @@ def classes(*size: int) -> torch.Tensor:
 
 NORM, SUM, LOSS = "layer_norm", "add_layer_norm", "linear_cross_entropy"
 X, D, FEW = of_shape(6, 8), of_shape(8), of_shape(3)
+ONES = of_shape(1), of_shape(1)
 HEAD, QKV = (of_shape(5, 8), of_shape(5)), of_shape(6, 3, 1, 8)
 WRONG_SHAPES = [
     (NORM, (X, FEW, D, 1e-5), "weight has shape \\[3], but \\[8] is wanted"),
@@ -93,6 +94,9 @@ WRONG_SHAPES = [
     ("info_nce", (X, X[:4], of_shape(1), of_shape(6)), "text has shape"),
     ("info_nce", (X, X, of_shape(1), of_shape(3)), "row_mask has shape"),
     ("info_nce", (X, X.double(), of_shape(1), of_shape(6)), "text is torch.float64 and image torch.float32"),
+    ("sigmoid_loss", (X, X[:4], *ONES, of_shape(6)), "text has shape"),
+    ("sigmoid_loss", (X, X, *ONES, of_shape(3)), "text_mask has shape"),
+    ("sigmoid_loss", (X, X.double(), *ONES, of_shape(6)), "text is torch.float64 and image torch.float32"),
     (NORM, (X, D, D, -1e-5), "eps is -1e-05; it must be at least 0"),
     (SUM, (X, X, D, D, float("nan")), "eps is nan"),
     (SUM, (X, X, D, D, 1e-5, FEW), "x_bias has shape"),

@@ -54,7 +54,7 @@ def test_equals_autograd_on_one_rank(monkeypatch, rows_at_a_time):
 def test_the_reference_never_holds_more_than_its_budget(monkeypatch):
     monkeypatch.setattr(contrastive, "CHUNK_BYTES", 7 * 100 * 4)
     rows, columns = torch.ones(20, WIDTH), torch.ones(100, WIDTH)
-    parts = list(contrastive._chunks(rows, columns))
+    parts = list(contrastive.chunks(rows, columns))
     assert [(chunk.start, chunk.stop) for chunk, _ in parts] == [(0, 7), (7, 14), (14, 20)]
     assert {part.untyped_storage().data_ptr() for _, part in parts} == {
         parts[0][1].untyped_storage().data_ptr()

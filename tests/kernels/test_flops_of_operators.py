@@ -5,7 +5,7 @@ torch's layers.
 import flava_kernels.flops  # noqa: F401  registers the formulas
 import pytest
 import torch
-from flava_kernels import contrastive, dispatch, linear_cross_entropy, linear_gelu
+from flava_kernels import contrastive, dispatch, linear_cross_entropy, linear_gelu, sigmoid_loss
 from torch.utils.flop_counter import FlopCounterMode
 
 T, D, F, R = 7, 16, 24, 8
@@ -27,6 +27,11 @@ def similarities(function):
     return function(drawn(T, R), drawn(T, R), torch.zeros(1, requires_grad=True), torch.ones(T))[0]
 
 
+def answers(function):
+    rest = (torch.zeros(1, requires_grad=True) for _ in range(2))
+    return function(drawn(T, R), drawn(T, R), *rest, torch.ones(T))[0]
+
+
 def gelu_operator(*arguments):
     return torch.ops.flava_kernels.linear_gelu(*arguments)[0]
 
@@ -43,6 +48,7 @@ def cross_entropy_operator(*arguments):
         (gelu, gelu_operator, linear_gelu.definition, 0),
         (cross_entropy, cross_entropy_operator, linear_cross_entropy.definition, 0),
         (similarities, contrastive.info_nce, contrastive.definition, 2 * T * T * R),
+        (answers, sigmoid_loss.sigmoid_loss, sigmoid_loss.definition, 0),
     ],
 )
 def test_counts_what_plain_layers_count_and_what_is_computed_again(

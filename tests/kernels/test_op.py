@@ -88,7 +88,7 @@ def test_fakes_have_the_layout_of_results_for_any_layout_of_inputs(monkeypatch, 
         ]
         with CustomOperators() as operators:
             op_checks.results_and_gradients(op.function, inputs, case.differentiable, upstream)
-        assert len(operators.calls) >= 2
+        assert len(operators.calls) >= (1 if name == "sigmoid_loss" else 2)  # its backward pass is torch's
         for function, arguments in operators.calls:
             torch.library.opcheck(function, arguments, test_utils=("test_schema", "test_faketensor"))
 

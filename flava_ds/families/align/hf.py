@@ -21,6 +21,7 @@ from flava_ds.families.bert_layouts import (
     require,
     require_squares,
     split_qkv,
+    tell_left_out,
     text_settings,
     tokenizer_files,
 )
@@ -98,7 +99,11 @@ class AlignLayouts(Layouts):
     def write(
         self, config: Config, weights: Mapping[str, Tensor]
     ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Returns AlignConfig's JSON and AlignModel's tensors; those that it does not read are zeros."""
+        """Returns AlignConfig's JSON and AlignModel's tensors; those that it does not read are zeros.
+
+        A warning names objectives whose own are left out.
+        """
+        tell_left_out("AlignModel", weights, ())
         model = AlignConfig.of(config)
         own = {name: tensor for name, tensor in weights.items() if name.startswith("model.")}
         # transformers divides by the temperature as it is

@@ -14,11 +14,11 @@ from flava_ds.config import Config
 from flava_ds.data.clip_bpe import ClipTokenizer
 from flava_ds.data.tokenizer import load_tokenizer
 from flava_ds.errors import CheckpointError
-from flava_ds.families.bert_layouts import pixel_settings, tokenizer_files
+from flava_ds.families.bert_layouts import pixel_settings, tell_left_out, tokenizer_files
 from flava_ds.families.clip.config import ClipConfig, ImageTowerConfig, TextTowerConfig
 from flava_ds.families.clip.model import Clip
 from flava_ds.layouts import Entry, Foreign, renamed, take, to_ours, to_theirs
-from flava_ds.objectives.global_contrastive import GlobalContrastiveConfig
+from flava_ds.objectives.global_contrastive import ContrastiveConfig, GlobalContrastiveConfig
 from flava_ds.objectives.sigmoid_contrastive import SigmoidContrastiveConfig
 from flava_ds.weightless import shapes_of
 
@@ -79,7 +79,9 @@ _OPEN_CLIP = (
     (r"^visual\.final_norm\.", "visual.ln_post."),
     (r"^final_norm\.", "ln_final."),
 )
-_BIAS = Entry("objectives.global_contrastive.logit_bias", ("logit_bias",), (1,), ())
+_CONTRAST = "global_contrastive"
+"""The objective's name in the recipes, which a choice of another loss keeps."""
+_BIAS = Entry(f"objectives.{_CONTRAST}.logit_bias", ("logit_bias",), (1,), ())
 """Of a model that open_clip trained with --siglip."""
 _CONSTANTS = ("position_ids", "attn_mask", "input_resolution", "context_length", "vocab_size")
 """Buffers that some versions save along with the weights."""
@@ -130,15 +132,16 @@ class ClipLayouts:
                 f"{where}: its configuration is not CLIP's ({type(error).__name__}: {error})"
             ) from error
         table = entries(model, open_clip=foreign)
-        objectives: dict[str, Any] = {"global_contrastive": GlobalContrastiveConfig()}
+        loss: ContrastiveConfig = GlobalContrastiveConfig()
         if foreign and "logit_bias" in tensors:
-            table, objectives = (*table, _BIAS), {"global_contrastive": SigmoidContrastiveConfig()}
-        return Foreign(model, objectives, to_ours(tensors, table, where))
+            table, loss = (*table, _BIAS), SigmoidContrastiveConfig()
+        return Foreign(model, {_CONTRAST: loss}, to_ours(tensors, table, where))
 
     def write(
         self, config: Config, weights: Mapping[str, Tensor]
     ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Returns CLIPConfig's JSON and CLIPModel's tensors, without the objectives' own tensors."""
+        """Returns CLIPConfig's JSON and CLIPModel's tensors. A warning names objectives that are left out."""
+        tell_left_out("CLIPModel", weights, ())
         own = {name: tensor for name, tensor in weights.items() if name.startswith("model.")}
         return transformers_settings(config), to_theirs(
             own, entries(ClipConfig.of(config)), "the run's checkpoint"

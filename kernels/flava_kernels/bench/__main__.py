@@ -21,7 +21,8 @@ from flava_kernels.bench import machine as machines
 from flava_kernels.bench import plots, table
 from flava_kernels.bench.measure import Arguments, Effort, Measurement, beyond, errors, exact, measure
 from flava_kernels.bench.peers import OURS, Peer, UnavailableError, peers
-from flava_kernels.bench.workloads import SIZES, Workload, workloads
+from flava_kernels.bench.workload import Workload
+from flava_kernels.bench.workloads import SIZES, workloads
 from flava_kernels.op import Op
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

@@ -277,6 +277,16 @@ def _inf_cl(op: Op, device: str) -> Call:
     return call
 
 
+def siglip_loss(image: Tensor, text: Tensor, log_scale: Tensor, bias: Tensor, text_mask: Tensor) -> Tensor:
+    """open_clip's SigLipLoss(dist_impl="gather") from its formula; summed, unmasked."""
+    world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
+    text_all = torch.cat(all_gather(text)) if world > 1 else text
+    logits = log_scale.exp() * image @ text_all.T + bias
+    labels = -torch.ones_like(logits)
+    labels.diagonal(rank * image.shape[0]).fill_(1)
+    return -F.logsigmoid(labels * logits).sum()
+
+
 def _bytes_of_clip_loss(inputs: dict[str, Any]) -> int:
     world = dist.get_world_size() if dist.is_initialized() else 1
     return 4 * 4 * inputs["image"].shape[0] ** 2 * world
@@ -284,6 +294,7 @@ def _bytes_of_clip_loss(inputs: dict[str, Any]) -> int:
 
 WHOLE_MATRIX: dict[str, Callable[[dict[str, Any]], int]] = {
     "info_nce": lambda inputs: 5 * 4 * inputs["image"].shape[0] ** 2,
+    "sigmoid_loss": lambda inputs: 5 * 4 * inputs["image"].shape[0] ** 2,
     "linear_cross_entropy": lambda inputs: 4 * 4 * inputs["labels"].shape[0] * inputs["weight"].shape[0],
 }
 """fp32 copies of the full logits matrix that an implementation holds at a time."""
@@ -311,5 +322,6 @@ PEERS: dict[str, tuple[Peer, ...]] = {
         Peer("open_clip's ClipLoss", lambda op, device: clip_loss, _bytes_of_clip_loss),
         Peer("Inf-CL", _inf_cl),
     ),
+    "sigmoid_loss": (Peer("open_clip's SigLipLoss", lambda op, device: siglip_loss, _bytes_of_clip_loss),),
 }
 """Peers of single operators, besides ours, plain torch and its compiler."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from flava_kernels.bench.machine import Machine
 from flava_kernels.bench.measure import Measurement
-from flava_kernels.bench.workloads import Cost, Workload
+from flava_kernels.bench.workload import Cost, Workload
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,9 +7,9 @@ matters.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,38 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flava_kernels import attention
+from flava_kernels.bench.workload import Cost, Workload, randn
 
 SIZES = ("gpu", "cpu", "quick")
-
-Draw = Callable[[torch.Generator, torch.dtype], dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Minimum bytes moved (every tensor once) and floating-point operations, for an element size."""
-
-    forward_bytes: int
-    forward_flops: int
-    backward_bytes: int
-    backward_flops: int
-
-
-@dataclass(frozen=True)
-class Workload:
-    """One set of arguments of an operator.
-
-    `draw` creates them on the generator's device. `cost` takes the bytes of an element. `ranks` is the number
-    of ranks, one of which is simulated. `exact` enables measuring the error against fp64: for sizes where the
-    fp64 definition fits memory and time.
-    """
-
-    op: str
-    name: str
-    draw: Draw
-    differentiable: tuple[str, ...]
-    cost: Callable[[int], Cost]
-    ranks: int = 1
-    exact: bool = True
 
 
 def workloads(op: str, size: str) -> tuple[Workload, ...]:
@@ -59,21 +30,17 @@ def workloads(op: str, size: str) -> tuple[Workload, ...]:
     return tuple(family(op, *shape) for shape in rows[size])
 
 
-def _randn(generator: torch.Generator, dtype: torch.dtype, *shape: int) -> Tensor:
-    return torch.randn(shape, generator=generator, device=generator.device, dtype=torch.float32).to(dtype)
-
-
 def _layer_norm(op: str, rows: int, width: int) -> Workload:
     """Rows of a residual stream, or of a branch and its stream, whose sum no dtype rounds."""
     residual = op == "add_layer_norm"
 
     def draw(generator: torch.Generator, dtype: torch.dtype) -> dict[str, Any]:
         weight, bias = (
-            1 + 0.1 * _randn(generator, torch.float32, width),
-            0.1 * _randn(generator, torch.float32, width),
+            1 + 0.1 * randn(generator, torch.float32, width),
+            0.1 * randn(generator, torch.float32, width),
         )
         names = ("x", "residual") if residual else ("x",)
-        streams = {name: _randn(generator, dtype, rows, width) for name in names}
+        streams = {name: randn(generator, dtype, rows, width) for name in names}
         if residual:
             streams = {name: stream.mul_(4).round_().div_(4) for name, stream in streams.items()}
         return streams | {"weight": weight, "bias": bias, "eps": 1e-12}
@@ -96,7 +63,7 @@ def _dropout(op: str, rows: int, width: int) -> Workload:
 
     def draw(generator: torch.Generator, dtype: torch.dtype) -> dict[str, Any]:
         keys = torch.randint(2**62, (rows,), generator=generator, device=generator.device)
-        return {"x": _randn(generator, dtype, rows, width), "keys": keys, "stream": 5, "p": 0.1}
+        return {"x": randn(generator, dtype, rows, width), "keys": keys, "stream": 5, "p": 0.1}
 
     def cost(element: int) -> Cost:
         moved, scaled = 2 * rows * width * element + 8 * rows, rows * width
@@ -110,11 +77,11 @@ def _linear_gelu(op: str, rows: int, width: int, inner: int) -> Workload:
 
     def draw(generator: torch.Generator, dtype: torch.dtype) -> dict[str, Any]:
         weight, bias = (
-            _randn(generator, torch.float32, inner, width) / math.sqrt(width),
-            0.1 * _randn(generator, torch.float32, inner),
+            randn(generator, torch.float32, inner, width) / math.sqrt(width),
+            0.1 * randn(generator, torch.float32, inner),
         )
         return {
-            "hidden": _randn(generator, dtype, rows, width),
+            "hidden": randn(generator, dtype, rows, width),
             "weight": weight.to(dtype),
             "bias": bias.to(dtype),
         }
@@ -134,11 +101,11 @@ def _gelu_linear(op: str, rows: int, inner: int, width: int) -> Workload:
     """Second half of an MLP whose first one gives z."""
 
     def draw(generator: torch.Generator, dtype: torch.dtype) -> dict[str, Any]:
-        weight = _randn(generator, torch.float32, width, inner) / math.sqrt(inner)
+        weight = randn(generator, torch.float32, width, inner) / math.sqrt(inner)
         return {
-            "z": _randn(generator, dtype, rows, inner),
+            "z": randn(generator, dtype, rows, inner),
             "weight": weight.to(dtype),
-            "bias": 0.1 * _randn(generator, dtype, width),
+            "bias": 0.1 * randn(generator, dtype, width),
         }
 
     def cost(element: int) -> Cost:
@@ -168,12 +135,12 @@ def _packing(op: str, batch: int, least: int, most: int, width: int) -> Workload
         cu_seqlens = _cu_seqlens(lengths, generator.device)
         if op == "pack":
             return {
-                "padded": _randn(generator, dtype, batch, most, width),
+                "padded": randn(generator, dtype, batch, most, width),
                 "cu_seqlens": cu_seqlens,
                 "total": tokens,
             }
         return {
-            "packed": _randn(generator, dtype, tokens, width),
+            "packed": randn(generator, dtype, tokens, width),
             "cu_seqlens": cu_seqlens,
             "max_seqlen": most,
         }
@@ -195,8 +162,8 @@ def _fuse(op: str, batch: int, image_length: int, least: int, most: int, width: 
 
     def draw(generator: torch.Generator, dtype: torch.dtype) -> dict[str, Any]:
         rows = {"image": batch * image_length, "text": tokens}
-        streams = {"cls_token": _randn(generator, dtype, width)} | {
-            name: _randn(generator, dtype, count, width) for name, count in rows.items()
+        streams = {"cls_token": randn(generator, dtype, width)} | {
+            name: randn(generator, dtype, count, width) for name, count in rows.items()
         }
         return streams | {"text_cu_seqlens": _cu_seqlens(lengths, generator.device), "text_max_seqlen": most}
 
@@ -217,7 +184,7 @@ def _attention(
     tokens, pairs = int(lengths.sum()), sum(attention.pairs(length, causal) for length in lengths.tolist())
 
     def draw(generator: torch.Generator, dtype: torch.dtype) -> dict[str, Any]:
-        qkv = _randn(generator, dtype, tokens, 3, heads, head_size)
+        qkv = randn(generator, dtype, tokens, 3, heads, head_size)
         layout = {
             "cu_seqlens": _cu_seqlens(lengths, generator.device),
             "max_seqlen": most,
@@ -242,8 +209,8 @@ def _cross_attention(
 
     def draw(generator: torch.Generator, dtype: torch.dtype) -> dict[str, Any]:
         return {
-            "q": _randn(generator, dtype, queries, heads, head_size),
-            "kv": _randn(generator, dtype, batch * keys, 2, heads, head_size),
+            "q": randn(generator, dtype, queries, heads, head_size),
+            "kv": randn(generator, dtype, batch * keys, 2, heads, head_size),
             "cu_seqlens_q": _cu_seqlens(lengths, generator.device),
             "cu_seqlens_k": _cu_seqlens(torch.full_like(lengths, keys), generator.device),
             "max_seqlen_q": most,
@@ -265,14 +232,14 @@ def _linear_cross_entropy(op: str, rows: int, classes: int, width: int) -> Workl
 
     def draw(generator: torch.Generator, dtype: torch.dtype) -> dict[str, Any]:
         hidden, weight = (
-            _randn(generator, dtype, rows, width),
-            (_randn(generator, torch.float32, classes, width) / math.sqrt(width)).to(dtype),
+            randn(generator, dtype, rows, width),
+            (randn(generator, torch.float32, classes, width) / math.sqrt(width)).to(dtype),
         )
         labels = torch.randint(classes, (rows,), generator=generator, device=generator.device)
         return {
             "hidden": hidden,
             "weight": weight,
-            "bias": 0.1 * _randn(generator, dtype, classes),
+            "bias": 0.1 * randn(generator, dtype, classes),
             "labels": labels,
         }
 
@@ -288,9 +255,9 @@ def _info_nce(op: str, batch: int, ranks: int, width: int) -> Workload:
     total = batch * ranks
 
     def draw(generator: torch.Generator, dtype: torch.dtype) -> dict[str, Any]:
-        image = F.normalize(_randn(generator, torch.float32, batch, width), dim=1)
+        image = F.normalize(randn(generator, torch.float32, batch, width), dim=1)
         text = F.normalize(
-            image + 3.0 / math.sqrt(width) * _randn(generator, torch.float32, batch, width), dim=1
+            image + 3.0 / math.sqrt(width) * randn(generator, torch.float32, batch, width), dim=1
         )
         log_scale = torch.full((1,), math.log(1 / 0.07), device=generator.device)
         return {
@@ -308,6 +275,25 @@ def _info_nce(op: str, batch: int, ranks: int, width: int) -> Workload:
     name = f"{batch}x{total} r{width}"
     return Workload(
         op, name, draw, ("image", "text", "log_scale"), cost, ranks=ranks, exact=ranks == 1 and batch <= 8192
+    )
+
+
+def _sigmoid_loss(op: str, batch: int, ranks: int, width: int) -> Workload:
+    """The same, at the published initial scale and bias."""
+    contrastive = _info_nce(op, batch, ranks, width)
+
+    def draw(generator: torch.Generator, dtype: torch.dtype) -> dict[str, Any]:
+        drawn = contrastive.draw(generator, dtype)
+        ten = torch.full((1,), 10.0, device=generator.device)
+        mask = drawn.pop("row_mask")
+        return {**drawn, "log_scale": ten.log(), "bias": -ten, "text_mask": mask}
+
+    def cost(element: int) -> Cost:
+        product, operands = 2 * batch * batch * ranks * width, batch * (1 + ranks) * width * element
+        return Cost(2 * operands, 3 * product, operands, 0)
+
+    return dataclasses.replace(
+        contrastive, draw=draw, differentiable=(*contrastive.differentiable, "bias"), cost=cost
     )
 
 
@@ -393,6 +379,14 @@ SHAPES: dict[str, tuple[Callable[..., Workload], Mapping[str, tuple[tuple[int, .
                 (4096, 8, 256),
                 (32768, 1, 256),
             ),
+            "quick": ((24, 1, 16), (12, 3, 16)),
+        },
+    ),
+    "sigmoid_loss": (
+        _sigmoid_loss,
+        {
+            "gpu": ((4096, 8, 768), (8192, 1, 768), (32768, 1, 768)),
+            "cpu": ((256, 1, 256), (4096, 1, 512), (8192, 1, 256)),
             "quick": ((24, 1, 16), (12, 3, 16)),
         },
     ),

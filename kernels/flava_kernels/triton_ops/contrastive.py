@@ -9,6 +9,7 @@ backward  one program per tile of G, which is written in the features' dtype, CH
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -38,6 +39,61 @@ GROUP = tl.constexpr(8)
 """Row tiles of G that run side by side, sharing the columns' features in the L2 cache."""
 
 
+@triton.jit
+def tile_of(num_rows, num_columns, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Returns this program's rows and columns, and the number of its column tile.
+
+    Tiles run in groups of GROUP row tiles per column tile instead of row by row, for reuse in the L2 cache.
+    """
+    program = tl.program_id(0)
+    row_tiles = tl.cdiv(num_rows, BLOCK_M)
+    column_tiles = tl.cdiv(num_columns, BLOCK_N)
+    group = program // (GROUP * column_tiles)
+    rows_of_group = tl.minimum(row_tiles - group * GROUP, GROUP)
+    inside = program % (GROUP * column_tiles)
+    column_tile = inside // rows_of_group
+    row = (group * GROUP + inside % rows_of_group) * BLOCK_M + tl.arange(0, BLOCK_M)
+    column = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    return row, column, column_tile
+
+
+@triton.jit
+def scores(
+    rows,
+    columns,
+    row,
+    column,
+    num_rows,
+    num_columns,
+    width,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Returns a tile of rows columns^T in fp32; zero beyond both."""
+    row_valid = row < num_rows
+    column_valid = column < num_columns
+    row_start = row.to(tl.int64) * width
+    column_start = column.to(tl.int64) * width
+    product = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for k in range(0, width, BLOCK_K):
+        feature = k + tl.arange(0, BLOCK_K)
+        feature_valid = feature < width
+        a = tl.load(
+            rows + row_start[:, None] + feature[None, :],
+            mask=row_valid[:, None] & feature_valid[None, :],
+            other=0.0,
+        )
+        b = tl.load(
+            columns + column_start[None, :] + feature[:, None],
+            mask=column_valid[None, :] & feature_valid[:, None],
+            other=0.0,
+        )
+        product = tl.dot(a, b, product, input_precision=PRECISION)
+    return product
+
+
 @triton.jit(do_not_specialize=["num_rows", "num_columns", "offset", "tiles_per_part"])
 def _forward_kernel(
     rows,
@@ -61,7 +117,6 @@ def _forward_kernel(
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     part = tl.program_id(1)
     row_valid = row < num_rows
-    row_start = row.to(tl.int64) * width
     factor = tl.load(scale) * 1.4426950408889634
     largest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
@@ -72,22 +127,9 @@ def _forward_kernel(
     for start in range(first_column, end, BLOCK_N):
         column = start + tl.arange(0, BLOCK_N)
         column_valid = column < num_columns
-        column_start = column.to(tl.int64) * width
-        product = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-        for k in range(0, width, BLOCK_K):
-            feature = k + tl.arange(0, BLOCK_K)
-            feature_valid = feature < width
-            a = tl.load(
-                rows + row_start[:, None] + feature[None, :],
-                mask=row_valid[:, None] & feature_valid[None, :],
-                other=0.0,
-            )
-            b = tl.load(
-                columns + column_start[None, :] + feature[:, None],
-                mask=column_valid[None, :] & feature_valid[:, None],
-                other=0.0,
-            )
-            product = tl.dot(a, b, product, input_precision=PRECISION)
+        product = scores(
+            rows, columns, row, column, num_rows, num_columns, width, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION
+        )
         logits = tl.where(column_valid[None, :], product * factor, float("-inf"))
         # In base 2, like the maximum. At most one part has a row's own column; _statistics adds the parts.
         own += tl.sum(tl.where((row + offset)[:, None] == column[None, :], product * factor, 0.0), 1)
@@ -131,34 +173,12 @@ def _gradient_kernel(
     G's stride is a multiple of 16, and the columns beyond N are written too, so that stores are wide for any
     N.
     """
-    # Tiles run in groups of GROUP row tiles per column tile instead of row by row, for reuse in the L2 cache.
-    program = tl.program_id(0)
-    row_tiles = tl.cdiv(num_rows, BLOCK_M)
-    column_tiles = tl.cdiv(num_columns, BLOCK_N)
-    group = program // (GROUP * column_tiles)
-    rows_of_group = tl.minimum(row_tiles - group * GROUP, GROUP)
-    inside = program % (GROUP * column_tiles)
-    row = (group * GROUP + inside % rows_of_group) * BLOCK_M + tl.arange(0, BLOCK_M)
-    column = (inside // rows_of_group) * BLOCK_N + tl.arange(0, BLOCK_N)
+    row, column, _ = tile_of(num_rows, num_columns, BLOCK_M, BLOCK_N)
     row_valid = row < num_rows
     column_valid = column < num_columns
-    row_start = row.to(tl.int64) * width
-    column_start = column.to(tl.int64) * width
-    product = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for k in range(0, width, BLOCK_K):
-        feature = k + tl.arange(0, BLOCK_K)
-        feature_valid = feature < width
-        a = tl.load(
-            rows + row_start[:, None] + feature[None, :],
-            mask=row_valid[:, None] & feature_valid[None, :],
-            other=0.0,
-        )
-        b = tl.load(
-            columns + column_start[None, :] + feature[:, None],
-            mask=column_valid[None, :] & feature_valid[:, None],
-            other=0.0,
-        )
-        product = tl.dot(a, b, product, input_precision=PRECISION)
+    product = scores(
+        rows, columns, row, column, num_rows, num_columns, width, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION
+    )
     logits = product * tl.load(scale)
     # A shift of inf (masked or past the end) makes the exponential zero.
     row_term = logits - tl.load(row_shift + row, mask=row_valid, other=float("inf"))[:, None]
@@ -173,7 +193,7 @@ def _gradient_kernel(
     tl.store(
         target, g.to(gradient.dtype.element_ty), mask=row_valid[:, None] & (column < gradient_stride)[None, :]
     )
-    tl.store(part_d_scale + program, tl.sum(g * logits))
+    tl.store(part_d_scale + tl.program_id(0), tl.sum(g * logits))
 
 
 # Specialised on the divisibility of num_rows: otherwise the mask would make a transposed load scalar.
@@ -235,30 +255,25 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns gradients of rows, of columns if `both`, and of the log scale; shapes as in the reference."""
     rows, columns, tiles = rows.contiguous(), columns.contiguous(), tiles_of(rows)
-    (num_rows, width), num_columns, factor = rows.shape, columns.shape[0], scale * grad / 2
+    (num_columns, width), factor = columns.shape, scale * grad / 2
     row_shift, column_shift = shifts(row_vectors), shifts(column_vectors)
-    stride = ceil_div(num_columns, 16) * 16
-    most = (
-        max(1, CHUNK_BYTES[rows.element_size()] // (stride * rows.element_size() * tiles.block_m))
-        * tiles.block_m
-    )
-    memory = rows.new_empty(min(most, num_rows), stride)
     d_rows, d_scale = torch.empty_like(rows), torch.zeros_like(scale)
     # fp32, because it accumulates over chunks; rounded once at the end.
     d_columns = scale.new_zeros(num_columns if both else 0, width)
-    for start in range(0, num_rows, most):
-        chunk = slice(start, min(start + most, num_rows))
-        programs = ceil_div(chunk.stop - start, tiles.block_m) * ceil_div(num_columns, tiles.block_n)
-        part_d_scale, gradient = scale.new_empty(programs), memory[: chunk.stop - start]
+    for chunk, gradient in chunks_of_gradient(rows, num_columns, tiles):
+        length = chunk.stop - chunk.start
+        programs = ceil_div(length, tiles.block_m) * ceil_div(num_columns, tiles.block_n)
+        part_d_scale = scale.new_empty(programs)
         _gradient_kernel[(programs,)](
             rows[chunk], columns, scale, row_shift[chunk], column_shift, row_vectors[1, chunk], gradient,
-            part_d_scale, chunk.stop - start, num_columns, offset + start, width, stride, **options(tiles),
+            part_d_scale, length, num_columns, offset + chunk.start, width, gradient.stride(0),
+            **options(tiles),
         )  # fmt: skip
         gradient = gradient[:, :num_columns]
-        d_rows[chunk] = _product(gradient, columns, tiles) * factor
+        d_rows[chunk] = product(gradient, columns, tiles) * factor
         d_scale += part_d_scale.sum()
         if both:
-            d_columns += _product(gradient.T, rows[chunk], tiles)
+            d_columns += product(gradient.T, rows[chunk], tiles)
     return d_rows, (d_columns * factor).to(columns.dtype), d_scale * grad / 2
 
 
@@ -333,7 +348,20 @@ def _statistics(rows: Tensor, columns: Tensor, scale: Tensor, offset: int) -> tu
     return (largest + total.log2()) / LOG2_E, part_own.sum(0) / LOG2_E, place
 
 
-def _product(a: Tensor, b: Tensor, tiles: Tiles) -> Tensor:
+def chunks_of_gradient(rows: Tensor, num_columns: int, tiles: Tiles) -> Iterator[tuple[slice, Tensor]]:
+    """Yields slices of rows, and a buffer for their part of G, which is reused: [chunk, N or a few more], its
+    stride a multiple of 16.
+    """
+    size, stride = rows.element_size(), ceil_div(num_columns, 16) * 16
+    most = max(1, CHUNK_BYTES[size] // (stride * size * tiles.block_m)) * tiles.block_m
+    memory = rows.new_empty(min(most, rows.shape[0]), stride)
+    for start in range(0, rows.shape[0], most):
+        stop = min(start + most, rows.shape[0])
+        yield slice(start, stop), memory[: stop - start]
+
+
+@on_its_device
+def product(a: Tensor, b: Tensor, tiles: Tiles) -> Tensor:
     """Returns a b in fp32: [m k], one of whose axes is contiguous, [k n] contiguous -> [m n]."""
     if tiles.precision == "ieee":
         if a.is_cuda and a.dtype != torch.float32:

@@ -140,6 +140,7 @@ def test_files_of_open_clip_are_read(run, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         convert_file(tmp_path / "epoch_3.pt", tmp_path / "ours")
     assert "neither the activation nor the number of heads" in caplog.text
+    assert "names the vocabulary bert_base_uncased, of 30,522 words, and the model has 200" in caplog.text
     model = configuration.load(tmp_path / "ours" / "config.json").model
     assert model == dataclasses.replace(config.model, activation="gelu")
     fresh = build_task(config)
@@ -148,32 +149,43 @@ def test_files_of_open_clip_are_read(run, tmp_path, caplog):
 
 
 def test_the_bias_of_open_clips_sigmoid_loss_comes_along(run, tmp_path):
-    _, task, theirs = open_clip_tensors(run)
+    """To a run whose recipe's contrastive loss was replaced by the sigmoid one, which keeps its name."""
+    own, task, theirs = open_clip_tensors(run)
     torch.save({**theirs, "logit_bias": torch.tensor(-9.5)}, tmp_path / "siglip.pt")
     convert_file(tmp_path / "siglip.pt", tmp_path / "ours")
-    config = configuration.load(tmp_path / "ours" / "config.json")
-    # under the name that --objectives.global-contrastive sigmoid_contrastive gives a recipe's objective
-    assert config.objectives == {"global_contrastive": SigmoidContrastiveConfig()}
-    fresh = build_task(config)
+    objectives = configuration.load(tmp_path / "ours" / "config.json").objectives
+    assert {name: own.type for name, own in objectives.items()} == {
+        "global_contrastive": "sigmoid_contrastive"
+    }
+    switched = {name: SigmoidContrastiveConfig() for name in own.objectives}
+    fresh = build_task(dataclasses.replace(own, objectives=switched))
     load_initial_weights(fresh, str(tmp_path / "ours"), "clip")
     assert fresh.objectives["global_contrastive"].logit_bias.item() == -9.5
     assert all(torch.equal(fresh.state_dict()[name], tensor) for name, tensor in task.state_dict().items())
 
 
+def test_an_export_says_that_the_bias_of_the_sigmoid_loss_has_no_place(run, tmp_path, caplog):
+    config, task = run
+    weights = {**task.state_dict(), "objectives.global_contrastive.logit_bias": torch.tensor([-9.5])}
+    their_files.export(config, weights, tmp_path / "out")
+    assert "written as CLIPModel, without the heads of global_contrastive\n" in caplog.text
+
+
 @pytest.mark.parametrize(("quick", "activation"), [({"quick_gelu": True}, "quick_gelu"), ({}, "gelu")])
-def test_folders_of_open_clip_are_read_with_their_activation(run, tmp_path, quick, activation):
+def test_folders_of_open_clip_are_read_with_their_activation_and_pixels(run, tmp_path, quick, activation):
     config, _, theirs = open_clip_tensors(run)
     folder = tmp_path / "theirs"
     folder.mkdir()
     save_file(theirs, folder / "open_clip_model.safetensors")
     towers = {"vision_cfg": {"width": 128, "head_width": 32}, "text_cfg": {"width": 64, "heads": 2}}
-    settings = {"model_cfg": {"embed_dim": 12, **towers, **quick}}
+    pixels = {"mean": [0.5, 0.5, 0.25], "std": [0.5, 0.5, 0.5], "interpolation": "bicubic"}
+    settings = {"model_cfg": {"embed_dim": 12, **towers, **quick}, "preprocess_cfg": pixels}
     (folder / "open_clip_config.json").write_text(json.dumps(settings))
     convert_folder(folder, tmp_path / "ours")
-    image, text = (
-        dataclasses.replace(tower, num_attention_heads=heads)
-        for tower, heads in ((config.model.image, 4), (config.model.text, 2))
+    image = dataclasses.replace(
+        config.model.image, num_attention_heads=4, image_mean=(0.5, 0.5, 0.25), image_std=(0.5, 0.5, 0.5)
     )
+    text = dataclasses.replace(config.model.text, num_attention_heads=2)
     assert configuration.load(tmp_path / "ours" / "config.json").model == dataclasses.replace(
         config.model, activation=activation, image=image, text=text
     )

@@ -7,7 +7,7 @@ import torch
 from flava_kernels import OPS
 from flava_kernels.bench.__main__ import draw, played_ranks
 from flava_kernels.bench.measure import error, exact
-from flava_kernels.bench.peers import PEERS, UnavailableError, clip_loss, library, peers
+from flava_kernels.bench.peers import PEERS, UnavailableError, clip_loss, library, peers, siglip_loss
 from flava_kernels.bench.workloads import workloads
 
 HERE = [(op, peer) for op in PEERS if op in OPS for peer in PEERS[op]]
@@ -36,7 +36,11 @@ def test_a_peer_equals_the_definition_or_says_why_not(op, peer):
 
 def test_what_torch_has_runs_on_a_cpu():
     """So that the test above cannot pass with refusals alone."""
-    for op, name in (("varlen_attention", "SDPA flash"), ("info_nce", "open_clip's ClipLoss")):
+    for op, name in (
+        ("varlen_attention", "SDPA flash"),
+        ("info_nce", "open_clip's ClipLoss"),
+        ("sigmoid_loss", "open_clip's SigLipLoss"),
+    ):
         if op in OPS:
             peer = next(peer for peer in peers(op) if peer.name == name)
             arguments = draw(workloads(op, "quick")[0], torch.device("cpu"), torch.float32, 0)
@@ -69,17 +73,18 @@ def test_a_missing_library_is_named():
         library("json", gpu_only="cpu")
 
 
-def test_ranks_are_played_with_this_rank_s_features():
-    workload = next(workload for workload in workloads("info_nce", "quick") if workload.ranks > 1)
+@pytest.mark.parametrize(("op", "peer"), [("info_nce", clip_loss), ("sigmoid_loss", siglip_loss)])
+def test_ranks_are_played_with_this_rank_s_features(op, peer):
+    workload = next(workload for workload in workloads(op, "quick") if workload.ranks > 1)
     arguments = draw(workload, torch.device("cpu"), torch.float32, 0)
     with played_ranks(workload.ranks):
-        ours, _ = OPS["info_nce"].function(**arguments.inputs)
-        theirs = clip_loss(**arguments.inputs)
+        ours, _ = OPS[op].function(**arguments.inputs)
+        theirs = peer(**arguments.inputs)
     repeated = {
-        name: value if name == "log_scale" else torch.cat([value] * workload.ranks)
+        name: value if name in ("log_scale", "bias") else torch.cat([value] * workload.ranks)
         for name, value in arguments.inputs.items()
     }
-    whole, _ = OPS["info_nce"].definition(**repeated)
+    whole, _ = OPS[op].definition(**repeated)
     torch.testing.assert_close(ours * workload.ranks, whole)
     torch.testing.assert_close(theirs * workload.ranks, whole)
     assert not torch.distributed.is_initialized()

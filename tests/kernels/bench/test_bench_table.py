@@ -6,7 +6,8 @@ import pytest
 from flava_kernels.bench import plots, table
 from flava_kernels.bench.machine import Machine
 from flava_kernels.bench.measure import Measurement
-from flava_kernels.bench.workloads import Cost, workloads
+from flava_kernels.bench.workload import Cost
+from flava_kernels.bench.workloads import workloads
 
 MACHINE = Machine("a processor", 2, "2.13", "3.9", "abc", copy_bandwidth=100.0, gemm_rate=1000.0)
 COST = Cost(50, 200, 100, 1000)

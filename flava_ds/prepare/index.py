@@ -15,7 +15,7 @@ from flava_ds.plain_text import escaped
 from flava_ds.prepare.img2dataset import compare
 from flava_ds.storage import faults
 from flava_ds.storage.faults import counted
-from flava_ds.storage.files import CACHE_VARIABLE, RemoteShard, Shard, Stamp
+from flava_ds.storage.files import RemoteShard, Shard, Stamp
 from flava_ds.storage.index import load_indexes, stamps_of
 from flava_ds.storage.index_files import kept_at, read_index
 from flava_ds.storage.parallel import for_each
@@ -89,18 +89,13 @@ def _held(path: Shard, index: ShardIndex, checksum: bool) -> _Held:
 
 
 def _say_elsewhere(held: Mapping[Shard, _Held]) -> None:
-    """Says which indexes of local shards are not beside them, as their folder cannot be written."""
+    """Says which indexes of local shards are in the cache, as their folder cannot be written."""
     local = {path: own.kept for path, own in held.items() if isinstance(path, Path)}
     cached = [kept for path, kept in local.items() if kept is not None and kept.parent != path.parent]
     if cached:
         print(
             f"{len(cached)} of {len(local)} indexes are kept in '{cached[0].parent}', as the folder of their "
             "shards cannot be written"
-        )
-    if nowhere := list(local.values()).count(None):
-        print(
-            f"{nowhere} of {len(local)} indexes can be kept nowhere, so each start makes them anew; let "
-            f"{CACHE_VARIABLE} name a folder that can be written"
         )
 
 

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from flava_ds.storage.files import RemoteShard, Shard, Stamp, stamp_of
+from flava_ds.storage.files import CACHE_VARIABLE, RemoteShard, Shard, Stamp, stamp_of
 from flava_ds.storage.index_files import is_kept, keep_index, read_index
 from flava_ds.storage.parallel import AT_ONCE, ahead, for_each
 from flava_ds.storage.shard_index import ShardIndex, scan_shard
@@ -79,9 +79,7 @@ def index_missing(
     missing = missing[turn:] + missing[:turn]
     places = sorted({str(shard.parent) for shard, *_ in missing})
     where = f"of '{places[0]}'" if len(places) == 1 else f"in {len(places)} folders"
-    log.info(
-        "indexing %d of %d shards %s that have no index; this happens once", len(missing), len(shards), where
-    )
+    log.info("indexing %d of %d shards %s that have no index", len(missing), len(shards), where)
     workers = AT_ONCE
     if not remote:
         workers = min(
@@ -89,7 +87,16 @@ def index_missing(
             1 + sum(stamp[0] for _, stamp, _ in missing) // _WORTH_A_PROCESS,
         )
     results = for_each(write_index, missing, workers=workers, threads=remote, label="indexing")
-    return {entry[0]: index for entry, index in zip(missing, results, strict=True) if index is not None}
+    unwritten = {entry[0]: index for entry, index in zip(missing, results, strict=True) if index is not None}
+    if unwritten:
+        log.warning(
+            "%d of %d indexes can be kept nowhere, so each start makes them anew; let %s name a folder that "
+            "can be written",
+            len(unwritten),
+            len(shards),
+            CACHE_VARIABLE,
+        )
+    return unwritten
 
 
 def stamps_of(shards: Sequence[Shard]) -> list[Stamp]:

@@ -33,6 +33,11 @@ def main() -> int:
         return status
 
     model = json.loads((options.converted / "config.json").read_text(encoding="utf-8"))["model"]
+    if model["type"] != "flava":
+        parser.error(
+            f"{options.folder} holds a model of family '{model['type']}' and not a FLAVA; start a recipe of "
+            f"that family with `flava-ds train RECIPE --initial-weights {options.converted}`"
+        )
     shape = []
     for encoder in ENCODERS:
         for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):

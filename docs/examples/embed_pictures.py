@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 import flava_ds
+from flava_ds.errors import UserError
 from flava_ds.recipes.outside import import_plugins
 
 
@@ -27,6 +28,8 @@ def main() -> None:
         "--plugin", action="append", default=[], help="your code that the run's parts are from"
     )
     options = parser.parse_args()
+    if not options.pictures.is_dir():
+        parser.error(f"{options.pictures} is no folder")
     files = sorted(
         path
         for path in options.pictures.iterdir()
@@ -35,9 +38,12 @@ def main() -> None:
     if len(files) < 2:
         parser.error(f"{options.pictures} holds {len(files)} pictures; two or more have neighbours")
 
-    import_plugins(options.plugin)
-    model = flava_ds.load(options.model)
-    vectors = model.encode_images(files).float().cpu().numpy()
+    try:
+        import_plugins(options.plugin)
+        model = flava_ds.load(options.model)
+        vectors = model.encode_images(files).float().cpu().numpy()
+    except UserError as error:  # a broken picture, for one
+        parser.error(str(error))
     np.savez(options.out, names=np.array([path.name for path in files]), vectors=vectors)
 
     similarity = vectors @ vectors.T

@@ -14,7 +14,7 @@ from flava_ds.checkpoints.fits import changed_settings, check_family, family_of,
 from flava_ds.checkpoints.place import Place
 from flava_ds.checkpoints.reader import check_shapes, load_weights, locate
 from flava_ds.config import Config
-from flava_ds.errors import CheckpointError
+from flava_ds.errors import CheckpointError, first_of
 from flava_ds.ranks.distributed import log
 
 UNSEEN = {
@@ -28,6 +28,8 @@ UNSEEN = {
     "first_word_only",
 }
 """Settings of a model that change what it computes and no tensor's shape."""
+MOST_NAMED = 3
+"""So many tensors that a file lacks, or that a run has no use for, are named."""
 
 
 def warn_of_other_settings(path: str, config: Config) -> None:
@@ -81,12 +83,15 @@ def load_initial_weights(module: nn.Module, path: str, family: str) -> None:
     """
     known, unused = initial_weights(module, path, family)
     module.load_state_dict(known, strict=False)
+    own = module.state_dict()
+    fresh = [name for name in own if name not in known]
     log.info(
-        "%d of the model's %d tensors come from %s, %d tensors of that file are unused",
+        "%d of the model's %d tensors come from %s; begin anew: %s; unused of that file: %s",
         len(known),
-        len(module.state_dict()),
+        len(own),
         path,
-        len(unused),
+        first_of(fresh, MOST_NAMED) or "none",
+        first_of(unused, MOST_NAMED) or "none",
     )
 
 

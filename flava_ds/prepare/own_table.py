@@ -63,8 +63,11 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
     with open_text(path, strict=True) as stream:
         rows = csv.DictReader(stream, delimiter="," if path.suffix == ".csv" else "\t", strict=True)
         try:
-            if path.suffix == ".csv" and "\t" in next(iter(rows.fieldnames or ()), ""):
+            first = next(iter(rows.fieldnames or ()), "")
+            if path.suffix == ".csv" and "\t" in first:
                 raise DataError(f"own: '{path}' has tabs between its columns; rename it to .tsv")
+            if path.suffix == ".csv" and ";" in first:
+                raise DataError(f"own: '{path}' has semicolons between its columns; save it with commas")
             for row in rows:
                 if None in row or None in row.values():
                     raise DataError(

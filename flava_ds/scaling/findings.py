@@ -28,6 +28,10 @@ SAME = 0.03
 """Runs that differ by less than this share in size and data are compared by their batches."""
 SIZES = 15
 """The recommended size is sought within so many powers of e around the runs' mean."""
+LEAST_GAIN = 1.001
+"""A law gives advice if it sees the loss fall by this factor from the runs' least size to their largest, and
+from their least data to their most.
+"""
 NEAR_BEST = 1.01
 """The recommended batch is the largest one with a predicted loss within this factor of the lowest."""
 
@@ -211,12 +215,15 @@ def refuse_one_size(runs: Runs, where: str) -> None:
 
 def advise(found: Law, runs: Runs, budget: float, unique: float | None = None) -> Advice | None:
     """Returns the size and the samples with the lowest predicted loss for `budget` FLOPs; None if there is no
-    such size, because the law sees no gain in more parameters, or in more samples.
+    such size, because the law sees no gain in more parameters, or in more samples, from the least to the most
+    of the runs.
 
     FLOPs of a sample are k N^p, fitted to the runs. `unique` samples exist; None: as many as are wanted.
     """
     from scipy.optimize import minimize_scalar
 
+    if not (_gains(found, runs, "parameters") and _gains(found, runs, "samples")):
+        return None
     n = np.log(runs.columns["parameters"])
     each = np.log(runs.columns["flops"] / runs.columns["samples"])
     power = float(np.polyfit(n, each, 1)[0]) if np.ptp(n) > 0.1 else 1.0
@@ -239,6 +246,16 @@ def advise(found: Law, runs: Runs, budget: float, unique: float | None = None) -
     chosen = run(best.x)
     beyond = budget / float(runs.columns["flops"].max())
     return Advice(float(np.exp(best.x)), float(chosen["samples"][0]), found.forecast(chosen), beyond)
+
+
+def _gains(found: Law, runs: Runs, name: str) -> bool:
+    """Returns whether the law's loss falls from the runs' least to their most of `name`, the other being the
+    mean of its logarithm.
+    """
+    columns = {own: np.full(2, np.exp(np.log(runs.columns[own]).mean())) for own in ("parameters", "samples")}
+    columns[name] = np.array([runs.columns[name].min(), runs.columns[name].max()])
+    least, most = found.fit.predict({**columns, "unique": columns["samples"]})
+    return bool(least > LEAST_GAIN * most)
 
 
 def batch_runs(runs: Runs) -> Runs | None:

@@ -153,8 +153,9 @@ def _expand_path(entry: str, shards: str, name: str, known: bool) -> list[Path]:
     modes = ahead(_mode, found, threads=AT_ONCE, most=AT_ONCE)  # ends with the first that is missing
     for shard, mode in zip(found, modes, strict=True):
         if stat.S_ISDIR(mode) or shard.suffix != ".tar":
+            fault = "is not a .tar file" if mode else "does not exist"
             raise DataError(
-                f"{label}'{shard}' is not a .tar file; name a folder, one .tar, a .txt list or a pattern "
+                f"{label}'{shard}' {fault}; name a folder, one .tar, a .txt list or a pattern "
                 f"such as '/data/{{00000..00099}}.tar'{unexpanded(shards)}"
             )
         if not stat.S_ISREG(mode):

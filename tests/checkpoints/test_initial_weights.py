@@ -1,6 +1,7 @@
 """Initial weights replace what they name; those of another family or vocabulary are refused."""
 
 import json
+import logging
 
 import pytest
 import torch
@@ -13,13 +14,17 @@ from flava_ds.errors import CheckpointError
 from flava_ds.recipes.flava_debug import flava_debug
 
 
-def test_initial_weights_replace_what_they_name(tmp_path):
+def test_initial_weights_replace_what_they_name(tmp_path, caplog):
     module, other = Toy(0), Toy(1)
     save_file(
         {"mim.dense.weight": other.mim.dense.weight.detach().clone(), "unknown": torch.ones(2)},
         tmp_path / "some.safetensors",
     )
-    initial_weights.load_initial_weights(module, str(tmp_path / "some.safetensors"), "flava")
+    with caplog.at_level(logging.INFO):
+        initial_weights.load_initial_weights(module, str(tmp_path / "some.safetensors"), "flava")
+    fresh = [name for name in module.state_dict() if name != "mim.dense.weight"]
+    named = f"{', '.join(fresh[:3])} and {len(fresh) - 3} more"
+    assert f"; begin anew: {named}; unused of that file: unknown\n" in caplog.text
     assert torch.equal(module.mim.dense.weight, other.mim.dense.weight) and not torch.equal(
         module.mlm.dense.weight, other.mlm.dense.weight
     )

@@ -117,7 +117,7 @@ def test_a_model_that_does_not_fit_says_what_would(capsys):
         (["plan", "flava_debug", "--gpus", "32"], "global_batch_size 16 is not divisible by 32 ranks"),
         (["plan", "flava_base", "--gpus", "64", "--nodes", "4"], "--nodes 4: a machine has 8 GPUs at most"),
         (["plan", "flava_base", "--captions", "gone.json"], "gone.json: no such file"),
-        (["plan", "flava_base", "--captions", "gone"], "'gone' is not a .tar file"),
+        (["plan", "flava_base", "--captions", "gone"], "'gone' does not exist"),
         (["plan", "flava_base", "--scale", "8"], "--scale is for --simulate"),
         (["plan", "flava_base", "--failures", "opt"], "--failures is for --simulate"),
         (["plan", "flava_base", "--simulate", "--scale", "8,x"], "--scale '8,x': give numbers of GPUs"),

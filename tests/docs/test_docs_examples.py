@@ -8,9 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from families.clip.peers import tiny_config
+from families.family_checks import with_words
 from hf.foreign import their_model
 from PIL import Image
 
+from flava_ds.families.clip.task import build_task
+from flava_ds.hf.foreign import export
 from flava_ds.recipes import resolve
 
 ROOT = Path(__file__).parents[2]
@@ -21,9 +25,9 @@ TWO_STEPS = ["--training.total-steps", "2", "--schedule.warmup-steps", "1", "--r
 ENVIRONMENT = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
 
 
-def run(folder: Path, *words: str) -> str:
-    """Runs Python in a folder and returns what it printed."""
-    done = subprocess.run(
+def start(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Runs Python in a folder."""
+    return subprocess.run(
         [sys.executable, *words],
         cwd=folder,
         env=ENVIRONMENT,
@@ -31,6 +35,11 @@ def run(folder: Path, *words: str) -> str:
         text=True,
         timeout=TIMEOUT_S,
     )
+
+
+def run(folder: Path, *words: str) -> str:
+    """Runs Python in a folder and returns what it printed."""
+    done = start(folder, *words)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return done.stdout
 
@@ -68,6 +77,22 @@ def test_training_continues_from_a_hugging_face_folder(tmp_path):
     run_path = tmp_path / "runs" / "flava_debug"
     assert json.loads((run_path / "config.json").read_text())["initial_weights"] == "converted"
     assert len((run_path / "log.jsonl").read_text().splitlines()) == 3
+
+
+def test_mistakes_at_the_examples_are_one_line(tmp_path):
+    config = with_words(tiny_config(), tmp_path)
+    export(config, build_task(config).state_dict(), tmp_path / "clip")
+    (tmp_path / "pictures").mkdir()
+    for name in "ab":
+        (tmp_path / "pictures" / f"{name}.png").write_bytes(b"no picture")
+    for words, message in (
+        (["embed_pictures.py", "clip", "absent"], "absent is no folder"),
+        (["embed_pictures.py", "absent", "pictures"], "absent: no such folder"),
+        (["embed_pictures.py", "clip", "pictures"], "a.png: cannot be used: undecodable"),
+        (["continue_from_huggingface.py", "clip"], "a model of family 'clip' and not a FLAVA"),
+    ):
+        done = start(tmp_path, str(EXAMPLES / words[0]), *words[1:])
+        assert done.returncode == 2 and message in done.stderr.splitlines()[-1], done.stderr[-2000:]
 
 
 @pytest.mark.slow

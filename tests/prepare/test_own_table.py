@@ -76,6 +76,7 @@ def test_a_table_with_commas_may_have_a_tab_in_a_further_column_s_name(tmp_path)
         ("a.csv", "picture,caption\nx,y\n", "has the columns picture, caption; it needs one of file_name"),
         ("a.csv", "file_name\nx\n", "one of caption, text, title; pictures without captions are for"),
         ("a.csv", "filepath\ttitle\nx\ta, b\n", "has tabs between its columns; rename it to .tsv"),
+        ("a.csv", "filepath;title\nx;a, b\n", "has semicolons between its columns; save it with commas"),
         ("a.csv", "file_name,caption\nx,a dog, asleep\n", "line 2: not one value for each of the 2 columns"),
         ("a.tsv", "file_name\tcaption\nx\n", "line 2: not one value for each"),
         ("a.csv", 'file_name,caption\nx,"a dog\n', "line [12]: unexpected end of data"),

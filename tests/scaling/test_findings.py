@@ -53,6 +53,10 @@ def test_advice_is_the_closed_form_minimum():
     assert advice.beyond == pytest.approx(budget / (6 * 9e6 * 2e6))
     flat = dataclasses.replace(law, fit=dataclasses.replace(law.fit, numbers=np.array([0.3, 0.3, 2, 9, 0])))
     assert findings.advise(flat, runs, budget) is None, "data is worth nothing: no size is large enough"
+    small = dataclasses.replace(
+        law, fit=dataclasses.replace(law.fit, numbers=np.array([2, 0.3, 2, 3e-8, 90]))
+    )
+    assert findings.advise(small, runs, budget) is None, "size is worth nothing: a few parameters would do"
 
 
 def test_scarce_data_asks_for_a_larger_model():

@@ -62,7 +62,7 @@ def test_what_is_missing_empty_or_refused_is_named(tmp_path):
     (tmp_path / "b.txt").write_text("gone.tar\n")
     (tmp_path / "c.jpg").touch()
     cases = {
-        str(tmp_path / "absent"): "absent' is not a .tar file",
+        str(tmp_path / "absent"): "absent' does not exist; name a folder",
         str(tmp_path / "absent.tar"): "source 'pairs': shard '.*absent.tar' does not exist",
         str(tmp_path / "empty"): "empty' holds no .tar file",
         str(tmp_path / "a.txt"): "list of shards '.*a.txt' is empty",
@@ -71,7 +71,7 @@ def test_what_is_missing_empty_or_refused_is_named(tmp_path):
         str(tmp_path / "c.jpg"): "not a .tar file",
         str(tmp_path / "{3..1}.tar"): "runs backwards",
         "$DATA/{0..3}.tar": "does not exist; .*variables are not expanded, so write the path in full",
-        "${DATA}/pairs": "is not a .tar file; .*variables are not expanded",
+        "${DATA}/pairs": "does not exist; .*variables are not expanded",
         "simplecache::https://example.org/0.tar": "chains protocols",
         "nothing://example.org/x": "protocol 'nothing' cannot be used",
         "zip:///": "protocol 'zip' cannot be used",

@@ -46,6 +46,8 @@ class SigmoidContrastive(Contrastive):
     the image that it belongs to.
     """
 
+    metrics: ClassVar[Mapping[str, str]] = {**Contrastive.metrics, "bias": "logit_bias"}
+
     def __init__(self, config: SigmoidContrastiveConfig) -> None:
         super().__init__(config)
         self.logit_bias = nn.Parameter(torch.tensor([config.logit_bias_init]))
@@ -60,7 +62,14 @@ class SigmoidContrastive(Contrastive):
         image, text = features.samples["image"], features.samples["text"]
         scale, bias = features.shared["log_scale"], features.shared["logit_bias"]
         loss, correct = sigmoid_loss(image, text, scale, bias, features.constants["matched"])
-        return loss, {"correct": correct}
+        return loss, self.told(features, correct)
+
+    def told(self, features: Features, correct: Tensor) -> dict[str, Tensor]:
+        bias = features.shared["logit_bias"].detach().squeeze().float()
+        return {
+            **super().told(features, correct),
+            "bias": bias * features.constants["matched"].sum(),
+        }
 
     def exchanged_bytes(self, model: Any, global_batch: int) -> tuple[int, ...]:
         """Returns the bytes in fp32: text features and their gradients, and the mask of matches."""

@@ -41,7 +41,9 @@ def measured(config, folder, limit=None):
 
 
 def logged(config, kind: str, shards: str) -> dict[str, float]:
-    """Means over the terms of the steps that a run over these shards would take, from the step's own sums."""
+    """Means of loss and accuracy over the terms of the steps that a run over these shards would take, from
+    the step's own sums.
+    """
     source = dataclasses.replace(config.data.sources[kind], shards=shards, seed=None, global_batch_size=EACH)
     config = dataclasses.replace(
         config.with_sources({kind: source}),
@@ -59,6 +61,7 @@ def logged(config, kind: str, shards: str) -> dict[str, float]:
     return {
         name.replace("/loss", "_loss").replace("/correct", "_accuracy"): value / terms[name.split("/")[0]]
         for name, value in sums.items()
+        if name.endswith(("/loss", "/correct"))
     }
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from blocks import markdown_table
 
-OPERATORS = ("varlen_attention", "linear_cross_entropy", "info_nce")
+OPERATORS = ("varlen_attention", "linear_cross_entropy", "info_nce", "sigmoid_loss")
 """Whose references are more than plain torch on a CPU."""
 
 OURS = "flava_kernels"

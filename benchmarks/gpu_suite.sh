@@ -51,7 +51,7 @@ while [ $# -gt 0 ]; do
     esac
 done
 
-export PYTHONPATH="$root:$root/kernels${PYTHONPATH:+:$PYTHONPATH}" TOKENIZERS_PARALLELISM=false
+export PYTHONPATH="$root:$root/kernels:$root/benchmarks${PYTHONPATH:+:$PYTHONPATH}" TOKENIZERS_PARALLELISM=false
 unset TRITON_INTERPRET
 case $out in /*) ;; *) out=$PWD/$out ;; esac
 case $wheels in /* | "") ;; *) wheels=$PWD/$wheels ;; esac

@@ -158,7 +158,14 @@ def test_a_family_of_two_other_towers(run_ranks, tmp_path):
     objectives = {"contrastive": GlobalContrastiveConfig()}
     config = stranger_config(tmp_path, name="towers", model=TowersConfig(), objectives=objectives)
     curve = prove(run_ranks, config)
-    assert set(curve[0]) == {"step", "lr", "grad_norm", "loss/contrastive", "accuracy/contrastive"}
+    assert set(curve[0]) == {
+        "step",
+        "lr",
+        "grad_norm",
+        "loss/contrastive",
+        "accuracy/contrastive",
+        "metric/logit_scale/contrastive",
+    }
     losses = [line["loss/contrastive"] for line in curve]
     assert len(losses) == STEPS and len(set(losses)) == STEPS and 0.5 < min(losses) < max(losses) < 5
     frozen = open_model(split(config, "zero3_whole", "zero1", 1).run_path, device="cpu").frozen()

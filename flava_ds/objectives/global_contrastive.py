@@ -79,7 +79,7 @@ class Contrastive(PooledObjective):
         scale = clamped(model.logit_scale, self.scale_max)
         return Features({"image": image, "text": text}, {"log_scale": scale}, {"matched": matched[:-1]})
 
-    def told(self, features: Features, correct: Tensor) -> dict[str, Tensor]:
+    def metric_sums(self, features: Features, correct: Tensor) -> dict[str, Tensor]:
         """Returns the metrics' sums over this rank's matched samples, `correct` of which are ranked first."""
         scale = features.shared["log_scale"].detach().exp().squeeze().float()
         return {"correct": correct, "scale": scale * features.constants["matched"].sum()}
@@ -101,7 +101,7 @@ class GlobalContrastive(Contrastive):
         loss, correct = info_nce(image, text, scale, matched)
         if self.config.label_smoothing:
             loss = loss + self.config.label_smoothing * smoothing(image, text, scale, matched)
-        return loss, self.told(features, correct)
+        return loss, self.metric_sums(features, correct)
 
     def exchanged_bytes(self, model: Any, global_batch: int) -> tuple[int, ...]:
         """Returns the bytes gathered in fp32: image features, text features, three numbers per sample.

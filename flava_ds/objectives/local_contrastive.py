@@ -54,7 +54,7 @@ class LocalContrastive(GlobalContrastive):
                 loss = loss + (terms * own).sum() / 2
                 if queries:
                     correct = correct + ((scores.detach().argmax(1) == target) * own).sum()
-        return loss, self.told(features, correct)
+        return loss, self.metric_sums(features, correct)
 
     def exchanged_bytes(self, model: Any, global_batch: int) -> tuple[int, ...]:
         """Returns the bytes gathered in fp32: image features and text features, in the forward pass only."""

@@ -62,12 +62,12 @@ class SigmoidContrastive(Contrastive):
         image, text = features.samples["image"], features.samples["text"]
         scale, bias = features.shared["log_scale"], features.shared["logit_bias"]
         loss, correct = sigmoid_loss(image, text, scale, bias, features.constants["matched"])
-        return loss, self.told(features, correct)
+        return loss, self.metric_sums(features, correct)
 
-    def told(self, features: Features, correct: Tensor) -> dict[str, Tensor]:
+    def metric_sums(self, features: Features, correct: Tensor) -> dict[str, Tensor]:
         bias = features.shared["logit_bias"].detach().squeeze().float()
         return {
-            **super().told(features, correct),
+            **super().metric_sums(features, correct),
             "bias": bias * features.constants["matched"].sum(),
         }
 

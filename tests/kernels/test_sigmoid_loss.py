@@ -86,7 +86,7 @@ def test_a_second_differentiation_is_refused(monkeypatch, custom):
         gradient.sum().backward()
 
 
-def only(names: tuple[str, ...], dtype: torch.dtype, rtol: float, atol: float) -> None:
+def check_only(names: tuple[str, ...], dtype: torch.dtype, rtol: float, atol: float) -> None:
     """Asserts that the named gradients, and no others, are those that all together have."""
     inputs = inputs_of(1, batch=9)
     expected = dict(zip(LEAVES, run(definition, inputs)[2], strict=True))
@@ -102,14 +102,14 @@ PARTS = [("text", "log_scale", "bias"), ("image", "bias"), ("bias",), ("log_scal
 
 @pytest.mark.parametrize("names", PARTS, ids=", ".join)
 def test_only_gradients_that_are_asked_for(names):
-    only(names, torch.float64, 1e-12, 1e-13)
+    check_only(names, torch.float64, 1e-12, 1e-13)
 
 
 @pytest.mark.triton
 @pytest.mark.parametrize("names", PARTS, ids=", ".join)
 def test_kernels_give_only_gradients_that_are_asked_for(monkeypatch, names):
     monkeypatch.setenv("FLAVA_KERNELS", "triton")
-    only(names, torch.float32, 1e-5, 2e-5)
+    check_only(names, torch.float32, 1e-5, 2e-5)
 
 
 def test_no_match_gives_zero_with_a_graph():

@@ -287,6 +287,13 @@ def launches() -> tuple[Launch, ...]:
     )
 
 
+def from_memory(tiles: Tiles) -> float:
+    """Returns the share of what tiles of S read that has to come from memory: every feature once."""
+    rows, columns = EXAMPLE_SIZES
+    read = rows * columns * (tiles.block_m + tiles.block_n)
+    return (rows + columns) * tiles.block_m * tiles.block_n / read
+
+
 def _launches(arch: str, dtype: str) -> tuple[Launch, ...]:
     tiles = FULL[arch] if dtype == "fp32" else HALF[arch]
     features = {"rows": f"*{dtype}", "columns": f"*{dtype}", "scale": "*fp32"}
@@ -300,10 +307,6 @@ def _launches(arch: str, dtype: str) -> tuple[Launch, ...]:
         | {"gradient": f"*{dtype}", "part_d_scale": "*fp32"}
         | sizes
         | {"gradient_stride": "i32"}
-    )
-    rows, columns = EXAMPLE_SIZES
-    once = (
-        (rows + columns) * tiles.block_m * tiles.block_n / (rows * columns * (tiles.block_m + tiles.block_n))
     )
     kernels: list[tuple[str, Any, dict[str, str], dict[str, bool]]] = [
         ("forward", _forward_kernel, forward_signature, {}),
@@ -323,7 +326,7 @@ def _launches(arch: str, dtype: str) -> tuple[Launch, ...]:
             tiles.num_warps,
             tiles.num_stages,
             arch,
-            from_memory=once,
+            from_memory=from_memory(tiles),
         )
         for way, kernel, types, more in kernels
     )

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flava_kernels.triton_ops.contrastive import EXAMPLE_SIZES, chunks_of_gradient, product, scores, tile_of
+from flava_kernels.triton_ops.contrastive import chunks_of_gradient, from_memory, product, scores, tile_of
 from flava_kernels.triton_ops.contrastive_tiles import FULL, HALF, Tiles, constants, options, tiles_of
 from flava_kernels.triton_ops.launch import ARCHITECTURES, Launch, ceil_div, on_its_device
 
@@ -160,10 +160,6 @@ def _launch(arch: str, dtype: str) -> Launch:
     types |= {"gradient": f"*{dtype}", "part_max": "*fp32", "part_place": "*i32"}
     types |= dict.fromkeys(("part_loss", "part_d_scale", "part_d_bias"), "*fp32")
     types |= dict.fromkeys(("num_rows", "num_columns", "offset", "width", "gradient_stride"), "i32")
-    rows, columns = EXAMPLE_SIZES
-    once = (
-        (rows + columns) * tiles.block_m * tiles.block_n / (rows * columns * (tiles.block_m + tiles.block_n))
-    )
     return Launch(
         f"sigmoid_loss.forward.{dtype}",
         _sigmoid_kernel,
@@ -172,5 +168,5 @@ def _launch(arch: str, dtype: str) -> Launch:
         tiles.num_warps,
         tiles.num_stages,
         arch,
-        from_memory=once,
+        from_memory=from_memory(tiles),
     )

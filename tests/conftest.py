@@ -52,10 +52,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Keeps to --seconds, counted from the first test."""
+    """Keeps to --seconds, counted from the first test; without -m, leaves out what cannot run in this process."""
+    if not item.config.getoption("markexpr"):
+        if item.get_closest_marker("triton") and os.environ.get("TRITON_INTERPRET") != "1":
+            pytest.skip("needs TRITON_INTERPRET=1; make test sets it")
+        if item.get_closest_marker("gpu") and not _has_gpu():
+            pytest.skip("needs a CUDA device")
     begun = item.config.stash.setdefault(BEGUN, time.monotonic())
     if time.monotonic() - begun > item.config.getoption("--seconds"):
         pytest.skip("no time left for it in make check; make test runs it")
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 @pytest.fixture(autouse=True)

@@ -52,7 +52,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Keeps to --seconds, counted from the first test; without -m, leaves out what cannot run in this process."""
+    """Keeps to --seconds, counted from the first test; without -m, skips what cannot run in this process."""
     if not item.config.getoption("markexpr"):
         if item.get_closest_marker("triton") and os.environ.get("TRITON_INTERPRET") != "1":
             pytest.skip("needs TRITON_INTERPRET=1; make test sets it")

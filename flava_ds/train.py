@@ -13,7 +13,7 @@ from contextlib import ExitStack, suppress
 from flava_ds.errors import UserError
 from flava_ds.plain_text import one_line
 from flava_ds.processes import complete_streams, leave
-from flava_ds.ranks import orphans
+from flava_ds.ranks import launcher_variables, orphans
 from flava_ds.ranks.safe_path import leave_out_working_directory
 from flava_ds.watching.packages import missing_package
 
@@ -48,6 +48,8 @@ def main(arguments: list[str] | None = None, take: Callable[[list[str]], int] | 
     with ExitStack() as leaving:
         try:
             try:
+                if arguments is None:
+                    launcher_variables.complete()  # before the first error, which only one rank reports
                 return (take or run)(words)
             finally:
                 leave_folder()
@@ -111,7 +113,7 @@ def end(message: str, status: int, debug: bool, leaving: ExitStack, on_all_ranks
     speaks, status = (rank == "0", status) if on_all_ranks else agree_on_end(status)
     if not speaks and not have_met() and status != 130:
         # the launcher ends all once one has ended, perhaps before the one that should speak has come so far
-        with suppress(KeyboardInterrupt):
+        with suppress(KeyboardInterrupt, ValueError):  # it may be no number, and that the error
             time.sleep(UNMET_S * int(os.environ["LOCAL_RANK"]))
         speaks = True
     if debug:

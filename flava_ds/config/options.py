@@ -10,7 +10,9 @@ import dataclasses
 import functools
 import inspect
 import io
+import os
 import re
+import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any, TypeVar
@@ -22,6 +24,9 @@ from flava_ds.config.variants import NONE, Variant, find, switched
 from flava_ds.errors import ConfigError, did_you_mean, nearest_choice
 
 Settings = TypeVar("Settings")
+
+NARROWEST = 60
+"""Columns that --help has at least: with fewer tyro's columns take minutes, and nobody reads them."""
 
 
 def option_names(node: Any) -> Iterator[str]:
@@ -136,7 +141,7 @@ def _parse(default: Settings, words: list[str], prog: str) -> Settings:
     helping = "--help" in words or "-h" in words
     complaint = io.StringIO()
     try:
-        with contextlib.redirect_stderr(complaint):
+        with contextlib.redirect_stderr(complaint), _wide_enough() if helping else contextlib.nullcontext():
             return tyro.cli(
                 type(default),
                 default=default,
@@ -153,6 +158,20 @@ def _parse(default: Settings, words: list[str], prog: str) -> Settings:
         said = _one_line(complaint.getvalue())
         near = nearest_choice(said)
         raise ConfigError(said.removesuffix("." if near else "") + near) from None
+
+
+@contextlib.contextmanager
+def _wide_enough() -> Iterator[None]:
+    """Has tyro find a terminal of NARROWEST columns in place of a narrower one."""
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = str(max(NARROWEST, shutil.get_terminal_size().columns))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = before
 
 
 def named_fields(default: Any, words: list[str]) -> dict[int, set[str]]:

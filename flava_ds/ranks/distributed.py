@@ -19,6 +19,7 @@ from flava_ds.allocator import keep_freed_memory
 from flava_ds.errors import UserError
 from flava_ds.plain_text import PlainFormatter
 from flava_ds.processes import within
+from flava_ds.ranks import launcher_variables
 
 log = logging.getLogger("flava_ds")
 
@@ -34,14 +35,6 @@ DEVICE_LATER_S = 60
 """Extra timeout of nccl over gloo. nccl aborts the process, whereas a failed collective on the host can still
 name the missing rank, so gloo should time out first.
 """
-
-OPEN_MPI = {
-    "RANK": "OMPI_COMM_WORLD_RANK",
-    "WORLD_SIZE": "OMPI_COMM_WORLD_SIZE",
-    "LOCAL_RANK": "OMPI_COMM_WORLD_LOCAL_RANK",
-    "LOCAL_WORLD_SIZE": "OMPI_COMM_WORLD_LOCAL_SIZE",
-}
-"""Open MPI's names for torch's variables. mpirun sets no address of rank 0."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +70,7 @@ def start(timeout_s: int) -> World:
 
     Raises: UserError when the launcher set only some of its variables, or the ranks do not meet.
     """
-    _complete_environment()
+    launcher_variables.complete()
     rank, size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
@@ -311,29 +304,6 @@ def agree_on_end(status: int) -> tuple[bool, int]:
             return first_here, status
     rank, first = _first_end[0].split(":")
     return int(rank) == dist.get_rank(), int(first)
-
-
-def _complete_environment() -> None:
-    """Adopts the variables of mpirun, or sets those of a single process if there is no launcher."""
-    if "RANK" not in os.environ and OPEN_MPI["RANK"] in os.environ:
-        os.environ.update({name: os.environ[theirs] for name, theirs in OPEN_MPI.items()})
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-    present = [name for name in names if name in os.environ]
-    if "RANK" not in present and "WORLD_SIZE" not in present:
-        os.environ.update(
-            RANK="0",
-            WORLD_SIZE="1",
-            LOCAL_RANK="0",
-            LOCAL_WORLD_SIZE="1",
-            MASTER_ADDR="127.0.0.1",
-            MASTER_PORT="0",  # no port is opened
-        )
-    elif len(present) < len(names):
-        missing = ", ".join(name for name in names if name not in present)
-        raise UserError(
-            f"the launcher set {', '.join(present)} but not {missing}; start with `deepspeed`, "
-            "`torchrun` or a script under launchers/"
-        )
 
 
 def _share_cores(local_ranks: int) -> None:

@@ -5,6 +5,7 @@ help shows.
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -171,6 +172,15 @@ def test_help_shows_meaning_and_bounds(capsys):
     )
     assert "--pair FLOAT FLOAT Each must lie between 0 and 1. (default: 0.0 1.0)" in printed
     assert "--name STR (default: x)" in printed
+
+
+@pytest.mark.parametrize("columns", ["1", "40", "60"])
+def test_help_of_a_terminal_too_narrow_to_read_is_as_wide_as_of_the_narrowest(capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    with pytest.raises(SystemExit):
+        override(Whole(), ["--help"])
+    assert max(map(len, capsys.readouterr().out.splitlines())) == 60
+    assert os.environ["COLUMNS"] == columns
 
 
 def test_the_command_line_reads_bounded_fields():

@@ -129,15 +129,6 @@ def test_a_process_without_launcher_is_a_world_of_its_own(run_ranks):
     assert run_ranks(alone, 1) == [(0, 1, True, "cpu", True)]
 
 
-def test_half_an_environment_is_refused(monkeypatch):
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="set RANK, WORLD_SIZE but not LOCAL_RANK, MASTER_ADDR, MASTER_PORT"):
-        distributed._complete_environment()
-
-
 def test_a_port_that_is_taken_is_one_line_that_says_what_to_do(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
@@ -161,27 +152,6 @@ def test_a_network_that_this_machine_lacks_is_one_line_too(monkeypatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nowhere")
     with pytest.raises(UserError, match="GLOO_SOCKET_IFNAME has to name a network of this machine"):
         distributed.start(5)
-
-
-def test_open_mpi_names_the_rank_and_the_launcher_the_address(monkeypatch):
-    """Without it, each of mpirun's processes would be a world of its own, all writing into one
-    run directory."""
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.setenv(name, "gone")  # noted by monkeypatch, so that what is set below goes again
-        monkeypatch.delenv(name)
-    for name, value in (("RANK", "5"), ("SIZE", "8"), ("LOCAL_RANK", "1"), ("LOCAL_SIZE", "4")):
-        monkeypatch.setenv(f"OMPI_COMM_WORLD_{name}", value)
-    with pytest.raises(UserError, match="but not MASTER_ADDR, MASTER_PORT"):
-        distributed._complete_environment()
-    monkeypatch.setenv("MASTER_ADDR", "node1")
-    monkeypatch.setenv("MASTER_PORT", "29500")
-    distributed._complete_environment()
-    assert [os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")] == [
-        "5",
-        "8",
-        "1",
-        "4",
-    ]
 
 
 def test_cores_are_shared_among_the_ranks_of_a_host(monkeypatch):

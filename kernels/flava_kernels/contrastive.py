@@ -48,9 +48,9 @@ def info_nce(
 ) -> tuple[Tensor, Tensor]:
     """Returns this rank's share of the summed loss, and how many of its rows rank their own text first.
 
-    The backward pass gives the features and the scale the gradient of the sum over ALL ranks, provided that
-    the incoming gradient is equal on all ranks. Samples with row_mask 0 are not positives but remain
-    negatives of the others. Among equal entries the first counts as the largest.
+    The backward pass gives features the gradient of the sum over ALL ranks, provided that the incoming
+    gradient is equal on all ranks, and the scale this rank's part of it. Samples with row_mask 0 are not
+    positives but remain negatives of the others. Among equal entries the first counts as the largest.
 
     Shapes:
         image      [b r]  L2-normalised; the same b on every rank

@@ -8,22 +8,24 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import function
 
 
 def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """Makes a second differentiation an error, as for a custom operator.
+    """Makes a gradient with a graph of its own (create_graph=True) an error.
 
-    torch's decorator of this name checks whether the incoming gradient requires one itself. That of a plain
-    sum does not, and then the tensors saved in the forward pass would silently count as constants.
+    torch's decorator of this name lets it pass, and refuses a second backward pass only if that comes through
+    here. torch.autograd.grad for chosen tensors goes around, and then what was saved in the forward pass
+    would silently count as constants.
     """
-    refusing = function.once_differentiable(backward)
 
     @functools.wraps(backward)
     def wrapper(ctx: Any, *grads: Tensor | None) -> Any:
         if torch.is_grad_enabled():
-            grads = tuple(grad if grad is None else grad.detach().requires_grad_() for grad in grads)
-        return refusing(ctx, *grads)
+            raise RuntimeError(
+                f"{backward.__module__} is differentiable once, so create_graph=True cannot go through it; "
+                "an operator's formula in plain torch can, flava_kernels.OPS[name].definition"
+            )
+        return backward(ctx, *grads)
 
     return wrapper
 

@@ -9,7 +9,6 @@ import op_checks
 import pytest
 import torch
 import torch.distributed as dist
-from flava_kernels import dispatch
 from flava_kernels.cases.contrastive import features
 from flava_kernels.contrastive import definition, info_nce
 from rank_processes import run_ranks
@@ -66,16 +65,6 @@ def test_gradcheck():
     image, text, log_scale, mask = inputs_of(1).values()
     leaves = [tensor.clone().requires_grad_() for tensor in (image, text, log_scale)]
     assert torch.autograd.gradcheck(lambda i, t, s: info_nce(i, t, s, mask)[0], leaves)
-
-
-@pytest.mark.parametrize("custom", [False, True], ids=["function", "custom operator"])
-def test_a_second_differentiation_is_refused(monkeypatch, custom):
-    monkeypatch.setattr(dispatch, "needs_custom_operator", lambda example: custom)
-    image, text, log_scale, mask = inputs_of(1).values()
-    leaf = image.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(info_nce(leaf, text, log_scale, mask)[0], leaf, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
 
 
 def test_no_match_gives_zero_with_a_graph():

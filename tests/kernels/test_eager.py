@@ -2,8 +2,11 @@
 gradient cost nothing.
 """
 
+import re
+
 import pytest
 import torch
+from flava_kernels import OPS, dispatch
 from flava_kernels.attention import varlen_attention
 from flava_kernels.layer_norm import layer_norm
 from flava_kernels.linear_cross_entropy import linear_cross_entropy
@@ -34,27 +37,45 @@ def cross_entropy(rows):
     [attention, norm, cross_entropy(2), cross_entropy(5)],
     ids=["attention", "layer_norm", "keeps G", "keeps dW"],
 )
-@pytest.mark.parametrize("reduction", [torch.sum, lambda y: y.square().sum()], ids=["sum", "squares"])
-def test_second_derivatives_are_refused_beside_terms_that_have_them(function, reduction):
-    """The gradient of a sum is a constant, so torch's own decorator would let it pass; the other term hides
-    that nothing came back.
+def test_a_gradient_with_a_graph_is_refused(function):
+    """torch.autograd.grad for chosen tensors would go around the refusal of torch's own decorator, and give
+    second derivatives without the operator's part.
     """
     x = X.clone().requires_grad_()
-    (first,) = torch.autograd.grad(reduction(function(x).float()), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiate twice"):
-        (first.square().sum() + x.square().sum()).backward()
+    with pytest.raises(RuntimeError, match="is differentiable once, so create_graph=True cannot go through"):
+        torch.autograd.grad(function(x).float().square().sum(), x, create_graph=True)
 
 
-@pytest.mark.parametrize(
-    "function", [attention, norm, cross_entropy(2)], ids=["attention", "layer_norm", "cross_entropy"]
-)
-def test_first_derivatives_are_the_same_with_a_graph_of_them(function):
-    x = X.clone().requires_grad_()
-    plain, with_graph = (
-        torch.autograd.grad(function(x).float().square().sum(), x, create_graph=graph)[0]
-        for graph in (False, True)
+@pytest.mark.parametrize("custom", [False, True], ids=["function", "custom operator"])
+@pytest.mark.parametrize("name", sorted(OPS))
+def test_no_second_derivative_is_wrong(monkeypatch, name, custom):
+    """Either it is refused, before or in the second differentiation, or it is the definition's."""
+    monkeypatch.setattr(dispatch, "needs_custom_operator", lambda example: custom)
+    op = OPS[name]
+    for case in op.cases():
+        inputs = case.inputs(torch.float64)
+        if all(inputs[leaf].numel() for leaf in case.differentiable) and "huge" not in case.name:
+            break
+    expected = second_derivatives(op.definition, inputs, case.differentiable)
+    try:
+        found = second_derivatives(op.function, inputs, case.differentiable)
+    except RuntimeError as error:
+        assert re.search("differentiable once|no autograd formula", str(error))  # noqa: PT017
+        return
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def second_derivatives(function, inputs, names):
+    """Returns those of the sum of all results, beside a term that has some."""
+    leaves = {name: inputs[name].detach().clone().requires_grad_() for name in names}
+    results = function(**(inputs | leaves))
+    total = sum(
+        part.sum() for part in (results if isinstance(results, tuple) else (results,)) if part.requires_grad
     )
-    assert torch.equal(plain, with_graph)
+    first = torch.autograd.grad(total, [*leaves.values()], create_graph=True)
+    again = sum(part.square().sum() for part in (*first, *leaves.values()))
+    return torch.autograd.grad(again, [*leaves.values()])
 
 
 class Names(TorchDispatchMode):

@@ -17,8 +17,6 @@ from flava_ds.ranks import launcher_variables, orphans
 from flava_ds.ranks.safe_path import leave_out_working_directory
 from flava_ds.watching.packages import missing_package
 
-GRACE_S = 1.0
-"""How long rank 0 outlives its last line: it serves the store in which ranks ask who reports the error."""
 UNMET_S = 2.0
 """How much longer than the rank before it a rank of a machine waits until it tells an error from before they
 met; the launcher ends it while it waits, once the one that has told it is gone.
@@ -69,6 +67,8 @@ def main(arguments: list[str] | None = None, take: Callable[[list[str]], int] | 
             return end(str(UserError.of_system(error)), 2, debug, leaving)
         except RuntimeError as error:
             if failed_elsewhere(error):
+                from flava_ds.ranks.distributed import keep_store
+
                 keep_store()
                 leave_in_time(2, leaving)
                 return 2
@@ -107,7 +107,7 @@ def explain(error: RuntimeError) -> str | None:
 
 def end(message: str, status: int, debug: bool, leaving: ExitStack, on_all_ranks: bool = False) -> int:
     """Prints the job's last line, unless another rank does, and returns the job's exit status."""
-    from flava_ds.ranks.distributed import agree_on_end, have_met
+    from flava_ds.ranks.distributed import agree_on_end, have_met, keep_store
 
     rank = os.environ.get("RANK", "0")
     speaks, status = (rank == "0", status) if on_all_ranks else agree_on_end(status)
@@ -130,10 +130,9 @@ def tell_end() -> None:
     else they would say that it ended without a word.
     """
     if "torch" in sys.modules:  # otherwise it has not met them
-        from flava_ds.ranks.distributed import agree_on_end
+        from flava_ds.ranks import distributed
 
-        agree_on_end(1)
-        keep_store()
+        distributed.tell_end(1)
 
 
 def failed_elsewhere(error: RuntimeError) -> bool:
@@ -141,12 +140,6 @@ def failed_elsewhere(error: RuntimeError) -> bool:
     from flava_ds.ranks.distributed import RankFailedError
 
     return isinstance(error, RankFailedError)
-
-
-def keep_store() -> None:
-    """Makes rank 0 wait until the other ranks have asked its store who reports the error."""
-    if os.environ.get("RANK", "0") == "0" and os.environ.get("WORLD_SIZE", "1") != "1":
-        time.sleep(GRACE_S)
 
 
 def leave_in_time(status: int, leaving: ExitStack) -> None:

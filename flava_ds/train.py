@@ -21,6 +21,8 @@ UNMET_S = 2.0
 """How much longer than the rank before it a rank of a machine waits until it tells an error from before they
 met; the launcher ends it while it waits, once the one that has told it is gone.
 """
+NO_THREAD = "can't start new thread"
+"""What Python says of a limit of threads, which RuntimeError alone does not tell."""
 LEAVE_S = 60.0
 """How long a rank that ends with an error may take to release its process group and loader processes."""
 
@@ -96,8 +98,13 @@ def leave_folder() -> None:
 
 def explain(error: RuntimeError) -> str | None:
     """Names the ranks that a failed collective waited for, or why the kernels that FLAVA_KERNELS=triton asks
-    for cannot run; None for other kinds of errors.
+    for cannot run, or the limit that a thread has met; None for other kinds of errors.
     """
+    if str(error) == NO_THREAD:
+        return (
+            "no further thread can be started; raise the limits of processes and memory (ulimit -u, -v, or a "
+            "container's limit of pids)"
+        )
     from flava_kernels.dispatch import UnsupportedInputError
 
     from flava_ds.ranks import roll_call

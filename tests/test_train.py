@@ -87,6 +87,15 @@ def test_what_the_launcher_appends_is_swallowed_and_debug_shows_the_traceback(ca
     assert "no recipe named 'nothing'" in error and "Traceback" in error
 
 
+def test_a_limit_of_threads_is_one_line(capsys):
+    def start_one(_: list[str]) -> int:
+        raise RuntimeError("can't start new thread")
+
+    assert train.main([], start_one) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: no further thread can be started; raise") and said.count("\n") == 1
+
+
 @pytest.mark.parametrize("error", [UserError, RuntimeError, ZeroDivisionError, KeyboardInterrupt])
 def test_the_runs_folder_is_free_before_rank_0_waits_for_the_others(tmp_path, monkeypatch, error):
     """Whose launcher ends it when they have ended: the next start took the lock over from a dead process."""

@@ -156,7 +156,8 @@ def leave_in_time(status: int, leaving: ExitStack) -> None:
     """
     guard = threading.Timer(LEAVE_S, os._exit, (status,))
     guard.daemon = True
-    guard.start()
+    with suppress(RuntimeError):  # at a limit of threads, too, it leaves, unguarded
+        guard.start()
     leaving.callback(guard.cancel)
 
 

@@ -87,10 +87,11 @@ def test_what_the_launcher_appends_is_swallowed_and_debug_shows_the_traceback(ca
     assert "no recipe named 'nothing'" in error and "Traceback" in error
 
 
-def test_a_limit_of_threads_is_one_line(capsys):
-    def start_one(_: list[str]) -> int:
+def test_a_limit_of_threads_is_one_line(capsys, monkeypatch):
+    def start_one(*_: object) -> int:
         raise RuntimeError("can't start new thread")
 
+    monkeypatch.setattr(train.threading.Timer, "start", start_one)
     assert train.main([], start_one) == 1
     said = capsys.readouterr().err
     assert said.startswith("error: no further thread can be started; raise") and said.count("\n") == 1

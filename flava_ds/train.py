@@ -17,12 +17,12 @@ from flava_ds.ranks import launcher_variables, orphans
 from flava_ds.ranks.safe_path import leave_out_working_directory
 from flava_ds.watching.packages import missing_package
 
-GRACE_S = 1.0
-"""How long rank 0 outlives its last line: it serves the store in which ranks ask who reports the error."""
 UNMET_S = 2.0
 """How much longer than the rank before it a rank of a machine waits until it tells an error from before they
 met; the launcher ends it while it waits, once the one that has told it is gone.
 """
+NO_THREAD = "can't start new thread"
+"""What Python says of a limit of threads, which RuntimeError alone does not tell."""
 LEAVE_S = 60.0
 """How long a rank that ends with an error may take to release its process group and loader processes."""
 
@@ -69,6 +69,8 @@ def main(arguments: list[str] | None = None, take: Callable[[list[str]], int] | 
             return end(str(UserError.of_system(error)), 2, debug, leaving)
         except RuntimeError as error:
             if failed_elsewhere(error):
+                from flava_ds.ranks.distributed import keep_store
+
                 keep_store()
                 leave_in_time(2, leaving)
                 return 2
@@ -96,8 +98,13 @@ def leave_folder() -> None:
 
 def explain(error: RuntimeError) -> str | None:
     """Names the ranks that a failed collective waited for, or why the kernels that FLAVA_KERNELS=triton asks
-    for cannot run; None for other kinds of errors.
+    for cannot run, or the limit that a thread has met; None for other kinds of errors.
     """
+    if str(error) == NO_THREAD:
+        return (
+            "no further thread can be started; raise the limits of processes and memory (ulimit -u, -v, or a "
+            "container's limit of pids)"
+        )
     from flava_kernels.dispatch import UnsupportedInputError
 
     from flava_ds.ranks import roll_call
@@ -107,7 +114,7 @@ def explain(error: RuntimeError) -> str | None:
 
 def end(message: str, status: int, debug: bool, leaving: ExitStack, on_all_ranks: bool = False) -> int:
     """Prints the job's last line, unless another rank does, and returns the job's exit status."""
-    from flava_ds.ranks.distributed import agree_on_end, have_met
+    from flava_ds.ranks.distributed import agree_on_end, have_met, keep_store
 
     rank = os.environ.get("RANK", "0")
     speaks, status = (rank == "0", status) if on_all_ranks else agree_on_end(status)
@@ -130,10 +137,9 @@ def tell_end() -> None:
     else they would say that it ended without a word.
     """
     if "torch" in sys.modules:  # otherwise it has not met them
-        from flava_ds.ranks.distributed import agree_on_end
+        from flava_ds.ranks import distributed
 
-        agree_on_end(1)
-        keep_store()
+        distributed.tell_end(1)
 
 
 def failed_elsewhere(error: RuntimeError) -> bool:
@@ -143,12 +149,6 @@ def failed_elsewhere(error: RuntimeError) -> bool:
     return isinstance(error, RankFailedError)
 
 
-def keep_store() -> None:
-    """Makes rank 0 wait until the other ranks have asked its store who reports the error."""
-    if os.environ.get("RANK", "0") == "0" and os.environ.get("WORLD_SIZE", "1") != "1":
-        time.sleep(GRACE_S)
-
-
 def leave_in_time(status: int, leaving: ExitStack) -> None:
     """Gives this process LEAVE_S until `leaving` closes, in case a collective or worker hangs.
 
@@ -156,7 +156,8 @@ def leave_in_time(status: int, leaving: ExitStack) -> None:
     """
     guard = threading.Timer(LEAVE_S, os._exit, (status,))
     guard.daemon = True
-    guard.start()
+    with suppress(RuntimeError):  # at a limit of threads, too, it leaves, unguarded
+        guard.start()
     leaving.callback(guard.cancel)
 
 

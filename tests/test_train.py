@@ -87,10 +87,20 @@ def test_what_the_launcher_appends_is_swallowed_and_debug_shows_the_traceback(ca
     assert "no recipe named 'nothing'" in error and "Traceback" in error
 
 
+def test_a_limit_of_threads_is_one_line(capsys, monkeypatch):
+    def start_one(*_: object) -> int:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(train.threading.Timer, "start", start_one)
+    assert train.main([], start_one) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: no further thread can be started; raise") and said.count("\n") == 1
+
+
 @pytest.mark.parametrize("error", [UserError, RuntimeError, ZeroDivisionError, KeyboardInterrupt])
 def test_the_runs_folder_is_free_before_rank_0_waits_for_the_others(tmp_path, monkeypatch, error):
     """Whose launcher ends it when they have ended: the next start took the lock over from a dead process."""
-    monkeypatch.setattr(train, "keep_store", lambda: seen.append((tmp_path / NAME).exists()))
+    monkeypatch.setattr(distributed, "keep_store", lambda: seen.append((tmp_path / NAME).exists()))
     seen = []
 
     def fail(words):
@@ -106,7 +116,7 @@ def test_the_runs_folder_is_free_before_rank_0_waits_for_the_others(tmp_path, mo
 @pytest.mark.parametrize("speaks", [True, False])
 def test_rank_0_keeps_the_store_whoever_speaks(monkeypatch, speaks):
     """A third rank that ends in the same moment found no store to ask, and told its error, too."""
-    monkeypatch.setattr(train, "keep_store", lambda: kept.append(True))
+    monkeypatch.setattr(distributed, "keep_store", lambda: kept.append(True))
     monkeypatch.setattr(distributed, "agree_on_end", lambda status: (speaks, status))
     monkeypatch.setattr(distributed, "have_met", lambda: True)
     kept = []

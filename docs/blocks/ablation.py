@@ -153,7 +153,7 @@ def campaign(root: Path) -> str:
     commits = sorted({result["code"]["commit"][:7] for result in found})
     machines = sorted({result["machine"]["processor"] for result in found})
     seconds = [sum(result["seconds_since_last_start"].values()) for result in found]
-    of = len(plan(TABLE, list(TABLE.rows), 3, "small", root))
+    of = len(plan(TABLE, list(TABLE.rows), range(3), "small", root))
     return (
         f"{len(found)} of {of} runs are finished, by commit{'s' * (len(commits) > 1)} {', '.join(commits)} "
         f"on {', '.join(machines)}, whose cores were shared with other work: a run took "

@@ -87,9 +87,7 @@ def besides(root: Path) -> str:
 def laws(root: Path) -> str:
     """Lists every law with its exponents and what it says of the held-out run."""
     found = read_results(root, "study_laws")
-    lines = [
-        [law["form"] + ", R* fitted" * ("ln R*" in law["numbers"]), *_numbers(law)] for law in found["laws"]
-    ]
+    lines = [[law["form"], *_numbers(law)] for law in found["laws"]]
     header = ["law", "alpha", "beta", "floor E", "held out: predicted", "measured", "error"]
     return (
         f"{markdown_table(header, lines)}\n\nFitted to {len(found['fitted_to'])} runs; ranges hold 95 % of "

@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -208,7 +208,7 @@ def read_results(folder: Path) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def plan(table: Table, rows: list[str], seeds: int, work: str, out: Path) -> list[Run]:
+def plan(table: Table, rows: list[str], seeds: Sequence[int], work: str, out: Path) -> list[Run]:
     """Lists the runs, all rows of a seed before the next, so that a part of a campaign can be compared.
 
     Raises: UserError for an unknown row or work.
@@ -221,11 +221,9 @@ def plan(table: Table, rows: list[str], seeds: int, work: str, out: Path) -> lis
             raise UserError(
                 f"{option} {name}: there is none{did_you_mean(name, known)}; choose of {', '.join(known)}"
             )
-    if seeds < 1:
-        raise UserError(f"--seeds {seeds}: use at least 1")
     return [
         Run(table, row, seed, work, out)
-        for seed in range(seeds)
+        for seed in seeds
         for row in table.rows
         if row in rows and not (seed and row in table.untrained)
     ]

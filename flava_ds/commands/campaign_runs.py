@@ -20,7 +20,9 @@ def add_arguments(command: argparse.ArgumentParser, *, rows: tuple[str, str], wo
     """Adds the arguments; `rows` are the option that names rows and its help, `work` the help of --work."""
     option, help = rows
     command.add_argument(option, dest="rows", nargs="+", metavar="ROW", help=help)
-    command.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 to N - 1 (default: 3)")
+    seeds = command.add_mutually_exclusive_group()
+    seeds.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 to N - 1 (default: 3)")
+    seeds.add_argument("--seed", type=int, nargs="+", metavar="K", help="these seeds alone")
     command.add_argument("--work", default="small", help=work)
     command.add_argument(
         "--out",
@@ -49,7 +51,7 @@ def run_left(options: argparse.Namespace, table: Table) -> tuple[Path, int]:
         raise UserError(f"--most {options.most}: use at least 0")
     check_ranks(campaign.RANKS, gpus=0)
     rows = options.rows or list(table.rows)
-    planned = campaign.plan(table, rows, options.seeds, options.work, options.out)
+    planned = campaign.plan(table, rows, seeds_of(options), options.work, options.out)
     todo = list(campaign.unfinished(planned))
     campaign.check_others(table, planned, options.work, options.out)
     if todo[: options.most]:
@@ -72,6 +74,15 @@ def run_left(options: argparse.Namespace, table: Table) -> tuple[Path, int]:
                     print("\nstopped; the same command goes on from here", flush=True)
                     raise
     return options.out / options.work, int(not all(file.is_file() for file in left_alone))
+
+
+def seeds_of(options: argparse.Namespace) -> list[int]:
+    """Returns the seeds that are asked for, in order. Raises: UserError."""
+    if options.seeds < 1:
+        raise UserError(f"--seeds {options.seeds}: use at least 1")
+    if wrong := [seed for seed in options.seed or () if seed < 0]:
+        raise UserError(f"--seed {wrong[0]}: use at least 0")
+    return sorted({*options.seed}) if options.seed else list(range(options.seeds))
 
 
 @contextmanager

@@ -37,13 +37,10 @@ def train(sequence: Stages, options: argparse.Namespace, overrides: list[str]) -
     """
     sequence = resolve_stages(sequence, overrides)
     train_command.check_options(options)
-    ranks = {stage.name: train_command.check_run(options, stage.config) for stage in sequence.stages}
+    left = [stage for stage in sequence.stages if finished_with(stage) is None]
+    ranks = {stage.name: train_command.check_run(options, stage.config) for stage in left}
     check_shapes(sequence)
-    rehearsed = {
-        stage.name: train_command.rehearse(stage.config, ranks[stage.name])
-        for stage in sequence.stages
-        if finished_with(stage) is None
-    }
+    rehearsed = {stage.name: train_command.rehearse(stage.config, ranks[stage.name]) for stage in left}
     # What a file outside of the package defines beside its function may be in the stages' configurations.
     own = [options.recipe.rpartition(":")[0]] if is_outside(options.recipe) else []
     plugins = [*options.plugin, *own]
@@ -55,6 +52,8 @@ def train(sequence: Stages, options: argparse.Namespace, overrides: list[str]) -
                 print(f"  it was trained with another setting: {setting}", flush=True)
             tell_of_others(sequence, stage)
             continue
+        if stage.name not in ranks:  # it had finished, and its folder was removed meanwhile
+            ranks[stage.name] = train_command.check_run(options, stage.config)
         config = stage.config if options.dry_run else with_inherited(sequence, stage)
         file = folder_of(config) / f"{stage.name}.json"
         command = train_command.compose(options, str(file), said_again(config), ranks[stage.name], plugins)

@@ -139,9 +139,11 @@ def check_start(sweep: Sweep, configs: dict[str, Config], options: argparse.Name
         for name, config in configs.items():
             with names_run(sweep, sweep.runs[name]):
                 launch.check_batches(config, gpus)
-    if not options.slurm and options.hostfile is None:
-        for name, config in configs.items():
-            with names_run(sweep, sweep.runs[name]):
+    for name, config in () if options.slurm else configs.items():  # Slurm's jobs look where they run
+        with names_run(sweep, sweep.runs[name]):
+            if options.hostfile is not None:
+                launch.check_inputs(config)  # as the launcher does here, before each run
+            else:
                 check_run(options, config)
     if not (options.yes or options.dry_run or sys.stdin.isatty()):
         raise UserError("the sweep is not started, as nobody can be asked here; add --yes")

@@ -6,6 +6,7 @@ import datetime
 import logging
 import os
 import socket
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,8 @@ DEVICE_LATER_S = 60
 """Extra timeout of nccl over gloo. nccl aborts the process, whereas a failed collective on the host can still
 name the missing rank, so gloo should time out first.
 """
+GRACE_S = 1.0
+"""How long rank 0 outlives its last line: it serves the store in which ranks ask who reports the error."""
 
 
 @dataclass(frozen=True)
@@ -304,6 +307,20 @@ def agree_on_end(status: int) -> tuple[bool, int]:
             return first_here, status
     rank, first = _first_end[0].split(":")
     return int(rank) == dist.get_rank(), int(first)
+
+
+def keep_store() -> None:
+    """Makes rank 0 wait until the other ranks have asked its store who reports the error."""
+    if os.environ.get("RANK", "0") == "0" and os.environ.get("WORLD_SIZE", "1") != "1":
+        time.sleep(GRACE_S)
+
+
+def tell_end(status: int) -> None:
+    """Tells the other ranks that this one ends, and says why itself; else they would say that it ended
+    without a word.
+    """
+    agree_on_end(status)
+    keep_store()
 
 
 def _share_cores(local_ranks: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -55,8 +55,10 @@ def is_stopping() -> bool:
 class StopRequest:
     """`asked` is the number of the signal that this process has received, or None."""
 
-    def __init__(self) -> None:
+    def __init__(self, tell_end: Callable[[int], object] = lambda status: None) -> None:
+        """`tell_end` is called with the exit status before a further signal ends this process at once."""
         self.asked: int | None = None
+        self._tell_end = tell_end
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -75,6 +77,10 @@ class StopRequest:
                     os.write(2, b"\nstopping after this step, with a checkpoint; once more to stop at once\n")
             elif time.monotonic() - asked_at > REPEATED_SIGNAL_S:
                 signal.signal(number, handlers[number])
+                if handlers[number] is signal.SIG_DFL:  # KeyboardInterrupt is told by whoever catches it
+                    with suppress(OSError):
+                        os.write(2, b"\nstopped at once, without a checkpoint of this step\n")
+                    self._tell_end(128 + number)
                 signal.raise_signal(number)
 
         handlers: dict[int, Any] = {number: signal.getsignal(number) for number in STOP_SIGNALS}

@@ -103,8 +103,10 @@ def of_size_and_data(
         return np.stack(([np.ones_like(data)] if floor else []) + found, axis=1)
 
     fits_star = repeated and r_star is None
+    data = "D_eff" if repeated else "D"
+    star = ", R* fitted" if fits_star else f", R* {r_star:.3g}" if r_star is not None else ""
     return Form(
-        ("E + " if floor else "") + f"A N^-alpha + B {'D_eff' if repeated else 'D'}^-beta",
+        ("E + " if floor else "") + f"A N^-alpha + B {data}^-beta{star}",
         (*(("E",) if floor else ()), "A", "B"),
         ("alpha", "beta", *(("ln R*",) if fits_star else ())),
         ((0.01, 2.0), (0.01, 2.0), *(((0.0, 6.0),) if fits_star else ())),

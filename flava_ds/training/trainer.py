@@ -20,7 +20,7 @@ from flava_ds.batch import Batch
 from flava_ds.config import Config
 from flava_ds.errors import UserError
 from flava_ds.objectives.base import FeatureGradients
-from flava_ds.ranks.distributed import all_reduce_counts, log, tell_failure
+from flava_ds.ranks.distributed import all_reduce_counts, log, tell_end, tell_failure
 from flava_ds.ranks.roll_call import located
 from flava_ds.ranks.stop_signals import StopRequest
 from flava_ds.training.engine import Engine
@@ -70,7 +70,7 @@ class Trainer:
         self.config, self.engine, self.loader, self.recorder = config, engine, loader, recorder
         self.watchers, self.first_step, self.go_back = tuple(watchers), first_step, go_back
         self.task, self.world = engine.module, engine.world
-        self.stopping, self._stop = False, StopRequest()
+        self.stopping, self._stop = False, StopRequest(tell_end)
         self._objectives, self._kinds = tuple(self.task.objectives), self.task.kinds
         self._sources = {name: number for number, name in enumerate(sorted(config.data.sources))}
 

@@ -46,21 +46,21 @@ def finish(run, **changes):
 
 
 def test_all_rows_of_a_seed_come_before_the_next(tmp_path):
-    runs = plan(TABLE, ["clip", "mim"], 2, "tiny", tmp_path)
+    runs = plan(TABLE, ["clip", "mim"], range(2), "tiny", tmp_path)
     assert [(run.row, run.seed) for run in runs] == [("mim", 0), ("clip", 0), ("mim", 1), ("clip", 1)]
-    assert len({run.file for run in plan(TABLE, list(ROWS), 3, "small", tmp_path)}) == 39
-    assert [run.seed for run in plan(TABLE, [RAW_PIXELS], 3, "small", tmp_path)] == [0]
+    assert len({run.file for run in plan(TABLE, list(ROWS), range(3), "small", tmp_path)}) == 39
+    assert [run.seed for run in plan(TABLE, [RAW_PIXELS], range(3), "small", tmp_path)] == [0]
 
 
 def test_a_finished_run_is_not_run_again_also_without_its_folder(tmp_path, capsys):
-    runs = plan(TABLE, ["clip", "mim"], 1, "tiny", tmp_path)
+    runs = plan(TABLE, ["clip", "mim"], range(1), "tiny", tmp_path)
     finish(runs[1])
     assert list(unfinished(runs)) == runs[:1]
     assert capsys.readouterr().out == f"clip, seed 0: finished, {runs[1].file}\n"
 
 
 def test_a_result_of_other_code_is_said_and_of_other_settings_refused(tmp_path, capsys):
-    [run] = plan(TABLE, ["clip"], 1, "tiny", tmp_path)
+    [run] = plan(TABLE, ["clip"], range(1), "tiny", tmp_path)
     finish(run, code={"sources": "0", "commit": "abc"})
     assert list(unfinished([run])) == []
     assert "finished by other code" in capsys.readouterr().out
@@ -73,7 +73,7 @@ def test_a_result_of_other_code_is_said_and_of_other_settings_refused(tmp_path, 
 
 
 def test_a_damaged_result_and_those_beside_the_planned_ones_are_refused(tmp_path):
-    one, two = plan(TABLE, ["clip"], 2, "tiny", tmp_path)
+    one, two = plan(TABLE, ["clip"], range(2), "tiny", tmp_path)
     finish(one)
     assert list(unfinished([one])) == []
     for metrics, message in (
@@ -121,7 +121,7 @@ def test_a_damaged_result_and_those_beside_the_planned_ones_are_refused(tmp_path
 )
 def test_a_result_without_a_number_that_was_measured_is_damaged(tmp_path, table, row, changes, absent):
     """Only the ablation told it, as a KeyError of its verdicts."""
-    (run,) = plan(table, [row], 1, "tiny", tmp_path)
+    (run,) = plan(table, [row], range(1), "tiny", tmp_path)
     added = {"added": run.added} if "added" in changes else {}
     finish(run, **changes | added)
     why = rf"{row}-0.json: no result of such a run \((without )?{absent}\); delete it to run it again"
@@ -132,7 +132,7 @@ def test_a_result_without_a_number_that_was_measured_is_damaged(tmp_path, table,
 
 
 def test_a_result_may_lack_what_its_model_cannot_do_and_what_was_not_measured_yet(tmp_path):
-    (run,) = plan(COMPARISON, ["demo_bert"], 1, "tiny", tmp_path)
+    (run,) = plan(COMPARISON, ["demo_bert"], range(1), "tiny", tmp_path)
     finish(run, metrics=numbers_of("language"), lacks=dict.fromkeys(("vision", "retrieval", "fit"), "no"))
     assert list(unfinished([run])) == []
     finish(run, metrics={}, lacks=dict.fromkeys(MEASURED, "no"))
@@ -154,7 +154,7 @@ def test_a_result_from_before_a_domain_was_added_remains_and_another_protocol_is
     tmp_path, capsys, monkeypatch
 ):
     table = dataclasses.replace(TABLE, added=("scenes",))
-    [run], [before] = (plan(own, ["clip"], 1, "tiny", tmp_path) for own in (table, TABLE))
+    [run], [before] = (plan(own, ["clip"], range(1), "tiny", tmp_path) for own in (table, TABLE))
     assert run.settings == before.settings
     finish(run)
     assert list(unfinished([run])) == [] and "finished, without scenes, " in capsys.readouterr().out

@@ -24,7 +24,7 @@ def test_losses_are_means_over_equal_shares_of_the_flops(tmp_path, monkeypatch):
 
 
 def test_a_run_keeps_the_checkpoints_that_are_measured_on_the_way(tmp_path):
-    [run] = plan(TABLE, ["demo_clip"], 1, "tiny", tmp_path)
+    [run] = plan(TABLE, ["demo_clip"], range(1), "tiny", tmp_path)
     [stage] = run.sequence.stages
     steps, kept = stage.config.training.total_steps, stage.config.checkpoint
     assert kept.every_steps == kept.keep_every == steps // 4 > 0

@@ -18,7 +18,8 @@ def test_a_run_from_nothing_to_its_result(tmp_path, monkeypatch):
     monkeypatch.setitem(TABLE.works, "tiny", 2)
     monkeypatch.setitem(ONLY, "clip", ("vision",))
     (run,) = (
-        dataclasses.replace(run, runs=tmp_path / "runs") for run in plan(TABLE, ["clip"], 1, "tiny", tmp_path)
+        dataclasses.replace(run, runs=tmp_path / "runs")
+        for run in plan(TABLE, ["clip"], range(1), "tiny", tmp_path)
     )
     gone = run.folder / "measured" / "joint" / "vision.json"  # of a training whose folder was deleted
     gone.parent.mkdir(parents=True)
@@ -32,7 +33,7 @@ def test_a_run_from_nothing_to_its_result(tmp_path, monkeypatch):
 
 
 def test_what_was_trained_with_other_settings_is_begun_anew(tmp_path, capsys):
-    (run,) = plan(TABLE, ["clip"], 1, "tiny", tmp_path)
+    (run,) = plan(TABLE, ["clip"], range(1), "tiny", tmp_path)
     run = dataclasses.replace(run, runs=tmp_path / "runs")
     performing._begin_anew_if_other(run)
     (run.folder / "joint").mkdir()
@@ -47,7 +48,7 @@ def test_what_was_trained_with_other_settings_is_begun_anew(tmp_path, capsys):
 def test_a_row_without_training_is_measured_and_finished(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(ONLY, RAW_PIXELS, ())  # measuring it in earnest takes minutes
-    (run,) = plan(TABLE, [RAW_PIXELS], 3, "tiny", tmp_path)
+    (run,) = plan(TABLE, [RAW_PIXELS], range(3), "tiny", tmp_path)
     perform(run)
     (result,) = read_results(run.file.parent)[RAW_PIXELS]
     assert (result["steps"], result["training_flops"], result["metrics"]) == ({}, 0, {})
@@ -60,7 +61,7 @@ def test_a_run_that_is_stopped_while_it_is_measured_goes_on_after_the_last_domai
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(ONLY, RAW_PIXELS, ("one", "two"))
     monkeypatch.setattr(performing, "_opened", lambda run, path: (None, None))
-    (run,) = plan(TABLE, [RAW_PIXELS], 3, "tiny", tmp_path)
+    (run,) = plan(TABLE, [RAW_PIXELS], range(3), "tiny", tmp_path)
     run = dataclasses.replace(run, runs=tmp_path / "runs")
     asked = []
 

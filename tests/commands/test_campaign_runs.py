@@ -2,6 +2,7 @@
 
 import argparse
 import signal
+from contextlib import suppress
 
 import pytest
 
@@ -70,6 +71,39 @@ def test_two_campaigns_at_once_share_the_runs(tmp_path, capsys, monkeypatch):
     assert "mim, seed 0: left alone, another command is at it\n" in told
     assert f"clip, seed 0: left alone, it has finished meanwhile, {tmp_path}/tiny/clip-0.json\n" in told
     assert not list((tmp_path / "runs" / "ablation-tiny").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "seeds"), [([], [0, 1, 2]), (["--seeds", "1"], [0]), (["--seed", "2", "0", "2"], [0, 2])]
+)
+def test_seeds_can_be_run_one_by_one(tmp_path, monkeypatch, words, seeds):
+    monkeypatch.chdir(tmp_path)
+    performed = []
+
+    def perform(run):
+        performed.append(run.seed)
+        run.file.parent.mkdir(exist_ok=True)
+        run.file.write_text("{}")
+
+    monkeypatch.setattr(performing, "perform", perform)
+    parser = argparse.ArgumentParser()
+    add_arguments(parser, rows=("--rows", "rows"), work="work", out=tmp_path)
+    run_left(parser.parse_args(["--rows", "clip", "--work", "tiny", *words]), TABLE)
+    assert performed == seeds
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--seeds", "0"], "--seeds 0: use at least 1"),
+        (["--seed", "1", "-1"], "--seed -1: use at least 0"),
+        (["--seed", "1", "--seeds", "2"], "argument --seeds: not allowed with argument --seed"),
+    ],
+)
+def test_seeds_that_cannot_be_are_one_line(tmp_path, capsys, words, message):
+    with suppress(SystemExit):
+        assert main(["compare", "--out", str(tmp_path), *words]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {message}")
 
 
 @pytest.mark.parametrize("command", ["ablation", "compare"])

@@ -60,7 +60,9 @@ def test_laws_of_a_table(tmp_path, capsys):
     )
     assert floor["held_out"][0]["predicted"] == pytest.approx(floor["held_out"][0]["measured"], rel=0.01)
     assert floor["floor_identified"] and "E" not in without["numbers"]
-    assert "D_eff" in fixed["form"] and "ln R*" in starred["numbers"]
+    assert "ln R*" in starred["numbers"]
+    for law, star in ((fixed, "R* 15.4"), (starred, "R* fitted")):
+        assert law["form"].endswith(f"D_eff^-beta, {star}") and f"  {law['form']}: " in shown
     assert found["batch"]["largest"] in (128, 256, 512)
 
 

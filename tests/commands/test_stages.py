@@ -114,6 +114,9 @@ def test_stages_go_on_where_they_were_and_pass_weights_on(launched, tmp_path, ca
         told = capsys.readouterr().out
         assert told.count("finished") == 3 and "another setting: optimizer.lr 0.0005 -> 0.1" in told
         assert "it began from another checkpoint" not in told
+    gone = ["--text.data.sources.text.shards", str(tmp_path / "deleted")]
+    assert command.train(sequence, OPTIONS, [*still, *gone]) == 0 and len(started) == 4
+    assert "deleted" in capsys.readouterr().out, "a finished stage needs no data, which may be gone"
     text.run_path.rename(tmp_path / "aside")
     assert command.train(sequence, OPTIONS, [*still, "--text.seed", "7"]) == 0 and len(started) == 5
     told = capsys.readouterr().out
@@ -133,6 +136,13 @@ def test_stages_go_on_where_they_were_and_pass_weights_on(launched, tmp_path, ca
     weights.write_bytes(weights.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match="weights_00000.safetensors is damaged"):
         command.train(sequence, OPTIONS, still)
+
+
+def test_a_finished_stage_whose_folder_is_removed_meanwhile_is_trained_again(tmp_path, monkeypatch):
+    answers = iter([[], [], [], None])  # what is finished before the first stage, and then the first stage
+    monkeypatch.setattr(command, "finished_with", lambda stage: next(answers))
+    monkeypatch.setattr(Launch, "wait", lambda launch: 7)
+    assert command.train(sequence_in(tmp_path), OPTIONS, []) == 7
 
 
 @pytest.mark.parametrize(

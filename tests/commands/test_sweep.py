@@ -206,6 +206,11 @@ def test_a_hostfile_is_the_deepspeed_launchers(tmp_path):
 def test_a_hostfile_that_no_run_can_use_is_refused_before_the_first(tmp_path, capsys):
     spec, hosts = write_spec(tmp_path), tmp_path / "hosts"
     words = ["sweep", str(spec), "--folder", str(tmp_path / "sweep"), "--hostfile", str(hosts), "--yes"]
+    hosts.write_text("node1 slots=4\n")
+    spec.write_text(SPEC.replace("fixed:", "fixed:\n  data.sources.pair.shards: /nowhere/pairs"))
+    for way in (words, [*words, "--dry-run"]):
+        assert cli.main(way) == 2 and "no folder or .tar at '/nowhere/pairs'" in capsys.readouterr().err
+    write_spec(tmp_path)
     for content, message in (("node1\n", "'node1' is no machine"), ("node1 slots=5\n", "not divisible by 5")):
         hosts.write_text(content)
         assert cli.main(words) == 2

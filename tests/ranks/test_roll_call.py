@@ -3,6 +3,7 @@ real trainer's entry point.
 """
 
 import dataclasses
+import functools
 import re
 import signal
 import socket
@@ -84,6 +85,36 @@ def test_a_rank_that_is_busy_is_named_with_the_place_where_it_is(tmp_path):
     ), job.said()
     assert "training/test_roll_call.py" in line or "training/trainer.py" in line, line
     assert "raise engine.communication_timeout_s" in line and "Traceback" not in job.said()
+
+
+def stop_at_once(asked: int, rank: int) -> None:
+    """One rank is asked to stop for the second time in its third step."""
+    from flava_ds.ranks import stop_signals
+    from flava_ds.training.trainer import Trainer
+
+    original = Trainer.train_step
+
+    def ask_twice(self, step, *rest, **named):
+        if step == 2:
+            stop_signals.REPEATED_SIGNAL_S = -1.0
+            for _ in range(2):
+                signal.raise_signal(signal.SIGTERM)
+        return original(self, step, *rest, **named)
+
+    if rank == asked:
+        Trainer.train_step = ask_twice
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("asked", [0, 1])
+def test_a_rank_that_a_second_signal_ends_is_not_taken_for_killed(tmp_path, asked):
+    job = Job(long_run(tmp_path, 2), 2, functools.partial(stop_at_once, asked))
+    try:
+        statuses = job.wait(90)
+    finally:
+        job.kill()
+    assert statuses[asked] == -signal.SIGTERM and statuses[1 - asked] == 128 + signal.SIGTERM
+    assert not job.errors() and job.said().count("stopped at once, without a checkpoint") == 1, job.said()
 
 
 class CountingStore:

@@ -23,6 +23,7 @@ UNEVENTFUL = {
         "loss_scaler": None,
         "metric": None,
         "data": {},
+        "frozen": {},
     },
     "spikes": {"calm": True, "rollbacks": 0, "recent": {}, "streaks": {}},
 }

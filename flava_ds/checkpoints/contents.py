@@ -78,13 +78,8 @@ def _shape(value: Any) -> bool:
 
 
 def _source(value: Any) -> bool:
-    """Returns whether this is the saved position of a source's data.
-
-    `jumps` holds pairs of a step and an offset; earlier versions did not write it.
-    """
-    return type(value) is dict and _list(lambda jump: _list(_whole)(jump) and len(jump) == 2)(
-        value.get("jumps", [])
-    )
+    """Returns whether this is the saved position of a source's data; `jumps` are pairs (step, offset)."""
+    return _fields(jumps=_list(lambda jump: _list(_whole)(jump) and len(jump) == 2))(value)
 
 
 _spikes = _fields(
@@ -93,7 +88,11 @@ _spikes = _fields(
     recent=_object(_list(_number)),
     streaks=_object(_whole),
 )
-_metric = _fields(name=lambda value: type(value) is str, value=_number)
+_metric = _fields(
+    name=lambda value: type(value) is str,
+    value=_number,
+    higher_is_better=lambda value: type(value) is bool,
+)
 STATE_FIELDS: dict[str, Callable[[Any], bool]] = {
     "step": _whole,
     "world_size": lambda value: _whole(value, least=1, most=2**20),
@@ -109,8 +108,6 @@ STATE_FIELDS: dict[str, Callable[[Any], bool]] = {
     "frozen": _object(lambda fingerprint: type(fingerprint) is str),
 }
 """The keys of state.json, and a test for each value."""
-YOUNGER: dict[str, Any] = {"frozen": {}}
-"""What earlier versions did not write, and what it then is."""
 
 
 def read_state(folder: Place) -> dict[str, Any]:
@@ -122,7 +119,6 @@ def read_state(folder: Place) -> dict[str, Any]:
         state = loads(folder.read(STATE))
         if type(state) is not dict:
             raise ValueError("is not an object")
-        state = {**YOUNGER, **state}
         for key, test in STATE_FIELDS.items():
             if key not in state:
                 raise ValueError(f"lacks {key}")

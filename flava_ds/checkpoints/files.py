@@ -14,7 +14,6 @@ from pathlib import Path
 
 from flava_ds.checkpoints.place import Place
 from flava_ds.config import CheckpointConfig, Config
-from flava_ds.config.evaluation import higher_is_better
 from flava_ds.config.plain_files import loads
 from flava_ds.errors import CheckpointError
 from flava_ds.storage.atomic import PARTIAL, sync
@@ -79,8 +78,7 @@ def named(place: Place) -> str | None:
 def published_digest(folder: Place) -> str | None:
     """Returns the SHA-256 that a checkpoint's manifest had when it was published, if `latest` records it.
 
-    None for a checkpoint that is no longer the latest, and when somebody edited `latest` by hand or an
-    earlier version of this package wrote it.
+    None for a checkpoint that is no longer the latest, and when somebody edited `latest` by hand.
     """
     try:
         name, digest = _latest_words(folder.parent) or ("", "")
@@ -292,14 +290,11 @@ def _costs(place: Place, names: list[str], metric: str, seen: Seen) -> dict[str,
 
 
 def _cost(state: bytes, name: str) -> float | None:
-    """Returns the metric in a state.json as a cost (negated where higher is better); None if it has none.
-
-    States of earlier versions say which it is of evaluations only.
-    """
+    """Returns the metric in a state.json as a cost (negated where higher is better); None if it has none."""
     try:
         metric = loads(state)["metric"]
         if metric["name"] != name or not math.isfinite(metric["value"]):
             return None
-        return -metric["value"] if metric.get("higher_is_better", higher_is_better(name)) else metric["value"]
+        return -metric["value"] if metric["higher_is_better"] else metric["value"]
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None

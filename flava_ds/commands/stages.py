@@ -141,7 +141,7 @@ def sources_of(sequence: Stages, stage: Stage) -> dict[str, Place]:
 def tell_of_others(sequence: Stages, stage: Stage) -> None:
     """Says which stages have been trained again since this one began from their weights.
 
-    Files of earlier versions do not tell. Raises: CheckpointError when the file cannot be read.
+    Raises: CheckpointError when the file cannot be read.
     """
     from flava_ds.checkpoints.files import digest_of
     from flava_ds.storage.files import LocalFile

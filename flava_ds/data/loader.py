@@ -210,7 +210,7 @@ class StepLoader:
 
         Raises: CheckpointError that names every difference that would change the data or their order.
         """
-        self.jumps = [tuple(jump) for jump in next(iter(saved.values()), {}).get("jumps", [])]
+        self.jumps = [tuple(jump) for jump in next(iter(saved.values()), {"jumps": ()})["jumps"]]
         drawn = self._drawn(self.start_step)  # after adopting the jumps, which are part of the state
         compare_states(saved, self.state(self.start_step), drawn, self.config.data.block_steps)
 

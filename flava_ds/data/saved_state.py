@@ -30,8 +30,7 @@ def compare_states(saved: States, current: States, drawn: int, block_steps: int)
 
     Raises: CheckpointError that names every difference that would change the data or their order.
     """
-    saved = drawn_before(drawn, {name: _renamed(state) for name, state in saved.items()})
-    current = drawn_before(drawn, current)
+    saved, current = drawn_before(drawn, saved), drawn_before(drawn, current)
     saved = _under_new_names(saved, current)
     new = [name for name in current if name not in saved]
     differences = []
@@ -93,11 +92,3 @@ def _under_new_names(saved: States, current: States) -> States:
         name if name in current else names.get(state.get("source_seed"), name): state
         for name, state in saved.items()
     }
-
-
-def _renamed(state: dict[str, Any]) -> dict[str, Any]:
-    """Brings a stream's saved state up to date: the names of its shards were called its keys."""
-    renamed = dict(state)
-    if state.get("samples", 0) is None and "keys" in renamed:
-        renamed[SHARDS] = f"shards {renamed.pop('keys')}"
-    return renamed

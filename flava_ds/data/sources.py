@@ -166,7 +166,7 @@ def with_parts(name: str, found: Any, protocol: type) -> Any:
 
 def changed_content(name: str, before: object, now: Mapping[str, str | None] | None) -> list[str]:
     """Says what of a source's content differs, among what both sides know: an index may have got its
-    checksums since, and earlier versions compared keys alone.
+    checksums since.
     """
     known = before if isinstance(before, Mapping) else {}
     found = [what for what, value in (now or {}).items() if value and known.get(what) not in (None, value)]

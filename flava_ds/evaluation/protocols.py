@@ -100,20 +100,6 @@ class Writer(Protocol):
         """Writes at most `words` tokens about each of [b c H W] uint8: ids without special tokens."""
 
 
-@runtime_checkable
-class Tokens(Protocol):
-    """All states of a sequence."""
-
-    def image_tokens(self, pixels: Tensor) -> Tensor:
-        """Encodes images: [b c H W] uint8 -> [b*(1+n) d]."""
-
-    def text_tokens(self, texts: Sequence[np.ndarray]) -> Tensor:
-        """Encodes b arrays of ids: -> [T d]."""
-
-    def pair_tokens(self, pixels: Tensor, texts: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
-        """Encodes images [b c H W] and b arrays of ids: -> [S d], and each sequence's start [b+1]."""
-
-
 class StateEncoder(Protocol):
     """A torch module with a copy of a model's weights, to be fine-tuned below a head. Only weights that the
     state depends on require a gradient."""
@@ -217,7 +203,6 @@ CAPABILITIES: dict[type, str] = {
     Embedder: "image and text vectors in one space",
     Matcher: "log odds of image-text pairs",
     Scorer: "likelihoods of masked tokens or codes",
-    Tokens: "states of every token",
     TextStates: "text states that can be fine-tuned",
     ImageStates: "image states that can be fine-tuned",
     PairStates: "states of image-text pairs that can be fine-tuned",

@@ -67,7 +67,7 @@ def save_and_resume(folder: str, cases: tuple[tuple[str, str, bool], ...]) -> li
         torch.manual_seed(77 + world.rank)
         weights = full_weights(engine)
         saver = Saver(engine, config)
-        written = saver.save(4, {"source": {"epoch": 1}})
+        written = saver.save(4, {"source": {"epoch": 1, "jumps": []}})
         drawn = torch.rand(3)
         norms = run_steps(engine, config, world, KINDS[4:], first_step=4)
         saver.finish()
@@ -103,7 +103,10 @@ def test_resuming_is_bitwise_in_every_stage(run_ranks, tmp_path):
     for results in run_ranks(save_and_resume, 2, str(tmp_path), cases):
         assert len(results) == len(cases)
         for result in results:
-            assert result["fresh"] is None and result["resumed"][:2] == (4, {"source": {"epoch": 1}}), result
+            assert result["fresh"] is None and result["resumed"][:2] == (
+                4,
+                {"source": {"epoch": 1, "jumps": []}},
+            ), result
             assert result["same"] and result["exported"], result
             shards = [
                 f"{kind}_0000{rank}.safetensors" for kind in ("optimizer", "weights") for rank in (0, 1)

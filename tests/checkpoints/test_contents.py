@@ -48,8 +48,8 @@ def rewrite(folder: Place, name: str, text: str, published: bool = True) -> None
 )
 @pytest.mark.parametrize("published", [True, False])
 def test_a_manifest_that_does_not_list_every_file_vouches_for_none(tmp_path, left_out, published):
-    """Flipped bits went on with status 0 where a file's entry was gone; an earlier version's `latest` says
-    nothing of the manifest.
+    """Flipped bits went on with status 0 where a file's entry was gone; a `latest` that a user has written
+    says nothing of the manifest.
     """
     folder = write_checkpoint(tmp_path, 5, small_weights())
     if not published:
@@ -77,7 +77,7 @@ def test_a_manifest_that_was_not_published_is_noticed(tmp_path):
     rewrite(folder, files.CONFIG, "{}", published=False)
     with pytest.raises(CheckpointError, match="manifest.json is not the published one"):
         contents.verify(folder)
-    # as a user or an earlier version writes it: there is nothing to compare with
+    # as a user writes it: there is nothing to compare with
     folder.parent.write(files.LATEST, folder.name)
     contents.verify(folder)
 

@@ -49,12 +49,10 @@ def test_a_checkpoint_without_its_manifest_is_none(place):
     final = write_checkpoint(place, 5, small_weights())
     (place / "step_00000006").write("weights_00000.safetensors", "half")
     (place / "step_00000007.tmp-2ranks").write("weights_00000.safetensors", "half")
-    place.write("latest.tmp-77", "half")  # as earlier versions left it
     place.write(".latest.77-0a1b2c3d.partial", "half")
     assert files.latest(place) == final and files.complete(place) == [final.name]
     assert files.remove_leftovers(place) == [
         ".latest.77-0a1b2c3d.partial",
-        "latest.tmp-77",
         "step_00000006",
         "step_00000007.tmp-2ranks",
     ]
@@ -171,6 +169,7 @@ def test_prune_keeps_the_best_by_what_was_logged(place):
             "name": "loss/mlm" if step != 3 else "loss/mim",
             "value": metric if step != 3 else 0.1,
             "step": step,
+            "higher_is_better": False,
         }
         write_checkpoint(place, step, small_weights(), metric=known if step != 4 else None)
     files.prune(place, CheckpointConfig(keep_last=1, keep_best=1, best_metric="loss/mlm"))
@@ -185,18 +184,9 @@ def test_prune_keeps_the_highest_where_higher_is_better(place):
     assert files.complete(place) == [files.name_of(step) for step in (2, 3, 4)]
 
 
-def test_prune_keeps_the_highest_accuracy_also_of_states_that_do_not_say_which_is_better(place):
-    for step, value in ((1, 0.9375), (2, 0.8125), (3, 0.5)):
-        write_checkpoint(
-            place, step, small_weights(), metric={"name": "accuracy/itm", "value": value, "step": step}
-        )
-    files.prune(place, CheckpointConfig(keep_last=1, keep_best=1, best_metric="accuracy/itm"))
-    assert files.complete(place) == [files.name_of(step) for step in (1, 3)]
-
-
 def saved(place: Place, step: int, value: float, seen: files.Seen, rules: CheckpointConfig) -> list[str]:
     """Publishes and prunes as a run does; returns what was deleted."""
-    metric = {"name": rules.best_metric, "value": value, "step": step}
+    metric = {"name": rules.best_metric, "value": value, "step": step, "higher_is_better": False}
     spikes = {**UNEVENTFUL["spikes"], "calm": value < 0.7}
     final = write_checkpoint(place, step, small_weights(), metric=metric, spikes=spikes)
     seen.forget([final.name])
@@ -261,7 +251,12 @@ def test_what_comes_back_is_looked_at_again(place):
     saved(place, 2, 0.2, seen, rules)
     (place / files.name_of(1)).write(files.STATE, "{}")  # half of it is there
     assert files.complete(place, seen) == [files.name_of(2)]
-    write_checkpoint(place, 1, small_weights(), metric={"name": "loss/mlm", "value": 0.9, "step": 1})
+    write_checkpoint(
+        place,
+        1,
+        small_weights(),
+        metric={"name": "loss/mlm", "value": 0.9, "step": 1, "higher_is_better": False},
+    )
     assert saved(place, 3, 0.3, seen, rules) == [files.name_of(1)]
 
 
@@ -291,7 +286,12 @@ def test_a_state_that_could_not_be_read_once_is_read_again(place, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(Place, "read", silent)
-        write_checkpoint(place, 1, small_weights(), metric={"name": "loss/mlm", "value": 0.1, "step": 1})
+        write_checkpoint(
+            place,
+            1,
+            small_weights(),
+            metric={"name": "loss/mlm", "value": 0.1, "step": 1, "higher_is_better": False},
+        )
         files.prune(place, rules, None, seen)
     assert saved(place, 2, 0.2, seen, rules) == []
     assert saved(place, 3, 0.3, seen, rules) == [files.name_of(2)]

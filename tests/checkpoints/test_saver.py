@@ -124,7 +124,9 @@ def save_again_after_a_rollback(folder: str) -> list[list[str]]:
     for step, value in ((1, 2.0), (2, 1.0), (2, 9.0), (3, 5.0), (4, 6.0)):
         if value == 9.0:
             files.return_to(saver.place, saver.place / files.name_of(1))
-        saver.save(step, {}, {"name": rules.best_metric, "value": value, "step": step - 1})
+        saver.save(
+            step, {}, {"name": rules.best_metric, "value": value, "step": step - 1, "higher_is_better": False}
+        )
         saver.finish()
         kept.append([files.step_of(name) for name in files.complete(saver.place)])
     return kept

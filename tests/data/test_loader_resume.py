@@ -206,7 +206,7 @@ def test_other_contents_under_the_same_keys_are_refused(make_config, make_shard,
 
 
 def test_what_one_side_does_not_know_of_the_contents_is_no_difference(make_config, make_shard, caplog):
-    """A checksum that an index has got since, and a checkpoint of an earlier version."""
+    """A checksum that an index has got since, and a reader of one's own that says of its contents since."""
     config = make_config()
     saved = json.loads(json.dumps(StepLoader(config).state(5)))
     assert "places of its members, bytes of 8 of its samples (`flava-ds prepare index` adds" in caplog.text

@@ -48,7 +48,7 @@ class ToyLoader:
             yield batches
 
     def state(self, step: int) -> dict:
-        return {"toy": {"step": step}}
+        return {"toy": {"step": step, "jumps": []}}
 
     def go_back(self, step: int, failed: int) -> None:
         raise AssertionError("no test of these diverges")

@@ -78,7 +78,7 @@ class Saved:
         """
         for found in self._records():
             if found["identity"] == self.identity:
-                kept = self.weights is None or self._kept_update() == found.get("best_update", 0)
+                kept = self.weights is None or self._kept_update() == found["best_update"]
                 return _scores(found["scores"]) if kept else None
         return None
 
@@ -92,6 +92,8 @@ class Saved:
             for record in found:
                 if not isinstance(record["identity"], dict) or not _scores(record["scores"]):
                     raise ValueError("a result without scores, or what they depend on")
+                if type(record["best_update"]) is not int:
+                    raise ValueError("a result without its update")
             return found
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{self._done}: not readable ({error}); delete it to start again") from error

@@ -24,7 +24,6 @@ from flava_ds.objectives.hard_matching import HardMatchingConfig
 from flava_ds.training.task import Task
 
 LACKS = {
-    "Tokens": "ALBEF has no sequence of patches and words together",
     "TextStates": "half of ALBEF's layers read texts alone, and these are not fine-tuned by themselves",
 }
 """Capabilities that ALBEF lacks: protocol -> reason."""

@@ -21,7 +21,6 @@ from flava_ds.training.task import Task
 LACKS = {
     "Matcher": "ALIGN has no pair encoder, hence no matching head",
     "Scorer": "ALIGN trains no masked objective",
-    "Tokens": "ALIGN has no pair encoder, hence no pair sequence",
 }
 """Capabilities that ALIGN lacks: protocol -> reason."""
 

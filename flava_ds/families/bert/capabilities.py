@@ -22,7 +22,7 @@ from flava_ds.layers.words import pack
 from flava_ds.training.task import Task
 
 LACKS = dict.fromkeys(
-    ("ImageFeatures", "Embedder", "Matcher", "Tokens", "ImageStates"), "BERT reads texts only, no images"
+    ("ImageFeatures", "Embedder", "Matcher", "ImageStates"), "BERT reads texts only, no images"
 )
 """Capabilities that BERT lacks: protocol -> reason."""
 

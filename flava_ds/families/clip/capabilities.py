@@ -22,7 +22,6 @@ from flava_ds.training.task import Task
 LACKS = {
     "Matcher": "CLIP has no pair encoder, hence no matching head",
     "Scorer": "CLIP trains no masked objective",
-    "Tokens": "CLIP has no pair encoder, hence no pair sequence",
 }
 """Capabilities that CLIP lacks: protocol -> reason."""
 

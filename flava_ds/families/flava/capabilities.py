@@ -99,8 +99,7 @@ class FlavaPart:
 
 
 class FlavaEmbedder(FlavaPart, Projector):
-    """What the encoders give without an objective's head: vectors, all states of a sequence after the final
-    LayerNorm, and copies to fine-tune.
+    """What the encoders give without an objective's head: vectors, and copies to fine-tune.
 
     Source: paper, section 4: probes read the CLS before the projection; retrieval and zero-shot
     classification read the projection.
@@ -115,23 +114,6 @@ class FlavaEmbedder(FlavaPart, Projector):
     def text_features(self, texts: Sequence[np.ndarray]) -> Tensor:
         """Encodes b arrays of ids: -> [b d], in the model's dtype."""
         return self.encode_texts(pack(texts, self.device)).first()
-
-    @torch.inference_mode()
-    def image_tokens(self, pixels: Tensor) -> Tensor:
-        """Encodes images: [b c H W] uint8 -> [b*(1+n) d], each image's CLS first."""
-        return self.encode_images(pixels).last_hidden_state()
-
-    @torch.inference_mode()
-    def text_tokens(self, texts: Sequence[np.ndarray]) -> Tensor:
-        """Encodes b arrays of ids: -> [T d]."""
-        return self.encode_texts(pack(texts, self.device)).last_hidden_state()
-
-    @torch.inference_mode()
-    def pair_tokens(self, pixels: Tensor, texts: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
-        """Returns the fused states [b*(2+n)+T d] and the start of each pair's sequence: [b+1]."""
-        packed = pack(texts, self.device)
-        fused = self.fuse(self.encode_images(pixels).packed, self.encode_texts(packed).packed, packed)
-        return fused.last_hidden_state(), self.layout(packed).cu_seqlens
 
     def text_states(self) -> Tunable:
         """Returns a copy of the text encoder, for CLS_T after the final LayerNorm.

@@ -25,7 +25,6 @@ from flava_ds.training.task import Task
 LACKS = {
     "Embedder": "SimVLM trains no space that images and texts share",
     "Scorer": "SimVLM predicts the next token, none that is masked",
-    "Tokens": "SimVLM reads and writes in two networks, so it has no one sequence of states",
 }
 """Capabilities that SimVLM lacks: protocol -> reason."""
 

@@ -37,7 +37,7 @@ from flava_ds.objectives.tag_contrast import MATCH, WRONG_CAPTION, TagContrast
 from flava_ds.training.task import Task
 
 LACKS = dict.fromkeys(
-    ("ImageFeatures", "Embedder", "Tokens", "ImageStates"),
+    ("ImageFeatures", "Embedder", "ImageStates"),
     "such a model reads the regions of an image together with a text, never alone",
 )
 """Capabilities that single streams lack: protocol -> reason."""

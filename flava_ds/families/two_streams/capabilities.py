@@ -39,7 +39,7 @@ OF_REGIONS = re.compile(
 )
 """Names of parameters that texts alone do not read, or that have no effect on them."""
 LACKS = dict.fromkeys(
-    ("ImageFeatures", "TextFeatures", "Embedder", "Tokens", "ImageStates"),
+    ("ImageFeatures", "TextFeatures", "Embedder", "ImageStates"),
     "its streams of words and regions read each other, and neither is trained alone",
 )
 """Capabilities that both families lack: protocol -> reason."""

@@ -31,7 +31,6 @@ LACKS = {
     "Embedder": "UniT trains no space that images and texts share",
     "Matcher": "UniT has no task of matching images and texts",
     "Scorer": "UniT predicts labels, no masked words",
-    "Tokens": "UniT reads images and texts in separate encoders and has no one sequence of states",
 }
 """Capabilities that UniT lacks: protocol -> reason."""
 

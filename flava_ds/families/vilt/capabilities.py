@@ -23,7 +23,7 @@ from flava_ds.objectives.itm import ImageTextMatchingConfig
 from flava_ds.training.task import Task
 
 LACKS = dict.fromkeys(
-    ("ImageFeatures", "TextFeatures", "Embedder", "Tokens", "TextStates", "ImageStates"),
+    ("ImageFeatures", "TextFeatures", "Embedder", "TextStates", "ImageStates"),
     "ViLT reads an image and a text together, neither alone",
 )
 """Capabilities that ViLT lacks: protocol -> reason."""

@@ -19,7 +19,7 @@ def test_vectors_are_those_that_the_loss_compares():
         features = task("features", batch)["global_contrastive"].samples
     torch.testing.assert_close(images, features["image"], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(words, features["text"], rtol=1e-5, atol=1e-6)
-    assert not images.requires_grad and lacks.keys() == {"Matcher", "Scorer", "Tokens"}
+    assert not images.requires_grad and lacks.keys() == {"Matcher", "Scorer"}
 
 
 def test_features_come_before_the_projection():

@@ -20,7 +20,6 @@ from flava_ds.evaluation.protocols import (
     Scorer,
     TextFeatures,
     TextStates,
-    Tokens,
 )
 from flava_ds.families.flava.capabilities import offers
 from flava_ds.families.flava.task import build_task
@@ -59,7 +58,7 @@ def fused(module, pixels, text, mask=None):
 def test_each_part_satisfies_its_protocol(parts):
     wanted = {
         "FlavaEmbedder": (
-            *(Embedder, ImageFeatures, TextFeatures, Tokens),
+            *(Embedder, ImageFeatures, TextFeatures),
             *(TextStates, ImageStates, PairStates),
         ),
         "PairMatcher": (Matcher,),
@@ -85,18 +84,6 @@ def test_vectors_are_those_of_single_samples_and_keep_no_graph(module, parts, pi
     assert not torch.allclose(embedder.project_images(texts), expected)
 
 
-def test_states_are_in_their_order(module, parts, pixels):
-    embedder = parts["FlavaEmbedder"]
-    images, texts = embedder.image_tokens(pixels), embedder.text_tokens(TEXTS)
-    assert images.shape == (3 * 10, 24) and texts.shape == (4 + 3 + 6, 24)
-    torch.testing.assert_close(images[::10], embedder.image_features(pixels))
-    torch.testing.assert_close(texts[[0, 4, 7]], embedder.text_features(TEXTS))
-    pairs, starts = embedder.pair_tokens(pixels, TEXTS)
-    assert starts.tolist() == [0, 15, 29, 46] and len(pairs) == 46
-    with torch.no_grad():
-        torch.testing.assert_close(pairs[15:29], fused(module, pixels[1], TEXTS[1]))
-
-
 def test_log_odds_are_those_of_the_head_less_the_prior(module, parts, pixels):
     rolled = TEXTS[1:] + TEXTS[:1]
     own, other = parts["PairMatcher"].log_odds(pixels, [TEXTS, rolled])
@@ -117,7 +104,7 @@ def test_masked_places_are_found_in_texts_images_and_pairs(module, parts, pixels
     rows, patches = torch.tensor([1, 8]), mask.flatten().nonzero()[:, 0]
     heads = {name: module.objectives[name].head for name in ("mlm", "mim", "mmm_text", "mmm_image")}
     with torch.no_grad():
-        alone = parts["FlavaEmbedder"].text_tokens(TEXTS)
+        alone = scorer.encode_texts(pack(TEXTS, scorer.device)).last_hidden_state()
         torch.testing.assert_close(scorer.read(TEXTS).tokens(rows).logits(), heads["mlm"].logits(alone[rows]))
         [image] = module.model.image_encoder(pixels, mask, clean=False)
         expected = heads["mim"].logits(image.last_hidden_state()[torch.tensor([10 + 1 + 4, 20 + 1 + 0])])
